@@ -1,0 +1,56 @@
+"""The command line: one verb, one call. Exit 0 on success, 2 on a user's mistake (one line), 1 otherwise."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from megatron_encdec import __version__
+from megatron_encdec.platform.errors import UserError
+
+# verb -> (module with add_arguments and run, what `--help` says of it)
+VERBS = {
+    "preprocess": ("megatron_encdec.text.command", "text -> indexed token files (.bin/.idx) and a manifest"),
+    "pretrain": ("megatron_encdec.training.command", "run the phases of a config, or continue them"),
+    "export": ("megatron_encdec.interop.command", "a checkpoint -> a stock Hugging Face model directory"),
+    "inspect": ("megatron_encdec.inspection.command", "look into data, a run, or a checkpoint"),
+    "doctor": ("megatron_encdec.platform.doctor", "versions, device, backends; what is missing and how to get it"),
+}
+
+
+def _parser(verb: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="megatron-encdec", description="Text-encoder pretraining on Megatron-core; the objective changes mid-run.")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, (module, summary) in VERBS.items():
+        child = verbs.add_parser(name, help=summary, description=summary)
+        if name == verb:  # import only what this call needs
+            importlib.import_module(module).add_arguments(child)
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Parse; overrides (`dotted.key=value`) may stand anywhere among the options."""
+    arguments, rest = parser.parse_known_args(argv)
+    if rest:
+        if not hasattr(arguments, "overrides") or any(word.startswith("-") or "=" not in word for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.overrides += rest
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `megatron-encdec` with `argv`; the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    verb = argv[0] if argv and argv[0] in VERBS else None
+    try:
+        arguments = _parse(_parser(verb), argv)
+        return importlib.import_module(VERBS[arguments.verb][0]).run(arguments)
+    except UserError as error:
+        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        print(f"megatron-encdec: {rank}{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("megatron-encdec: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,73 @@
+"""The `data:` section of the config: which token files, in which proportions, cut into which windows."""
+
+from dataclasses import dataclass, field
+from math import isfinite
+
+
+@dataclass
+class SourceConfig:
+    """One source of windows.
+
+    `path` is the PREFIX of PREFIX.bin and PREFIX.idx; `weight` is its share of the samples relative to the
+    other sources of the list (not a number of epochs).
+    """
+
+    path: str
+    weight: float = 1.0
+
+    def __post_init__(self):
+        if not self.path:
+            raise ValueError("path: empty; give the prefix of a .bin/.idx pair")
+        if self.path.endswith((".bin", ".idx")):
+            raise ValueError(f"path: {self.path!r} is one file of the pair; "
+                             f"give their common prefix {self.path[:-4]!r}")
+        if not (isfinite(self.weight) and self.weight > 0):
+            raise ValueError(f"weight: must be a number above 0, found {self.weight}; "
+                             "leave a source out of the list to not use it")
+
+
+@dataclass
+class RandomLength:
+    """Cut each window into segments with lengths i.i.d. uniform on [min, max] tokens."""
+
+    min: int
+    max: int
+
+    def __post_init__(self):
+        if self.min < 1:
+            raise ValueError(f"min: must be at least 1 token, found {self.min}")
+        if self.min > self.max:
+            raise ValueError(f"min: {self.min} is above max ({self.max})")
+
+
+@dataclass
+class DataConfig:
+    """Sources, seed and windows; lengths in tokens.
+
+    `sequence_length` is the window S; `isolate_documents` keeps attention and CLM targets inside a document;
+    `random_length` cuts windows further, into isolated segments of random length.
+    """
+
+    train: list[SourceConfig]
+    validation: list[SourceConfig] = field(default_factory=list)
+    seed: int = 1234
+    sequence_length: int = 2048
+    isolate_documents: bool = True
+    random_length: RandomLength | None = None
+
+    def __post_init__(self):
+        if not self.train:
+            raise ValueError("train: empty; give at least one source, e.g. [{path: PREFIX}]")
+        for name in ("train", "validation"):
+            paths = [source.path for source in getattr(self, name)]
+            for i, path in enumerate(paths):
+                if path in paths[:i]:
+                    raise ValueError(f"{name}.{i}.path: {path!r} is already source {paths.index(path)}; "
+                                     "give it once, with the sum of the weights")
+        if self.seed < 0:
+            raise ValueError(f"seed: must be 0 or above, found {self.seed}")
+        if self.sequence_length < 2:
+            raise ValueError(f"sequence_length: must be at least 2 tokens, found {self.sequence_length}")
+        if self.random_length and self.random_length.max > self.sequence_length:
+            raise ValueError(f"random_length.max: {self.random_length.max} is above "
+                             f"sequence_length ({self.sequence_length})")

@@ -1,0 +1,168 @@
+"""Which window is sample i? Answered in closed form, so that no shuffled index is built, stored or resumed.
+
+    1. `Mixture.locate(i)`    sample i -> (source, how many earlier samples came from that source)
+    2. `permute(n, N, key)`   a keyed shuffle of 0..N-1, one element at a time
+    3. `Order.locate(i)`      sample i -> (source, epoch, window), from 1 and 2
+
+1. The weights cut the circle [0, 2**32) into one arc per source. Sample i stands at slot
+   u_i = (i * STEP + offset) mod 2**32 with STEP / 2**32 near the golden ratio's inverse, whose multiples are
+   spread as evenly as any: every prefix of the run holds each source in its proportion, up to a few
+   samples. How many earlier samples fell on an arc is a sum of floors, found exactly in O(log) as by
+   Euclid's algorithm.
+2. An alternating Feistel network permutes [0, 2**b), the smallest such range that holds N; walking its cycle
+   until it returns below N makes of it a permutation of [0, N) (Black and Rogaway, "Ciphers with arbitrary
+   finite domains", CT-RSA 2002). Each epoch of each source has a key of its own.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from itertools import accumulate
+
+import numpy as np
+
+from megatron_encdec.data.draws import hash64
+
+WORD = 2**64 - 1
+CIRCLE = 2**32
+STEP = 2654435769  # odd, nearest to 2**32 / golden ratio
+ROUNDS = 8
+
+
+def permute(position: int, size: int, key: int) -> int:
+    """Where `position` goes in the shuffle of [0, size) under the 64-bit `key`: a bijection for each key."""
+    if not 0 <= position < size:
+        raise ValueError(f"position {position} is outside [0, {size})")
+    halves, keys = _halves(size), _round_keys(key)
+    value = _feistel(position, halves, keys)
+    while value >= size:
+        value = _feistel(value, halves, keys)
+    return value
+
+
+def permute_array(positions_K: np.ndarray, size: int, key: int) -> np.ndarray:
+    """`permute` of every element (int64 in, int64 out)."""
+    positions_K = np.asarray(positions_K)
+    if positions_K.size and not (0 <= positions_K.min() and positions_K.max() < size):
+        raise ValueError(f"a position is outside [0, {size})")
+    halves, keys = _halves(size), _round_keys(key)
+    values_K = _feistel(positions_K.astype(np.uint64), halves, keys)
+    while (outside_K := values_K >= size).any():
+        values_K[outside_K] = _feistel(values_K[outside_K], halves, keys)
+    return values_K.astype(np.int64)
+
+
+def _feistel(value, halves: tuple[int, int], keys: Sequence[int]):
+    """One pass over [0, 2**sum(halves)), for an int or a uint64 array (which wraps as the masks do)."""
+    left_bits, right_bits = halves
+    left_mask, right_mask = (1 << left_bits) - 1, (1 << right_bits) - 1
+    left, right = value >> right_bits, value & right_mask
+    for i in range(0, ROUNDS, 2):
+        left = left ^ (_mix(right ^ keys[i]) & left_mask)
+        right = right ^ (_mix(left ^ keys[i + 1]) & right_mask)
+    return (left << right_bits) | right
+
+
+def _mix(value):
+    """splitmix64's finaliser (Steele, Lea and Flood, OOPSLA 2014): each bit out depends on each bit in."""
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & WORD
+    return value ^ (value >> 31)
+
+
+def _halves(size: int) -> tuple[int, int]:
+    bits = max(2, (size - 1).bit_length())
+    return bits // 2, bits - bits // 2
+
+
+@lru_cache(maxsize=1024)
+def _round_keys(key: int) -> tuple[int, ...]:
+    return tuple(_mix((key + (i + 1) * 0x9E3779B97F4A7C15) & WORD) for i in range(ROUNDS))
+
+
+def floor_sum(count: int, modulus: int, step: int, offset: int) -> int:
+    """Sum of floor((step * j + offset) / modulus) over j in [0, count), exact, in O(log).
+
+    The sum counts lattice points under a line. Whole multiples of the modulus are taken out; what remains is
+    counted from the other axis, where step and modulus have changed places, as in Euclid's algorithm.
+    """
+    total = 0
+    while count > 0:
+        whole, step = divmod(step, modulus)
+        total += whole * (count * (count - 1) // 2)
+        whole, offset = divmod(offset, modulus)
+        total += whole * count
+        count, offset = divmod(step * count + offset, modulus)
+        modulus, step = step, modulus
+    return total
+
+
+def quantise(weights: Sequence[float], total: int = CIRCLE) -> list[int]:
+    """Whole shares of `total` in proportion to `weights` by largest remainder: sum exact, each at least 1."""
+    exact = [Fraction(weight) for weight in weights]
+    if not exact or min(exact) <= 0:
+        raise ValueError("weights: must all be above 0")
+    ideal = [weight * total / sum(exact) for weight in exact]
+    shares = [int(share) for share in ideal]
+    by_remainder = sorted(range(len(shares)), key=lambda k: (shares[k] - ideal[k], k))
+    for k in by_remainder[: total - sum(shares)]:
+        shares[k] += 1
+    if min(shares) == 0:
+        raise ValueError(f"weights: {min(weights)} is less than one part in {total} of their sum")
+    return shares
+
+
+class Mixture:
+    """The source of each sample, with no state: shares of every prefix follow the weights."""
+
+    def __init__(self, weights: Sequence[float], seed: int):
+        """`weights` > 0 in any scale; `seed` turns the circle."""
+        self._starts = [0, *accumulate(quantise(weights))]
+        self._offset = hash64(seed, "mixture") % CIRCLE
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(source of sample `index`, number of samples before it that came from that source)."""
+        if len(self._starts) == 2:
+            return 0, index
+        slot = (index * STEP + self._offset) % CIRCLE
+        source = bisect_right(self._starts, slot) - 1
+        return source, self.count(index, source)
+
+    def count(self, index: int, source: int) -> int:
+        """How many of samples 0..index-1 come from `source`."""
+        low, high = self._starts[source], self._starts[source + 1]
+        # [u mod M >= a] = floor((u + M - a) / M) - floor(u / M), so an arc is a difference of two floor sums
+        at_least_low = floor_sum(index, CIRCLE, STEP, self._offset + CIRCLE - low)
+        at_least_high = floor_sum(index, CIRCLE, STEP, self._offset + CIRCLE - high)
+        return at_least_low - at_least_high
+
+
+class Order:
+    """The order of all samples of a run."""
+
+    def __init__(self, windows: Sequence[int], weights: Sequence[float], seed: int,
+                 fingerprints: Sequence[str] | None = None):
+        """Order over sources of `windows` windows each.
+
+        With `fingerprints` (one a source, all different) a source is known by its data, wherever it stands in
+        the list and under whatever path; otherwise by its place.
+        """
+        names = list(fingerprints) if fingerprints is not None else [f"{k:08d}" for k in range(len(windows))]
+        if not len(windows) == len(weights) == len(names) == len(set(names)):
+            raise ValueError("windows, weights, fingerprints: one each a source, fingerprints all different")
+        if min(windows) < 1:
+            raise ValueError("windows: every source needs at least 1")
+        self._windows, self._names, self._seed = list(windows), names, seed
+        self._sources = sorted(range(len(names)), key=names.__getitem__)
+        self._mixture = Mixture([weights[k] for k in self._sources], seed)
+
+    def locate(self, index: int) -> tuple[int, int, int]:
+        """(source, epoch of that source, window in [0, windows of that source)) of sample `index` >= 0."""
+        if index < 0:
+            raise ValueError(f"sample {index}: samples are numbered from 0")
+        place, count = self._mixture.locate(index)
+        source = self._sources[place]
+        epoch, position = divmod(count, self._windows[source])
+        key = hash64(self._seed, "epoch", self._names[source], epoch)
+        return source, epoch, permute(position, self._windows[source], key)

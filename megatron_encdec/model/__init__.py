@@ -1,0 +1,1 @@
+"""The trunk: one GPTModel for every objective, its layers, its head, its initial weights, its FLOP count."""

@@ -1,0 +1,120 @@
+"""Attention: its kind and its boundaries travel with the micro-batch, never as state on a module.
+
+    1. `AttentionContext`       what one micro-batch carries through every layer: kind, segments, rotary angles
+    2. `rotate`                 rotary position embedding of queries and keys
+    3. `TorchAttention`         scaled_dot_product_attention for the torch layer spec (CPU and GPU)
+    4. `transformer_engine_attention()`   the same contract on Transformer Engine's packed (THD) kernels
+
+Shape suffixes: S window length, B windows, H heads, D head dimension, T = B * S packed tokens.
+Rotary positions count from the window's start. Attention between tokens of one segment depends only on their
+distance, so a segment's outputs are those it would have alone.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from megatron_encdec.platform import megatron as mcore
+
+AttentionKind = Literal["causal", "bidirectional"]
+
+
+@dataclass
+class AttentionContext(mcore.PackedSeqParams):
+    """One micro-batch's attention; megatron.core hands it down as `packed_seq_params`.
+
+    cos, sin: [S, 1, 1, D/2] (torch layers) or [T, 1, D/2] (packed layers), in the compute dtype.
+    mask_B1SS: additive mask, or None where every window is one segment.
+    """
+
+    kind: AttentionKind = None
+    cos: torch.Tensor = None
+    sin: torch.Tensor = None
+    mask_B1SS: torch.Tensor | None = None
+
+
+def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device) -> torch.Tensor:
+    """Angles [S, D/2] in fp32: position / theta^(2i/D), the convention of Llama."""
+    frequencies_D = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    return torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies_D)
+
+
+def segment_mask(cu_seqlens: torch.Tensor, windows: int, length: int, kind: AttentionKind,
+                 dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask [B, 1, S, S]: 0 inside a segment (and not ahead, if causal), -inf elsewhere.
+
+    cu_seqlens: int32 [segments + 1], cuts of the B * S flattened tokens, 0 and B * S included.
+    """
+    positions_T = torch.arange(windows * length, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    segment_BS = torch.bucketize(positions_T, cu_seqlens, right=True).view(windows, length)
+    allowed_BSS = segment_BS[:, :, None] == segment_BS[:, None, :]
+    if kind == "causal":
+        allowed_BSS = allowed_BSS.tril()
+    mask_BSS = torch.zeros(allowed_BSS.shape, dtype=dtype, device=cu_seqlens.device)
+    return mask_BSS.masked_fill_(~allowed_BSS, float("-inf"))[:, None]
+
+
+class _Rotate(torch.autograd.Function):
+    """x turned by the angles; the gradient is turned back by them, so nothing but the angles is kept."""
+
+    @staticmethod
+    def forward(context, x, cos, sin):
+        context.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(context, gradient):
+        cos, sin = context.saved_tensors
+        return _turn(gradient, cos, -sin), None, None
+
+
+def _turn(x, cos, sin):
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rotate(x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+    """Rotary embedding of queries or keys [S, B, H, D] (or [T, H, D], packed): halves form the pairs."""
+    return _Rotate.apply(x, context.cos, context.sin)
+
+
+class TorchAttention(mcore.MegatronModule):
+    """Core attention over `scaled_dot_product_attention`; runs wherever torch does."""
+
+    def __init__(self, config, layer_number, attn_mask_type, attention_type, **_unused):
+        super().__init__(config)
+
+    def forward(self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None,
+                packed_seq_params: AttentionContext = None):
+        """query [S, B, H, D], key and value [S, B, G, D] with G dividing H  ->  [S, B, H * D]."""
+        context = packed_seq_params
+        query_BHSD = rotate(query, context).permute(1, 2, 0, 3)
+        key_BGSD = rotate(key, context).permute(1, 2, 0, 3)
+        value_BGSD = value.permute(1, 2, 0, 3)
+        out_BHSD = F.scaled_dot_product_attention(
+            query_BHSD, key_BGSD, value_BGSD, attn_mask=context.mask_B1SS,
+            is_causal=context.kind == "causal" and context.mask_B1SS is None,
+            enable_gqa=query.shape[2] != key.shape[2])
+        return out_BHSD.permute(2, 0, 1, 3).flatten(2)
+
+
+def transformer_engine_attention() -> type:
+    """The core-attention class for the Transformer Engine spec; imports TE."""
+    te = mcore.transformer_engine_modules()
+
+    class PackedAttention(te.TEDotProductAttention):
+        """TE's packed attention; its mask type comes from the micro-batch, not from the module."""
+
+        def forward(self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None,
+                    packed_seq_params: AttentionContext = None):
+            """query [T, H, D], key and value [T, G, D]  ->  [T, H * D]."""
+            context = packed_seq_params
+            kind = (mcore.AttnMaskType.padding_causal if context.kind == "causal"
+                    else mcore.AttnMaskType.padding)
+            return super().forward(rotate(query, context), rotate(key, context), value, attention_mask,
+                                   attn_mask_type=kind, attention_bias=attention_bias,
+                                   packed_seq_params=context)
+
+    return PackedAttention

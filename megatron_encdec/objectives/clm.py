@@ -1,0 +1,24 @@
+"""Causal language modelling: position t predicts token t + 1 of its own segment."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_encdec.data.samples import Sample
+from megatron_encdec.objectives.base import AttentionKind, Labelled
+
+
+@dataclass(frozen=True)
+class CLM:
+    """Next token; the last position of each segment, and so of the window, has no target."""
+
+    name: str = "clm"
+    attention: AttentionKind = "causal"
+
+    def apply(self, sample: Sample, data_seed: int) -> Labelled:
+        """Inputs unchanged; S minus the number of segments targets."""
+        tokens_S = sample.tokens_S
+        has_target_S = np.ones(len(tokens_S), dtype=bool)
+        has_target_S[sample.segment_ends_E - 1] = False
+        positions_N = np.flatnonzero(has_target_S)
+        return Labelled(tokens_S, positions_N, tokens_S[positions_N + 1])

@@ -1,0 +1,158 @@
+"""Lets `megatron.core` run on a CPU with gloo: answers its CUDA queries, sends its CUDA literals to the CPU.
+
+megatron.core names CUDA in its code (`device="cuda"`, streams, `torch.cuda.FloatTensor`). `install()` must run
+before it is imported and changes this process only. Nothing here is used on a GPU. Four groups:
+
+    1. queries       torch.cuda.current_device(), memory statistics, synchronise   -> the CPU, zero, nothing
+    2. streams       Stream, Event and their contexts                              -> objects that do nothing
+    3. literals      torch.zeros(..., device="cuda"), tensor.cuda(), .to("cuda")   -> the CPU
+    4. type names    tensor.type() == "torch.cuda.BFloat16Tensor"                  -> what mcore compares with
+
+`without_compilation()` wraps the import itself: mcore decorates small functions with `torch.compile`, which on
+a CPU would load a compiler for each process and gain nothing.
+"""
+
+import contextlib
+import functools
+
+import torch
+
+_CPU = torch.device("cpu")
+_FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "rand", "randn", "randint",
+              "zeros_like", "ones_like", "empty_like", "full_like")
+_installed = False
+
+
+class _NoStream:
+    """Stands for a CUDA stream or event: work on a CPU is already in order."""
+
+    def __init__(self, *_args, **_kwargs):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception):
+        return False
+
+    def record_event(self, *_args):
+        return _NoStream()
+
+    def _nothing(self, *_args, **_kwargs):
+        pass
+
+    wait_stream = wait_event = synchronize = record = wait = _nothing
+
+    def query(self):
+        return True
+
+
+def _is_cuda(device) -> bool:
+    return device is not None and str(device).startswith("cuda")
+
+
+def _answer_queries() -> None:
+    def answer(value):  # a new function for each name: torch's tracer refuses one object under two names
+        return lambda *_args, **_kwargs: value
+
+    cuda = torch.cuda
+    cuda.current_device = answer(_CPU)
+    for name in ("synchronize", "empty_cache", "set_device"):
+        setattr(cuda, name, answer(None))
+    for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
+        setattr(cuda, name, answer(0))
+    cuda.get_rng_state = lambda *_args, **_kwargs: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, *_args, **_kwargs: torch.set_rng_state(state)
+    cuda.manual_seed = lambda seed: torch.manual_seed(seed)
+
+
+def _replace_streams() -> None:
+    cuda = torch.cuda
+    for name in ("Stream", "Event", "stream", "current_stream", "default_stream"):
+        setattr(cuda, name, type(name, (_NoStream,), {}))
+
+
+def _redirect_literals() -> None:
+    def on_cpu(function):
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            if _is_cuda(kwargs.get("device")):
+                kwargs["device"] = _CPU
+            return function(*args, **kwargs)
+        return call
+
+    for name in _FACTORIES:
+        setattr(torch, name, on_cpu(getattr(torch, name)))
+    tensor_to = torch.Tensor.to
+
+    def to(self, *args, **kwargs):
+        args = tuple(_CPU if isinstance(arg, (str, torch.device)) and _is_cuda(arg) else arg for arg in args)
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = _CPU
+        return tensor_to(self, *args, **kwargs)
+
+    torch.Tensor.to = to
+    torch.Tensor.cuda = lambda self, *_args, **_kwargs: self
+    torch.nn.Module.cuda = lambda self, *_args, **_kwargs: self
+    for name, dtype in (("FloatTensor", torch.float32), ("IntTensor", torch.int32), ("LongTensor", torch.int64)):
+        setattr(torch.cuda, name, functools.partial(torch.tensor, dtype=dtype))
+
+
+def _rename_types() -> None:
+    tensor_type = torch.Tensor.type
+
+    def type_(self, *args, **kwargs):
+        if args or kwargs:
+            return tensor_type(self, *args, **kwargs)
+        return tensor_type(self).replace("torch.", "torch.cuda.")
+
+    torch.Tensor.type = type_
+
+
+def install() -> None:
+    """Prepare this process so that `import megatron.core` works and trains on the CPU."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    _answer_queries()
+    _replace_streams()
+    _redirect_literals()
+    _rename_types()
+
+
+def install_rng(random_module) -> None:
+    """Give `megatron.core.tensor_parallel.random` the CPU generator; call after it is imported."""
+    random_module._get_cuda_rng_state = lambda *_args, **_kwargs: torch.get_rng_state()
+    random_module._set_cuda_rng_state = lambda state, *_args, **_kwargs: torch.set_rng_state(state)
+
+
+def install_norm(clip_module) -> None:
+    """Give `megatron.core.optimizer.clip_grads` a norm that does not lose digits.
+
+    Its fallback adds up millions of fp32 squares one after another, which is off by 1e-5 and depends on how the
+    tensors are split; sums of short rows in fp64 are exact to the last fp32 digit, and as quick.
+    """
+    def l2_norm(_chunk_size, _overflow, tensor_lists, _per_tensor):
+        total = sum((_sum_of_squares(tensor) for tensors in tensor_lists for tensor in tensors),
+                    start=torch.zeros((), dtype=torch.float64))
+        return total.sqrt().float().view(1), None
+
+    clip_module.l2_norm_impl = l2_norm
+
+
+def _sum_of_squares(tensor: torch.Tensor, row: int = 1024) -> torch.Tensor:
+    flat = tensor.reshape(-1)
+    whole = flat.numel() // row * row
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, row), dim=1).double()
+    return rows.square().sum() + torch.linalg.vector_norm(flat[whole:]).double().square()
+
+
+@contextlib.contextmanager
+def without_compilation():
+    """`torch.compile` leaves functions as they are while this context is open."""
+    compile_, torch.compile = torch.compile, lambda function, *_args, **_kwargs: function
+    try:
+        yield
+    finally:
+        torch.compile = compile_

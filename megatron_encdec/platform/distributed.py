@@ -1,0 +1,109 @@
+"""Process groups: who this rank is, and how it reaches the others.
+
+    1. `RankEnvironment.read()`   rank and world size from torchrun's or Slurm's variables, else one process
+    2. `initialize(...)`          process group, tensor/pipeline/data parallel groups  ->  `Topology`
+    3. `shutdown()`
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megatron_encdec.platform.device import device, device_type
+from megatron_encdec.platform.errors import UserError
+
+
+@dataclass(frozen=True)
+class RankEnvironment:
+    """Rank, world size and local rank as the launcher tells them."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @classmethod
+    def read(cls) -> "RankEnvironment":
+        """From RANK/WORLD_SIZE (torchrun, `--nproc`), else SLURM_PROCID/SLURM_NTASKS (a task a rank), else alone."""
+        environment = os.environ
+        if "RANK" in environment and "WORLD_SIZE" in environment:
+            return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]),
+                       int(environment.get("LOCAL_RANK", 0)))
+        if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1:
+            return cls(int(environment["SLURM_PROCID"]), int(environment["SLURM_NTASKS"]),
+                       int(environment.get("SLURM_LOCALID", 0)))
+        return cls(0, 1, 0)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Sizes of the parallel groups and this rank's place in each."""
+
+    world_size: int
+    rank: int
+    tensor: int
+    pipeline: int
+    data: int
+    tensor_rank: int
+    pipeline_rank: int
+    data_rank: int
+
+    @property
+    def first_stage(self) -> bool:
+        """Whether this rank holds the embedding."""
+        return self.pipeline_rank == 0
+
+    @property
+    def last_stage(self) -> bool:
+        """Whether this rank holds the head and sees the loss."""
+        return self.pipeline_rank == self.pipeline - 1
+
+    def as_dict(self) -> dict:
+        """What determines the arithmetic: recorded with each checkpoint."""
+        return {"world_size": self.world_size, "tensor": self.tensor, "pipeline": self.pipeline,
+                "data": self.data, "device": device_type(), "threads": torch.get_num_threads()}
+
+
+def check_parallel_sizes(world_size: int, tensor: int, pipeline: int) -> int:
+    """The data-parallel size, or a `UserError` where tensor x pipeline does not divide the ranks."""
+    if world_size % (tensor * pipeline):
+        raise UserError(f"parallel.tensor={tensor} x parallel.pipeline={pipeline} = {tensor * pipeline} does not "
+                        f"divide the {world_size} ranks of this launch")
+    return world_size // (tensor * pipeline)
+
+
+def initialize(tensor: int = 1, pipeline: int = 1, timeout_minutes: float = 10) -> Topology:
+    """Join the process group (NCCL on GPU, gloo on CPU) and form Megatron's groups."""
+    from megatron_encdec.platform import megatron as mcore
+
+    environment = RankEnvironment.read()
+    data = check_parallel_sizes(environment.world_size, tensor, pipeline)
+    if device_type() == "cuda":
+        os.environ.setdefault("LOCAL_RANK", str(environment.local_rank))
+        torch.cuda.set_device(device())
+    if not dist.is_initialized():
+        alone = environment.world_size == 1
+        if not alone:
+            os.environ.setdefault("MASTER_PORT", "29500")
+            os.environ.setdefault("MASTER_ADDR", "localhost")
+        dist.init_process_group(
+            "nccl" if device_type() == "cuda" else "gloo",
+            store=dist.HashStore() if alone else None, rank=environment.rank, world_size=environment.world_size,
+            timeout=timedelta(minutes=timeout_minutes))
+    state = mcore.parallel_state
+    state.initialize_model_parallel(tensor, pipeline)
+    mcore.tensor_parallel.model_parallel_cuda_manual_seed(0)  # no dropout: nothing random is drawn in a step
+    return Topology(environment.world_size, environment.rank, tensor, pipeline, data,
+                    state.get_tensor_model_parallel_rank(), state.get_pipeline_model_parallel_rank(),
+                    state.get_data_parallel_rank())
+
+
+def shutdown() -> None:
+    """Leave the groups; safe to call twice."""
+    from megatron_encdec.platform import megatron as mcore
+
+    mcore.parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

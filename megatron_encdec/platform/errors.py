@@ -1,0 +1,12 @@
+"""The two kinds of failure the command line tells apart."""
+
+
+class UserError(Exception):
+    """A mistake the user can mend: printed as one line, exit code 2, no traceback.
+
+    The message names the file, key or line, the value found, and what to do instead.
+    """
+
+
+class IntegrityError(UserError):
+    """Data or a checkpoint on disk is not what its own records say (truncated, altered, missing)."""

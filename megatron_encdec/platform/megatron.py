@@ -1,0 +1,85 @@
+"""The one module that imports `megatron.core`: a new version of it is this file's work.
+
+Other rooms write `from megatron_encdec.platform import megatron as mcore` and use the names below.
+Tested with 0.16.1 (Python 3.11).
+"""
+
+# ruff: noqa: E402, I001  (the CPU backend has to be in place before the first mcore import)
+import contextlib
+import logging
+import warnings
+
+from megatron_encdec.platform import cpu_backend
+from megatron_encdec.platform.device import device_type
+
+if device_type() == "cpu":
+    cpu_backend.install()
+    # Without a GPU mcore warns about missing Apex, TE and fused kernels at import: `doctor` says it better.
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    warnings.filterwarnings("ignore", message=r".*(Transformer Engine|Apex|transformer_engine).*")
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)
+
+with cpu_backend.without_compilation() if device_type() == "cpu" else contextlib.nullcontext():
+    import megatron.core
+    import megatron.core.models.gpt
+    import megatron.core.optimizer.clip_grads as _clip_grads
+    import megatron.core.tensor_parallel.random as _random
+
+if device_type() == "cpu":
+    cpu_backend.install_rng(_random)
+    cpu_backend.install_norm(_clip_grads)
+
+from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.utils import make_viewless_tensor
+
+
+def unwrap_model(model):
+    """The module inside megatron.core's DistributedDataParallel."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def transformer_engine_modules():
+    """The layer classes that megatron.core builds on Transformer Engine; imports TE, so only where it is there."""
+    from megatron.core.extensions import transformer_engine as te
+
+    return te
+
+
+__version__ = megatron.core.__version__
+
+__all__ = [
+    "AttnMaskType", "ColumnParallelLinear", "DistributedDataParallel", "DistributedDataParallelConfig",
+    "GPTModel", "IdentityOp", "MLP", "MLPSubmodules", "MegatronModule", "ModuleSpec", "OptimizerConfig",
+    "PackedSeqParams", "RowParallelLinear", "SelfAttention", "SelfAttentionSubmodules", "ShardedTensor",
+    "TransformerBlockSubmodules", "TransformerConfig", "TransformerLayer", "TransformerLayerSubmodules",
+    "apply_factories", "dist_checkpointing", "finalize_model_grads", "gather_from_sequence_parallel_region",
+    "get_bias_dropout_add", "get_forward_backward_func", "get_megatron_optimizer", "get_num_layers_to_build",
+    "make_viewless_tensor", "nested_values", "parallel_state", "tensor_parallel",
+    "transformer_engine_modules", "unwrap_model", "__version__",
+]

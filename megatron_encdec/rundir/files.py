@@ -1,0 +1,53 @@
+"""Files that are complete or absent: write beside, fsync, rename, fsync the directory."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def fsync_directory(path: str | Path) -> None:
+    """Make renames and unlinks inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_durably(temporary: str | Path, final: str | Path) -> None:
+    """Rename a finished `temporary` (already fsynced) to `final`, atomically and durably."""
+    os.replace(temporary, final)
+    fsync_directory(Path(final).parent)
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write `data` to `path` so that a reader, or a crash, sees the old content or all of the new."""
+    path = Path(path)
+    if isinstance(data, str):
+        data = data.encode("utf-8")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        replace_durably(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """`write_atomic` of readable JSON; floats keep every digit."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex sha256 of a file's bytes, read in pieces of 1 MiB."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

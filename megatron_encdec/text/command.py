@@ -1,0 +1,81 @@
+"""The verb `preprocess`: text files to `.bin/.idx` and a manifest.
+
+    1. `add_arguments(parser)`  the options and the help
+    2. `run(arguments)`         does it, prints what came out
+"""
+
+import argparse
+
+from megatron_encdec.platform.errors import UserError
+
+DESCRIPTION = """\
+Turn text into token ids on disk, once, for every run that will train on it.
+
+Reads .txt and .md (one document a file), .jsonl and .jsonl.gz (one a line), encodes them in parallel, ends
+each document with the tokenizer's end-of-document token, and writes
+
+  PREFIX.bin, PREFIX.idx     the ids, in the format that Megatron's IndexedDataset reads
+  PREFIX.manifest.json       documents, tokens, bytes, what was skipped and why, fingerprints
+
+Every document is in the output or counted with a reason. The same command again does nothing if nothing
+changed.
+"""
+EPILOG = """\
+examples:
+  # with an existing tokenizer
+  megatron-encdec preprocess --input data/ --tokenizer llama3/tokenizer.json --output corpora/web
+
+  # train a byte-level BPE of 8192 entries first; keep 1 % of the documents for validation
+  megatron-encdec preprocess --input 'data/*.jsonl.gz' --train-tokenizer 8192 --tokenizer corpora/tokenizer \\
+      --output corpora/docs --validation-percent 1
+
+then name corpora/docs under data.train (and corpora/docs.validation under data.validation) in a config.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Put the verb's options and help on `parser`."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--input", nargs="+", metavar="PATH", help="files, directories or quoted globs (required)")
+    add("--tokenizer", metavar="PATH", help="tokenizer.json, a directory that holds one, or a SentencePiece "
+        ".model; with --train-tokenizer the directory to make (required)")
+    add("--output", metavar="PREFIX", help="where the files go: PREFIX.bin, ... (required)")
+    add("--text-key", default="text", metavar="KEY", help="key of the text in JSON lines (default: text)")
+    add("--workers", type=int, metavar="N", help="encoding processes (default: one a core); "
+        "the output is the same for any number")
+    add("--mask-token", metavar="TOKEN", help="the mask, where the tokenizer names none: a reserved token")
+    add("--eod-token", metavar="TOKEN", help="end of document (default: the tokenizer's own)")
+    add("--train-tokenizer", type=int, metavar="N", help="first train a byte-level BPE of N entries on the "
+        "input, unless --tokenizer is there already")
+    add("--validation-percent", type=float, default=0.0, metavar="P", help="write P %% of the documents to "
+        "PREFIX.validation instead, chosen by a hash of the text, so that new data moves none (default: 0)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; returns the exit code 0, raises `UserError` for a mistake."""
+    for option in ("input", "tokenizer", "output"):
+        if not getattr(arguments, option):
+            raise UserError(f"preprocess: --{option} is missing; see megatron-encdec preprocess --help")
+    from megatron_encdec.text.preprocess import preprocess
+
+    manifest = preprocess(arguments.input, arguments.tokenizer, arguments.output, text_key=arguments.text_key,
+                          workers=arguments.workers, mask_token=arguments.mask_token,
+                          eod_token=arguments.eod_token, validation_percent=arguments.validation_percent,
+                          train_tokenizer=arguments.train_tokenizer)
+    _print_summary(arguments.output, bool(arguments.validation_percent), manifest)
+    return 0
+
+
+def _print_summary(prefix: str, validation: bool, manifest) -> None:
+    from megatron_encdec.text.manifest import read
+
+    splits = {prefix: manifest}
+    if validation:
+        splits[f"{prefix}.validation"] = read(f"{prefix}.validation")
+    for name, part in splits.items():
+        print(f"{name}: {part.documents:,} documents, {part.tokens:,} tokens ({part.dtype}), "
+              f"fingerprint {part.fingerprint[:12]}")
+    for reason, skipped in manifest.skipped.items():
+        print(f"skipped, {reason}: {skipped.count:,} (first: {', '.join(skipped.examples)})")

@@ -1,0 +1,127 @@
+"""The config of a run: every room's part put together, read from YAML and dotted overrides."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from megatron_encdec.data.config import DataConfig
+from megatron_encdec.engine.config import (
+    BatchSettings,
+    CheckpointSettings,
+    OptimizerSettings,
+    ParallelSettings,
+    PrecisionSettings,
+    ScheduleSettings,
+)
+from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.objectives.config import ObjectiveConfig
+from megatron_encdec.platform import schema
+from megatron_encdec.text.config import TokenizerConfig
+
+
+@dataclass(frozen=True)
+class Total:
+    """The run's budget: optimizer steps, or input tokens (rounded up to whole steps)."""
+
+    steps: int | None = None
+    tokens: int | None = None
+
+    def __post_init__(self):
+        if self.steps is not None and self.tokens is not None:
+            raise ValueError("steps: give run.total.steps or run.total.tokens, not both")
+        for name in ("steps", "tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where the run lives, the seed of its initial weights, its budget."""
+
+    dir: str
+    seed: int = 1234
+    total: Total = field(default_factory=Total)
+    deterministic: bool = False
+
+
+@dataclass(frozen=True)
+class PhaseSettings:
+    """One phase: an objective for some of the run. Exactly one of steps, tokens, fraction gives its length."""
+
+    name: str
+    objective: ObjectiveConfig
+    steps: int | None = None
+    tokens: int | None = None
+    fraction: float | None = None
+    optimizer_state: Literal["carry", "reset"] = "carry"
+    schedule: ScheduleSettings | None = None
+
+    def __post_init__(self):
+        given = [name for name in ("steps", "tokens", "fraction") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"steps: phase {self.name!r} gives {' and '.join(given) or 'no length'}; "
+                             "give exactly one of steps, tokens, fraction")
+        if getattr(self, given[0]) <= 0:
+            raise ValueError(f"{given[0]}: {getattr(self, given[0])} is not positive")
+        if self.fraction is not None and self.fraction > 1:
+            raise ValueError(f"fraction: {self.fraction} is more than the whole run")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Validation every `every` steps and at each phase's end, on `batches` global batches, always the same ones."""
+
+    every: int = 500
+    batches: int = 4
+
+    def __post_init__(self):
+        for name in ("every", "batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+
+
+@dataclass(frozen=True)
+class LoggingSettings:
+    """A train line in metrics.jsonl every `every` steps; TensorBoard files too, where the package is there."""
+
+    every: int = 1
+    tensorboard: bool = True
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise ValueError(f"every: {self.every} is not at least 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. The resolved form, `config.yaml` in the run directory, is itself a valid input."""
+
+    run: RunSettings
+    tokenizer: TokenizerConfig
+    data: DataConfig
+    model: ModelConfig
+    phases: list[PhaseSettings]
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
+    precision: PrecisionSettings = field(default_factory=PrecisionSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    logging: LoggingSettings = field(default_factory=LoggingSettings)
+
+    def __post_init__(self):
+        if not self.phases:
+            raise ValueError("phases: empty; give at least one, e.g. [{name: mlm, objective: mlm, fraction: 1}]")
+        names = [phase.name for phase in self.phases]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"phases: the name {name!r} is given {names.count(name)} times")
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read the YAML at `path`, apply `dotted.key=value` overrides, check everything a file alone can tell."""
+    data = schema.load_yaml(path)
+    for override in overrides:
+        schema.apply_override(data, override)
+    return schema.build(Config, data)

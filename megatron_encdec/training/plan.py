@@ -1,0 +1,132 @@
+"""The plan of a run: the config with everything resolved that needs a look at tokenizer, data and machine.
+
+    1. `make_plan(config)`     open tokenizer and data, check that they agree, resolve phases and precision
+    2. `describe(plan)`        what `--dry-run` prints
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import yaml
+
+from megatron_encdec.data.samples import Samples
+from megatron_encdec.model.flops import training_flops_per_token
+from megatron_encdec.objectives import Objective, ObjectiveConfig, build_objective
+from megatron_encdec.platform import schema
+from megatron_encdec.platform.device import bf16_is_native, device_type
+from megatron_encdec.platform.distributed import RankEnvironment, check_parallel_sizes
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_encdec.training.config import Config
+from megatron_encdec.training.phases import Timeline, lay_out, tokens_per_step, with_phase_steps
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, ready to start: the resolved config and what it points at."""
+
+    config: Config
+    tokenizer: Tokenizer
+    train: Samples
+    validation: Samples | None
+    timeline: Timeline
+    objectives: list[Objective]  # one a phase
+    evaluated: dict[str, Objective]  # objective name -> what validation measures
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of parameters and activations."""
+        return DTYPES[self.config.precision.dtype]
+
+
+def make_plan(config: Config, world_size: int | None = None) -> Plan:
+    """Resolve `config`; every mistake that can be seen before training starts is a `UserError` here."""
+    phases = lay_out(config)
+    _check_machine(config, RankEnvironment.read().world_size if world_size is None else world_size)
+    tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.mask_token, config.tokenizer.eod_token)
+    train = Samples(config.data, "train")
+    validation = Samples(config.data, "validation") if config.data.validation else None
+    for samples in filter(None, (train, validation)):
+        written_with = samples.tokenizer
+        if written_with and written_with["fingerprint"] != tokenizer.fingerprint:
+            raise UserError(f"tokenizer.path: {config.tokenizer.path} is not the tokenizer that wrote "
+                            f"{samples.stores[0].prefix}; name that one, or preprocess again with this one")
+    config = _resolve(config, phases, tokenizer)
+
+    def build(objective: ObjectiveConfig) -> Objective:
+        return build_objective(objective, tokenizer.mask_id, tokenizer.special_ids, tokenizer.vocabulary_size)
+
+    evaluated = {phase.objective.name: build(phase.objective) for phase in reversed(phases)}
+    evaluated.setdefault("clm", build(ObjectiveConfig("clm")))
+    if tokenizer.mask_id is not None:
+        evaluated.setdefault("mlm", build(ObjectiveConfig("mlm")))
+    return Plan(config, tokenizer, train, validation, Timeline(config, train.fingerprints),
+                [build(phase.objective) for phase in phases], dict(sorted(evaluated.items())))
+
+
+def _resolve(config: Config, phases, tokenizer: Tokenizer) -> Config:
+    given = config.model.vocabulary_size
+    if given is not None and given != tokenizer.vocabulary_size:
+        raise UserError(f"model.vocabulary_size: {given}, but the tokenizer {config.tokenizer.path} has "
+                        f"{tokenizer.vocabulary_size} tokens; leave the key out")
+    dtype = config.precision.dtype or ("bf16" if bf16_is_native() else "fp32")
+    return replace(with_phase_steps(config, phases),
+                   model=replace(config.model, vocabulary_size=tokenizer.vocabulary_size),
+                   precision=replace(config.precision, dtype=dtype))
+
+
+def _check_machine(config: Config, world_size: int) -> None:
+    data_size = check_parallel_sizes(world_size, config.parallel.tensor, config.parallel.pipeline)
+    config.model.check_parallel(config.parallel.tensor, config.parallel.pipeline)
+    share = data_size * config.batch.micro_size
+    if config.batch.global_size % share:
+        raise UserError(f"batch.global_size: {config.batch.global_size} windows cannot be split over {data_size} "
+                        f"data-parallel ranks in micro-batches of batch.micro_size={config.batch.micro_size}; "
+                        f"make it a multiple of {share}")
+    if config.parallel.sequence and config.data.sequence_length % config.parallel.tensor:
+        raise UserError(f"data.sequence_length: {config.data.sequence_length} is no multiple of "
+                        f"parallel.tensor={config.parallel.tensor}, which parallel.sequence needs")
+    if config.precision.fp8:
+        if device_type() == "cpu":
+            raise UserError(f"precision.fp8: {config.precision.fp8} needs an H100 or later and Transformer Engine; "
+                            "there is no GPU here")
+        raise UserError(f"precision.fp8: {config.precision.fp8} is not supported yet; use precision.dtype bf16")
+
+
+def describe(plan: Plan, data_size: int) -> str:
+    """The resolved config, the phases with their tokens, and estimates of parameters and memory."""
+    config, model, tokens = plan.config, plan.config.model, tokens_per_step(plan.config)
+    shards = config.parallel.tensor * config.parallel.pipeline
+    mine = model.parameter_count() / shards
+    weights, moments = (6, 12 / data_size) if config.precision.dtype == "bf16" else (8, 12 / data_size)
+    lines = [yaml.safe_dump(_plain(schema.to_dict(config)), sort_keys=False).rstrip(), "",
+             "phase                  objective   steps                    tokens"]
+    for phase, objective in zip(plan.timeline.phases, plan.objectives, strict=True):
+        steps = f"{phase.start + 1}..{phase.end}"
+        lines.append(f"{phase.name:<22} {objective.name:<11} {steps:<18} {(phase.end - phase.start) * tokens:>12,}")
+    total = plan.timeline.total_steps * tokens
+    epochs = total / (plan.train.len_windows * config.data.sequence_length)
+    lines += [
+        "",
+        f"parameters   {model.parameter_count():,} ({model.parameter_count(with_head=False):,} without the head)",
+        f"tokens       {total:,} = {epochs:.2f} epochs of the training data",
+        f"compute      {training_flops_per_token(model, config.data.sequence_length, 'bidirectional') * total:.3g} "
+        "FLOP at most",
+        f"memory       {mine * (weights + moments) / 2**30:.2f} GiB a rank for weights, gradients and optimizer; "
+        "activations come on top",
+    ]
+    return "\n".join(lines)
+
+
+def _plain(value):
+    """Tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def resolved_yaml(config: Config) -> str:
+    """config.yaml of the run directory."""
+    return yaml.safe_dump(_plain(schema.to_dict(config)), sort_keys=False)

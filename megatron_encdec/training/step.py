@@ -1,0 +1,120 @@
+"""One optimizer step, and one evaluation, over a global batch.
+
+    1. `share_of_batch`       the sample numbers of this data-parallel rank, micro-batch by micro-batch
+    2. `MicroBatches`         sample -> objective -> tensors on the device, one micro-batch at a time
+    3. `Engine.train_step`    megatron.core's schedule: forward, backward, reduction, clipping, update
+    4. `Engine.evaluate`      forward only, on fixed samples
+
+The loss is the sum over the labelled tokens of the whole global batch over their number, whatever the
+micro-batches hold, and so is the gradient (megatron.core divides by the summed counts).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+from megatron_encdec.data.samples import Samples
+from megatron_encdec.engine.optimizer import set_learning_rate
+from megatron_encdec.objectives import MicroBatch, Objective, collate
+from megatron_encdec.platform import megatron as mcore
+from megatron_encdec.platform.device import device
+from megatron_encdec.platform.distributed import Topology
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step measured; `loss` is None where nothing was labelled."""
+
+    loss: float | None
+    targets: int
+    grad_norm: float | None = None
+
+
+def share_of_batch(first: int, global_size: int, micro_size: int, topology: Topology) -> list[range]:
+    """Sample numbers `first` .. `first + global_size - 1`, those of this rank, a range a micro-batch."""
+    row = topology.data * micro_size
+    return [range(start + topology.data_rank * micro_size, start + (topology.data_rank + 1) * micro_size)
+            for start in range(first, first + global_size, row)]
+
+
+def micro_batches(samples: Samples, objective: Objective, shares: list[range]) -> Iterator[MicroBatch]:
+    """The micro-batches of `shares`, in order."""
+    for share in shares:
+        yield collate(objective, [samples.sample(index) for index in share], samples.seed)
+
+
+def _forward(batches: Iterator[MicroBatch], model):
+    """megatron.core's forward_step_func: one micro-batch through this stage, and how its loss is summed."""
+    batch = next(batches)
+
+    def tensor(array):
+        return torch.from_numpy(array).to(device(), non_blocking=True)
+
+    trunk = mcore.unwrap_model(model)
+    windows, length = batch.inputs_BS.shape
+    context = trunk.attention_context(batch.attention, tensor(batch.cu_seqlens), batch.longest, batch.isolated,
+                                      windows, length)
+    output = model(tensor(batch.inputs_BS), context, tensor(batch.label_positions_N), tensor(batch.labels_N))
+    return output, partial(_sum_of_losses, count=len(batch.labels_N))
+
+
+def _sum_of_losses(loss_N, count: int):
+    """(sum to differentiate, number of targets, what to report)."""
+    total = loss_N.sum()
+    counted = torch.tensor(count, dtype=torch.int, device=loss_N.device)
+    return total, counted, torch.stack((total.detach().double(), counted.double()))
+
+
+class Engine:
+    """The trunk, its optimizer, and the two things done with them."""
+
+    def __init__(self, ddp, optimizer, topology: Topology, micro_size: int, global_size: int):
+        self.ddp, self.optimizer, self.topology = ddp, optimizer, topology
+        self.micro_size, self.global_size = micro_size, global_size
+        self._schedule = mcore.get_forward_backward_func()
+
+    @property
+    def trunk(self):
+        """The model inside megatron.core's wrappers."""
+        return mcore.unwrap_model(self.ddp)
+
+    def train_step(self, samples: Samples, objective: Objective, step: int, lr: float) -> StepResult:
+        """Update number `step` (from 1), on samples (step - 1) * global_size onwards."""
+        self.ddp.train()
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        set_learning_rate(self.optimizer, lr)
+        sums = self._run(samples, objective, (step - 1) * self.global_size, self.global_size, forward_only=False)
+        _, grad_norm, _ = self.optimizer.step()
+        return self._reduce(sums, float(grad_norm))
+
+    @torch.no_grad()
+    def evaluate(self, samples: Samples, objective: Objective, windows: int) -> StepResult:
+        """Mean loss over the targets of the first `windows` samples."""
+        self.ddp.eval()
+        return self._reduce(self._run(samples, objective, 0, windows, forward_only=True))
+
+    def _run(self, samples, objective, first: int, windows: int, forward_only: bool) -> list[torch.Tensor]:
+        shares = share_of_batch(first, windows, self.micro_size, self.topology)
+        length = samples.sequence_length
+        packed = self.trunk.packed
+        return self._schedule(
+            forward_step_func=_forward, data_iterator=micro_batches(samples, objective, shares),
+            model=[self.ddp], num_microbatches=len(shares), forward_only=forward_only,
+            seq_length=length * self.micro_size if packed else length,
+            micro_batch_size=1 if packed else self.micro_size)
+
+    def _reduce(self, sums: list[torch.Tensor], grad_norm: float | None = None) -> StepResult:
+        """Sums of the last stage over all data-parallel ranks, told to every rank."""
+        state = mcore.parallel_state
+        total_2 = torch.stack(sums).sum(dim=0) if sums else torch.zeros(2, dtype=torch.double, device=device())
+        if self.topology.data > 1:
+            dist.all_reduce(total_2, group=state.get_data_parallel_group())
+        if self.topology.pipeline > 1:
+            dist.broadcast(total_2, state.get_pipeline_model_parallel_last_rank(),
+                           group=state.get_pipeline_model_parallel_group())
+        loss_sum, targets = total_2.tolist()
+        return StepResult(loss_sum / targets if targets else None, int(targets), grad_norm)
