@@ -22,8 +22,8 @@ import numpy as np
 
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.rundir.files import sha256_file, write_json_atomic
-from megatron_encdec.text.indexed import HEADER, bin_path, idx_path, read_header
-from megatron_encdec.text.manifest import check_files
+from megatron_encdec.text.indexed import HEADER, SHARD_SIZE, bin_path, idx_path, read_header
+from megatron_encdec.text.manifest import check_files, data_fingerprint
 
 
 class TokenStore:
@@ -48,8 +48,8 @@ class TokenStore:
     def open(cls, prefix: str | Path) -> "TokenStore":
         """The store at PREFIX.bin, PREFIX.idx and, if there, PREFIX.manifest.json.
 
-        `tokens`, `documents`, `dtype`, `fingerprint` and `tokenizer` (the manifest's record, None without one)
-        describe it. Raises IntegrityError, with expected and found bytes, where a file is missing or
+        `tokens`, `documents`, `dtype`, `fingerprint` and `tokenizer` (the manifest's record, None without
+        one) describe it. Raises IntegrityError, with expected and found bytes, where a file is missing or
         truncated, or where the three disagree.
         """
         return cls(prefix)
@@ -91,11 +91,11 @@ class TokenStore:
             raise IntegrityError(f"{path}: says that tokens are {self.dtype}; they must be integers")
         if (self.documents < 0 or self._documents_D[0] != 0 or self._documents_D[-1] != sequences
                 or (sequences and self._offsets_N[0] != 0)):
-            raise IntegrityError(f"{path}: its document indices do not run from 0 to its {sequences} sequences, "
-                                 "or its first sequence is not at byte 0; run preprocess again")
+            raise IntegrityError(f"{path}: its document indices do not run from 0 to its {sequences} "
+                                 "sequences, or its first sequence is not at byte 0; run preprocess again")
 
     def _hash_once(self) -> str:
-        """sha256 over both files' hashes, kept in PREFIX.fingerprint.json while sizes and times stand."""
+        """What a manifest would say, kept in PREFIX.fingerprint.json while sizes and times stand."""
         path, now = Path(f"{self.prefix}.fingerprint.json"), {}
         for file in (bin_path(self.prefix), idx_path(self.prefix)):
             status = os.stat(file)
@@ -106,8 +106,10 @@ class TokenStore:
                 return kept["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError):
             pass  # absent or damaged: only a cache, computed again below
-        hashes = [sha256_file(bin_path(self.prefix)), sha256_file(idx_path(self.prefix))]
-        fingerprint = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+        bin_bytes = self._tokens.view(np.uint8)
+        shards = tuple(hashlib.sha256(bin_bytes[start : start + SHARD_SIZE]).hexdigest()
+                       for start in range(0, len(bin_bytes), SHARD_SIZE))
+        fingerprint = data_fingerprint(shards, sha256_file(idx_path(self.prefix)))
         try:
             write_json_atomic(path, {"fingerprint": fingerprint, "files": now})
         except OSError:

@@ -14,9 +14,7 @@ import torch.distributed as dist
 class _VocabularyParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(context, logits_NV, labels_N, first_column, vocabulary_size, group):
-        scores_NV = logits_NV.float()
-        if scores_NV is logits_NV:
-            scores_NV = logits_NV.clone()
+        scores_NV = logits_NV.float()  # in fp32 the logits themselves: nothing reads them again
         real = min(max(vocabulary_size - first_column, 0), scores_NV.shape[1])
         scores_NV[:, real:] = float("-inf")
         parallel = dist.get_world_size(group) > 1
@@ -43,14 +41,14 @@ class _VocabularyParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient_N):
         exponentials_NV, total_N, local_N, here_N = context.saved_tensors
-        gradient_NV = exponentials_NV * (gradient_N / total_N)[:, None]
+        gradient_NV = exponentials_NV.mul_((gradient_N / total_N)[:, None])  # in place: used once
         gradient_NV.scatter_add_(1, local_N[:, None], -(gradient_N * here_N)[:, None])
         return gradient_NV.to(context.dtype), None, None, None, None
 
 
 def vocabulary_parallel_cross_entropy(logits_NV: torch.Tensor, labels_N: torch.Tensor, vocabulary_size: int,
                                       group: dist.ProcessGroup) -> torch.Tensor:
-    """Loss per labelled position [N], fp32.
+    """Loss per labelled position [N], fp32. Overwrites fp32 logits: [N, V] is the largest tensor of a step.
 
     logits_NV: this rank's columns; ranks of `group` hold equal parts in order.
     labels_N: global ids, each below `vocabulary_size`; columns from `vocabulary_size` on are padding.

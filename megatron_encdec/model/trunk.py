@@ -75,7 +75,7 @@ class Trunk(mcore.GPTModel):
             positions_N = (positions_N % length) * windows + positions_N // length
         weight = self.shared_embedding_or_output_weight() if self.model.tied_embeddings else None
         logits_N1V, _ = self.output_layer(rows.index_select(0, positions_N)[:, None], weight=weight)
-        return logits_N1V[:, 0]
+        return logits_N1V.flatten(0, 1)
 
     def forward(self, inputs_BS, context: AttentionContext, positions_N=None, labels_N=None):
         """Loss per labelled position [N] in fp32 on the last stage; hidden states on the others.

@@ -12,6 +12,8 @@ import warnings
 from megatron_encdec.platform import cpu_backend
 from megatron_encdec.platform.device import device_type
 
+# torch renames collectives faster than mcore follows
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
 if device_type() == "cpu":
     cpu_backend.install()
     # Without a GPU mcore warns about missing Apex, TE and fused kernels at import: `doctor` says it better.

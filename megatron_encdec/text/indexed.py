@@ -157,7 +157,8 @@ class IndexedWriter:
         """Open for writing, alone: the fixed temporary name lets the next run clean up after a killed one."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = self._files.enter_context(open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "wb"))
+            file = open(path, "ab")  # noqa: SIM115  (closed by the stack; "wb" would empty it before the lock)
+            self._files.enter_context(file)
         except OSError as error:
             raise UserError(f"{path}: cannot write the output: {error.strerror}") from None
         try:

@@ -128,7 +128,7 @@ def _load_hugging_face(path: str, file: Path, content: bytes) -> Tokenizer:
     library = require("tokenizers", f"the tokenizer {path}")
     try:
         model = library.Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # noqa: BLE001  (the library raises nothing more precise)
         raise UserError(f"{file}: not a tokenizer.json of the tokenizers library: {error}") from None
     model.no_truncation()  # sentence encoders store a limit of 128 tokens: it would cut documents silently
     model.no_padding()
@@ -150,7 +150,7 @@ def _load_sentencepiece(path: str, file: Path, content: bytes) -> Tokenizer:
     model = library.SentencePieceProcessor()
     try:
         model.LoadFromSerializedProto(content)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (as above)
         raise UserError(f"{file}: not a SentencePiece model: {error}") from None
     pieces = range(model.get_piece_size())
     vocabulary = {model.id_to_piece(i): i for i in pieces}

@@ -134,7 +134,7 @@ def main() -> None:
                 answer = ("answer", answer_item(item))
             except UserError as error:
                 answer = ("user error", str(error))
-            except Exception:
+            except Exception:  # noqa: BLE001  (whatever it is, the parent raises it)
                 answer = ("error", traceback.format_exc())
             connection.send(answer)
     except (EOFError, OSError):

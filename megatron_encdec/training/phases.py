@@ -87,9 +87,10 @@ def with_phase_steps(config: Config, phases: list[Phase]) -> Config:
 class Timeline:
     """The steps of a run: which phase, which learning rate, which history."""
 
-    def __init__(self, config: Config, fingerprints: list[str]):
-        """`fingerprints`: of the training sources, in the order of `data.train`."""
-        self.config, self.fingerprints = config, fingerprints
+    def __init__(self, config: Config, fingerprints: list[str], masking: dict | None = None):
+        """`fingerprints`: of the training sources, in the order of `data.train`; `masking`: what masked tokens
+        depend on besides the objective (mask id, tokenizer), part of the history of mlm phases only."""
+        self.config, self.fingerprints, self.masking = config, fingerprints, masking
         self.phases = lay_out(config)
         self.total_steps = self.phases[-1].end
 
@@ -121,13 +122,13 @@ class Timeline:
                                  in zip(self.fingerprints, config.data.train, strict=True)],
                      **{key: data[key] for key in ("seed", "sequence_length", "isolate_documents",
                                                    "random_length")}},
-            "tokenizer": {"mask_token": config.tokenizer.mask_token},
             "model": model,
             "batch_global_size": config.batch.global_size,
             "optimizer": optimizer,
             "learning_rates": rates.hexdigest(),
             "precision": schema.to_dict(config.precision),
             "phases": [{"start": phase.start, "end": min(phase.end, step),
-                        "objective": schema.to_dict(phase.objective), "optimizer_state": phase.optimizer_state}
+                        "objective": schema.to_dict(phase.objective), "optimizer_state": phase.optimizer_state,
+                        "masking": self.masking if phase.objective.name == "mlm" else None}
                        for phase in self.phases if phase.start < step],
         }

@@ -16,7 +16,7 @@ from megatron_encdec.platform import schema
 from megatron_encdec.platform.device import bf16_is_native, device_type
 from megatron_encdec.platform.distributed import RankEnvironment, check_parallel_sizes
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer, require_mask
 from megatron_encdec.training.config import Config
 from megatron_encdec.training.phases import Timeline, lay_out, tokens_per_step, with_phase_steps
 
@@ -54,6 +54,8 @@ def make_plan(config: Config, world_size: int | None = None) -> Plan:
             raise UserError(f"tokenizer.path: {config.tokenizer.path} is not the tokenizer that wrote "
                             f"{samples.stores[0].prefix}; name that one, or preprocess again with this one")
     config = _resolve(config, phases, tokenizer)
+    if any(phase.objective.name == "mlm" for phase in phases):
+        require_mask(tokenizer)
 
     def build(objective: ObjectiveConfig) -> Objective:
         return build_objective(objective, tokenizer.mask_id, tokenizer.special_ids, tokenizer.vocabulary_size)
@@ -62,7 +64,8 @@ def make_plan(config: Config, world_size: int | None = None) -> Plan:
     evaluated.setdefault("clm", build(ObjectiveConfig("clm")))
     if tokenizer.mask_id is not None:
         evaluated.setdefault("mlm", build(ObjectiveConfig("mlm")))
-    return Plan(config, tokenizer, train, validation, Timeline(config, train.fingerprints),
+    masking = {"mask_id": tokenizer.mask_id, "tokenizer": tokenizer.fingerprint}
+    return Plan(config, tokenizer, train, validation, Timeline(config, train.fingerprints, masking),
                 [build(phase.objective) for phase in phases], dict(sorted(evaluated.items())))
 
 

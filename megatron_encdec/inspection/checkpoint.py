@@ -1,0 +1,124 @@
+"""`inspect checkpoint RUN_DIR[@STEP]`: run_state.json in words, size on disk, the tensors where asked for.
+
+    1. `describe(checkpoint)`       what is recorded, as plain data
+    2. `read_tensors(checkpoint)`   names, global shapes and dtypes from torch's `.metadata`, which is a
+                                    pickle: only the classes torch itself puts there may be built from it
+"""
+
+import argparse
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_encdec.engine.checkpoint import directory_of, read_run_state
+from megatron_encdec.inspection.tables import number, objective_label, print_facts, print_table, say, size
+from megatron_encdec.platform.errors import IntegrityError
+
+# Records without behaviour: building one runs no code but its own assignment of fields.
+_METADATA_CLASSES = {
+    "torch": {"Size", "bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "int8",
+              "int16", "int32", "int64", "uint8", "bool"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"},
+    "torch.distributed.checkpoint.planner": {"SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    "collections": {"OrderedDict"},
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a checkpoint: its global shape, whatever the topology that wrote it; `bytes` in all."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it belongs to the model, not to the optimizer."""
+        return not self.name.startswith("optimizer.")
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str):
+        if name not in _METADATA_CLASSES.get(module, ()):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no record of a checkpoint")
+        return super().find_class(module, name)
+
+
+def read_tensors(checkpoint: Path) -> list[Tensor]:
+    """The tensors, weights first, by name. Raises IntegrityError where `.metadata` is missing or strange."""
+    path = checkpoint / ".metadata"
+    try:
+        with open(path, "rb") as file:
+            items = _MetadataUnpickler(file).load().state_dict_metadata.items()
+        tensors = [Tensor(name, tuple(item.size), str(item.properties.dtype).removeprefix("torch."),
+                          item.size.numel() * item.properties.dtype.itemsize)
+                   for name, item in items if hasattr(item, "size")]
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing; this checkpoint is not whole") from None
+    except Exception as error:  # unpickling damaged bytes raises nearly anything
+        raise IntegrityError(f"{path}: refused: {error}; this checkpoint is damaged or foreign") from None
+    return sorted(tensors, key=lambda tensor: (not tensor.is_weight, tensor.name))
+
+
+def describe(checkpoint: Path) -> dict:
+    """run_state.json, without the long history, and what lies on disk."""
+    state = read_run_state(checkpoint)
+    files = [file for file in checkpoint.iterdir() if file.is_file()]
+    return {"checkpoint": str(checkpoint), "files": len(files),
+            "bytes": sum(file.stat().st_size for file in files),
+            **{key: value for key, value in state.items() if key != "history"},
+            "phases": state.get("history", {}).get("phases", [])}
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Print the checkpoint that `arguments.checkpoint` names."""
+    checkpoint = directory_of(arguments.checkpoint)
+    report = describe(checkpoint)
+    tensors = read_tensors(checkpoint) if arguments.tensors else None
+    if arguments.json:
+        listed = {} if tensors is None else {"tensors": [vars(tensor) for tensor in tensors]}
+        print(json.dumps({**report, **listed}, indent=2))
+        return
+    print_facts(_facts(report))
+    if tensors is not None:
+        say("")
+        _print_tensors(tensors)
+
+
+def _print_tensors(tensors: list[Tensor]) -> None:
+    rows = [(tensor.name, " x ".join(map(str, tensor.shape)) or "scalar", tensor.dtype, size(tensor.bytes))
+            for tensor in tensors]
+    print_table(f"{len(tensors)} tensors", ("name", "shape", "dtype", "size"), rows)
+    weights = [tensor.bytes for tensor in tensors if tensor.is_weight]
+    say(f"{len(weights)} weights of {size(sum(weights))}, the other {len(tensors) - len(weights)} are the "
+        "optimizer's. Layers are stacked: their number comes first.")
+
+
+def _facts(report: dict) -> list[tuple[str, str]]:
+    history = ", ".join(f"{objective_label(phase['objective'])} in steps {phase['start'] + 1}..{phase['end']}"
+                        for phase in report["phases"])
+    topology = report.get("topology", {})
+    return [
+        ("checkpoint", report["checkpoint"]),
+        ("on disk", f"{size(report['bytes'])} in {report['files']} files"),
+        ("step", number(report.get("step"))),
+        ("phase", f"{report.get('phase_name')} (number {report.get('phase')}), objective "
+                  f"{report.get('objective')}"),
+        ("history", history or "nothing trained yet"),
+        ("consumed", f"{number(report.get('samples'))} samples, {number(report.get('tokens'))} tokens, "
+                     f"{number(report.get('targets'))} targets"),
+        ("history hash", str(report.get("history_hash"))),
+        ("data", ", ".join(report.get("data_fingerprints", [])) or "not recorded"),
+        ("tokenizer", str(report.get("tokenizer_fingerprint"))),
+        ("written by", f"{topology.get('world_size')} rank(s): tensor {topology.get('tensor')} x "
+                       f"pipeline {topology.get('pipeline')} x data {topology.get('data')}, on "
+                       f"{topology.get('device')}, {topology.get('threads')} thread(s)"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items())),
+    ]

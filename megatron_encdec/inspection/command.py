@@ -1,0 +1,83 @@
+"""The verb `inspect`: one sub-command for each thing that can be looked into."""
+
+import argparse
+
+DESCRIPTION = """\
+Look into what a run reads and writes. Nothing is changed, and no GPU is needed.
+
+  megatron-encdec inspect data corpora/docs --tokenizer corpora/tokenizer --objective mlm:0.4
+  megatron-encdec inspect run runs/biphasic                phases, losses, speed against the unigram entropy
+  megatron-encdec inspect run runs/biphasic runs/mlm       several runs side by side
+  megatron-encdec inspect checkpoint runs/biphasic@1000    what stands in a checkpoint
+"""
+DATA = """\
+Statistics of a .bin/.idx pair, and windows of it as a model sees them.
+
+With --tokenizer some windows are decoded, each document ending in a visible mark. With --objective they
+show what is to be predicted: [MASK:word] is a mask with the word under it, [RANDOM:x:word] a word replaced
+by x, [KEPT:word] a word left as it is and predicted all the same; for clm, [NO TARGET:word] is a position
+whose next token is not predicted, the last of each document and of the window.
+
+The windows are samples 0, 1, ... of a run on this data alone, with data.seed, data.sequence_length and
+isolate_documents=true.
+"""
+RUN = """\
+The closing table of a run, from its metrics.jsonl: per phase the steps, tokens, targets, losses and speed;
+validation losses by objective at each phase's end; and the unigram entropy of the training data, the loss
+of a model that knows token frequencies only. A phase that has learnt anything else ends below it.
+
+Several runs are put side by side by their final validation losses, with what differs between them.
+"""
+CHECKPOINT = """\
+A checkpoint's run_state.json in words, and its size on disk. RUN_DIR alone means the newest checkpoint.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Sub-commands and options of `inspect`."""
+    parser.description = DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    things = parser.add_subparsers(dest="thing", metavar="data|run|checkpoint", required=True)
+    _add_data(_thing(things, "data", "token files: statistics and decoded windows", DATA))
+
+    add = _thing(things, "run", "a run's phases and losses; several runs side by side", RUN).add_argument
+    add("runs", nargs="+", metavar="RUN_DIR", help="run directory (run.dir of the config)")
+    add("--model", nargs="+", action="extend", default=[], metavar="DIR",
+        help="exported models to name below the table (one run only)")
+
+    add = _thing(things, "checkpoint", "a checkpoint: step, counters, topology", CHECKPOINT).add_argument
+    add("checkpoint", metavar="RUN_DIR[@STEP]", help="run directory, and which step of it")
+    add("--tensors", action="store_true",
+        help="list the tensors: global shape, dtype, size (no tensor is loaded)")
+    for child in things.choices.values():
+        child.add_argument("--json", action="store_true", help="print one JSON object, floats in full")
+
+
+def _thing(things, name: str, summary: str, description: str) -> argparse.ArgumentParser:
+    return things.add_parser(name, help=summary, description=description,
+                             formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prefix", metavar="PREFIX", help="of PREFIX.bin and PREFIX.idx, as preprocess --output")
+    add("--tokenizer", metavar="PATH", help="the tokenizer that wrote the data; without it, statistics only")
+    add("--mask-token", metavar="TOKEN", help="the mask, where the tokenizer names none")
+    add("--eod-token", metavar="TOKEN", help="end of document (default: the tokenizer's own)")
+    add("--objective", metavar="NAME", help="clm, mlm, mlm:0.4 or '{name: mlm, mask_fraction: 0.8, ...}': "
+        "show what it hides and predicts")
+    add("--samples", type=int, default=2, metavar="N", help="windows to show (default: 2)")
+    add("--sequence-length", type=int, default=128, metavar="S", help="tokens of a window (default: 128)")
+    add("--seed", type=int, default=1234, metavar="N", help="data.seed: order and masks (default: 1234)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the sub-command; the exit code."""
+    if arguments.thing == "data":
+        from megatron_encdec.inspection import data as thing
+    elif arguments.thing == "run":
+        from megatron_encdec.inspection import run as thing
+    else:
+        from megatron_encdec.inspection import checkpoint as thing
+    thing.inspect(arguments)
+    return 0

@@ -1,0 +1,85 @@
+"""How `inspect` prints: rich tables on a terminal, the same tables as plain text of 100 columns in a log."""
+
+import sys
+from collections.abc import Sequence
+
+import rich.box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+LOG_WIDTH = 100
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+    """A table of strings; the first `left` columns are names and may be folded, the others are numbers."""
+    say(title)
+    table = Table(box=rich.box.SIMPLE, pad_edge=False)
+    for position, column in enumerate(columns):
+        is_name = position < left
+        table.add_column(Text(column), justify="left" if is_name else "right", overflow="fold",
+                         no_wrap=not is_name)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, width=None if terminal else LOG_WIDTH)
+    if terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    say("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Lines of `name   value`, never wrapped, so that a path can be copied."""
+    width = max((len(name) for name, _ in facts), default=0)
+    for name, value in facts:
+        say(f"{name:<{width}}  {value}".rstrip())
+
+
+def say(text: str) -> None:
+    """Print; a character that the terminal's encoding lacks is escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def number(value: float | int | None, digits: int = 4) -> str:
+    """1,234 or 5.6789; a dash for what is not known."""
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+
+
+def short(value: float | None) -> str:
+    """A count: exact below ten million, then with three decimals of M, B or T."""
+    if value is None:
+        return "-"
+    if value < 10_000_000:
+        return f"{value:,.0f}"
+    value, unit = value / 1e6, "M"
+    for bigger in ("B", "T"):
+        if value >= 1000:
+            value, unit = value / 1000, bigger
+    return f"{value:,.3f}{unit}"
+
+
+def size(count: int) -> str:
+    """Bytes, in the unit that reads best."""
+    if count < 1024:
+        return f"{count} bytes"
+    value, unit = count / 1024, "KiB"
+    for bigger in ("MiB", "GiB", "TiB"):
+        if value >= 1024:
+            value, unit = value / 1024, bigger
+    return f"{value:.1f} {unit}"
+
+
+def objective_label(objective: dict) -> str:
+    """`clm`, `mlm:0.4`, or with BERT's way of hiding `mlm:0.15 (mask 0.8, random 0.1)`."""
+    if objective.get("mask_ratio") is None:
+        return objective["name"]
+    label = f"{objective['name']}:{objective['mask_ratio']:g}"
+    if objective["mask_fraction"] == 1.0:
+        return label
+    return f"{label} (mask {objective['mask_fraction']:g}, random {objective['random_fraction']:g})"

@@ -1,0 +1,82 @@
+"""Windows in words: decoded text with document ends, hidden tokens and missing targets marked.
+
+    1. `marks_of(...)`      which positions of a sample an objective hides, or gives no target
+    2. `show(...)`          the text, unmarked tokens decoded together, marked ones one by one
+
+A token is decoded behind the one before it, so that the blanks between words survive. What does not print
+(control characters, terminal escapes) is escaped: a corpus may hold anything.
+"""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_encdec.data.samples import Sample
+from megatron_encdec.objectives import Labelled, Objective
+from megatron_encdec.text.tokenizer import Tokenizer
+
+END_OF_DOCUMENT = "[END OF DOCUMENT]"
+_LINE = 94
+
+
+def marks_of(objective: Objective, labelled: Labelled, sample: Sample,
+             tokenizer: Tokenizer) -> dict[int, str]:
+    """Position -> what to write before its token: `MASK`, `RANDOM:x`, `KEPT` or `NO TARGET`."""
+    if objective.attention == "causal":
+        without = np.setdiff1d(np.arange(len(sample.tokens_S)), labelled.positions_N)
+        return {int(position): "NO TARGET" for position in without}
+    marks = {}
+    for position, label in zip(labelled.positions_N.tolist(), labelled.labels_N.tolist(), strict=True):
+        seen = int(labelled.inputs_S[position])
+        if seen == tokenizer.mask_id:
+            marks[position] = "MASK"
+        else:
+            marks[position] = "KEPT" if seen == label else f"RANDOM:{_word(tokenizer, [], seen)}"
+    return marks
+
+
+def show(tokenizer: Tokenizer, tokens: Sequence[int], document_ends: Sequence[int],
+         marks: dict[int, str]) -> str:
+    """The text of a window; `document_ends` are the positions behind the last token of each document."""
+    tokens = [int(token) for token in tokens]
+    ends = {int(end) for end in document_ends}
+    pieces, start = [], 0
+    for position in range(len(tokens) + 1):
+        before = tokens[max(0, start - 1) : start]
+        if position == len(tokens) or position in marks or position in ends:
+            pieces.append(_continuation(tokenizer, before, tokens[start:position]))
+            start = position
+        if position in ends:
+            pieces.append(END_OF_DOCUMENT + "\n")
+        if position in marks:
+            before = tokens[max(0, position - 1) : position]
+            word = _word(tokenizer, before, tokens[position])
+            pieces.append(f"[{marks[position]}:{word}]".replace("\n", "\\n"))
+            start = position + 1
+    return "".join(map(_printable, pieces))
+
+
+def indented(text: str) -> str:
+    """`text` in lines of at most 100 columns behind a bar, its own line breaks kept."""
+    lines = [part for line in text.rstrip("\n").split("\n")
+             for part in textwrap.wrap(line, _LINE, replace_whitespace=False, drop_whitespace=False) or [""]]
+    return "\n".join(f"  | {line}".rstrip() for line in lines)
+
+
+def _continuation(tokenizer: Tokenizer, before: list[int], tokens: list[int]) -> str:
+    """The text of `tokens` behind the token `before`: some decoders drop a first word's blank."""
+    if not tokens:
+        return ""
+    head, whole = tokenizer.decode(before) if before else "", tokenizer.decode(before + tokens)
+    return whole.removeprefix(head) if whole.startswith(head) else tokenizer.decode(tokens)
+
+
+def _word(tokenizer: Tokenizer, before: list[int], token: int) -> str:
+    text = _continuation(tokenizer, before, [token])
+    return tokenizer.token(token) or f"id {token}" if not text or "\ufffd" in text else text
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() or letter == "\n" else
+                   "    " if letter == "\t" else letter.encode("unicode_escape").decode() for letter in text)

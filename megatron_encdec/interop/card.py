@@ -1,0 +1,92 @@
+"""The model card: what a reader needs to know of the run before using the model."""
+
+import json
+
+from megatron_encdec.interop.source import Source
+from megatron_encdec.interop.targets import Target
+from megatron_encdec.rundir.metrics import read_metrics
+
+_USE = {
+    "fill-mask": """\
+from transformers import pipeline
+
+fill = pipeline("fill-mask", "PATH")
+for guess in fill(f"The encoder reads {fill.tokenizer.mask_token} word."):
+    print(guess["token_str"], guess["score"])""",
+    "text-generation": """\
+from transformers import pipeline
+
+generate = pipeline("text-generation", "PATH")
+print(generate("The encoder", max_new_tokens=20)[0]["generated_text"])""",
+}
+
+
+def model_card(source: Source, target: Target, dtype: str, remarks: list[str]) -> str:
+    """README.md of the export, with the front matter that model hubs read."""
+    state, config = source.state, source.config
+    model = config.model
+    notes = "".join(f"\n- {remark[0].upper()}{remark[1:]}." for remark in remarks)
+    return f"""\
+---
+library_name: transformers
+pipeline_tag: {target.task}
+tags: [megatron_encdec, {state["objective"]}]
+---
+# {target.model_class}, step {state["step"]}
+
+A {model.parameter_count() / 1e6:,.1f}M-parameter trunk ({model.num_layers} layers, hidden size {model.hidden_size}, \
+{model.num_attention_heads} heads, {model.num_query_groups} key/value groups), pretrained with megatron_encdec and \
+exported as a stock `{target.model_class}`: {target.attention} attention, weights in {dtype}.
+
+```python
+{_USE[target.task]}
+```
+
+## Training
+
+{_phases(source)}
+
+{state["tokens"]:,} input tokens and {state["targets"]:,} predicted tokens in all, in windows of \
+{config.data.sequence_length} tokens.
+
+{_metrics(source)}## Origin
+
+- history hash: `{state["history_hash"]}`
+- training data: {", ".join(f"`{fingerprint}`" for fingerprint in state["data_fingerprints"])}
+- tokenizer: `{state["tokenizer_fingerprint"]}`
+- versions: {", ".join(f"{name} {version}" for name, version in state["versions"].items())}{notes}
+"""
+
+
+def _phases(source: Source) -> str:
+    """A table of the phases up to the checkpoint; the one that it interrupts is cut there."""
+    tokens_step = source.config.batch.global_size * source.config.data.sequence_length
+    lines, start = ["| phase | objective | steps | tokens |", "|---|---|---|---|"], 0
+    for phase in source.config.phases:
+        end = min(start + phase.steps, source.state["step"])
+        if end > start:
+            objective = {key: value for key, value in vars(phase.objective).items() if value is not None}
+            name = objective.pop("name")
+            settings = ", ".join(f"{key} {value}" for key, value in objective.items())
+            lines.append(f"| {phase.name} | {name}{f' ({settings})' if settings else ''} | {start + 1}–{end} "
+                         f"| {(end - start) * tokens_step:,} |")
+        start += phase.steps
+    return "\n".join(lines)
+
+
+def _metrics(source: Source) -> str:
+    """The last losses that the run noted up to the checkpoint."""
+    lines = []
+    records = [record for record in read_metrics(source.run / "metrics.jsonl", torn_tail=True)
+               if record.get("step", 0) <= source.state["step"]]
+    for record in reversed(records):
+        if record["kind"] == "train" and record["loss"] is not None:
+            lines.append(f"- training loss ({record['objective']}, step {record['step']}): {record['loss']:.4f}")
+            break
+    for record in reversed(records):
+        if record["kind"] == "eval":
+            shown = ", ".join(f"{name} {json.dumps(round(loss, 4))}" for name, loss in record["losses"].items()
+                              if loss is not None)
+            lines.append(f"- validation loss by objective (step {record['step']}): {shown}")
+            break
+    return "\n".join(lines) + "\n\n" if lines else ""

@@ -1,0 +1,139 @@
+"""A checkpoint as a Hugging Face model directory: stock classes, complete or absent, compared before it counts.
+
+    1. `find`            the checkpoint, its config and tokenizer
+    2. `choose`          Llama or EuroBERT, by the objective or by wish
+    3. destination       nothing there, an empty directory, or an earlier export (the same one: nothing to do)
+    4. weights, config, tokenizer, model card into a directory beside OUT
+    5. verification      loaded back with the Auto class, every key, logits against the trunk
+    6. rename
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megatron_encdec.interop.card import model_card
+from megatron_encdec.interop.hugging_face import load_model, write_model
+from megatron_encdec.interop.names import canonical_weights, to_hugging_face
+from megatron_encdec.interop.parity import check_logits
+from megatron_encdec.interop.source import Source, find, whole_trunk
+from megatron_encdec.interop.targets import Target, check_fits, choose, hugging_face_config
+from megatron_encdec.interop.tokenizer_files import bos_id, write_tokenizer
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_json_atomic
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+RECORD = "export.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `export` did. `difference`: largest difference of logits; None where the export was there already."""
+
+    path: Path
+    model_class: str
+    difference: float | None
+
+
+def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "fp32", force: bool = False,
+           say: Callable[[str], None] = print) -> Export:
+    """Write the checkpoint `RUN_DIR[@STEP]` to the directory `out` as a stock Hugging Face model.
+
+    `as_`: auto (by the objective of that step), llama, eurobert. `dtype`: fp32 or bf16, of the written weights.
+    `force` replaces another export at `out`. Raises `UserError` for a mistake, `ParityError` where the result
+    would not compute what the trunk computes; `out` is then as it was.
+    """
+    source = find(run)
+    target = choose(as_, source.state["objective"])
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: not one of {', '.join(DTYPES)}")
+    check_fits(target, source.config.model, source.tokenizer)
+    out, record = Path(os.path.realpath(out)), _record(source, target, dtype)
+    if _is_there(out, record, force):
+        say(f"{out}: is the export of {source.checkpoint.name} as {target.model_class} in {dtype} already")
+        return Export(out, target.model_class, None)
+
+    work = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
+    work.mkdir(parents=True)
+    try:
+        difference = _write(work, source, target, dtype, say)
+        write_json_atomic(work / RECORD, record)
+        _make_durable(work)
+        _put_in_place(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    say(f"{out}: {target.model_class}, {dtype}; logits differ from the trunk's by at most {difference:.2g}")
+    return Export(out, target.model_class, difference)
+
+
+def _record(source: Source, target: Target, dtype: str) -> dict:
+    return {"format": 1, "history_hash": source.state["history_hash"], "step": source.state["step"],
+            "as": target.name, "dtype": dtype, "tokenizer_fingerprint": source.state["tokenizer_fingerprint"],
+            "special_ids": {"mask": source.tokenizer.mask_id, "eod": source.tokenizer.eod_id}}
+
+
+def _is_there(out: Path, record: dict, force: bool) -> bool:
+    """Whether `out` is this very export; `UserError` where it is something else that must not be overwritten."""
+    if not out.exists():
+        return False
+    if not out.is_dir():
+        raise UserError(f"{out}: is a file; name a directory")
+    if not any(out.iterdir()):
+        return False
+    try:
+        found = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{out}: holds other files and no export of ours; name another directory") from None
+    if found == record:
+        return True
+    if not force:
+        raise UserError(f"{out}: holds another export (step {found.get('step')}, as {found.get('as')}, "
+                        f"{found.get('dtype')}); name another directory, or replace it with --force")
+    return False
+
+
+@torch.no_grad()
+def _write(work: Path, source: Source, target: Target, dtype: str, say: Callable[[str], None]) -> float:
+    """Everything but the record into `work`; the largest difference of logits."""
+    sequence_length = source.config.data.sequence_length
+    say(f"loading {source.checkpoint}" + (" (fp32 masters)" if source.has_masters else ""))
+    with whole_trunk(source) as trunk:
+        for parameter in trunk.parameters():  # what is compared is what is written
+            parameter.copy_(parameter.to(DTYPES[dtype]))
+        say(f"writing {target.model_class}, {source.config.model.parameter_count():,} parameters")
+        remarks = write_tokenizer(source.tokenizer, work, sequence_length)
+        config = hugging_face_config(target, source.config.model, sequence_length, source.tokenizer,
+                                     bos_id(source.tokenizer))
+        weights = to_hugging_face(canonical_weights(trunk), source.config.model, target.family)
+        write_model(target, config, {name: tensor.to(DTYPES[dtype]) for name, tensor in weights.items()}, work)
+        del weights
+        (work / "README.md").write_text(model_card(source, target, dtype, remarks), encoding="utf-8")
+        for remark in remarks:
+            say(f"note: {remark}")
+        say("comparing with the trunk")
+        return check_logits(trunk, load_model(target, work), target.attention)
+
+
+def _make_durable(directory: Path) -> None:
+    mode = (directory / RECORD).stat().st_mode  # safetensors leaves its files to their owner alone
+    for file in directory.iterdir():
+        file.chmod(mode)
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    fsync_directory(directory)
+
+
+def _put_in_place(work: Path, out: Path) -> None:
+    """Rename; an earlier export makes way first, and is deleted when the new one stands."""
+    grave = out.with_name(f".{out.name}.old")
+    shutil.rmtree(grave, ignore_errors=True)
+    if out.exists() and any(out.iterdir()):
+        os.replace(out, grave)
+    replace_durably(work, out)
+    shutil.rmtree(grave, ignore_errors=True)

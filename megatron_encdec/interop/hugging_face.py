@@ -1,0 +1,83 @@
+"""Hugging Face model directories: written from a state dict, loaded through the Auto classes, nothing remote.
+
+    1. `build_model`   a stock class around given tensors, no initial weights
+    2. `write_model`   config.json, safetensors, generation_config.json
+    3. `load_model`    back through the Auto class, with every key
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from megatron_encdec.interop.targets import Target
+
+_SHARD = "5GB"
+
+
+class ParityError(Exception):
+    """The Hugging Face model is not the trunk: a fault of the conversion, never the user's."""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars; they would stand between the verb's lines."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _respect_device_contexts() -> None:
+    """Let `with torch.device("meta")` reach the torch functions that the CPU backend has wrapped.
+
+    torch looks each call up in a set of its factory functions; built after the wrapping, that set lacks the
+    functions inside the wrappers, and transformers would take uninitialised memory for rotary frequencies.
+    """
+    from torch.utils import _device
+
+    constructors = _device._device_constructors()
+    constructors.update([function.__wrapped__ for function in constructors if hasattr(function, "__wrapped__")])
+
+
+def build_model(target: Target, config, weights: dict[str, torch.Tensor]):
+    """An instance of the class that holds `weights` themselves; `ParityError` if the names do not match."""
+    import transformers
+
+    _respect_device_contexts()
+    with torch.device("meta"):  # no time and memory for weights that are replaced
+        model = getattr(transformers, target.model_class)(config)
+    missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
+    missing = set(missing) - ({target.family.tied[0]} if config.tie_word_embeddings else set())
+    if missing or unexpected:
+        raise ParityError(f"{target.model_class}: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
+    model.tie_weights()
+    return model
+
+
+def write_model(target: Target, config, weights: dict[str, torch.Tensor], directory: Path) -> None:
+    """config.json, safetensors (in shards of at most 5 GB) and, for a causal model, generation_config.json."""
+    config.dtype = next(iter(weights.values())).dtype
+    with _quiet():
+        build_model(target, config, weights).save_pretrained(directory, max_shard_size=_SHARD)
+
+
+def load_model(target: Target, directory: Path):
+    """The model in `directory`, in fp32, through its Auto class; `ParityError` where a key is missing or unexpected."""
+    import transformers
+
+    _respect_device_contexts()
+    with _quiet():
+        model, info = getattr(transformers, target.auto_class).from_pretrained(
+            directory, dtype=torch.float32, output_loading_info=True, local_files_only=True)
+    faults = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
+    if faults or type(model).__name__ != target.model_class:
+        raise ParityError(f"{directory} loads as {type(model).__name__} with {faults or 'all keys'}; "
+                          f"expected {target.model_class} with every key")
+    return model.eval()

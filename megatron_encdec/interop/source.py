@@ -1,0 +1,116 @@
+"""A checkpoint as a whole trunk: fp32, torch layers, one process, whatever topology and precision wrote it.
+
+    1. `find(run)`             RUN_DIR[@STEP] -> the checkpoint, its run's config, run_state.json and tokenizer
+    2. `whole_trunk(source)`   the trunk with the checkpoint's weights
+
+A bf16 run rounds its weights from fp32 masters in the optimizer: the masters are what is loaded, so that nothing
+is lost, and rounding them gives the bf16 weights that the run computed with.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_encdec.engine import checkpoint
+from megatron_encdec.model.trunk import Trunk, transformer_config
+from megatron_encdec.platform import distributed
+from megatron_encdec.platform import megatron as mcore
+from megatron_encdec.platform.device import device
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_encdec.training.config import Config, load_config
+
+_MASTERS = "optimizer.state.param."  # what a checkpoint puts before a master's name
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint and what its run says of it."""
+
+    checkpoint: Path
+    config: Config
+    state: dict  # run_state.json
+    tokenizer: Tokenizer
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return self.checkpoint.parent.parent
+
+    @property
+    def has_masters(self) -> bool:
+        """Whether the weights to take are the optimizer's."""
+        return self.config.precision.dtype == "bf16"
+
+
+def find(run: str) -> Source:
+    """What `RUN_DIR[@STEP]` means; the newest checkpoint where no step is named.
+
+    Raises `UserError` where there is no such checkpoint, or where the run's tokenizer is not the one that the
+    checkpoint was trained with.
+    """
+    found = checkpoint.directory_of(run)
+    state = checkpoint.read_run_state(found)
+    config = load_config(found.parent.parent / "config.yaml")
+    return Source(found, config, state, _tokenizer(found, config, state))
+
+
+def _tokenizer(found: Path, config: Config, state: dict) -> Tokenizer:
+    settings, where = config.tokenizer, found.parent.parent / "config.yaml"
+    if not Path(settings.path).exists():
+        raise UserError(f"{where}: its tokenizer.path {settings.path} is not there; paths in a config are relative "
+                        "to where pretrain ran: export from there, or bring the tokenizer back")
+    tokenizer = load_tokenizer(settings.path, settings.mask_token, settings.eod_token)
+    if tokenizer.fingerprint != state["tokenizer_fingerprint"]:
+        raise UserError(f"{where}: its tokenizer.path {settings.path} is not the tokenizer of {found.name} any more "
+                        f"(fingerprint {tokenizer.fingerprint[:12]}, trained with "
+                        f"{state['tokenizer_fingerprint'][:12]}); put the old file back")
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _one_rank() -> Iterator[distributed.Topology]:
+    """A topology of one rank: the groups that are there, or new ones for as long as the context lasts."""
+    if mcore.parallel_state.model_parallel_is_initialized():
+        if dist.get_world_size() > 1:
+            raise UserError(f"a whole trunk needs one process; this one is one of {dist.get_world_size()} ranks")
+        yield distributed.Topology(1, 0, 1, 1, 1, 0, 0, 0)
+        return
+    try:
+        yield distributed.initialize()
+    finally:
+        distributed.shutdown()
+
+
+@contextlib.contextmanager
+def whole_trunk(source: Source) -> Iterator[Trunk]:
+    """The trunk of `source` in evaluation mode; its process groups last as long as the context."""
+    model = source.config.model
+    with _one_rank() as topology:
+        settings = transformer_config(model, topology, torch.float32, sequence_parallel=False)
+        trunk = Trunk(model, settings, "torch", topology, source.config.data.sequence_length).to(device())
+        checkpoint.load(source.checkpoint, _Masters(trunk) if source.has_masters else trunk)
+        yield trunk.eval()
+
+
+class _Masters:
+    """A trunk whose parameters are stored under the names of the optimizer's fp32 masters."""
+
+    def __init__(self, trunk: Trunk):
+        self._trunk = trunk
+
+    def sharded_state_dict(self, metadata: dict | None = None) -> dict:
+        """The trunk's, with the masters' names; what is no tensor keeps its own."""
+        state = self._trunk.sharded_state_dict(metadata=metadata)
+        for entry in mcore.nested_values(state):
+            if not isinstance(entry, mcore.dist_checkpointing.ShardedObject):
+                entry.key = _MASTERS + entry.key
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        """Into the trunk."""
+        self._trunk.load_state_dict(state)

@@ -1,0 +1,300 @@
+"""The verb `doctor`: can this machine train, with what, and which command brings what is missing.
+
+    1. `examine()`             packages, device, backends, problems  ->  one plain dict (what `--json` prints)
+    2. `examine_package(...)`  imports a package in a child process: a broken one is a line, not a traceback
+    3. `run(arguments)`        prints it; exit 0 if a training run can start here, else 1
+
+Needs nothing but Python's own library to say what is missing, and changes nothing on the machine.
+"""
+
+import argparse
+import json
+import os
+import platform as python_platform
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from megatron_encdec import __version__
+from megatron_encdec.platform.optional import INSTALL, is_available
+
+DESCRIPTION = """\
+Say what this machine can train with: versions, device, backends, and for each thing that is missing the
+command that installs it. Exit code 0 if training can start here, 1 if not.
+"""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package by import name; `distributions` are the names it may be installed under."""
+
+    name: str
+    distributions: tuple[str, ...]
+    use: str
+    required: bool = False  # no training without it
+    install: str | None = None  # None: `optional.INSTALL` knows, or the name itself
+
+    @property
+    def command(self) -> str:
+        """What to type to get it."""
+        return self.install or INSTALL.get(self.name, f"pip install {self.distributions[0]}")
+
+
+PACKAGES = (
+    Package("torch", ("torch",), "tensors, autograd, kernels", True,
+            "pip install 'torch==2.13.0'  (the CUDA or the CPU build: see torch's installation page)"),
+    Package("megatron.core", ("megatron-core",), "parallel layers, optimizer, checkpoints", True,
+            f"pip install 'megatron-core=={'0.16.1' if sys.version_info < (3, 12) else '0.19.2'}'"),
+    Package("numpy", ("numpy",), "data", True),
+    Package("psutil", ("psutil",), "megatron.core's checkpoints", True),
+    Package("yaml", ("PyYAML",), "configs", True),
+    Package("rich", ("rich",), "progress and tables", True),
+    Package("tokenizers", ("tokenizers",), "tokenizer.json", True),
+    Package("transformers", ("transformers",), "export to Hugging Face",
+            install="pip install 'transformers==5.18.0'"),
+    Package("safetensors", ("safetensors",), "export to Hugging Face"),
+    Package("sentencepiece", ("sentencepiece",), "SentencePiece tokenizers"),
+    Package("tensorboard", ("tensorboard",), "curves in the browser"),
+    Package("datasets", ("datasets",), "fine-tuning data"),
+    Package("nemo_automodel", ("nemo-automodel", "nemo_automodel"), "fine-tuning recipes"),
+    Package("transformer_engine", ("transformer-engine", "transformer_engine", "transformer-engine-torch"),
+            "fused layers and FP8 on GPUs"),
+    Package("apex", ("apex",), "fused optimizer on GPUs"),
+    Package("flash_attn", ("flash-attn", "flash_attn"), "attention kernels on GPUs"),
+)
+# What to import where the name alone says little: ours puts its CPU backend in place before megatron.core.
+_PROBE_MODULES = {"megatron.core": "megatron_encdec.platform.megatron",
+                  "transformer_engine": "transformer_engine.pytorch"}
+_PROBE_SECONDS = 120
+_PROBE = """
+import sys
+try:
+    import {module}
+except BaseException as error:
+    sys.exit(f"{{type(error).__name__}}: {{' '.join(str(error).split())[:300]}}")
+"""
+_FP8_CAPABILITY = (8, 9)  # Ada and later have FP8 tensor cores
+
+
+def examine_package(package: Package) -> dict:
+    """`{version, state, why}`; state: `usable`, `missing`, or `broken` (installed, but its import fails)."""
+    version = _version(package)
+    if version is None and not _is_findable(package.name.partition(".")[0]):
+        return {"version": None, "state": "missing", "why": "it is not installed"}
+    code = _PROBE.format(module=_PROBE_MODULES.get(package.name, package.name))
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    try:
+        done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True,
+                              errors="replace", stdin=subprocess.DEVNULL, timeout=_PROBE_SECONDS,
+                              env={**os.environ, "PYTHONPATH": paths})
+    except subprocess.TimeoutExpired:
+        return {"version": version, "state": "broken", "why": f"its import did not end in {_PROBE_SECONDS} s"}
+    if done.returncode == 0:
+        return {"version": version, "state": "usable", "why": None}
+    said = done.stderr.strip().splitlines()
+    killed = done.returncode < 0 or not said
+    why = f"its import ended the process with code {done.returncode}" if killed else said[-1]
+    return {"version": version, "state": "broken", "why": why}
+
+
+def _is_findable(name: str) -> bool:
+    try:
+        return is_available(name)
+    except (ImportError, ValueError):  # something of that name is there, in whatever state
+        return True
+
+
+def _version(package: Package) -> str | None:
+    for name in package.distributions:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def examine() -> dict:
+    """Everything doctor knows, as plain data."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+        found = list(threads.map(examine_package, PACKAGES))
+    packages = {package.name: one for package, one in zip(PACKAGES, found, strict=True)}
+    device = _device() if packages["torch"]["state"] == "usable" else None
+    problems = _problems(packages) + ([device["problem"]] if device and device["problem"] else [])
+    return {
+        "versions": {"megatron_encdec": __version__, "python": python_platform.python_version(),
+                     **{name: one["version"] for name, one in packages.items()}},
+        "packages": {package.name: {**asdict(package), **packages[package.name], "install": package.command}
+                     for package in PACKAGES},
+        "device": device,
+        "backends": _backends(device, packages) if device and not device["problem"] else None,
+        "problems": problems,
+        "can_train": not problems,
+    }
+
+
+def _problems(packages: dict) -> list[str]:
+    """A line for each required package that is not usable, and which other broken package may be why."""
+    lines = []
+    for package in PACKAGES:
+        one = packages[package.name]
+        if not package.required or one["state"] == "usable":
+            continue
+        # megatron.core imports Apex, TE and flash-attn where it finds them, and fails with them
+        culprits = [name for name, other in packages.items() if name != package.name
+                    and one["state"] == other["state"] == "broken" and one["why"] == other["why"]]
+        advice = f"; mend or uninstall {' or '.join(culprits)}" if culprits else ""
+        lines.append(f"{package.name} is {one['state']} ({one['why']}){advice}")
+    return lines
+
+
+def _package(name: str) -> Package:
+    return next(package for package in PACKAGES if package.name == name)
+
+
+def _device() -> dict:
+    """The device that a run here would use; imports torch, which has been seen to import."""
+    import torch
+
+    from megatron_encdec.platform.device import bf16_is_native, device_type
+
+    facts = {"type": device_type(), "driver": _driver(), "problem": None, "gpus": [], **_cpu(),
+             "threads": torch.get_num_threads(), "cuda": torch.version.cuda, "nccl": None,
+             "bf16_native": None}
+    try:
+        facts["bf16_native"] = bf16_is_native()
+        if facts["type"] == "cuda":
+            cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+            facts["gpus"] = [{"name": card.name, "memory_bytes": card.total_memory,
+                              "capability": [card.major, card.minor]} for card in cards]
+            facts["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+    except Exception as error:  # a driver that is too old, a GPU that is lost: whatever it is, say it
+        said = " ".join(str(error).split())[:300]
+        facts["problem"] = f"the {facts['type']} device does not answer ({said})"
+    return facts
+
+
+def _cpu() -> dict:
+    name = python_platform.processor() or python_platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass  # not Linux
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return {"cpu": name, "cores": cores, "memory_bytes": memory}
+
+
+def _driver() -> str | None:
+    """Version of the NVIDIA driver, None where there is none."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    try:
+        done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+                              check=False, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.split("\n")[0].strip() or None if done.returncode == 0 else None
+
+
+def _backends(device: dict, packages: dict) -> dict:
+    """What a run with every setting left at its default would use."""
+    engine, flash = (packages[name]["state"] for name in ("transformer_engine", "flash_attn"))
+    on_gpu = device["type"] == "cuda"
+    backends = {"communication": "nccl" if on_gpu else "gloo", "layers": "torch",
+                "attention": "scaled_dot_product_attention of torch",
+                "dtype": "bf16" if device["bf16_native"] else "fp32", "fp8": fp8_refusal(device, engine)}
+    if on_gpu and engine == "usable":
+        backends["layers"] = "transformer_engine"
+        backends["attention"] = ("packed attention of Transformer Engine, "
+                                 + ("flash-attn or cuDNN" if flash == "usable" else "cuDNN"))
+    elif on_gpu and engine == "broken":
+        backends["layers"] = "torch, with model.layers=torch: Transformer Engine is installed, but broken"
+    return backends
+
+
+def fp8_refusal(device: dict, transformer_engine: str) -> str:
+    """Why `precision.fp8` is not possible on `device` (as `examine` describes it) with TE in that state."""
+    reasons = []
+    if device["type"] != "cuda":
+        reasons.append("there is no CUDA GPU")
+    elif any(tuple(card["capability"]) < _FP8_CAPABILITY for card in device["gpus"]):
+        reasons.append("the GPU is older than compute capability 8.9 (L40, H100 and later have FP8)")
+    if transformer_engine != "usable":
+        reasons.append(f"Transformer Engine is {transformer_engine}")
+    if not reasons:  # the machine could; `pretrain` refuses the key
+        reasons.append("GPU and Transformer Engine have it, but this version of pretrain does not use it yet")
+    return "not possible: " + " and ".join(reasons)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `doctor`."""
+    parser.description = DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; 0 where training can start, else 1."""
+    report = examine()
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print("\n".join(report_lines(report)))
+    return 0 if report["can_train"] else 1
+
+
+def report_lines(report: dict) -> list[str]:
+    """`examine`'s report as people read it."""
+    lines = ["versions"]
+    for name, version in report["versions"].items():
+        found = report["packages"].get(name)
+        if not found or found["state"] == "usable":
+            lines.append(f"  {name:<20} {version or 'version unknown'}")
+        else:
+            lines.append(f"  {name:<20} {found['state']}" + (f" ({version})" if version else ""))
+    lines += ["", "device", *_device_lines(report["device"])]
+    if report["backends"]:
+        lines += ["", "backends", *(f"  {name:<20} {value}" for name, value in report["backends"].items())]
+    lacking = [found for found in report["packages"].values() if found["state"] != "usable"]
+    if lacking:
+        lines += ["", "not usable here"]
+    for found in lacking:
+        need = "needed to train" if found["required"] else "optional"
+        lines.append(f"  {found['name']:<20} {found['use']} ({need}): {found['install']}")
+        if found["state"] == "broken":
+            lines.append(f"  {'':<20} installed, but it does not import: {found['why']}")
+    if report["can_train"]:
+        return [*lines, "", "training can start here"]
+    return [*lines, "", *(f"training cannot start here: {problem}" for problem in report["problems"])]
+
+
+def _device_lines(device: dict | None) -> list[str]:
+    if device is None:
+        return ["  unknown: torch is not usable"]
+    rows = [("cpu", f"{device['cpu']}, {device['cores']} cores, {device['threads']} threads of torch"),
+            ("memory", _gib(device["memory_bytes"]))]
+    for number, card in enumerate(device["gpus"]):
+        capability = ".".join(map(str, card["capability"]))
+        memory = _gib(card["memory_bytes"])
+        rows.append((f"gpu {number}", f"{card['name']}, {memory}, compute capability {capability}"))
+    if device["type"] == "cuda":
+        nccl, driver = device["nccl"] or "unknown", device["driver"] or "unknown"
+        rows.append(("cuda", f"{device['cuda']}, NCCL {nccl}, driver {driver}"))
+    elif device["driver"]:  # the commonest accident: a GPU, and a torch that does not see it
+        build = f"is built for CUDA {device['cuda']} and finds no GPU" if device["cuda"] else "is a CPU build"
+        rows.append(("gpu", f"not used: driver {device['driver']} is here, but this torch {build}"))
+        rows.append(("", f"for a build that fits the driver: {_package('torch').command}"))
+    else:
+        rows.append(("gpu", "none"))
+    if device["bf16_native"] is not None:
+        rows.append(("bf16", "native" if device["bf16_native"] else "emulated, slower than fp32"))
+    return [f"  {name:<20} {text}" for name, text in rows]
+
+
+def _gib(size: int | None) -> str:
+    return f"{size / 2**30:.1f} GiB" if size else "unknown"

@@ -1,0 +1,69 @@
+"""Packaging: what is installed, and with which versions.
+
+Exact pins are the ones whose inside this project stands on; the rest are floors. `tools/constraints.txt` pins the
+whole development environment. Transformer Engine is in no extra: its setup needs a CUDA build of torch already
+installed, so it cannot even be resolved elsewhere (the Dockerfile and `megatron-encdec doctor` name the command).
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def read_version() -> str:
+    """`__version__` of the package, read and not imported: its dependencies may not be there yet."""
+    source = (HERE / "megatron_encdec" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE).group(1)
+
+
+def read_readme() -> str:
+    """The long description, empty where only the package was copied (as in a Docker layer)."""
+    readme = HERE / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.is_file() else ""
+
+
+setup(
+    name="megatron-encdec",
+    version=read_version(),
+    description="Text-encoder pretraining on Megatron-core whose objective changes mid-run",
+    long_description=read_readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["megatron_encdec", "megatron_encdec.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "torch==2.13.0",
+        # 0.17 and later need Python 3.12; only megatron_encdec/platform/megatron.py knows the difference.
+        "megatron-core==0.16.1; python_version < '3.12'",
+        "megatron-core==0.19.2; python_version >= '3.12'",
+        "transformers==5.18.0",  # the version that nemo-automodel 0.7.0 pins
+        "tokenizers>=0.22",
+        "safetensors>=0.6",
+        "datasets>=4.0",
+        "sentencepiece>=0.2",
+        "numpy>=2.0",
+        "packaging>=24.0",
+        "psutil>=6.0",  # megatron.core's dist_checkpointing imports it without asking for it
+        "pyyaml>=6.0",
+        "rich>=13.0",
+    ],
+    extras_require={
+        # Fine-tuning recipes. Retrieval recipes import wandb; triton 3.9 breaks the import of nemo_automodel.
+        "nemo": ["nemo-automodel==0.7.0", "wandb", "triton>=3.7,<3.9; sys_platform == 'linux'"],
+        # Slurm, Docker and torchrun executors; nemo-run 0.11.1 does not work with every leptonai.
+        "launch": ["nemo-run==0.11.1", "leptonai>=0.26.6,<0.28"],
+        "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.6", "tensorboard>=2.18"],
+    },
+    entry_points={"console_scripts": ["megatron-encdec = megatron_encdec.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,64 @@
+"""Token files for the tests of this room, written byte by byte from the format's description."""
+
+import hashlib
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_encdec.text.indexed import IndexedFiles, read_header
+from megatron_encdec.text.manifest import Manifest, Settings, TokenizerRecord, describe, write
+
+CODES = {"uint16": 8, "int32": 4}
+
+
+def _write_pair(prefix: Path, documents: list[list[int]], dtype: str = "uint16",
+                sequences_each: int = 1) -> Path:
+    """PREFIX.bin and PREFIX.idx of `documents`, each stored as `sequences_each` sequences."""
+    sequences = [part.tolist() for document in documents
+                 for part in np.array_split(np.array(document, dtype=int), sequences_each)]
+    lengths = [len(sequence) for sequence in sequences]
+    tokens = np.array([token for sequence in sequences for token in sequence], dtype=dtype)
+    offsets = (np.cumsum([0, *lengths])[:-1] * tokens.itemsize).astype("<i8")
+    first_of_document = np.arange(0, len(sequences) + 1, sequences_each, dtype="<i8")
+    header = struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, CODES[dtype], len(sequences), len(documents) + 1)
+    Path(f"{prefix}.bin").write_bytes(tokens.tobytes())
+    Path(f"{prefix}.idx").write_bytes(header + np.array(lengths, dtype="<i4").tobytes() + offsets.tobytes()
+                                      + first_of_document.tobytes())
+    return prefix
+
+
+@pytest.fixture
+def write_pair():
+    """The writer: write_pair(prefix, documents, dtype="uint16", sequences_each=1) -> prefix."""
+    return _write_pair
+
+
+def _write_manifest(prefix: Path, tokenizer: str = "t") -> Manifest:
+    pair = [Path(f"{prefix}{suffix}").read_bytes() for suffix in (".bin", ".idx")]
+    header = read_header(prefix)
+    hashes = [hashlib.sha256(data).hexdigest() for data in pair]
+    files = IndexedFiles(header.documents, len(pair[0]) // header.dtype.itemsize, len(pair[0]), len(pair[1]),
+                         (hashes[0],), hashes[1])
+    manifest = describe(files, header.dtype.name, bytes_in=1, characters=1, skipped={}, inputs=(),
+                        tokenizer=TokenizerRecord(tokenizer, 60000, 0, None),
+                        settings=Settings("text", 0.0, "train"))
+    write(prefix, manifest)
+    return manifest
+
+
+@pytest.fixture
+def write_manifest():
+    """The manifest's writer: write_manifest(prefix, tokenizer="t") -> manifest; of 1-sequence documents."""
+    return _write_manifest
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A prefix with 60 documents of 0..40 tokens, token k of the row having the id k mod 60000."""
+    lengths = np.random.default_rng(0).integers(0, 41, size=60)
+    row, documents = iter(range(10**6)), []
+    for length in lengths:
+        documents.append([next(row) % 60000 for _ in range(length)])
+    return _write_pair(tmp_path / "corpus", documents), documents

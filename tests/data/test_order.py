@@ -1,0 +1,158 @@
+from collections import Counter
+from math import log2
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_encdec.data.order import CIRCLE, Mixture, Order, floor_sum, permute, permute_array, quantise
+
+KEYS = st.integers(0, 2**64 - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 600), key=KEYS)
+def test_permute_is_a_bijection_and_the_array_form_agrees(size, key):
+    one_by_one = [permute(position, size, key) for position in range(size)]
+    assert sorted(one_by_one) == list(range(size))
+    assert permute_array(np.arange(size), size, key).tolist() == one_by_one
+
+
+@pytest.mark.parametrize("size", [2**16, 2**16 + 1, 99_991])
+def test_permute_is_a_bijection_at_larger_sizes(size):
+    image = permute_array(np.arange(size), size, 7)
+    assert np.bincount(image, minlength=size).tolist() == [1] * size
+    assert len(image) == size
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 2**62), key=KEYS, data=st.data())
+def test_permute_stays_inside_huge_ranges(size, key, data):
+    positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=5, unique=True))
+    images = permute_array(np.array(positions), size, key)
+    assert images.tolist() == [permute(position, size, key) for position in positions]
+    assert len(set(images.tolist())) == len(positions) and 0 <= images.min() and images.max() < size
+
+
+def test_permute_refuses_positions_outside():
+    for position in (-1, 5):
+        with pytest.raises(ValueError, match="outside"):
+            permute(position, 5, 0)
+        with pytest.raises(ValueError, match="outside"):
+            permute_array(np.array([position]), 5, 0)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 11, 16, 37])
+def test_each_place_gets_each_window_equally_often_over_keys(size):
+    keys = 4000
+    images = np.array([permute_array(np.arange(size), size, key * 2654435769) for key in range(keys)])
+    expected = keys / size
+    for column in images.T:
+        chi_square = ((np.bincount(column, minlength=size) - expected) ** 2 / expected).sum()
+        freedom = size - 1
+        assert chi_square < freedom + 5.5 * (2 * freedom) ** 0.5 + 8
+
+
+def test_neighbours_are_shuffled_apart():
+    size = 20_000
+    image = permute_array(np.arange(size), size, 99)
+    assert abs(np.corrcoef(np.arange(size), image)[0, 1]) < 4 / size**0.5
+    assert abs(np.corrcoef(image[:-1], image[1:])[0, 1]) < 4 / size**0.5
+    assert (image == np.arange(size)).sum() < 10  # fixed points: Poisson(1)
+    assert (np.diff(image) == 1).sum() < 10  # so are neighbours kept together
+    runs = (np.diff(image) > 0).mean()
+    assert abs(runs - 0.5) < 4 * (1 / 12 / size) ** 0.5
+    other = permute_array(np.arange(size), size, 100)
+    assert (image == other).sum() < 10
+
+
+@settings(max_examples=200, deadline=None)
+@given(count=st.integers(0, 60), modulus=st.integers(1, 100), step=st.integers(0, 300),
+       offset=st.integers(0, 300))
+def test_floor_sum_equals_brute_force(count, modulus, step, offset):
+    expected = sum((step * j + offset) // modulus for j in range(count))
+    assert floor_sum(count, modulus, step, offset) == expected
+
+
+def test_quantised_weights_sum_exactly_and_none_is_lost():
+    assert quantise([1, 1, 1]) == [1431655766, 1431655765, 1431655765]
+    assert quantise([0.1] * 10 + [1e-9]).count(0) == 0 and sum(quantise([0.3, 0.7, 1e-7])) == CIRCLE
+    for bad in ([1, 0], [], [1, -1], [1, 1e-12]):
+        with pytest.raises(ValueError, match="weights"):
+            quantise(bad)
+
+
+@settings(max_examples=20, deadline=None)
+@given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=6), seed=st.integers(0, 10**9))
+def test_mixture_counts_are_exact_and_prefixes_follow_the_weights(weights, seed):
+    mixture, seen, share = Mixture(weights, seed), Counter(), np.array(weights) / sum(weights)
+    for i in range(1200):
+        source, count = mixture.locate(i)
+        assert count == seen[source]
+        seen[source] += 1
+        for k, expected in enumerate(share * (i + 1)):
+            assert abs(seen[k] - expected) < 2 + 0.5 * log2(i + 1)
+
+
+def test_mixture_far_into_a_run():
+    mixture, start = Mixture([3, 1, 1], 5), 10**13
+    counts = [mixture.count(start, source) for source in range(3)]
+    assert sum(counts) == start and abs(counts[0] - 0.6 * start) < 0.001 * start
+    for i in range(start, start + 300):
+        source, count = mixture.locate(i)
+        assert count == counts[source]
+        counts[source] += 1
+
+
+def test_every_window_exactly_once_an_epoch_of_each_source():
+    windows, order = [7, 20, 1], Order([7, 20, 1], [1, 2, 0.5], seed=3, fingerprints=["x", "y", "z"])
+    seen = [Counter(), Counter(), Counter()]
+    for i in range(400):
+        source, epoch, window = order.locate(i)
+        seen[source][epoch, window] += 1
+    for source, counter in enumerate(seen):
+        last = max(epoch for epoch, _ in counter)
+        assert last >= 3
+        for epoch in range(last):
+            assert [counter[epoch, window] for window in range(windows[source])] == [1] * windows[source]
+        assert max(counter.values()) == 1
+
+
+def test_epochs_seeds_and_sources_have_shuffles_of_their_own():
+    def epoch_order(epoch, **changes):
+        order = Order([50], [1], **{"seed": 3, "fingerprints": ["x"], **changes})
+        return [order.locate(i)[2] for i in range(50 * epoch, 50 * epoch + 50)]
+
+    assert epoch_order(0) == epoch_order(0)
+    others = [epoch_order(1), epoch_order(0, seed=4), epoch_order(0, fingerprints=["y"])]
+    assert all(sum(a == b for a, b in zip(epoch_order(0), other, strict=True)) < 10 for other in others)
+
+
+def test_order_knows_a_source_by_its_data_not_by_its_place():
+    one = Order([10, 30, 20], [1, 2, 3], 9, ["a", "b", "c"])
+    other = Order([20, 10, 30], [3, 1, 2], 9, ["c", "a", "b"])
+    names = [["a", "b", "c"], ["c", "a", "b"]]
+    for i in range(200):
+        (source, *rest), (source_2, *rest_2) = one.locate(i), other.locate(i)
+        assert (names[0][source], rest) == (names[1][source_2], rest_2)
+
+
+def test_order_has_no_state():
+    order = Order([10, 30], [1, 2], 9)
+    forwards = [order.locate(i) for i in range(100)]
+    assert [order.locate(i) for i in reversed(range(100))] == forwards[::-1]
+
+
+def test_known_order_so_that_old_runs_stay_reproducible():
+    order = Order([1000, 500], [0.7, 0.3], 1234, ["a", "b"])
+    expected = [(0, 0, 147), (1, 0, 30), (0, 0, 765), (0, 700, 188)]
+    assert [order.locate(i) for i in (0, 1, 2, 10**6)] == expected
+
+
+@pytest.mark.parametrize("arguments", [([1], [1, 1], 0), ([0], [1], 0), ([1, 1], [1, 1], 0, ["a", "a"])])
+def test_order_refuses_inconsistent_sources(arguments):
+    with pytest.raises(ValueError):
+        Order(*arguments)
+    with pytest.raises(ValueError, match="numbered from 0"):
+        Order([1], [1], 0).locate(-1)

@@ -1,0 +1,118 @@
+"""Attention is what the micro-batch says it is: probes on every attention path that runs on this machine.
+
+A probe changes one token and looks at which positions' outputs move.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_encdec.data.samples import Sample
+from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.trunk import build_trunk
+from megatron_encdec.objectives import ObjectiveConfig, build_objective, collate
+
+LENGTH, VOCABULARY, MASK = 24, 101, 1
+
+
+def trunk_of(topology, dtype=torch.float32, **changes):
+    sizes = dict(num_layers=2, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, num_query_groups=2,
+                 vocabulary_size=VOCABULARY, init_std=0.2)
+    return build_trunk(ModelConfig(**{**sizes, **changes}), topology, dtype, LENGTH, seed=5)
+
+
+def hidden_states(trunk, tokens_BS, kind, cuts):
+    """[B, S, H] with segments cut at `cuts` in every window."""
+    windows, length = tokens_BS.shape
+    ends = sorted({*cuts, length})
+    cu_seqlens = torch.tensor([0] + [b * length + end for b in range(windows) for end in ends], dtype=torch.int32)
+    context = trunk.attention_context(kind, cu_seqlens, length, len(ends) > 1, windows, length)
+    with torch.no_grad():
+        return trunk.hidden_states(tokens_BS, context).transpose(0, 1)
+
+
+def moved(trunk, kind, cuts, position, windows):
+    """Positions whose output moves in window 0 when its token at `position` changes; other windows must not."""
+    tokens_BS = torch.randint(2, VOCABULARY, (windows, LENGTH), generator=torch.Generator().manual_seed(0))
+    changed_BS = tokens_BS.clone()
+    changed_BS[0, position] = (tokens_BS[0, position] + 1 - 2) % (VOCABULARY - 2) + 2
+    before, after = (hidden_states(trunk, tokens, kind, cuts) for tokens in (tokens_BS, changed_BS))
+    difference_BS = (before - after).abs().amax(dim=-1)
+    assert (difference_BS[1:] == 0).all()
+    return set(torch.nonzero(difference_BS[0] > 1e-6).flatten().tolist())
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize(("cuts", "segment"), [((), range(LENGTH)), ((9, 17), range(9, 17))],
+                         ids=["whole", "isolated"])
+def test_what_a_token_reaches(topology, windows, dtype, groups, cuts, segment):
+    trunk, position = trunk_of(topology, dtype, num_query_groups=groups), 12
+    assert moved(trunk, "bidirectional", cuts, position, windows) == set(segment)
+    assert moved(trunk, "causal", cuts, position, windows) == {s for s in segment if s >= position}
+
+
+def test_a_segment_is_as_if_it_were_alone(topology):
+    trunk = trunk_of(topology)
+    tokens_BS = torch.randint(2, VOCABULARY, (1, LENGTH), generator=torch.Generator().manual_seed(1))
+    for kind in ("causal", "bidirectional"):
+        inside = hidden_states(trunk, tokens_BS, kind, (9, 17))[:, 9:17]
+        alone = hidden_states(trunk, tokens_BS[:, 9:17], kind, ())
+        torch.testing.assert_close(inside, alone, atol=2e-6, rtol=1e-5)
+
+
+def test_batch_size_does_not_change_a_window(topology):
+    trunk = trunk_of(topology)
+    tokens_BS = torch.randint(2, VOCABULARY, (3, LENGTH), generator=torch.Generator().manual_seed(2))
+    for kind in ("causal", "bidirectional"):
+        together = hidden_states(trunk, tokens_BS, kind, ())
+        for b in range(3):
+            torch.testing.assert_close(together[b:b + 1], hidden_states(trunk, tokens_BS[b:b + 1], kind, ()),
+                                       atol=2e-6, rtol=1e-5)
+
+
+def loss_of(trunk, batch):
+    context = trunk.attention_context(batch.attention, torch.from_numpy(batch.cu_seqlens), batch.longest,
+                                      batch.isolated, *batch.inputs_BS.shape)
+    return trunk(*(torch.from_numpy(array) for array in (batch.inputs_BS,)), context,
+                 torch.from_numpy(batch.label_positions_N), torch.from_numpy(batch.labels_N))
+
+
+def batch_of(objective, windows=2):
+    draw = np.random.default_rng(3)
+    samples = [Sample(i, 0, 0, i, draw.integers(2, VOCABULARY, LENGTH), np.array([10, LENGTH])) for i in range(windows)]
+    return collate(build_objective(ObjectiveConfig.from_yaml(objective, "objective"), MASK, [0, 1], VOCABULARY),
+                   samples, 0)
+
+
+@pytest.mark.parametrize("objective", ["clm", "mlm:0.5"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_loss_is_cross_entropy_at_the_labels(topology, objective, tied):
+    """Against plain cross-entropy over all positions, the padded columns left out."""
+    trunk, batch = trunk_of(topology, tied_embeddings=tied), batch_of(objective)
+    hidden_BSH = hidden_states(trunk, torch.from_numpy(batch.inputs_BS), batch.attention, (10,))
+    table_VH = (trunk.embedding.word_embeddings if tied else trunk.output_layer).weight[:VOCABULARY]
+    logits_TV = (hidden_BSH @ table_VH.T).flatten(0, 1)
+    expected_N = torch.nn.functional.cross_entropy(
+        logits_TV[torch.from_numpy(batch.label_positions_N)], torch.from_numpy(batch.labels_N), reduction="none")
+    torch.testing.assert_close(loss_of(trunk, batch), expected_N, atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_without_labels_has_no_loss_and_no_gradient(topology):
+    trunk, batch = trunk_of(topology), batch_of("mlm:0.5")
+    empty = type(batch)(**{**vars(batch), "label_positions_N": np.zeros(0, np.int64),
+                           "labels_N": np.zeros(0, np.int64)})
+    loss_N = loss_of(trunk, empty)
+    assert loss_N.numel() == 0
+    loss_N.sum().backward()
+    assert all(not p.grad.any() for p in trunk.parameters() if p.grad is not None)
+
+
+def test_the_switch_changes_no_parameter(topology):
+    trunk = trunk_of(topology)
+    before = {name: (p.shape, p.detach().clone()) for name, p in trunk.named_parameters()}
+    loss_of(trunk, batch_of("clm")), loss_of(trunk, batch_of("mlm"))
+    after = dict(trunk.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, (_, value) in before.items())

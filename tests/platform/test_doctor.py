@@ -1,0 +1,122 @@
+"""doctor: what it says of this machine, of broken packages, and its exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+
+import pytest
+import torch
+
+from megatron_encdec.platform import doctor
+from megatron_encdec.platform.device import bf16_is_native, device_type
+
+
+def write_module(directory, name, source):
+    directory.mkdir(exist_ok=True)
+    (directory / f"{name}.py").write_text(source)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """`examine()` of this machine with a usable flash_attn, a broken nemo_automodel and an nvidia-smi added."""
+    directory = tmp_path_factory.mktemp("packages")
+    write_module(directory, "flash_attn", "")
+    write_module(directory, "nemo_automodel", "raise OSError('libcudart.so:\\ncannot open')")
+    smi = directory / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 999.1\n")
+    smi.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(directory))
+        patch.setenv("PATH", f"{directory}{os.pathsep}{os.environ['PATH']}")
+        yield doctor.examine()
+
+
+def test_this_machine_can_train(report):
+    assert report["can_train"] and report["problems"] == []
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["packages"]["megatron.core"]["state"] == "usable"
+    assert report["device"]["type"] == device_type()
+    assert report["device"]["bf16_native"] == bf16_is_native()
+    assert report["device"]["cores"] >= 1 and report["device"]["memory_bytes"] > 2**28
+    assert report["backends"]["communication"] == ("nccl" if device_type() == "cuda" else "gloo")
+    assert report["backends"]["fp8"].startswith("not possible: ")
+    json.dumps(report)
+
+
+def test_optional_packages_are_looked_at_but_not_imported(report):
+    assert report["packages"]["flash_attn"]["state"] == "usable"
+    assert report["packages"]["flash_attn"]["version"] is None
+    assert report["packages"]["nemo_automodel"]["state"] == "broken"
+    assert {"flash_attn", "nemo_automodel"}.isdisjoint(sys.modules)
+
+
+def test_lines_name_the_command_for_what_is_missing_and_why_something_is_broken(report):
+    lines = doctor.report_lines(report)
+    assert lines[-1] == "training can start here"
+    text = "\n".join(lines)
+    assert "OSError: libcudart.so: cannot open" in text and "Traceback" not in text
+    for package in report["packages"].values():
+        assert (package["install"] in text) == (package["state"] != "usable" or package["name"] == "torch"
+                                                and "for a build that fits the driver" in text)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the GPU is used")
+def test_a_driver_that_torch_does_not_see_is_pointed_out(report):
+    text = "\n".join(doctor.report_lines(report))
+    assert "not used: driver 999.1 is here, but this torch is" in text
+
+
+@pytest.mark.parametrize(("source", "why"), [
+    ("raise RuntimeError('no\\n kernel image')", "RuntimeError: no kernel image"),
+    ("import not_a_module", "ModuleNotFoundError: No module named 'not_a_module'"),
+    ("import os; os.abort()", "its import ended the process with code -6"),
+    ("import sys; print('noise', file=sys.stderr); sys.exit(7)", "SystemExit: 7"),
+])
+def test_a_broken_package_is_one_line(tmp_path, monkeypatch, source, why):
+    write_module(tmp_path, "frail", source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = doctor.examine_package(doctor.Package("frail", ("frail",), "a test"))
+    assert found == {"version": None, "state": "broken", "why": why}
+
+
+def test_a_missing_package_has_a_command():
+    package = doctor.Package("a_module_that_is_not_there", ("a-distribution",), "a test")
+    assert doctor.examine_package(package)["state"] == "missing"
+    assert package.command == "pip install a-distribution"
+
+
+def test_without_torch_it_says_what_to_install_and_exits_1(tmp_path):
+    write_module(tmp_path, "torch", "raise ImportError('libtorch.so is gone')")
+    for name in ("transformers", "tensorboard", "datasets"):  # only to be quick
+        write_module(tmp_path, name, "")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run([sys.executable, "-m", "megatron_encdec", "doctor"], capture_output=True, text=True,
+                          timeout=120, env={**os.environ, "PYTHONPATH": paths})
+    assert done.returncode == 1
+    assert "training cannot start here: torch is broken (ImportError: libtorch.so is gone)" in done.stdout
+    assert "mend or uninstall torch" in done.stdout  # what megatron.core fails with
+    assert "pip install 'torch==" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_json_and_exit_code_follow_the_report(report, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "examine", lambda: {**report, "can_train": False})
+    assert doctor.run(Namespace(json=True)) == 1
+    assert json.loads(capsys.readouterr().out)["versions"] == report["versions"]
+    monkeypatch.setattr(doctor, "examine", lambda: report)
+    assert doctor.run(Namespace(json=False)) == 0
+    assert capsys.readouterr().out.splitlines() == doctor.report_lines(report)
+
+
+@pytest.mark.parametrize(("device", "engine", "reasons"), [
+    ({"type": "cpu", "gpus": []}, "missing", ["no CUDA GPU", "Transformer Engine is missing"]),
+    ({"type": "cuda", "gpus": [{"capability": [8, 0]}]}, "usable", ["older than compute capability 8.9"]),
+    ({"type": "cuda", "gpus": [{"capability": [9, 0]}]}, "broken", ["Transformer Engine is broken"]),
+    ({"type": "cuda", "gpus": [{"capability": [9, 0]}]}, "usable", ["does not use it yet"]),
+])
+def test_fp8_reasons(device, engine, reasons):
+    refusal = doctor.fp8_refusal(device, engine)
+    assert refusal.removeprefix("not possible: ").count(" and ") >= len(reasons) - 1
+    assert all(reason in refusal for reason in reasons)

@@ -1,0 +1,45 @@
+"""A run as small as they come: its config, `megatron-encdec` as a process, and reading what it logged."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TIMING = ("tokens_per_second", "mfu")
+BASE = """
+run: {{dir: RUN, seed: 3}}
+tokenizer: {{path: {root}/tokenizer}}
+data:
+  train: [{{path: {root}/text}}]
+  validation: [{{path: {root}/text.validation}}]
+  sequence_length: 64
+model: {{num_layers: 2, hidden_size: 32, ffn_hidden_size: 64, num_attention_heads: 4, num_query_groups: 2}}
+phases:
+  - {{name: causal, objective: clm, steps: 6}}
+  - {{name: masked, objective: {{name: mlm, mask_ratio: 0.3}}, steps: 6}}
+optimizer: {{lr: 5.0e-3}}
+schedule: {{name: wsd, warmup_steps: 2, decay_steps: 3}}
+batch: {{global_size: 8, micro_size: 2}}
+precision: {{dtype: fp32}}
+checkpoint: {{every: 100, keep: 1}}
+evaluation: {{every: 100, batches: 1}}
+logging: {{tensorboard: false}}
+"""
+
+
+def run_cli(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """`megatron-encdec ARGUMENTS` in a process of its own."""
+    result = subprocess.run([sys.executable, "-m", "megatron_encdec", *map(str, arguments)], text=True,
+                            capture_output=True, timeout=300,
+                            env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    if check and result.returncode:
+        raise AssertionError(f"exit {result.returncode}\n{result.stdout}\n{result.stderr}")
+    return result
+
+
+def metrics(run: Path, kind: str = "train") -> list[dict]:
+    """Lines of one kind, without the fields that are measured times."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMING}
+            for line in lines if line["kind"] == kind]

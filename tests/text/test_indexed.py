@@ -1,0 +1,92 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text import indexed
+from megatron_encdec.text.indexed import IndexedWriter, bin_path, idx_path, read_header, token_dtype
+
+DOCUMENTS = [[5, 6, 0], [7, 0], [0], [8, 9, 10, 11, 0]]
+
+
+def write(prefix, dtype, documents=DOCUMENTS, at_once=2):
+    with IndexedWriter(prefix, np.dtype(dtype)) as writer:
+        for i in range(0, len(documents), at_once):
+            some = documents[i : i + at_once]
+            writer.append(np.array(sum(some, []), dtype), np.array([len(document) for document in some]))
+        files = writer.finish()
+        writer.publish()
+    return files
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32"])
+def test_megatron_reads_it(tmp_path, dtype):
+    dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    write(tmp_path / "d", dtype)
+    theirs = dataset.IndexedDataset(str(tmp_path / "d"))
+    assert [theirs[i].tolist() for i in range(len(theirs))] == DOCUMENTS
+    assert theirs[0].dtype == dtype
+    assert theirs.document_indices.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32"])
+def test_same_bytes_as_megatrons_writer(tmp_path, dtype):
+    torch = pytest.importorskip("torch")
+    dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    write(tmp_path / "ours", dtype)
+    builder = dataset.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.dtype(dtype).type)
+    for document in DOCUMENTS:
+        builder.add_document(torch.tensor(document), [len(document)])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    for suffix in (".bin", ".idx"):
+        assert (tmp_path / f"ours{suffix}").read_bytes() == (tmp_path / f"theirs{suffix}").read_bytes()
+
+
+def test_index_larger_than_a_chunk(tmp_path, monkeypatch):
+    documents = [[i % 7] * (1 + i % 3) for i in range(50)]
+    write(tmp_path / "whole", "uint16", documents)
+    monkeypatch.setattr(indexed, "CHUNK", 8)
+    write(tmp_path / "pieces", "uint16", documents, at_once=7)
+    assert idx_path(tmp_path / "whole").read_bytes() == idx_path(tmp_path / "pieces").read_bytes()
+
+
+def test_hashes_are_of_the_files_shard_by_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(indexed, "SHARD_SIZE", 8)
+    files = write(tmp_path / "d", "uint16")
+    content = bin_path(tmp_path / "d").read_bytes()
+    assert files.bin_bytes == len(content) == 22
+    assert files.shards == tuple(hashlib.sha256(content[i : i + 8]).hexdigest() for i in (0, 8, 16))
+    assert files.idx_sha256 == hashlib.sha256(idx_path(tmp_path / "d").read_bytes()).hexdigest()
+
+
+def test_width_follows_megatrons_rule():
+    names = [token_dtype(size).name for size in (8191, 65499, 65500, 128256)]
+    assert names == ["uint16", "uint16", "int32", "int32"]
+
+
+def test_header_tells_sizes(tmp_path):
+    write(tmp_path / "d", "int32")
+    header = read_header(tmp_path / "d")
+    assert (header.documents, header.sequences, header.bin_bytes, header.dtype) == (4, 4, 44, np.int32)
+    assert header.idx_bytes == idx_path(tmp_path / "d").stat().st_size
+
+
+def write_half(prefix):
+    with IndexedWriter(prefix, np.dtype("uint16")) as writer:
+        writer.append(np.array([1, 2], np.uint16), np.array([2]))
+        raise KeyboardInterrupt
+
+
+def test_nothing_is_left_of_an_unfinished_writer(tmp_path):
+    write(tmp_path / "d", "uint16")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(KeyboardInterrupt):
+        write_half(tmp_path / "d")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_two_writers_of_one_output_are_refused(tmp_path):
+    with (IndexedWriter(tmp_path / "d", np.dtype("uint16")),
+          pytest.raises(UserError, match="another process is writing")):
+        IndexedWriter(tmp_path / "d", np.dtype("uint16"))

@@ -1,0 +1,76 @@
+import json
+
+import numpy as np
+import pytest
+
+from megatron_encdec.platform.errors import IntegrityError, UserError
+from megatron_encdec.text import manifest as manifests
+from megatron_encdec.text.indexed import IndexedWriter
+from megatron_encdec.text.manifest import InputRecord, Settings, Skipped, TokenizerRecord, check_files
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    """A written and described pair of files: 2 documents, 5 tokens."""
+    with IndexedWriter(tmp_path / "d", np.dtype("uint16")) as writer:
+        writer.append(np.array([3, 4, 0, 5, 0], np.uint16), np.array([3, 2]))
+        files = writer.finish()
+        writer.publish()
+    manifests.write(tmp_path / "d", manifests.describe(
+        files, "uint16", bytes_in=30, characters=9, skipped={"empty": Skipped(1, ("a.txt:1",))},
+        tokenizer=TokenizerRecord("f" * 64, 300, 0, None), settings=Settings("text", 0.0, "train"),
+        inputs=(InputRecord("a.txt", 30, 1),)))
+    return tmp_path / "d"
+
+
+def test_what_is_written_is_read(prefix):
+    manifest = manifests.read(prefix)
+    assert (manifest.documents, manifest.tokens, manifest.bin_bytes) == (2, 5, 10)
+    assert manifest.skipped == {"empty": Skipped(1, ("a.txt:1",))}
+    assert check_files(prefix) == manifest
+
+
+def test_data_of_other_tools_has_no_manifest(prefix):
+    manifests.manifest_path(prefix).unlink()
+    assert check_files(prefix) is None
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_changed_sizes_are_refused_by_name(prefix, suffix, with_manifest):
+    if not with_manifest:
+        manifests.manifest_path(prefix).unlink()
+    path = prefix.with_name(prefix.name + suffix)
+    content = path.read_bytes()
+    for changed, what in ((content[:-1], "truncated"), (content + b"\0", "appended"), (b"", "truncated")):
+        path.write_bytes(changed)
+        message = rf"d\{suffix}: .*{what}.*expected \d+ bytes, found {len(changed)}"
+        with pytest.raises(IntegrityError, match=message):
+            check_files(prefix)
+    path.unlink()
+    with pytest.raises(IntegrityError, match=rf"d\{suffix}: missing"):
+        check_files(prefix)
+
+
+def test_foreign_index_is_refused(prefix):
+    path = prefix.with_name("d.idx")
+    path.write_bytes(b"X" + path.read_bytes()[1:])
+    with pytest.raises(IntegrityError, match=r"d\.idx: not a Megatron index"):
+        check_files(prefix)
+
+
+def test_files_of_another_run_are_refused(prefix):
+    """Same sizes, other counts: only the manifest can tell."""
+    path = manifests.manifest_path(prefix)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"tokens": 4}))
+    with pytest.raises(IntegrityError, match=r"d\.idx: has 5 tokens, .*manifest\.json says 4"):
+        check_files(prefix)
+
+
+@pytest.mark.parametrize("change", ["{", "[]", '{"documents": 1}', None])
+def test_malformed_manifest_is_refused_by_name(prefix, change):
+    path = manifests.manifest_path(prefix)
+    path.write_text(change or path.read_text().replace('"shards": [\n    "', '"shards": [\n    "0'))
+    with pytest.raises(UserError, match=r"d\.manifest\.json: "):
+        manifests.read(prefix)

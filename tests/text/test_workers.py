@@ -1,0 +1,66 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.workers import LOOK_AHEAD_PER_WORKER, Workers
+
+APPLY = "functools:partial"  # a factory from the standard library: partial(f) answers f(item)
+
+
+def test_answers_come_in_order_with_a_bounded_look_ahead():
+    taken = []
+
+    def items():
+        for i in range(30):
+            taken.append(i)
+            yield range(20_000 * (3 - i % 4), -1, -1)  # the first of each four takes longest
+
+    with Workers(APPLY, (sorted,), 2) as pool:
+        answers = pool.map_ordered(items())
+        assert len(next(answers)) == 60_001
+        assert len(taken) <= 2 * LOOK_AHEAD_PER_WORKER
+        assert [len(answer) for answer in answers] == [20_000 * (3 - i % 4) + 1 for i in range(1, 30)]
+
+
+def test_errors_of_a_worker_reach_the_caller(tmp_path):
+    with Workers("megatron_encdec.text.tokenizer:load_tokenizer", (str(tmp_path),), 1) as pool, \
+            pytest.raises(UserError, match="no tokenizer here"):
+        list(pool.map_ordered(["x"]))
+    with Workers(APPLY, (int,), 1) as pool, pytest.raises(RuntimeError, match="invalid literal for int"):
+        list(pool.map_ordered(["1", "x", "2"]))
+
+
+def test_a_killed_worker_is_a_user_error():
+    message = "ended with exit code 3.*fewer workers"
+    with Workers(APPLY, (os._exit,), 2) as pool, pytest.raises(UserError, match=message):
+        list(pool.map_ordered([3, 3, 3, 3]))
+
+
+def test_workers_end_with_a_killed_parent():
+    script = ("import os, sys, time; from megatron_encdec.text.workers import Workers\n"
+              "pool = Workers('functools:partial', (abs,), 2)\n"
+              "list(pool.map_ordered([1, 2]))\n"
+              "print(*[process.pid for process in pool._processes], flush=True); time.sleep(60)")
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    """Whether the process runs (one that ended but has no parent to collect it does not)."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
