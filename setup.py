@@ -1,8 +1,8 @@
 """Packaging: what is installed, and with which versions.
 
-Exact pins are the ones whose inside this project stands on; the rest are floors. `tools/constraints.txt` pins the
-whole development environment. Transformer Engine is in no extra: its setup needs a CUDA build of torch already
-installed, so it cannot even be resolved elsewhere (the Dockerfile and `megatron-encdec doctor` name the command).
+Exact pins are the ones whose inside this project stands on; the rest are floors. `tools/constraints.txt` pins
+the whole development environment. Transformer Engine is in no extra: its setup needs a CUDA build of torch
+already installed, so it cannot even be resolved elsewhere; `megatron-encdec doctor` prints its command.
 """
 
 import re
@@ -51,8 +51,8 @@ setup(
         "rich>=13.0",
     ],
     extras_require={
-        # Fine-tuning recipes. Retrieval recipes import wandb; triton 3.9 breaks the import of nemo_automodel.
-        "nemo": ["nemo-automodel==0.7.0", "wandb", "triton>=3.7,<3.9; sys_platform == 'linux'"],
+        # Fine-tuning recipes. Those for retrieval import wandb; triton 3.9 breaks nemo_automodel's import.
+        "nemo": ["nemo-automodel==0.7.0", "wandb>=0.30", "triton>=3.7,<3.9; sys_platform == 'linux'"],
         # Slurm, Docker and torchrun executors; nemo-run 0.11.1 does not work with every leptonai.
         "launch": ["nemo-run==0.11.1", "leptonai>=0.26.6,<0.28"],
         "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.6", "tensorboard>=2.18"],

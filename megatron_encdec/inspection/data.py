@@ -64,7 +64,8 @@ def describe(prefix: str) -> dict:
         "document_lengths": length_statistics(lengths_L, documents_L), "manifest": manifest is not None}
     if manifest is None:
         return report
-    return {**report, "bytes_in": manifest.bytes_in, "bytes_per_token": manifest.bytes_in / max(1, store.tokens),
+    return {**report, "bytes_in": manifest.bytes_in,
+            "bytes_per_token": manifest.bytes_in / max(1, store.tokens),
             "characters_per_token": manifest.characters / max(1, store.tokens),
             "skipped": to_dict(manifest.skipped), "tokenizer": to_dict(manifest.tokenizer),
             "settings": to_dict(manifest.settings)}
@@ -84,7 +85,8 @@ def windows(arguments: argparse.Namespace, report: dict) -> list[dict]:
     samples, objective = Samples(config), None
     if arguments.objective:
         settings = ObjectiveConfig.from_yaml(parse_yaml(arguments.objective, "--objective"), "--objective")
-        objective = build_objective(settings, tokenizer.mask_id, tokenizer.special_ids, tokenizer.vocabulary_size)
+        objective = build_objective(settings, tokenizer.mask_id, tokenizer.special_ids,
+                                    tokenizer.vocabulary_size)
     return [_window(samples, index, objective, tokenizer) for index in range(arguments.samples)]
 
 
@@ -92,21 +94,22 @@ def _window(samples: Samples, index: int, objective, tokenizer: Tokenizer) -> di
     sample = samples.sample(index)
     length = samples.sequence_length
     if sample.tokens_S.min() < 0 or sample.tokens_S.max() >= tokenizer.vocabulary_size:
-        raise UserError(f"--tokenizer {tokenizer.path}: has {tokenizer.vocabulary_size} tokens, the data holds the id "
-                        f"{sample.tokens_S.max()}; name the tokenizer that wrote the data")
+        raise UserError(f"--tokenizer {tokenizer.path}: has {tokenizer.vocabulary_size} tokens, the data "
+                        f"holds the id {sample.tokens_S.max()}; name the tokenizer that wrote the data")
     labelled = objective.apply(sample, samples.seed) if objective else None
     marks = marks_of(objective, labelled, sample, tokenizer) if objective else {}
     document_ends = samples.stores[0].document_ends(sample.window * length, length)
+    targets = len(labelled.positions_N) if labelled else None
     return {"sample": index, "epoch": sample.epoch, "window": sample.window, "tokens": length,
-            "segments": len(sample.segment_ends_E), "targets": len(labelled.positions_N) if labelled else None,
+            "segments": len(sample.segment_ends_E), "targets": targets,
             "text": show(tokenizer, sample.tokens_S, document_ends, marks)}
 
 
 def _tokenizer(arguments: argparse.Namespace, report: dict) -> Tokenizer:
     tokenizer = load_tokenizer(arguments.tokenizer, arguments.mask_token, arguments.eod_token)
     if report["manifest"] and report["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
-        raise UserError(f"--tokenizer {arguments.tokenizer}: is not the tokenizer that wrote {report['prefix']} "
-                        f"(fingerprint {tokenizer.fingerprint[:12]}, the manifest says "
+        raise UserError(f"--tokenizer {arguments.tokenizer}: is not the tokenizer that wrote "
+                        f"{report['prefix']} (fingerprint {tokenizer.fingerprint[:12]}, the manifest says "
                         f"{report['tokenizer']['fingerprint'][:12]})")
     return tokenizer
 
@@ -133,8 +136,8 @@ def inspect(arguments: argparse.Namespace) -> None:
     for window in shown:
         predicted = "" if window["targets"] is None else \
             f", {window['targets']} targets ({window['targets'] / window['tokens']:.1%})"
-        say(f"sample {window['sample']} (window {window['window']:,} of the data): {window['tokens']} tokens in "
-            f"{window['segments']} segment(s){predicted}")
+        say(f"sample {window['sample']} (window {window['window']:,} of the data): {window['tokens']} tokens "
+            f"in {window['segments']} segment(s){predicted}")
         say(indented(window["text"]) + "\n")
 
 
@@ -147,8 +150,8 @@ def _facts(report: dict) -> list[tuple[str, str]]:
         return [*facts, ("manifest", "none: written by another tool, or a copy without it")]
     tokenizer, settings = report["tokenizer"], report["settings"]
     facts += [
-        ("input", f"{size(report['bytes_in'])}, {settings['split']} split, {report['bytes_per_token']:.2f} bytes and "
-                  f"{report['characters_per_token']:.2f} characters a token"),
+        ("input", f"{size(report['bytes_in'])}, {settings['split']} split, {report['bytes_per_token']:.2f} "
+                  f"bytes and {report['characters_per_token']:.2f} characters a token"),
         ("tokenizer", f"{tokenizer['vocabulary_size']:,} tokens, end of document {tokenizer['eod_id']}, mask "
                       f"{'none' if tokenizer['mask_id'] is None else tokenizer['mask_id']}, fingerprint "
                       f"{tokenizer['fingerprint'][:12]}")]

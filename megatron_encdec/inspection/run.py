@@ -110,12 +110,13 @@ def corpus_entropy(config: Config, fingerprints: list[str] | None) -> tuple[Entr
         return None, str(error)
 
 
-def describe(directory: str) -> dict:
-    """Everything `inspect run` knows of one run, as plain data."""
-    config, records = read_run(directory)
+def describe(directory: str, config: Config, records: list[dict], with_entropy: bool) -> dict:
+    """Everything `inspect run` knows of one run, as plain data; without the entropy no data is read."""
     checkpoint = newest(Path(directory) / "checkpoints")
-    fingerprints = read_run_state(checkpoint)["data_fingerprints"] if checkpoint else None
-    entropy, unknown = corpus_entropy(config, fingerprints)
+    entropy, unknown = None, "not counted when runs are compared"
+    if with_entropy:
+        fingerprints = read_run_state(checkpoint)["data_fingerprints"] if checkpoint else None
+        entropy, unknown = corpus_entropy(config, fingerprints)
     phases = phase_summaries(config, records, entropy)
     last = [record for record in records if record.get("kind") == "train"][-1]
     return {
@@ -137,9 +138,12 @@ def inspect(arguments: argparse.Namespace) -> None:
     if len(arguments.runs) > 1:
         if arguments.model:
             raise UserError("inspect run: --model goes with one run; leave it out to compare several")
-        comparison.inspect([(describe(run), read_run(run)[0]) for run in arguments.runs], arguments.json)
+        runs = [(run, *read_run(run)) for run in arguments.runs]
+        comparison.inspect([(describe(*run, with_entropy=False), run[1]) for run in runs], arguments.json)
         return
-    report = {**describe(arguments.runs[0]), "models": [_model(directory) for directory in arguments.model]}
+    directory = arguments.runs[0]
+    report = {**describe(directory, *read_run(directory), with_entropy=True),
+              "models": [_model(model) for model in arguments.model]}
     if arguments.json:
         print(json.dumps(report, indent=2))
         return

@@ -1,7 +1,5 @@
 """The model card: what a reader needs to know of the run before using the model."""
 
-import json
-
 from megatron_encdec.interop.source import Source
 from megatron_encdec.interop.targets import Target
 from megatron_encdec.rundir.metrics import read_metrics
@@ -34,9 +32,10 @@ tags: [megatron_encdec, {state["objective"]}]
 ---
 # {target.model_class}, step {state["step"]}
 
-A {model.parameter_count() / 1e6:,.1f}M-parameter trunk ({model.num_layers} layers, hidden size {model.hidden_size}, \
-{model.num_attention_heads} heads, {model.num_query_groups} key/value groups), pretrained with megatron_encdec and \
-exported as a stock `{target.model_class}`: {target.attention} attention, weights in {dtype}.
+A trunk of {model.parameter_count() / 1e6:,.1f}M parameters ({model.num_layers} layers, hidden size \
+{model.hidden_size}, {model.num_attention_heads} heads, {model.num_query_groups} key/value groups), \
+pretrained with megatron_encdec and exported as a stock `{target.model_class}`: {target.attention} \
+attention, weights in {dtype}.
 
 ```python
 {_USE[target.task]}
@@ -79,14 +78,13 @@ def _metrics(source: Source) -> str:
     lines = []
     records = [record for record in read_metrics(source.run / "metrics.jsonl", torn_tail=True)
                if record.get("step", 0) <= source.state["step"]]
-    for record in reversed(records):
-        if record["kind"] == "train" and record["loss"] is not None:
-            lines.append(f"- training loss ({record['objective']}, step {record['step']}): {record['loss']:.4f}")
-            break
-    for record in reversed(records):
-        if record["kind"] == "eval":
-            shown = ", ".join(f"{name} {json.dumps(round(loss, 4))}" for name, loss in record["losses"].items()
-                              if loss is not None)
-            lines.append(f"- validation loss by objective (step {record['step']}): {shown}")
-            break
+    trained = [line for line in records if line["kind"] == "train" and line["loss"] is not None]
+    if trained:
+        last = trained[-1]
+        lines.append(f"- training loss ({last['objective']}, step {last['step']}): {last['loss']:.4f}")
+    evaluated = [line for line in records if line["kind"] == "eval"]
+    if evaluated:
+        last = evaluated[-1]
+        shown = ", ".join(f"{name} {loss:.4f}" for name, loss in last["losses"].items() if loss is not None)
+        lines.append(f"- validation loss by objective (step {last['step']}): {shown}")
     return "\n".join(lines) + "\n\n" if lines else ""

@@ -16,9 +16,9 @@ checkpoint as LlamaForCausalLM, a masked-language-model checkpoint as EuroBertFo
   megatron-encdec export runs/a@1000 models/a-clm           the checkpoint of step 1000
   megatron-encdec export runs/a@1000 models/a-enc --as eurobert --dtype bf16
 
-The result holds weights (safetensors), config, tokenizer and a model card; before it appears under its name it
-is loaded back and its logits are compared with the trunk's. The same command again finds nothing to do. Paths in
-a run's config are relative to where pretrain ran: export from there.
+The result holds weights (safetensors), config, tokenizer and a model card; before it appears under its name
+it is loaded back and its logits are compared with the trunk's. The same command again finds nothing to do.
+Paths in a run's config are relative to where pretrain ran: export from there.
 """
 
 
@@ -26,11 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `export`."""
     parser.description = DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("run", metavar="RUN_DIR[@STEP]", help="run directory; the newest checkpoint unless named")
+    parser.add_argument("run", metavar="RUN_DIR[@STEP]", help="run directory; default: newest checkpoint")
     parser.add_argument("out", metavar="OUT", help="directory to write; complete or absent")
     parser.add_argument("--as", dest="as_", choices=("auto", "llama", "eurobert"), default="auto",
                         help="class; auto: by the objective of that step (default)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights (default: fp32)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32",
+                        help="of the weights (default: fp32)")
     parser.add_argument("--force", action="store_true", help="replace another export at OUT")
 
 
@@ -53,6 +54,6 @@ def _be_one_process() -> None:
     """Refuse several ranks; inside one task of a Slurm allocation be the only one."""
     environment = RankEnvironment.read()
     if environment.world_size > 1 and ("RANK" in os.environ or environment.rank > 0):
-        raise UserError(f"export: runs in one process, this is rank {environment.rank} of {environment.world_size}; "
-                        "start it without torchrun or srun")
+        raise UserError(f"export: runs in one process, this is rank {environment.rank} of "
+                        f"{environment.world_size}; start it without torchrun or srun")
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")

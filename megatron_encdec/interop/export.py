@@ -1,4 +1,4 @@
-"""A checkpoint as a Hugging Face model directory: stock classes, complete or absent, compared before it counts.
+"""A checkpoint as a Hugging Face model directory: stock classes, compared, complete or absent.
 
     1. `find`            the checkpoint, its config and tokenizer
     2. `choose`          Llama or EuroBERT, by the objective or by wish
@@ -33,7 +33,7 @@ RECORD = "export.json"
 
 @dataclass(frozen=True)
 class Export:
-    """What `export` did. `difference`: largest difference of logits; None where the export was there already."""
+    """What `export` did; `difference` of logits at most, None where the export was there already."""
 
     path: Path
     model_class: str
@@ -44,9 +44,9 @@ def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "fp32", fo
            say: Callable[[str], None] = print) -> Export:
     """Write the checkpoint `RUN_DIR[@STEP]` to the directory `out` as a stock Hugging Face model.
 
-    `as_`: auto (by the objective of that step), llama, eurobert. `dtype`: fp32 or bf16, of the written weights.
-    `force` replaces another export at `out`. Raises `UserError` for a mistake, `ParityError` where the result
-    would not compute what the trunk computes; `out` is then as it was.
+    `as_`: auto (by the objective of that step), llama, eurobert. `dtype`: fp32 or bf16, of the weights.
+    `force` replaces another export at `out`. Raises `UserError` for a mistake, `ParityError` where the
+    result would not compute what the trunk computes; `out` is then as it was.
     """
     source = find(run)
     target = choose(as_, source.state["objective"])
@@ -79,7 +79,7 @@ def _record(source: Source, target: Target, dtype: str) -> dict:
 
 
 def _is_there(out: Path, record: dict, force: bool) -> bool:
-    """Whether `out` is this very export; `UserError` where it is something else that must not be overwritten."""
+    """Whether `out` is this very export; `UserError` where it is something else, not to be overwritten."""
     if not out.exists():
         return False
     if not out.is_dir():
@@ -111,7 +111,8 @@ def _write(work: Path, source: Source, target: Target, dtype: str, say: Callable
         config = hugging_face_config(target, source.config.model, sequence_length, source.tokenizer,
                                      bos_id(source.tokenizer))
         weights = to_hugging_face(canonical_weights(trunk), source.config.model, target.family)
-        write_model(target, config, {name: tensor.to(DTYPES[dtype]) for name, tensor in weights.items()}, work)
+        weights = {name: tensor.to(DTYPES[dtype]) for name, tensor in weights.items()}
+        write_model(target, config, weights, work)
         del weights
         (work / "README.md").write_text(model_card(source, target, dtype, remarks), encoding="utf-8")
         for remark in remarks:

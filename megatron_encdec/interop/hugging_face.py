@@ -43,40 +43,41 @@ def _respect_device_contexts() -> None:
     from torch.utils import _device
 
     constructors = _device._device_constructors()
-    constructors.update([function.__wrapped__ for function in constructors if hasattr(function, "__wrapped__")])
+    constructors.update([call.__wrapped__ for call in constructors if hasattr(call, "__wrapped__")])
 
 
 def build_model(target: Target, config, weights: dict[str, torch.Tensor]):
     """An instance of the class that holds `weights` themselves; `ParityError` if the names do not match."""
     import transformers
+    from transformers.initialization import no_init_weights
 
-    _respect_device_contexts()
-    with torch.device("meta"):  # no time and memory for weights that are replaced
+    with no_init_weights():  # no time for weights that are replaced
         model = getattr(transformers, target.model_class)(config)
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     missing = set(missing) - ({target.family.tied[0]} if config.tie_word_embeddings else set())
     if missing or unexpected:
         raise ParityError(f"{target.model_class}: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
     model.tie_weights()
-    return model
+    return model.eval()
 
 
 def write_model(target: Target, config, weights: dict[str, torch.Tensor], directory: Path) -> None:
-    """config.json, safetensors (in shards of at most 5 GB) and, for a causal model, generation_config.json."""
+    """config.json, safetensors (shards of at most 5 GB) and, for a causal model, generation_config.json."""
     config.dtype = next(iter(weights.values())).dtype
     with _quiet():
         build_model(target, config, weights).save_pretrained(directory, max_shard_size=_SHARD)
 
 
 def load_model(target: Target, directory: Path):
-    """The model in `directory`, in fp32, through its Auto class; `ParityError` where a key is missing or unexpected."""
+    """The model in `directory`, in fp32, through its Auto class; `ParityError` unless every key fits."""
     import transformers
 
     _respect_device_contexts()
     with _quiet():
         model, info = getattr(transformers, target.auto_class).from_pretrained(
             directory, dtype=torch.float32, output_loading_info=True, local_files_only=True)
-    faults = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    faults = {kind: sorted(info[kind]) for kind in kinds if info[kind]}
     if faults or type(model).__name__ != target.model_class:
         raise ParityError(f"{directory} loads as {type(model).__name__} with {faults or 'all keys'}; "
                           f"expected {target.model_class} with every key")

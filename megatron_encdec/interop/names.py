@@ -1,13 +1,13 @@
 """One name table a family: how each tensor of a Hugging Face model comes from the trunk's, and back.
 
-    1. `canonical_weights(trunk)`        the trunk's tensors under their checkpoint names, whatever the layer spec
-    2. `to_hugging_face(weights, ...)`   trunk tensors -> Hugging Face tensors, vocabulary padding cut off
-    3. `from_hugging_face(weights, ...)` the way back, vocabulary padded with zeros
+    1. `canonical_weights(trunk)`          the trunk's tensors under their names in a checkpoint
+    2. `to_hugging_face(weights, ...)`     trunk tensors -> Hugging Face tensors, vocabulary padding cut off
+    3. `from_hugging_face(weights, ...)`   the way back, vocabulary padded with zeros
 
 A new family is a new `Family`: a row for each tensor, with its shapes and the functions that cut and join it.
 
-Legend: A query heads, G query groups (key/value heads), D head dimension, H hidden size, F feed-forward width,
-V vocabulary. Rotary positions turn halves on both sides, so no row is permuted for them.
+Legend: A query heads, G query groups (key/value heads), D head dimension, F feed-forward width, V vocabulary.
+Rotary positions turn halves on both sides, so no row is permuted for them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ from megatron_encdec.platform.errors import UserError
 
 Tensors = dict[str, torch.Tensor]
 
-# Transformer Engine keeps a norm inside the linear layer after it, and checkpoints use its names for both specs.
+# Transformer Engine keeps a norm inside the linear layer after it; checkpoints use its names for both specs.
 _TORCH_SPEC_NAMES = {"input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
                      "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}
 
@@ -131,11 +131,14 @@ _OURS, _THEIRS = "decoder.layers.{}.", "model.layers.{}."
 LLAMA = Family("Llama", tied=("lm_head.weight", "model.embed_tokens.weight"), rows=(
     Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), _table_shape,
         trim_vocabulary, pad_vocabulary),
-    Row(_OURS + "self_attention.linear_qkv.layer_norm_weight", (_THEIRS + "input_layernorm.weight",), _norm_shape),
+    Row(_OURS + "self_attention.linear_qkv.layer_norm_weight", (_THEIRS + "input_layernorm.weight",),
+        _norm_shape),
     Row(_OURS + "self_attention.linear_qkv.weight",
         tuple(f"{_THEIRS}self_attn.{part}_proj.weight" for part in "qkv"), _qkv_shapes, split_qkv, join_qkv),
-    Row(_OURS + "self_attention.linear_proj.weight", (_THEIRS + "self_attn.o_proj.weight",), _projection_shape),
-    Row(_OURS + "mlp.linear_fc1.layer_norm_weight", (_THEIRS + "post_attention_layernorm.weight",), _norm_shape),
+    Row(_OURS + "self_attention.linear_proj.weight", (_THEIRS + "self_attn.o_proj.weight",),
+        _projection_shape),
+    Row(_OURS + "mlp.linear_fc1.layer_norm_weight", (_THEIRS + "post_attention_layernorm.weight",),
+        _norm_shape),
     Row(_OURS + "mlp.linear_fc1.weight", (_THEIRS + "mlp.gate_proj.weight", _THEIRS + "mlp.up_proj.weight"),
         _gate_up_shapes, split_gate_up, join_gate_up),
     Row(_OURS + "mlp.linear_fc2.weight", (_THEIRS + "mlp.down_proj.weight",), _down_shape),
@@ -153,11 +156,12 @@ def canonical_name(name: str) -> str:
 
 
 def canonical_weights(trunk: torch.nn.Module) -> Tensors:
-    """All parameters of a whole trunk (one process) under canonical names, on the CPU, detached; no copies."""
+    """All parameters of a whole trunk (one process) under canonical names, on the CPU, detached."""
     return {canonical_name(name): parameter.detach().cpu() for name, parameter in trunk.named_parameters()}
 
 
-def to_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig, family: Family = LLAMA) -> Tensors:
+def to_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig,
+                    family: Family = LLAMA) -> Tensors:
     """Hugging Face tensors of a whole trunk's `weights` (canonical names); contiguous, same dtype.
 
     Raises `UserError` naming tensors that are missing or that the family has no place for.
@@ -169,16 +173,17 @@ def to_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig, fam
             for name, tensor in zip(theirs, row.split(weights[ours], model), strict=True)}
 
 
-def from_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig, family: Family = LLAMA) -> Tensors:
+def from_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig,
+                      family: Family = LLAMA) -> Tensors:
     """The trunk's tensors (canonical names) of a Hugging Face state dict: the inverse of `to_hugging_face`.
 
     A tied model may repeat the embedding as its head. Raises `UserError` naming tensors that are missing,
     unknown, or of a shape that `model` does not have.
     """
     weights, (repeated, original) = dict(weights), family.tied
-    if model.tied_embeddings and repeated in weights and original in weights:
-        if not torch.equal(weights.pop(repeated), weights[original]):
-            raise UserError(f"{repeated}: differs from {original}, but model.tied_embeddings is true")
+    head = weights.pop(repeated, None) if model.tied_embeddings else None
+    if head is not None and original in weights and not torch.equal(head, weights[original]):
+        raise UserError(f"{repeated}: differs from {original}, but model.tied_embeddings is true")
     table = list(_expand(family, model))
     _check_names(weights, [name for _, theirs, _ in table for name in theirs], f"{family.name} model")
     out = {}
@@ -186,7 +191,8 @@ def from_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig, f
         parts = tuple(weights[name] for name in theirs)
         for name, part, shape in zip(theirs, parts, row.shapes(model), strict=True):
             if tuple(part.shape) != shape:
-                raise UserError(f"{name}: has shape {list(part.shape)}, the model's sizes ask for {list(shape)}")
+                raise UserError(f"{name}: has shape {list(part.shape)}, the model's sizes ask for "
+                                f"{list(shape)}")
         out[ours] = row.join(parts, model)
     return out
 

@@ -43,8 +43,12 @@ def trunk_logits(trunk: Trunk, tokens_BS: torch.Tensor, kind: AttentionKind) -> 
 
 
 @torch.no_grad()
-def logits_difference(trunk: Trunk, hugging_face, kind: AttentionKind, windows: int = 2, length: int = 64) -> float:
-    """max |trunk - HF| over all logits of `windows` x `length` random tokens (shorter if the trunk is); may be NaN."""
+def logits_difference(trunk: Trunk, hugging_face, kind: AttentionKind, windows: int = 2,
+                      length: int = 64) -> float:
+    """max |trunk - HF| over all logits of `windows` x `length` random tokens; NaN if one is.
+
+    Windows are no longer than the model's positions.
+    """
     length = min(length, hugging_face.config.max_position_embeddings)
     generator = torch.Generator().manual_seed(0)
     tokens_BS = torch.randint(0, trunk.model.vocabulary_size, (windows, length), generator=generator)
@@ -56,8 +60,8 @@ def check_logits(trunk: Trunk, hugging_face, kind: AttentionKind) -> float:
     difference = logits_difference(trunk, hugging_face, kind)
     if not difference <= TOLERANCE:
         cause = "the weights hold NaN or infinity" if difference != difference else "the conversion is wrong"
-        raise ParityError(f"logits of {type(hugging_face).__name__} and of the trunk differ by {difference:.3g} "
-                          f"(allowed {TOLERANCE}): {cause}")
+        raise ParityError(f"logits of {type(hugging_face).__name__} and of the trunk differ by "
+                          f"{difference:.3g} (allowed {TOLERANCE}): {cause}")
     return difference
 
 
@@ -80,7 +84,8 @@ def _trunk_loss(trunk: Trunk, batch: MicroBatch) -> float:
     windows, length = batch.inputs_BS.shape
     context = trunk.attention_context(batch.attention, tensor(batch.cu_seqlens), batch.longest, batch.isolated,
                                       windows, length)
-    loss_N = trunk(tensor(batch.inputs_BS), context, tensor(batch.label_positions_N), tensor(batch.labels_N))
+    loss_N = trunk(tensor(batch.inputs_BS), context, tensor(batch.label_positions_N),
+                   tensor(batch.labels_N))
     return loss_N.double().mean().item()
 
 
@@ -147,7 +152,8 @@ def _exported(out: Path) -> tuple[Target, str]:
 
 def _compare_weights(trunk: Trunk, model, target: Target):
     differing = tensor_differences(trunk, model, target.family)
-    yield not differing, f"tensors, mapped back: {f'{len(differing)} differ, first {differing[0]}' if differing else 'all equal'}"
+    found = f"{len(differing)} differ, first {differing[0]}" if differing else "all equal"
+    yield not differing, f"tensors, mapped back: {found}"
     difference = logits_difference(trunk, model, target.attention)
     yield difference <= TOLERANCE, f"logits, {target.attention}: largest difference {difference:.3g}"
 
@@ -159,7 +165,12 @@ def _compare_losses(trunk: Trunk, model, source: Source, samples: Samples, numbe
     if tokenizer.mask_id is not None:
         settings.setdefault("mlm", ObjectiveConfig("mlm"))
     for name, setting in sorted(settings.items()):
-        objective = build_objective(setting, tokenizer.mask_id, tokenizer.special_ids, tokenizer.vocabulary_size)
+        objective = build_objective(setting, tokenizer.mask_id, tokenizer.special_ids,
+                                    tokenizer.vocabulary_size)
         target = next(target for target in TARGETS.values() if target.attention == objective.attention)
-        other = build_model(target, hugging_face_config(target, config.model, config.data.sequence_length, tokenizer),
-                            model.state_dict())
+        settings_there = hugging_face_config(target, config.model, config.data.sequence_length, tokenizer)
+        same_weights = build_model(target, settings_there, model.state_dict())
+        ours, theirs = losses(trunk, same_weights, samples, objective, numbers)
+        yield (abs(ours - theirs) <= _LOSS_TOLERANCE,
+               f"loss, {name} on {len(numbers)} validation windows: trunk {ours:.6f}, "
+               f"{target.model_class} {theirs:.6f}")

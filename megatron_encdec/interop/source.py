@@ -1,10 +1,10 @@
 """A checkpoint as a whole trunk: fp32, torch layers, one process, whatever topology and precision wrote it.
 
-    1. `find(run)`             RUN_DIR[@STEP] -> the checkpoint, its run's config, run_state.json and tokenizer
+    1. `find(run)`             RUN_DIR[@STEP] -> checkpoint, config, run_state.json, tokenizer
     2. `whole_trunk(source)`   the trunk with the checkpoint's weights
 
-A bf16 run rounds its weights from fp32 masters in the optimizer: the masters are what is loaded, so that nothing
-is lost, and rounding them gives the bf16 weights that the run computed with.
+A bf16 run rounds its weights from fp32 masters in the optimizer: the masters are what is loaded, so that
+nothing is lost, and rounding them gives the bf16 weights that the run computed with.
 """
 
 import contextlib
@@ -62,22 +62,23 @@ def find(run: str) -> Source:
 def _tokenizer(found: Path, config: Config, state: dict) -> Tokenizer:
     settings, where = config.tokenizer, found.parent.parent / "config.yaml"
     if not Path(settings.path).exists():
-        raise UserError(f"{where}: its tokenizer.path {settings.path} is not there; paths in a config are relative "
-                        "to where pretrain ran: export from there, or bring the tokenizer back")
+        raise UserError(f"{where}: its tokenizer.path {settings.path} is not there; paths in a config are "
+                        "relative to where pretrain ran: export from there, or bring the tokenizer back")
     tokenizer = load_tokenizer(settings.path, settings.mask_token, settings.eod_token)
     if tokenizer.fingerprint != state["tokenizer_fingerprint"]:
-        raise UserError(f"{where}: its tokenizer.path {settings.path} is not the tokenizer of {found.name} any more "
-                        f"(fingerprint {tokenizer.fingerprint[:12]}, trained with "
+        raise UserError(f"{where}: its tokenizer.path {settings.path} is not the tokenizer of {found.name} "
+                        f"any more (fingerprint {tokenizer.fingerprint[:12]}, trained with "
                         f"{state['tokenizer_fingerprint'][:12]}); put the old file back")
     return tokenizer
 
 
 @contextlib.contextmanager
-def _one_rank() -> Iterator[distributed.Topology]:
+def one_rank() -> Iterator[distributed.Topology]:
     """A topology of one rank: the groups that are there, or new ones for as long as the context lasts."""
     if mcore.parallel_state.model_parallel_is_initialized():
         if dist.get_world_size() > 1:
-            raise UserError(f"a whole trunk needs one process; this one is one of {dist.get_world_size()} ranks")
+            raise UserError("a whole trunk needs one process; this one is one of "
+                            f"{dist.get_world_size()} ranks")
         yield distributed.Topology(1, 0, 1, 1, 1, 0, 0, 0)
         return
     try:
@@ -90,7 +91,7 @@ def _one_rank() -> Iterator[distributed.Topology]:
 def whole_trunk(source: Source) -> Iterator[Trunk]:
     """The trunk of `source` in evaluation mode; its process groups last as long as the context."""
     model = source.config.model
-    with _one_rank() as topology:
+    with one_rank() as topology:
         settings = transformer_config(model, topology, torch.float32, sequence_parallel=False)
         trunk = Trunk(model, settings, "torch", topology, source.config.data.sequence_length).to(device())
         checkpoint.load(source.checkpoint, _Masters(trunk) if source.has_masters else trunk)

@@ -57,27 +57,28 @@ def choose(wish: str, objective: str) -> Target:
 def check_fits(target: Target, model: ModelConfig, tokenizer: Tokenizer) -> None:
     """Refuse what the class cannot hold."""
     if model.hidden_size % model.num_attention_heads:
-        raise UserError(f"--as {target.name}: {target.model_class} needs a hidden size that is a multiple of the "
-                        f"heads; here model.hidden_size={model.hidden_size}, "
+        raise UserError(f"--as {target.name}: {target.model_class} needs a hidden size that is a multiple "
+                        f"of the heads; here model.hidden_size={model.hidden_size}, "
                         f"model.num_attention_heads={model.num_attention_heads}")
     if target.needs_mask and tokenizer.mask_id is None:
-        raise UserError(f"--as {target.name}: {target.model_class} needs a mask token and the run's tokenizer "
-                        "names none; use --as llama, or set tokenizer.mask_token in the run")
+        raise UserError(f"--as {target.name}: {target.model_class} needs a mask token and the run's "
+                        "tokenizer names none; use --as llama, or set tokenizer.mask_token in the run")
 
 
 def hugging_face_config(target: Target, model: ModelConfig, sequence_length: int, tokenizer: Tokenizer,
                         bos_id: int | None = None):
-    """An instance of the class's config; the pad id is always set (EuroBERT's default lies beyond small tables)."""
+    """An instance of the class's config; pad is always set (EuroBERT's default lies beyond small tables)."""
     import transformers
 
     tokens = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eod_id, "bos_token_id": bos_id}
     if target.needs_mask:
         tokens["mask_token_id"] = tokenizer.mask_id
     return getattr(transformers, target.config_class)(
-        vocab_size=model.vocabulary_size, hidden_size=model.hidden_size, intermediate_size=model.ffn_hidden_size,
-        num_hidden_layers=model.num_layers, num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_query_groups, head_dim=model.head_dim, hidden_act="silu",
-        max_position_embeddings=sequence_length, initializer_range=model.init_std, rms_norm_eps=model.norm_eps,
+        vocab_size=model.vocabulary_size, hidden_size=model.hidden_size,
+        intermediate_size=model.ffn_hidden_size, num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_attention_heads, num_key_value_heads=model.num_query_groups,
+        head_dim=model.head_dim, hidden_act="silu", max_position_embeddings=sequence_length,
+        initializer_range=model.init_std, rms_norm_eps=model.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
-        tie_word_embeddings=model.tied_embeddings, attention_bias=False, attention_dropout=0.0, mlp_bias=False,
-        architectures=[target.model_class], **tokens)
+        tie_word_embeddings=model.tied_embeddings, attention_bias=False, attention_dropout=0.0,
+        mlp_bias=False, architectures=[target.model_class], **tokens)

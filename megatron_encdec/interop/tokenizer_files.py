@@ -1,12 +1,12 @@
 """The tokenizer beside an exported model, such that `AutoTokenizer` encodes as preprocessing did.
 
-    1. `write_tokenizer(...)`   tokenizer.json as it is, and tokenizer_config.json naming mask, end and padding
+    1. `write_tokenizer(...)`   tokenizer.json, and tokenizer_config.json naming mask, end and padding
     2. SentencePiece            converted to a tokenizer.json
     3. `check_tokenizer(...)`   loads it back and compares the ids of sample texts; a conversion that encodes
                                 otherwise is thrown away, and the SentencePiece model itself is copied
 
-The mask takes the blank before it along (`lstrip`): in BPE and SentencePiece vocabularies a word's token holds
-that blank, and so did every token that the mask stood for in training.
+The mask takes the blank before it along (`lstrip`): in BPE and SentencePiece vocabularies a word's token
+holds that blank, and so did every token that the mask stood for in training.
 """
 
 import json
@@ -16,8 +16,8 @@ from pathlib import Path
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import Tokenizer, find_model_file
 
-SAMPLES = ("Hello world", "two  spaces, a tab\there\nand lines\n\n", "naïve café — 東京 🙂", "x = f(y)[0]; y += 1.5e-3",
-           "don't STOP", "ﬁne ½ Ⅷ", "")
+SAMPLES = ("Hello world", "two  spaces, a tab\there\nand lines\n\n", "naïve café — 東京 🙂",
+           "x = f(y)[0]; y += 1.5e-3", "don't STOP", "ﬁne ½ Ⅷ", "")
 _CARRIED = ("bos_token", "unk_token", "sep_token", "cls_token")  # of the tokenizer's own config
 
 
@@ -84,8 +84,8 @@ def _write_json(tokenizer: Tokenizer, content: dict, file: Path, directory: Path
         shutil.copyfile(file, directory / "tokenizer.json")
     added = _added_around_text(content)
     if added:
-        remarks.append(f"the tokenizer puts {', '.join(added)} around a text; pretraining never did: for the same "
-                       "input call it with add_special_tokens=False")
+        remarks.append(f"the tokenizer puts {', '.join(added)} around a text; pretraining never did: for the "
+                       "same input call it with add_special_tokens=False")
     return remarks
 
 
@@ -94,13 +94,15 @@ def _added_around_text(content: dict) -> list[str]:
     processor = content.get("post_processor") or {}
     parts = [processor, *processor.get("processors", [])]
     names = [name for part in parts for name in (part.get("special_tokens") or {})]
-    return names + [part[key][0] for part in parts for key in ("cls", "sep") if isinstance(part.get(key), list)]
+    names += [part[key][0] for part in parts for key in ("cls", "sep") if isinstance(part.get(key), list)]
+    return names
 
 
 def _write_config(tokenizer: Tokenizer, own: dict, directory: Path, sequence_length: int) -> None:
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **own, "eos_token": tokenizer.token(tokenizer.eod_id),
-              "pad_token": tokenizer.token(tokenizer.pad_id), "model_max_length": sequence_length,
-              "model_input_names": ["input_ids", "attention_mask"], "clean_up_tokenization_spaces": False}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **own,
+              "eos_token": tokenizer.token(tokenizer.eod_id), "pad_token": tokenizer.token(tokenizer.pad_id),
+              "model_max_length": sequence_length, "model_input_names": ["input_ids", "attention_mask"],
+              "clean_up_tokenization_spaces": False}
     if tokenizer.mask_id is not None:
         config["mask_token"] = {"__type": "AddedToken", "content": tokenizer.token(tokenizer.mask_id),
                                 "lstrip": True, "rstrip": False, "normalized": False, "single_word": False,
@@ -109,7 +111,8 @@ def _write_config(tokenizer: Tokenizer, own: dict, directory: Path, sequence_len
                                                      encoding="utf-8")
 
 
-def _write_sentencepiece(tokenizer: Tokenizer, file: Path, directory: Path, sequence_length: int) -> list[str]:
+def _write_sentencepiece(tokenizer: Tokenizer, file: Path, directory: Path,
+                         sequence_length: int) -> list[str]:
     try:
         converted = _convert_sentencepiece(file, directory)
         content = json.loads(converted.to_str())
@@ -125,8 +128,8 @@ def _write_sentencepiece(tokenizer: Tokenizer, file: Path, directory: Path, sequ
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (directory / name).unlink(missing_ok=True)
     shutil.copyfile(file, directory / "tokenizer.model")
-    return [f"transformers cannot reproduce this SentencePiece model ({fault}); tokenizer.model is copied as it "
-            "is: encode with the sentencepiece package"]
+    return [f"transformers cannot reproduce this SentencePiece model ({fault}); tokenizer.model is copied as "
+            "it is: encode with the sentencepiece package"]
 
 
 def _convert_sentencepiece(file: Path, directory: Path):
@@ -142,18 +145,21 @@ def _convert_sentencepiece(file: Path, directory: Path):
     work = directory / "sentencepiece"
     work.mkdir()
     shutil.copyfile(file, work / "tokenizer.model")
-    model = transformers.PreTrainedTokenizerFast.from_pretrained(work, local_files_only=True).backend_tokenizer
+    loaded = transformers.PreTrainedTokenizerFast.from_pretrained(work, local_files_only=True)
+    model = loaded.backend_tokenizer
     shutil.rmtree(work)
     proto = import_protobuf().ModelProto()
     proto.ParseFromString(file.read_bytes())
     rules, blank = proto.normalizer_spec, "\N{LOWER ONE EIGHTH BLOCK}"
-    steps = [tokenizers.normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
+    normalizers, steps = tokenizers.normalizers, []
+    if rules.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
     if rules.remove_extra_whitespaces:
-        replace = tokenizers.normalizers.Replace
-        steps += [tokenizers.normalizers.Strip(), replace(tokenizers.Regex(" {2,}"), " "), replace(" ", blank)]
-        steps += [tokenizers.normalizers.Prepend(blank)] if rules.add_dummy_prefix else []
+        steps += [normalizers.Strip(), normalizers.Replace(tokenizers.Regex(" {2,}"), " "),
+                  normalizers.Replace(" ", blank)]
+        steps += [normalizers.Prepend(blank)] if rules.add_dummy_prefix else []
     else:
         scheme = "first" if rules.add_dummy_prefix else "never"
         model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(blank, prepend_scheme=scheme, split=False)
-    model.normalizer = tokenizers.normalizers.Sequence(steps)
+    model.normalizer = normalizers.Sequence(steps)
     return model

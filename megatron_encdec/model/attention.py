@@ -2,7 +2,7 @@
 
     1. `AttentionContext`       what one micro-batch carries through every layer: kind, segments, rotary angles
     2. `rotate`                 rotary position embedding of queries and keys
-    3. `TorchAttention`         scaled_dot_product_attention for the torch layer spec (CPU and GPU)
+    3. `TorchAttention`         the torch layer spec's: `scaled_dot_product_attention`, or explicit products
     4. `transformer_engine_attention()`   the same contract on Transformer Engine's packed (THD) kernels
 
 Shape suffixes: S window length, B windows, H heads, D head dimension, T = B * S packed tokens.
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_encdec.platform import megatron as mcore
+from megatron_encdec.platform.device import device_type
 
 AttentionKind = Literal["causal", "bidirectional"]
 
@@ -26,13 +27,21 @@ class AttentionContext(mcore.PackedSeqParams):
     """One micro-batch's attention; megatron.core hands it down as `packed_seq_params`.
 
     cos, sin: [S, 1, 1, D/2] (torch layers) or [T, 1, D/2] (packed layers), in the compute dtype.
-    mask_B1SS: additive mask, or None where every window is one segment.
+    mask_B1SS: additive mask, or None where the kind alone says who sees whom.
+    explicit: scores are computed as a matrix ([1 or B, 1, S, S] of mask_B1SS added, causality included).
     """
 
     kind: AttentionKind = None
     cos: torch.Tensor = None
     sin: torch.Tensor = None
     mask_B1SS: torch.Tensor | None = None
+    explicit: bool = False
+
+
+def explicit_is_faster(length: int, dtype: torch.dtype) -> bool:
+    """Whether two batched products beat torch's fused kernel: on a CPU in bf16, 2 to 4 times at S = 256 and 512
+    (docs/performance.md); the score matrix, S * S a head, bounds the length."""
+    return device_type() == "cpu" and dtype == torch.bfloat16 and length <= 1024
 
 
 def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device) -> torch.Tensor:
@@ -80,8 +89,20 @@ def rotate(x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
     return _Rotate.apply(x, context.cos, context.sin)
 
 
+def _explicit_attention(query_BHSD, key_BGSD, value_BGSD, mask_B1SS):
+    """softmax(q k^T / sqrt(D) + mask) v, the H / G queries of a group in one product."""
+    windows, heads, length, width = query_BHSD.shape
+    rows = (-1, heads // key_BGSD.shape[1] * length, width)
+    scores = torch.bmm((query_BHSD * width**-0.5).reshape(rows), key_BGSD.flatten(0, 1).transpose(1, 2))
+    scores_BHSS = scores.view(windows, heads, length, length)
+    if mask_B1SS is not None:
+        scores_BHSS = scores_BHSS + mask_B1SS
+    probabilities = scores_BHSS.softmax(dim=-1).view(-1, rows[1], length)
+    return torch.bmm(probabilities, value_BGSD.flatten(0, 1)).view(query_BHSD.shape)
+
+
 class TorchAttention(mcore.MegatronModule):
-    """Core attention over `scaled_dot_product_attention`; runs wherever torch does."""
+    """Core attention in plain torch; runs wherever torch does."""
 
     def __init__(self, config, layer_number, attn_mask_type, attention_type, **_unused):
         super().__init__(config)
@@ -93,10 +114,13 @@ class TorchAttention(mcore.MegatronModule):
         query_BHSD = rotate(query, context).permute(1, 2, 0, 3)
         key_BGSD = rotate(key, context).permute(1, 2, 0, 3)
         value_BGSD = value.permute(1, 2, 0, 3)
-        out_BHSD = F.scaled_dot_product_attention(
-            query_BHSD, key_BGSD, value_BGSD, attn_mask=context.mask_B1SS,
-            is_causal=context.kind == "causal" and context.mask_B1SS is None,
-            enable_gqa=query.shape[2] != key.shape[2])
+        if context.explicit:
+            out_BHSD = _explicit_attention(query_BHSD, key_BGSD, value_BGSD, context.mask_B1SS)
+        else:
+            out_BHSD = F.scaled_dot_product_attention(
+                query_BHSD, key_BGSD, value_BGSD, attn_mask=context.mask_B1SS,
+                is_causal=context.kind == "causal" and context.mask_B1SS is None,
+                enable_gqa=query.shape[2] != key.shape[2])
         return out_BHSD.permute(2, 0, 1, 3).flatten(2)
 
 

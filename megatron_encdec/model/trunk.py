@@ -12,7 +12,7 @@ Shape suffixes: S window length, B windows of a micro-batch, H hidden size, N la
 import torch
 import torch.nn.functional as F
 
-from megatron_encdec.model.attention import AttentionContext, rotary_angles, segment_mask
+from megatron_encdec.model.attention import AttentionContext, explicit_is_faster, rotary_angles, segment_mask
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.head import vocabulary_parallel_cross_entropy
 from megatron_encdec.model.initial import fill_initial_weights
@@ -50,8 +50,13 @@ class Trunk(mcore.GPTModel):
             return AttentionContext(qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
                                     max_seqlen_q=longest, max_seqlen_kv=longest, kind=kind, cos=cos, sin=sin)
         cos, sin = (f(angles_SD).to(dtype)[:, None, None] for f in (torch.cos, torch.sin))
-        mask_B1SS = segment_mask(cu_seqlens, windows, length, kind, dtype) if isolated else None
-        return AttentionContext(qkv_format="sbhd", kind=kind, cos=cos, sin=sin, mask_B1SS=mask_B1SS)
+        explicit, mask_B1SS = explicit_is_faster(length, dtype), None
+        if isolated:
+            mask_B1SS = segment_mask(cu_seqlens, windows, length, kind, dtype)
+        elif explicit and kind == "causal":
+            mask_B1SS = segment_mask(cu_seqlens[:2], 1, length, kind, dtype)  # one mask for all windows
+        return AttentionContext(qkv_format="sbhd", kind=kind, cos=cos, sin=sin, mask_B1SS=mask_B1SS,
+                                explicit=explicit)
 
     def hidden_states(self, inputs_BS: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """Run this stage's layers; the first stage reads `inputs_BS`, the others their pipeline input.

@@ -137,18 +137,14 @@ def examine() -> dict:
 
 
 def _problems(packages: dict) -> list[str]:
-    """A line for each required package that is not usable, and which other broken package may be why."""
-    lines = []
-    for package in PACKAGES:
-        one = packages[package.name]
-        if not package.required or one["state"] == "usable":
-            continue
-        # megatron.core imports Apex, TE and flash-attn where it finds them, and fails with them
-        culprits = [name for name, other in packages.items() if name != package.name
-                    and one["state"] == other["state"] == "broken" and one["why"] == other["why"]]
-        advice = f"; mend or uninstall {' or '.join(culprits)}" if culprits else ""
-        lines.append(f"{package.name} is {one['state']} ({one['why']}){advice}")
-    return lines
+    """A line for each required package that is not usable."""
+    lines = [f"{name} is {one['state']} ({one['why']})" for name, one in packages.items()
+             if one["state"] != "usable" and _package(name).required]
+    # megatron.core imports Apex and others where it finds them, and fails with them.
+    core = packages["megatron.core"]
+    culprits = [name for name, one in packages.items() if one["state"] == "broken" == core["state"]
+                and one["why"] == core["why"] and name != "megatron.core"]
+    return lines + [f"megatron.core fails with {name}: mend or uninstall that one" for name in culprits]
 
 
 def _package(name: str) -> Package:

@@ -60,9 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_encdec.platform import distributed
     from megatron_encdec.training.loop import train
 
-    topology = distributed.initialize(parallel.tensor, parallel.pipeline)
     if config.run.deterministic:
         device.use_deterministic_kernels()
+    topology = distributed.initialize(parallel.tensor, parallel.pipeline)
     train(plan, topology, arguments.until)
     distributed.shutdown()
     return 0

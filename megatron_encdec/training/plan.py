@@ -46,6 +46,8 @@ def make_plan(config: Config, world_size: int | None = None) -> Plan:
     phases = lay_out(config)
     _check_machine(config, RankEnvironment.read().world_size if world_size is None else world_size)
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.mask_token, config.tokenizer.eod_token)
+    if any(phase.objective.name == "mlm" for phase in phases):
+        require_mask(tokenizer)
     train = Samples(config.data, "train")
     validation = Samples(config.data, "validation") if config.data.validation else None
     for samples in filter(None, (train, validation)):
@@ -54,8 +56,6 @@ def make_plan(config: Config, world_size: int | None = None) -> Plan:
             raise UserError(f"tokenizer.path: {config.tokenizer.path} is not the tokenizer that wrote "
                             f"{samples.stores[0].prefix}; name that one, or preprocess again with this one")
     config = _resolve(config, phases, tokenizer)
-    if any(phase.objective.name == "mlm" for phase in phases):
-        require_mask(tokenizer)
 
     def build(objective: ObjectiveConfig) -> Objective:
         return build_objective(objective, tokenizer.mask_id, tokenizer.special_ids, tokenizer.vocabulary_size)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megatron_encdec.data.samples import Sample
+from megatron_encdec.model.attention import AttentionContext, TorchAttention, rotary_angles, segment_mask
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.trunk import build_trunk
 from megatron_encdec.objectives import ObjectiveConfig, build_objective, collate
@@ -51,6 +52,20 @@ def test_what_a_token_reaches(topology, windows, dtype, groups, cuts, segment):
     trunk, position = trunk_of(topology, dtype, num_query_groups=groups), 12
     assert moved(trunk, "bidirectional", cuts, position, windows) == set(segment)
     assert moved(trunk, "causal", cuts, position, windows) == {s for s in segment if s >= position}
+
+
+def test_both_attention_paths_of_torch_agree():
+    draw = torch.Generator().manual_seed(4)
+    query, key, value = (torch.randn(7, 2, heads, 8, generator=draw) for heads in (4, 2, 2))
+    attention = TorchAttention(None, 1, None, None)
+    cuts = torch.tensor([0, 3, 7, 14], dtype=torch.int32)
+    angles_SD = rotary_angles(7, 8, 1e4, torch.device("cpu"))[:, None, None]
+    for kind in ("causal", "bidirectional"):
+        mask_B1SS = segment_mask(cuts, 2, 7, kind, torch.float32)
+        outputs = [attention(query, key, value, None, packed_seq_params=AttentionContext(
+            qkv_format="sbhd", kind=kind, cos=angles_SD.cos(), sin=angles_SD.sin(), mask_B1SS=mask_B1SS,
+            explicit=explicit)) for explicit in (False, True)]
+        torch.testing.assert_close(*outputs, atol=1e-6, rtol=1e-5)
 
 
 def test_a_segment_is_as_if_it_were_alone(topology):

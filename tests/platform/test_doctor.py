@@ -20,7 +20,7 @@ def write_module(directory, name, source):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """`examine()` of this machine with a usable flash_attn, a broken nemo_automodel and an nvidia-smi added."""
+    """`examine()` of this machine with flash_attn, a broken nemo_automodel and an nvidia-smi."""
     directory = tmp_path_factory.mktemp("packages")
     write_module(directory, "flash_attn", "")
     write_module(directory, "nemo_automodel", "raise OSError('libcudart.so:\\ncannot open')")
@@ -96,7 +96,7 @@ def test_without_torch_it_says_what_to_install_and_exits_1(tmp_path):
                           timeout=120, env={**os.environ, "PYTHONPATH": paths})
     assert done.returncode == 1
     assert "training cannot start here: torch is broken (ImportError: libtorch.so is gone)" in done.stdout
-    assert "mend or uninstall torch" in done.stdout  # what megatron.core fails with
+    assert "megatron.core fails with torch" in done.stdout
     assert "pip install 'torch==" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 

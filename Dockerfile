@@ -1,0 +1,47 @@
+# GPU image: CUDA 13.0, Python 3.12, torch 2.13, megatron-core 0.19.2, Transformer Engine 2.20, this project.
+#
+#   docker build -t megatron-encdec .
+#   docker run --rm --gpus all megatron-encdec doctor
+#   docker run --gpus all --ipc host --ulimit memlock=-1 -v "$PWD/data:/workspace/data" -v "$PWD/runs:/workspace/runs" \
+#       megatron-encdec pretrain examples/biphasic_210m.yaml --nproc 8
+#
+# Several nodes: add --network host (NCCL's own ports) and --device /dev/infiniband where there is one, and run
+# with --entrypoint bash ... examples/pretrain_biphasic.sh, with CONFIG, NNODES, NODE_RANK, MASTER_ADDR set by -e.
+# What is mounted must be writable by user 1000, or add --user.
+
+FROM nvidia/cuda:13.0.3-cudnn-devel-ubuntu24.04
+
+# The ib and rdma packages: NCCL over InfiniBand.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends \
+        ibverbs-providers libibverbs1 librdmacm1 python3-dev python3-venv rdma-core tini \
+    && rm -rf /var/lib/apt/lists/*
+
+ENV VIRTUAL_ENV=/opt/venv \
+    PATH=/opt/venv/bin:$PATH \
+    MEGATRON_ENCDEC_PYTHON=/opt/venv/bin/python \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONUNBUFFERED=1
+
+# From what changes least to what changes most: torch, then Transformer Engine, which is compiled against it for
+# Hopper and Blackwell, then this project's other dependencies.
+COPY tools/constraints.txt /tmp/constraints.txt
+RUN python3 -m venv "$VIRTUAL_ENV" \
+    && pip install --constraint /tmp/constraints.txt --upgrade pip setuptools \
+    && pip install --constraint /tmp/constraints.txt torch==2.13.0 numpy
+ARG NVTE_CUDA_ARCHS="90;100"
+RUN pip install wheel ninja pybind11 \
+    && MAX_JOBS=8 pip install --constraint /tmp/constraints.txt --no-build-isolation \
+        "transformer-engine[core_cu13,pytorch]==2.20.2"
+
+# Ubuntu's image has a user 1000 already.
+RUN mkdir /workspace && chown ubuntu:ubuntu /workspace
+WORKDIR /workspace
+COPY --chown=ubuntu:ubuntu . .
+RUN pip install --constraint tools/constraints.txt --no-build-isolation --editable ".[dev]" \
+    && chown -R ubuntu:ubuntu /workspace
+USER ubuntu
+
+ENTRYPOINT ["tini", "--", "megatron-encdec"]
+CMD ["doctor"]

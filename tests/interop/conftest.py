@@ -1,0 +1,56 @@
+"""A bf16 run of two phases with its checkpoints, and tiny trunks of every shape."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import BASE, run_cli
+
+from megatron_encdec.interop.source import one_rank
+from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.trunk import build_trunk
+
+CLM_END, END = 6, 9
+
+
+@pytest.fixture(scope="session")
+def run_directory(tmp_path_factory) -> Path:
+    """A run in bf16 with an odd vocabulary: clm to step 6, mlm to step 9, a checkpoint at each end."""
+    directory = tmp_path_factory.mktemp("interop")
+    draw = random.Random(0)
+    words = [a + b for a in ("re", "un", "over", "mis") for b in ("turn", "told", "read", "wind", "made")]
+    texts = [" ".join(draw.choice(words) for _ in range(draw.randint(5, 60))) for _ in range(200)]
+    (directory / "corpus").mkdir()
+    for number, text in enumerate(texts):
+        (directory / "corpus" / f"{number}.txt").write_text(text)
+    run_cli("preprocess", "--input", directory / "corpus", "--tokenizer", directory / "tokenizer",
+            "--train-tokenizer", "301", "--validation-percent", "20", "--output", directory / "text",
+            "--workers", "1")
+    (directory / "config.yaml").write_text(BASE.format(root=directory))
+    run_cli("pretrain", directory / "config.yaml", f"run.dir={directory / 'run'}",
+            f"phases.1.steps={END - CLM_END}", "precision.dtype=bf16", "evaluation.every=6")
+    return directory / "run"
+
+
+@pytest.fixture(scope="module")
+def topology():
+    """One rank; gone after the module, since other rooms' tests form groups of their own."""
+    with one_rank() as alone:
+        yield alone
+
+
+@pytest.fixture
+def random_trunk(topology):
+    """random_trunk(**sizes) -> trunk in evaluation mode; weights large enough for attention to matter."""
+    def build(**sizes):
+        model = ModelConfig(**{**dict(num_layers=2, hidden_size=64, ffn_hidden_size=96, num_attention_heads=4,
+                                      num_query_groups=2, vocabulary_size=8191, init_std=0.2), **sizes})
+        trunk = build_trunk(model, topology, torch.float32, sequence_length=32, seed=11).eval()
+        with torch.no_grad():  # norm weights start at one, which would hide a mix-up of theirs
+            generator = torch.Generator().manual_seed(0)
+            for parameter in trunk.parameters():
+                if parameter.dim() == 1:
+                    parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+        return trunk
+    return build

@@ -1,0 +1,127 @@
+"""What lies in examples/ and tools/: configs that build, scripts that parse, entry points that start."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(path.name for path in (ROOT / "examples").glob("*.yaml"))
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for folder in ("examples", "tests", "tools")
+                 for path in (ROOT / folder).glob("*.sh")) + [".ci/run"]
+TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
+
+
+def load(name: str):
+    from megatron_encdec.training.config import load_config
+
+    return load_config(ROOT / "examples" / name)
+
+
+def run(*command: str, directory: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_builds_and_its_phases_fit(name):
+    from megatron_encdec.training.phases import lay_out
+
+    config = load(name)
+    phases = lay_out(config)
+    assert phases[-1].end == config.run.total.steps
+    assert phases[-1].objective.name == "mlm"
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("210m", 212), ("610m", 608), ("1b", 1188)])
+def test_real_configs_are_the_papers(name, parameters):
+    """arXiv 2507.00994: model table, split 10k + 32k, 2,359,296 tokens a step."""
+    from megatron_encdec.training.phases import lay_out, tokens_per_step
+
+    config = load(f"biphasic_{name}.yaml")
+    phases = [(phase.objective.name, phase.start, phase.end) for phase in lay_out(config)]
+    assert phases == [("clm", 0, 10_000), ("mlm", 10_000, 42_000)]
+    assert config.phases[1].objective.mask_ratio == 0.4
+    assert tokens_per_step(config) == 2_359_296
+    assert (config.data.random_length.min, config.data.random_length.max) == (12, 2048)
+    layers, vocabulary = config.model.num_layers, 128_256
+    count = layers * config.model.parameters_per_layer + vocabulary * config.model.hidden_size
+    assert round(count / 1e6) == parameters
+
+
+@pytest.mark.parametrize("name", ["biphasic_210m.yaml", "biphasic_610m.yaml", "biphasic_1b.yaml"])
+@pytest.mark.parametrize("ranks", [8, 16, 32, 64])
+def test_real_configs_divide_over_whole_nodes(name, ranks):
+    config = load(name)
+    data_ranks = ranks // (config.parallel.tensor * config.parallel.pipeline)
+    assert config.batch.global_size % (config.batch.micro_size * data_ranks) == 0
+
+
+def test_control_differs_from_the_demo_in_phases_alone():
+    demo, control = (yaml.safe_load((ROOT / "examples" / name).read_text())
+                     for name in ("biphasic_tiny.yaml", "mlm_only_tiny.yaml"))
+    assert demo.pop("phases") != control.pop("phases")
+    assert demo["run"].pop("dir") != control["run"].pop("dir")
+    assert demo == control
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_parses_and_may_be_run(script):
+    done = run("bash", "-n", script)
+    assert done.returncode == 0, done.stderr
+    assert os.access(ROOT / script, os.X_OK)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tool_starts_from_any_directory(tool, tmp_path):
+    done = run(sys.executable, str(ROOT / "tools" / tool), "--help", directory=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
+def test_launcher_prints_its_help_before_it_installs_anything():
+    done = run("bash", "examples/pretrain_biphasic.sh", "--help", MEGATRON_ENCDEC_PYTHON="no-such-python")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Biphasic pretraining")
+
+
+def test_launcher_refuses_several_nodes_without_a_place_among_them():
+    done = run("bash", "examples/pretrain_biphasic.sh", MEGATRON_ENCDEC_PYTHON=sys.executable, GPUS_PER_NODE="1",
+               CONFIG="examples/biphasic_210m.yaml", NNODES="2", NODE_RANK="", MASTER_ADDR="")
+    assert done.returncode == 2
+    assert "NODE_RANK" in done.stderr and "MASTER_ADDR" in done.stderr
+
+
+def test_launcher_passes_arguments_on_and_returns_the_exit_code():
+    done = run("bash", "examples/pretrain_biphasic.sh", "optimizer.lrr=1", "--dry-run", GPUS_PER_NODE="2",
+               MEGATRON_ENCDEC_PYTHON=sys.executable, CONFIG="examples/biphasic_210m.yaml")
+    assert done.returncode == 2
+    assert "optimizer.lrr" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("given", "said"), [("no-such-python", "no such program"), ("/bin/false", "3.11")])
+def test_environment_refuses_a_bad_interpreter_in_one_line(given, said):
+    done = run("bash", "tools/setup_env.sh", MEGATRON_ENCDEC_PYTHON=given)
+    assert done.returncode == 1
+    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["no/such/model"], "no/such/model"),
+    (["."], "no config.json"),
+])
+def test_fill_masks_says_what_is_wrong_in_one_line(arguments, said):
+    done = run(sys.executable, "tools/fill_masks.py", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_corpus_that_is_there_is_kept(tmp_path):
+    output = tmp_path / "corpus.jsonl"
+    output.write_text("kept\n")
+    done = run(sys.executable, "tools/build_docstring_corpus.py", str(output))
+    assert done.returncode == 0 and "already" in done.stdout
+    assert output.read_text() == "kept\n"

@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# The environment that examples/ and tests/run.sh share: a virtual environment in .venv, made when needed.
+#
+#   bash tools/setup_env.sh      make or update .venv; nothing to do takes well under a second
+#   source tools/setup_env.sh    the same, then PYTHON names its interpreter and .venv/bin leads PATH
+#
+# MEGATRON_ENCDEC_PYTHON=/path/to/python uses that interpreter as it is and installs nothing (Docker, clusters).
+# pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf, ...) apply: the way to a mirror, or to the CPU
+# build of torch. Left alone, Linux gets torch's CUDA build, which is several GB.
+#
+#   1. .venv is up to date if its stamp is the hash of what determines it
+#   2. else: one process at a time; what an interrupted installation left is thrown away first
+#   3. torch, then this project with its development tools, versions from tools/constraints.txt
+
+if [[ "${BASH_SOURCE[0]}" != "$0" ]]; then # sourced: a child does the work, so that its `exit` cannot end us
+    bash "${BASH_SOURCE[0]}" || return 1
+    _encdec_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+    if [[ -n "${MEGATRON_ENCDEC_PYTHON:-}" ]]; then
+        PYTHON="$(command -v "$MEGATRON_ENCDEC_PYTHON")"
+        export PYTHONPATH="$_encdec_root${PYTHONPATH:+:$PYTHONPATH}" # this checkout, installed or not
+    else
+        PYTHON="$_encdec_root/.venv/bin/python"
+        export PATH="$_encdec_root/.venv/bin:$PATH"
+    fi
+    export PYTHON
+    unset _encdec_root
+    return 0
+fi
+
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+venv="$root/.venv"
+python="$venv/bin/python"
+stamp="$venv/.installed"
+unfinished="$venv/.unfinished"
+
+say() { echo "setup: $*"; }
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+# Exit 0 if $1 is Python 3.11 or newer and can make virtual environments.
+suits() { "$1" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+
+# What .venv depends on: its interpreter, where it lies, and what is asked for.
+fingerprint() {
+    (cd "$root" && "$python" -I - setup.py pyproject.toml tools/constraints.txt) 2>/dev/null <<'PYTHON'
+import hashlib, os, sys
+parts = [sys.version, os.getcwd()] + [open(path, encoding="utf-8").read() for path in sys.argv[1:]]
+print(hashlib.sha256("\0".join(parts).encode()).hexdigest())
+PYTHON
+}
+
+is_current() { [[ -f "$stamp" && ! -e "$unfinished" ]] && [[ "$(fingerprint)" == "$(cat "$stamp")" ]]; }
+
+use_given_interpreter() {
+    local given="$MEGATRON_ENCDEC_PYTHON"
+    command -v "$given" >/dev/null || fail "MEGATRON_ENCDEC_PYTHON=$given: there is no such program"
+    "$given" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+        || fail "MEGATRON_ENCDEC_PYTHON=$given: Python 3.11 or newer is needed"
+    local missing
+    missing="$("$given" -c '
+from importlib.util import find_spec
+print(*(name for name in ("torch", "megatron", "transformers", "tokenizers", "yaml", "rich") if not find_spec(name)))')"
+    [[ -z "$missing" ]] || fail "MEGATRON_ENCDEC_PYTHON=$given: not installed there: $missing;" \
+        "run  $given -m pip install -e '$root[dev]'"
+}
+
+make_venv() {
+    local candidate
+    if [[ -e "$unfinished" ]]; then
+        say "an installation was interrupted; starting .venv over"
+    elif [[ -d "$venv/bin" ]] && ! { suits "$python" && "$python" -m pip --version >/dev/null 2>&1; }; then
+        say ".venv does not work (Python 3.11 or newer with pip is needed); starting it over"
+    elif [[ -d "$venv/bin" ]]; then
+        return
+    fi
+    for candidate in python3.11 python3.12 python3.13 python3 python; do
+        suits "$candidate" || continue
+        say "making .venv with $("$candidate" --version)"
+        touch "$unfinished" # stays until everything is installed
+        "$candidate" -m venv --clear "$venv"
+        touch "$unfinished"
+        return
+    done
+    fail "Python 3.11 or newer with its venv module is needed; found: $(python3 --version 2>/dev/null || echo none)." \
+        "Install one (on Debian and Ubuntu also python3-venv), or name yours: MEGATRON_ENCDEC_PYTHON=/path/to/python"
+}
+
+# pip with our versions: talking on a terminal, where a download can be watched; else only into the log.
+pip_install() {
+    local volume=(--log "$venv/install.log")
+    [[ -t 1 ]] || volume+=(--quiet --quiet)
+    PIP_DISABLE_PIP_VERSION_CHECK=1 "$python" -m pip install "${volume[@]}" \
+        --constraint "$root/tools/constraints.txt" "$@" \
+        || fail "pip install $* failed (see above; .venv/install.log has details). Call again to retry"
+}
+
+install_everything() {
+    touch "$unfinished"
+    say "installing pip and setuptools"
+    pip_install --upgrade pip setuptools
+    if command -v nvidia-smi >/dev/null; then
+        say "installing torch (an NVIDIA GPU is here: the CUDA build; this can take minutes)"
+    else
+        say "installing torch (this can take minutes)"
+    fi
+    pip_install torch==2.13.0
+    say "installing megatron-encdec and what it needs"
+    pip_install --no-build-isolation --editable "$root[dev]"
+    fingerprint >"$stamp"
+    rm "$unfinished"
+}
+
+if [[ -n "${MEGATRON_ENCDEC_PYTHON:-}" ]]; then
+    use_given_interpreter
+    exit 0
+fi
+if is_current; then
+    exit 0
+fi
+mkdir -p "$venv"
+if command -v flock >/dev/null; then # two calls at once: the second waits, then finds the work done
+    exec 9>>"${BASH_SOURCE[0]}" # the lock is on this very file; nothing is written to it
+    flock 9 || true             # a file system without locks
+    if is_current; then
+        exit 0
+    fi
+fi
+start=$SECONDS
+make_venv
+install_everything
+say ".venv is ready after $((SECONDS - start)) s"
