@@ -89,8 +89,9 @@ def test_launcher_prints_its_help_before_it_installs_anything():
 
 
 def test_launcher_refuses_several_nodes_without_a_place_among_them():
-    done = run("bash", "examples/pretrain_biphasic.sh", MEGATRON_ENCDEC_PYTHON=sys.executable, GPUS_PER_NODE="1",
-               CONFIG="examples/biphasic_210m.yaml", NNODES="2", NODE_RANK="", MASTER_ADDR="")
+    done = run("bash", "examples/pretrain_biphasic.sh", MEGATRON_ENCDEC_PYTHON=sys.executable,
+               CONFIG="examples/biphasic_210m.yaml", NNODES="2", GPUS_PER_NODE="1", NODE_RANK="",
+               MASTER_ADDR="")
     assert done.returncode == 2
     assert "NODE_RANK" in done.stderr and "MASTER_ADDR" in done.stderr
 

@@ -16,7 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", metavar="RUN_DIR[@STEP]", help="run directory; default: newest checkpoint")
     parser.add_argument("out", metavar="OUT", help="what `megatron-encdec export` wrote from it")
-    parser.add_argument("--windows", type=int, default=4, help="validation windows for the losses (default: 4)")
+    parser.add_argument("--windows", type=int, default=4, help="validation windows for losses (default: 4)")
     arguments = parser.parse_args()
     device.choose("cpu")  # before megatron.core is imported
     from megatron_encdec.interop.hugging_face import ParityError

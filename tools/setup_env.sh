@@ -89,13 +89,19 @@ make_venv() {
         "Install one (on Debian and Ubuntu also python3-venv), or name yours: MEGATRON_ENCDEC_PYTHON=/path/to/python"
 }
 
-# pip with our versions: talking on a terminal, where a download can be watched; else only into the log.
+# pip with our versions: talking on a terminal, where a download can be watched; else into a log, shown on failure.
 pip_install() {
-    local volume=(--log "$venv/install.log")
-    [[ -t 1 ]] || volume+=(--quiet --quiet)
-    PIP_DISABLE_PIP_VERSION_CHECK=1 "$python" -m pip install "${volume[@]}" \
-        --constraint "$root/tools/constraints.txt" "$@" \
-        || fail "pip install $* failed (see above; .venv/install.log has details). Call again to retry"
+    local command=("$python" -m pip install --constraint "$root/tools/constraints.txt" "$@")
+    local log="$venv/install.log"
+    export PIP_DISABLE_PIP_VERSION_CHECK=1
+    if [[ -t 1 ]]; then
+        "${command[@]}" || fail "pip install $* failed, see above; the same call again retries"
+    else
+        "${command[@]}" >"$log" 2>&1 || {
+            tail -n 20 "$log" >&2
+            fail "pip install $* failed, see above and .venv/install.log; the same call again retries"
+        }
+    fi
 }
 
 install_everything() {

@@ -82,8 +82,8 @@ def _trunk_loss(trunk: Trunk, batch: MicroBatch) -> float:
         return torch.from_numpy(array).to(device())
 
     windows, length = batch.inputs_BS.shape
-    context = trunk.attention_context(batch.attention, tensor(batch.cu_seqlens), batch.longest, batch.isolated,
-                                      windows, length)
+    context = trunk.attention_context(batch.attention, tensor(batch.cu_seqlens), batch.longest,
+                                      batch.isolated, windows, length)
     loss_N = trunk(tensor(batch.inputs_BS), context, tensor(batch.label_positions_N),
                    tensor(batch.labels_N))
     return loss_N.double().mean().item()

@@ -11,6 +11,7 @@ holds that blank, and so did every token that the mask stood for in training.
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
@@ -114,7 +115,7 @@ def _write_config(tokenizer: Tokenizer, own: dict, directory: Path, sequence_len
 def _write_sentencepiece(tokenizer: Tokenizer, file: Path, directory: Path,
                          sequence_length: int) -> list[str]:
     try:
-        converted = _convert_sentencepiece(file, directory)
+        converted = _convert_sentencepiece(file)
         content = json.loads(converted.to_str())
         for token in content["added_tokens"]:
             token["lstrip"] = token["lstrip"] or token["id"] == tokenizer.mask_id
@@ -122,7 +123,7 @@ def _write_sentencepiece(tokenizer: Tokenizer, file: Path, directory: Path,
         _write_config(tokenizer, {}, directory, sequence_length)
         fault = check_tokenizer(tokenizer, directory)
     except Exception as error:  # whatever the library stumbles over: the model file itself is still of use
-        fault = f"{type(error).__name__}: {error}"
+        fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if fault is None:
         return []
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -132,7 +133,7 @@ def _write_sentencepiece(tokenizer: Tokenizer, file: Path, directory: Path,
             "it is: encode with the sentencepiece package"]
 
 
-def _convert_sentencepiece(file: Path, directory: Path):
+def _convert_sentencepiece(file: Path):
     """A `tokenizers.Tokenizer` of the SentencePiece model, with the blanks handled as the model says.
 
     Where the model keeps blanks as they are, a text that starts with one differs by one token: the price of
@@ -142,12 +143,10 @@ def _convert_sentencepiece(file: Path, directory: Path):
     import transformers
     from transformers.convert_slow_tokenizer import import_protobuf
 
-    work = directory / "sentencepiece"
-    work.mkdir()
-    shutil.copyfile(file, work / "tokenizer.model")
-    loaded = transformers.PreTrainedTokenizerFast.from_pretrained(work, local_files_only=True)
+    with tempfile.TemporaryDirectory() as work:  # transformers wants a directory with this very file name
+        shutil.copyfile(file, Path(work) / "tokenizer.model")
+        loaded = transformers.PreTrainedTokenizerFast.from_pretrained(work, local_files_only=True)
     model = loaded.backend_tokenizer
-    shutil.rmtree(work)
     proto = import_protobuf().ModelProto()
     proto.ParseFromString(file.read_bytes())
     rules, blank = proto.normalizer_spec, "\N{LOWER ONE EIGHTH BLOCK}"

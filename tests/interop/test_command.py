@@ -1,8 +1,13 @@
 """The verb: exit codes and what it prints."""
 
+import shutil
+
 import pytest
+import torch
 
 from megatron_encdec.cli import main
+from megatron_encdec.engine import checkpoint
+from megatron_encdec.interop.source import find, whole_trunk
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +44,17 @@ def test_inside_a_slurm_allocation_it_is_one_process(environment, run_directory,
     environment.setenv("SLURM_PROCID", "0")
     environment.setenv("SLURM_NTASKS", "8")
     assert main(["export", str(run_directory), str(tmp_path / "model"), "--dtype", "bf16"]) == 0
+
+
+def test_a_run_that_diverged_leaves_nothing_and_exits_1(run_directory, tmp_path, capsys):
+    shutil.copytree(run_directory, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("dtype: bf16", "dtype: fp32"))
+    source = find(str(run_directory))
+    with whole_trunk(source) as trunk, torch.no_grad():
+        trunk.decoder.final_layernorm.weight.fill_(float("nan"))
+        checkpoint.save(tmp_path / "run" / "checkpoints", trunk, None, source.state)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "model")]) == 1
+    error = capsys.readouterr().err
+    assert "NaN" in error and "nothing was written" in error and error.count("\n") == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]

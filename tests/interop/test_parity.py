@@ -41,7 +41,8 @@ def test_logits_and_loss_are_equal(random_trunk, tokenizer, tmp_path, name, size
     for windows, length in ((1, 32), (3, 17)):
         assert logits_difference(trunk, model, target.attention, windows, length) < 1e-4
 
-        tokens_BS = torch.randint(0, trunk.model.vocabulary_size, (windows, length))
+        generator = torch.Generator().manual_seed(windows)
+        tokens_BS = torch.randint(0, trunk.model.vocabulary_size, (windows, length), generator=generator)
         positions_N = torch.arange(2, windows * length, 5)
         labels_N = torch.arange(len(positions_N)) + trunk.model.vocabulary_size - len(positions_N)
         starts = torch.arange(0, windows * length + 1, length, dtype=torch.int32)
