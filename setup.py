@@ -44,6 +44,7 @@ setup(
         "safetensors>=0.6",
         "datasets>=4.0",
         "sentencepiece>=0.2",
+        "protobuf>=5.0",  # transformers reads SentencePiece models with it when one is exported
         "numpy>=2.0",
         "packaging>=24.0",
         "psutil>=6.0",  # megatron.core's dist_checkpointing imports it without asking for it

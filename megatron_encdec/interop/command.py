@@ -56,4 +56,5 @@ def _be_one_process() -> None:
     if environment.world_size > 1 and ("RANK" in os.environ or environment.rank > 0):
         raise UserError(f"export: runs in one process, this is rank {environment.rank} of "
                         f"{environment.world_size}; start it without torchrun or srun")
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+    if environment.world_size > 1:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")

@@ -34,18 +34,6 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _respect_device_contexts() -> None:
-    """Let `with torch.device("meta")` reach the torch functions that the CPU backend has wrapped.
-
-    torch looks each call up in a set of its factory functions; built after the wrapping, that set lacks the
-    functions inside the wrappers, and transformers would take uninitialised memory for rotary frequencies.
-    """
-    from torch.utils import _device
-
-    constructors = _device._device_constructors()
-    constructors.update([call.__wrapped__ for call in constructors if hasattr(call, "__wrapped__")])
-
-
 def build_model(target: Target, config, weights: dict[str, torch.Tensor]):
     """An instance of the class that holds `weights` themselves; `ParityError` if the names do not match."""
     import transformers
@@ -72,7 +60,6 @@ def load_model(target: Target, directory: Path):
     """The model in `directory`, in fp32, through its Auto class; `ParityError` unless every key fits."""
     import transformers
 
-    _respect_device_contexts()
     with _quiet():
         model, info = getattr(transformers, target.auto_class).from_pretrained(
             directory, dtype=torch.float32, output_loading_info=True, local_files_only=True)

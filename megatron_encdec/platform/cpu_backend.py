@@ -16,6 +16,7 @@ import contextlib
 import functools
 
 import torch
+import torch.utils._device
 
 _CPU = torch.device("cpu")
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "rand", "randn", "randint",
@@ -81,6 +82,7 @@ def _redirect_literals() -> None:
             return function(*args, **kwargs)
         return call
 
+    torch.utils._device._device_constructors()  # cached: `with torch.device(...)` must know the unwrapped ones
     for name in _FACTORIES:
         setattr(torch, name, on_cpu(getattr(torch, name)))
     tensor_to = torch.Tensor.to

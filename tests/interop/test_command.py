@@ -12,7 +12,7 @@ from megatron_encdec.interop.source import find, whole_trunk
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    """The verb declares itself the only rank, in the environment; undone after each test."""
+    """Inside Slurm the verb declares itself the only rank, in the environment; undone after each test."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.setenv(name, "0")
         monkeypatch.delenv(name)
@@ -30,7 +30,8 @@ def test_exports_then_finds_it_done(run_directory, tmp_path, capsys):
 def test_a_mistake_is_one_line_and_exit_2(tmp_path, capsys):
     assert main(["export", str(tmp_path / "nothing"), str(tmp_path / "model")]) == 2
     error = capsys.readouterr().err
-    assert "no checkpoint there" in error and error.count("\n") == 1
+    assert error.startswith(f"megatron-encdec: {tmp_path / 'nothing'}: no checkpoint there")
+    assert error.count("\n") == 1
 
 
 def test_several_ranks_are_refused(environment, tmp_path, capsys):
