@@ -84,7 +84,7 @@ demo() {
     "$PYTHON" tools/build_docstring_corpus.py "$work/corpus.jsonl"
 
     step "2/6 tokens: train a tokenizer, write .bin and .idx"
-    "${encdec[@]}" preprocess --input "$work/corpus.jsonl" --tokenizer "$work/tokenizer" --train-tokenizer 8192 \
+    "${encdec[@]}" preprocess --input "$work/corpus.jsonl" --tokenizer "$work/tokenizer" --train-tokenizer 4096 \
         --validation-percent 2 --output "$work/data/docstrings"
 
     step "3/6 pretraining: CLM, then MLM"

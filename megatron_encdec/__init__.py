@@ -2,7 +2,7 @@
 
 The data's way through the package, a room a folder, each importing only from the ones before it:
 
-    platform -> rundir -> text -> data -> objectives -> model -> engine -> training -> interop -> cli
+    platform -> rundir -> text -> data -> objectives -> model -> engine -> training -> interop -> inspection -> cli
 """
 
 __version__ = "0.1.0"

@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="stop after this step with a checkpoint, as a cluster's time limit would")
     parser.add_argument("--dry-run", action="store_true",
                         help="print the resolved config, the phases in tokens, parameters and memory; train nothing")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="default: a GPU if there is one")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -24,8 +24,9 @@ class TrainingProgress:
         self._bar = None
         if self._live:
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[status]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+                TextColumn("{task.description}"), BarColumn(bar_width=None),
+                TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[status]}"),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
                 console=self._console)
             self._task = self._bar.add_task("start", total=total_steps, completed=done_steps, status="")
             self._bar.start()
