@@ -4,7 +4,7 @@
 # THE DEMO, from nothing to a Hugging Face encoder, on a laptop and without a download of data:
 #
 #   bash examples/pretrain_biphasic.sh                        minutes on two cores; again: only what is missing
-#   bash examples/pretrain_biphasic.sh run.total.steps=40 run.dir=work_dirs/demo/short
+#   bash examples/pretrain_biphasic.sh run.total.steps=2000 run.dir=work_dirs/demo/longer     with other settings
 #
 # Everything goes to work_dirs/demo; remove that folder to start over. The config is examples/biphasic_tiny.yaml.
 #
@@ -57,6 +57,8 @@ launch() {
         echo "pretrain_biphasic: NNODES=$nodes needs NODE_RANK (0 to $((nodes - 1))) and MASTER_ADDR (node 0)" >&2
         exit 2
     fi
+    # A mistake in the config is one line and exit 2 here; from torchrun it would be a page a rank.
+    "$PYTHON" -m megatron_encdec pretrain "$CONFIG" --nproc $((nodes * gpus)) "$@" --dry-run >/dev/null
     exec "$PYTHON" -m torch.distributed.run --nnodes "$nodes" --node-rank "${NODE_RANK:-0}" \
         --nproc-per-node "$gpus" --master-addr "${MASTER_ADDR:-127.0.0.1}" \
         --master-port "${MASTER_PORT:-29500}" -m megatron_encdec pretrain "$CONFIG" "$@"

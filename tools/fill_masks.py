@@ -50,7 +50,7 @@ def print_guesses(model: str, texts: list[str]) -> None:
     table = Table("text", "guesses", title=f"masks filled by {model}")
     for text in texts:
         guesses = fill(text.replace(PLACE, fill.tokenizer.mask_token), top_k=GUESSES)
-        words = "  ".join(f"{guess['token_str'].strip()} {guess['score']:.0%}" for guess in guesses)
+        words = "  ".join(f"{guess['token_str'].strip() or '(blank)'} {guess['score']:.0%}" for guess in guesses)
         table.add_row(Text(text), Text(words))
     Console().print(table)
 
