@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_encdec.platform import schema
+from megatron_encdec.platform.device import device_type
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.optional import INSTALL, is_available
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(num_layers=4, hidden_size=256, ffn_hidden_size=768, num_attention_heads=4, num_query_groups=2),
@@ -91,3 +93,14 @@ class ModelConfig:
                 raise UserError(f"parallel.tensor: {tensor} does not divide model.{name}={getattr(self, name)}")
         if self.num_layers % pipeline:
             raise UserError(f"parallel.pipeline: {pipeline} does not divide model.num_layers={self.num_layers}")
+
+
+def choose_layers(wanted: str) -> str:
+    """"torch" or "transformer_engine" for the configured `model.layers`."""
+    usable = device_type() == "cuda" and is_available("transformer_engine")
+    if wanted == "transformer_engine" and not usable:
+        raise UserError("model.layers: transformer_engine needs a CUDA GPU and the package: "
+                        f"{INSTALL['transformer_engine']}; or set model.layers=torch")
+    if wanted == "auto":
+        return "transformer_engine" if usable else "torch"
+    return wanted

@@ -11,9 +11,7 @@ import torch.nn.functional as F
 
 from megatron_encdec.model.attention import TorchAttention, transformer_engine_attention
 from megatron_encdec.platform import megatron as mcore
-from megatron_encdec.platform.device import device, device_type
-from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.optional import INSTALL, is_available
+from megatron_encdec.platform.device import device
 
 
 class RMSNorm(torch.nn.Module):
@@ -29,17 +27,6 @@ class RMSNorm(torch.nn.Module):
     def forward(self, x):
         """x [..., hidden_size], same shape back."""
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-
-
-def choose_layers(wanted: str) -> str:
-    """"torch" or "transformer_engine" for the configured `model.layers`."""
-    usable = device_type() == "cuda" and is_available("transformer_engine")
-    if wanted == "transformer_engine" and not usable:
-        raise UserError("model.layers: transformer_engine needs a CUDA GPU and the package: "
-                        f"{INSTALL['transformer_engine']}; or set model.layers=torch")
-    if wanted == "auto":
-        return "transformer_engine" if usable else "torch"
-    return wanted
 
 
 def block_spec(layers: str, num_layers: int) -> mcore.TransformerBlockSubmodules:

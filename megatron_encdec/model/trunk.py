@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from megatron_encdec.model.attention import AttentionContext, explicit_is_faster, rotary_angles, segment_mask
-from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.config import ModelConfig, choose_layers
 from megatron_encdec.model.head import vocabulary_parallel_cross_entropy
 from megatron_encdec.model.initial import fill_initial_weights
-from megatron_encdec.model.layers import block_spec, choose_layers
+from megatron_encdec.model.layers import block_spec
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device
 from megatron_encdec.platform.distributed import Topology

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from megatron_encdec.data.samples import Samples
+from megatron_encdec.model.config import choose_layers
 from megatron_encdec.model.flops import training_flops_per_token
 from megatron_encdec.objectives import Objective, ObjectiveConfig, build_objective
 from megatron_encdec.platform import schema
@@ -83,6 +84,7 @@ def _resolve(config: Config, phases, tokenizer: Tokenizer) -> Config:
 def _check_machine(config: Config, world_size: int) -> None:
     data_size = check_parallel_sizes(world_size, config.parallel.tensor, config.parallel.pipeline)
     config.model.check_parallel(config.parallel.tensor, config.parallel.pipeline)
+    choose_layers(config.model.layers)  # refuses what is not usable here
     share = data_size * config.batch.micro_size
     if config.batch.global_size % share:
         raise UserError(f"batch.global_size: {config.batch.global_size} windows cannot be split over {data_size} "
