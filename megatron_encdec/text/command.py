@@ -11,13 +11,15 @@ from megatron_encdec.platform.errors import UserError
 DESCRIPTION = """\
 Turn text into token ids on disk, once, for every run that will train on it.
 
-Reads .txt and .md (one document a file), .jsonl and .jsonl.gz (one a line), encodes them in parallel, ends
-each document with the tokenizer's end-of-document token, and writes
+Reads .txt and .md (one document a file), .jsonl, .jsonl.gz and .jsonl.zst (one a line), .parquet (one a row) and
+hf:NAME[:CONFIG[:SPLIT]] (a dataset streamed from the hub), encodes them in parallel, ends each document with the
+tokenizer's end-of-document token, and writes
 
   PREFIX.bin, PREFIX.idx     the ids, in the format that Megatron's IndexedDataset reads
   PREFIX.manifest.json       documents, tokens, bytes, what was skipped and why, fingerprints
 
-Every document is in the output or counted with a reason. The same command again does nothing if nothing
+Every document is in the output or counted with a reason. Memory stays flat whatever the size of the input or of a
+document. The same command again continues a run that was killed, from PREFIX.partial/, and does nothing if nothing
 changed.
 """
 EPILOG = """\
@@ -29,6 +31,13 @@ examples:
   megatron-encdec preprocess --input 'data/*.jsonl.gz' --train-tokenizer 8192 --tokenizer corpora/tokenizer \\
       --output corpora/docs --validation-percent 1
 
+  # FineWeb-Edu, streamed: nothing but the ids is stored
+  megatron-encdec preprocess --input hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer llama3/ --output corpora/fw
+
+  # on four machines, then put together: the bytes are those of one machine
+  megatron-encdec preprocess --input data/ --tokenizer llama3/ --output corpora/web-1 --shard 1/4    # ... 4/4
+  megatron-encdec preprocess --merge corpora/web-1 corpora/web-2 corpora/web-3 corpora/web-4 --output corpora/web
+
 then name corpora/docs under data.train (and corpora/docs.validation under data.validation) in a config.
 """
 
@@ -38,11 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--input", nargs="+", metavar="PATH", help="files, directories or quoted globs (required)")
+    add("--input", nargs="+", metavar="PATH", help="files, directories, quoted globs, hf: datasets (required)")
     add("--tokenizer", metavar="PATH", help="tokenizer.json, a directory that holds one, or a SentencePiece "
         ".model; with --train-tokenizer the directory to make (required)")
     add("--output", metavar="PREFIX", help="where the files go: PREFIX.bin, ... (required)")
-    add("--text-key", default="text", metavar="KEY", help="key of the text in JSON lines (default: text)")
+    add("--text-key", default="text", metavar="KEY", help="key of the text in JSON lines, column of Parquet files "
+        "(default: text)")
     add("--workers", type=int, metavar="N", help="encoding processes (default: one a core); "
         "the output is the same for any number")
     add("--mask-token", metavar="TOKEN", help="the mask, where the tokenizer names none: a reserved token")
@@ -51,20 +61,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "input, unless --tokenizer is there already")
     add("--validation-percent", type=float, default=0.0, metavar="P", help="write P %% of the documents to "
         "PREFIX.validation instead, chosen by a hash of the text, so that new data moves none (default: 0)")
+    add("--on-error", choices=("count", "stop"), default="count", help="documents that cannot be used: count them "
+        "with their reason, or stop at the first (default: count)")
+    add("--encoder", choices=("gigatoken", "tokenizers"), help="library that encodes (default: gigatoken where a "
+        "sample of the input proves that it gives the tokenizer's ids, else tokenizers)")
+    add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="do the I-th of N parts of the input")
+    add("--merge", nargs="+", metavar="PREFIX", help="put finished outputs together, in this order; no --input")
+
+
+def _shard(value: str) -> tuple[int, int]:
+    index, _, count = value.partition("/")
+    if not (index.isdigit() and count.isdigit()):
+        raise argparse.ArgumentTypeError(f"{value!r} is not of the form I/N, such as 1/4")
+    return int(index), int(count)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code 0, raises `UserError` for a mistake."""
+    if arguments.merge:
+        return _merge(arguments)
     for option in ("input", "tokenizer", "output"):
         if not getattr(arguments, option):
             raise UserError(f"preprocess: --{option} is missing; see megatron-encdec preprocess --help")
     from megatron_encdec.text.preprocess import preprocess
 
-    manifest = preprocess(arguments.input, arguments.tokenizer, arguments.output, text_key=arguments.text_key,
+    manifest = preprocess(arguments.input, arguments.tokenizer, arguments.output,
+                          train_tokenizer=arguments.train_tokenizer, text_key=arguments.text_key,
                           workers=arguments.workers, mask_token=arguments.mask_token,
                           eod_token=arguments.eod_token, validation_percent=arguments.validation_percent,
-                          train_tokenizer=arguments.train_tokenizer)
+                          on_error=arguments.on_error, encoder=arguments.encoder, shard=arguments.shard)
     _print_summary(arguments.output, bool(arguments.validation_percent), manifest)
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    if arguments.input or not arguments.output:
+        raise UserError("preprocess: --merge takes finished outputs and --output, no --input; see "
+                        "megatron-encdec preprocess --help")
+    from megatron_encdec.text.merge import merge
+
+    manifest = merge(arguments.merge, arguments.output)
+    _print_summary(arguments.output, bool(manifest.settings.validation_percent), manifest)
     return 0
 
 
@@ -79,3 +116,5 @@ def _print_summary(prefix: str, validation: bool, manifest) -> None:
               f"fingerprint {part.fingerprint[:12]}")
     for reason, skipped in manifest.skipped.items():
         print(f"skipped, {reason}: {skipped.count:,} (first: {', '.join(skipped.examples)})")
+    if manifest.unproven_cuts:
+        print(f"note: in {manifest.unproven_cuts:,} places very long text without blanks was cut for the tokenizer")

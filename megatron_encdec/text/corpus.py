@@ -1,12 +1,13 @@
-"""Documents out of text files, each one readable or counted with a reason.
+"""Where documents come from: files, directories, globs and hub datasets, and what one document's bytes mean.
 
-    1. `list_files(inputs)`         files, directories and globs -> the files to read, in a fixed order
-    2. `iter_raw(file)`             a file -> the bytes of each document and where it stands
-    3. `parse(raw, text_key)`       those bytes -> text, or the reason why there is none
-    4. `iter_documents(path, key)`  all of it at once
+    1. `list_files(inputs)`         what the user named -> the files to read, in a fixed order
+    2. `open_stream(file)`          a compressed file as a stream of its decompressed bytes
+    3. `text_of(line, key)`         a JSON line -> its text, or the reason why there is none
+    4. `iter_documents(path, key)`  every document of a file, one by one (for training a tokenizer, samples)
 
-`.txt` and `.md` hold one document a file, `.jsonl` and `.jsonl.gz` one a line. Line endings inside a text
-file are kept as they are. Bad content never raises: it is a record with a reason, so that accounts add up:
+`.txt` and `.md` hold one document a file, `.jsonl` (plain, `.gz` or `.zst`) one a line, `.parquet` one a row.
+`hf:NAME[:CONFIG[:SPLIT]]` streams a dataset through the `datasets` library. Line endings inside a text file are
+kept as they are. Bad content never raises: it is a document with a reason, so that accounts add up:
 
     empty         a blank line, an empty text, or one of white space only
     bad_json      the line is not a JSON object
@@ -21,40 +22,51 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
 
 WHOLE_FILE_SUFFIXES = (".txt", ".md")
-SUFFIXES = (*WHOLE_FILE_SUFFIXES, ".jsonl", ".jsonl.gz")
+STREAMED_SUFFIXES = (".jsonl.gz", ".jsonl.zst")
+SUFFIXES = (*WHOLE_FILE_SUFFIXES, ".jsonl", *STREAMED_SUFFIXES, ".parquet")
+HUB = "hf:"
 REASONS = ("empty", "bad_json", "missing_key", "not_text", "bad_utf8")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+PIECE = 1 << 20  # bytes read at once from a stream
+
+_scan_once = json.JSONDecoder().scan_once
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file as it was when listed: its `path` as the user gave it, `size` in bytes, `mtime_ns`."""
+    """A file as it was when listed: its `path` as the user gave it, `size` in bytes, `mtime_ns`.
+
+    A hub dataset has its whole `hf:` name as path, and size and time 0.
+    """
 
     path: str
     size: int
     mtime_ns: int
 
-
-class RawDocument(NamedTuple):
-    """A document's bytes, undecoded: `line` counts from 1; `consumed` is the bytes it took on disk."""
-
-    file: str
-    line: int
-    data: bytes
-    consumed: int
+    @property
+    def kind(self) -> str:
+        """How it is read: `hub`, `text` (one document), `lines`, `stream` (compressed lines) or `rows`."""
+        lower = self.path.lower()
+        if self.path.startswith(HUB):
+            return "hub"
+        if lower.endswith(WHOLE_FILE_SUFFIXES):
+            return "text"
+        if lower.endswith(STREAMED_SUFFIXES):
+            return "stream"
+        return "rows" if lower.endswith(".parquet") else "lines"
 
 
 class Document(NamedTuple):
     """A document's `text`, or the `reason` why there is none; `size` is its bytes of decompressed input."""
 
-    file: str
     line: int
     size: int
     text: str | None
@@ -68,12 +80,15 @@ def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
     path that is not there, matches nothing, or has a suffix we do not read.
     """
     found: dict[str, InputFile] = {}
-    for item in inputs:
-        for path in _expand(str(item)):
+    for item in map(str, inputs):
+        if item.startswith(HUB):
+            found.setdefault(item, InputFile(item, 0, 0))
+            continue
+        for path in _expand(item):
             if not path.lower().endswith(SUFFIXES):
                 raise UserError(f"{path}: cannot read this kind of file; supported: {', '.join(SUFFIXES)}"
                                 + (f" (name a part of {item} with a glob such as '{item}/**/*.jsonl')"
-                                   if os.path.isdir(str(item)) else ""))
+                                   if os.path.isdir(item) else ""))
             try:
                 status = os.stat(path)
             except OSError as error:
@@ -85,8 +100,6 @@ def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
 
 
 def _expand(item: str) -> list[str]:
-    if item.startswith("hf:"):
-        raise UserError(f"{item}: datasets from the hub are not supported yet; save it as .jsonl first")
     if os.path.isdir(item):
         paths = []
         for folder, subfolders, names in os.walk(item):
@@ -105,51 +118,83 @@ def _expand(item: str) -> list[str]:
     return sorted(paths)
 
 
-def iter_raw(path: str | Path) -> Iterator[RawDocument]:
-    """The documents of one file as bytes. Raises `UserError` if it cannot be read, `IntegrityError` if a
-    `.gz` is damaged: what is lost behind the damage cannot be counted."""
-    path = str(path)
-    line = 0
+class Stream:
+    """Decompressed bytes of a `.gz` or `.zst` file: `read(count)`; `consumed` counts bytes taken on disk."""
+
+    def __init__(self, raw: BinaryIO, path: str):
+        self._raw, self._path, self._lines = raw, path, 0
+        if path.lower().endswith(".gz"):
+            self._source = gzip.GzipFile(fileobj=raw)
+        else:
+            import pyarrow  # comes with datasets
+
+            self._source = pyarrow.CompressedInputStream(raw, "zstd")
+
+    def read(self, count: int) -> bytes:
+        """Up to `count` bytes, none at the end. Raises `IntegrityError` where the file is damaged: what is lost
+        behind the damage cannot be counted."""
+        try:
+            piece = self._source.read(count)
+        except (gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
+            raise IntegrityError(f"{self._path}: damaged after line {self._lines} ({error}); copy it again") from None
+        self._lines += piece.count(b"\n")
+        return piece
+
+    @property
+    def consumed(self) -> int:
+        """Bytes of the compressed file taken so far."""
+        return self._raw.tell()
+
+
+@contextmanager
+def open_stream(path: str) -> Iterator[Stream]:
+    """The decompressed bytes of the compressed file at `path`. Raises `UserError` if it cannot be read."""
     try:
-        if path.lower().endswith(WHOLE_FILE_SUFFIXES):
-            data = Path(path).read_bytes()
-            yield RawDocument(path, 1, data, len(data))
-            return
-        with open(path, "rb") as raw:
-            compressed = path.lower().endswith(".gz")
-            position = 0
-            for line, data in enumerate(gzip.GzipFile(fileobj=raw) if compressed else raw, start=1):
-                consumed = raw.tell() - position if compressed else len(data)
-                position += consumed
-                yield RawDocument(path, line, data, consumed)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise IntegrityError(f"{path}: damaged after line {line} ({error}); copy it again") from None
+        raw = open(path, "rb")  # noqa: SIM115  (closed below)
     except OSError as error:
-        raise UserError(f"{path}: cannot read the input: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
+    with raw:
+        yield Stream(raw, path)
 
 
-def parse(raw: RawDocument, text_key: str) -> Document:
-    """The text in `raw.data`, or the reason why there is none (see the table above)."""
-    data = raw.data[3:] if raw.line == 1 and raw.data.startswith(BYTE_ORDER_MARK) else raw.data
-    text = reason = None
+def hub_rows(name: str, text_key: str) -> Iterator[bytes]:
+    """The rows of `hf:NAME[:CONFIG[:SPLIT]]` (split `train` by default) as JSON lines that hold the text alone.
+
+    Streamed: nothing but the rows at hand is in memory or on disk. No code of the dataset is run.
+    """
+    from datasets import load_dataset
+
+    parts = name.removeprefix(HUB).split(":", 2)  # a split may hold colons: train[:10%]
+    config = parts[1] if len(parts) > 1 and parts[1] else None
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        reason = "bad_utf8"
-    if text is not None and not raw.file.lower().endswith(WHOLE_FILE_SUFFIXES):
-        text, reason = _text_of_line(text, text_key)
-    if text is not None and not text.strip():
-        text, reason = None, "empty"
-    return Document(raw.file, raw.line, len(raw.data), text, reason)
+        rows = load_dataset(parts[0], config, split=parts[2] if len(parts) > 2 else "train", streaming=True)
+        for row in rows:
+            value = {text_key: row[text_key]} if text_key in row else {}
+            if not isinstance(value.get(text_key, ""), str):
+                value[text_key] = None
+            try:
+                yield json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n"
+            except UnicodeEncodeError:  # half a surrogate pair: escaped, so that it is counted as such
+                yield json.dumps(value).encode() + b"\n"
+    except Exception as error:  # noqa: BLE001  (network, hub, parsing: whatever it is, the user needs one line)
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{name}: cannot read this dataset ({type(error).__name__}: {reason}); check the name, the "
+                        "configuration and the network, or save it as files first") from None
 
 
-def _text_of_line(line: str, text_key: str) -> tuple[str | None, str | None]:
-    if not line.strip():
-        return None, "empty"
+def text_of(line: str, text_key: str) -> tuple[str | None, str | None]:
+    """(text, None) of a JSON line, or (None, reason)."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, or nested too deep
-        return None, "bad_json"
+        value, end = _scan_once(line, 0)  # what json.loads does at its core; it also takes white space around
+        if end != len(line):
+            value = json.loads(line)
+    except (StopIteration, ValueError, RecursionError):
+        if not line.strip():
+            return None, "empty"
+        try:  # again, for the white space; else no JSON, a number of thousands of digits, or nested too deep
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            return None, "bad_json"
     if not isinstance(value, dict):
         return None, "bad_json"
     if text_key not in value:
@@ -157,14 +202,71 @@ def _text_of_line(line: str, text_key: str) -> tuple[str | None, str | None]:
     text = value[text_key]
     if not isinstance(text, str):
         return None, "not_text"
+    return (None, "empty") if not text or text.isspace() else (text, None)
+
+
+def parse_line(data: bytes, text_key: str) -> tuple[str | None, bytes | None, str | None]:
+    """(text, its UTF-8 bytes, None) of a JSON line's bytes, or (None, None, reason)."""
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return None, "bad_utf8"
-    return text, None
+        text, reason = text_of(data.decode("utf-8"), text_key)
+        return text, None if text is None else text.encode("utf-8"), reason
+    except UnicodeError:  # decoding: not UTF-8; encoding: half a surrogate pair
+        return None, None, "bad_utf8"
+
+
+def parse_text(data: bytes) -> tuple[str | None, bytes | None, str | None]:
+    """The same for a whole text file's bytes."""
+    data = data.removeprefix(BYTE_ORDER_MARK)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None, None, "bad_utf8"
+    return (None, None, "empty") if not text or text.isspace() else (text, data, None)
 
 
 def iter_documents(path: str | Path, text_key: str = "text") -> Iterator[Document]:
-    """Every document of the file at `path`, readable or not, in file order."""
-    for raw in iter_raw(path):
-        yield parse(raw, text_key)
+    """Every document of the file (or hub dataset) at `path`, readable or not, in order."""
+    path = str(path)
+    kind = InputFile(path, 0, 0).kind
+    if kind == "text":
+        data = read_file(path)
+        text, _, reason = parse_text(data)
+        yield Document(1, len(data), text, reason)
+        return
+    if kind == "rows":
+        from megatron_encdec.text.parquet import iter_rows
+
+        for row, data in enumerate(iter_rows(path, text_key), start=1):
+            text, _, reason = parse_text(data) if data is not None else (None, None, "not_text")
+            yield Document(row, len(data or b""), text, reason)
+        return
+    for number, line in enumerate(_iter_lines(path, kind, text_key), start=1):
+        text, _, reason = parse_line(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, text_key)
+        yield Document(number, len(line), text, reason)
+
+
+def _iter_lines(path: str, kind: str, text_key: str) -> Iterator[bytes]:
+    if kind == "hub":
+        yield from hub_rows(path, text_key)
+    elif kind == "stream":
+        with open_stream(path) as stream:
+            rest = b""
+            while piece := stream.read(PIECE):
+                *lines, rest = (rest + piece).split(b"\n")
+                yield from (line + b"\n" for line in lines)
+            if rest:
+                yield rest
+    else:
+        try:
+            with open(path, "rb") as file:
+                yield from file
+        except OSError as error:
+            raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of an input file; a `UserError` if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the input: {error.strerror}") from None

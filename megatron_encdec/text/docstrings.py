@@ -62,8 +62,8 @@ def build_docstring_corpus(output_jsonl: str | Path, site_packages: str | Path |
     temporary = output.with_name(f".{output.name}.tmp")
     try:
         with (open(temporary, "wb") as file, Progress("docstrings", len(files), progress) as shown,
-              Workers("megatron_encdec.text.docstrings:make_extractor", (str(root),),
-                      workers or available_cores()) as pool):
+              Workers(workers or available_cores()) as pool):
+            pool.begin("megatron_encdec.text.docstrings:make_extractor", (str(root),))
             counts = _write(file, pool.map_ordered(batches), len(files), shown)
             if not counts.documents:
                 raise UserError(f"{root}: no docstring longer than {LONGER_THAN} characters in its "

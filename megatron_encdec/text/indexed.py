@@ -1,7 +1,7 @@
 """Megatron's indexed binary format, written as a stream and without torch.
 
-    1. `IndexedWriter(prefix, dtype)`   `append` documents, `finish` (everything on disk), `publish` (renamed)
-    2. `read_header(path)`              what an `.idx` file says about itself
+    1. `IndexedWriter(prefix, dtype, folder)`   `append` documents, `finish` (everything on disk), `publish` (renamed)
+    2. `read_header(path)`                      what an `.idx` file says about itself
 
 `.bin` is the token ids of all documents, one after the other. `.idx`, little-endian, is
 
@@ -13,12 +13,11 @@ lengths wait in a file of their own until the index is put together. Letters: n 
 """
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import os
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -34,6 +33,8 @@ DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.
           8: np.uint16}
 SHARD_SIZE = 64 << 20  # bytes of .bin under one hash
 CHUNK = 1 << 18  # documents handled at once when the index is put together
+PIECE = 8 << 20  # bytes of .bin handled at once
+SYNC_BYTES = 128 << 20  # of .bin written before they are brought to disk in the background
 
 
 def bin_path(prefix: str | Path) -> Path:
@@ -64,56 +65,108 @@ class IndexedFiles:
 
 
 class IndexedWriter:
-    """Writes `PREFIX.bin` and `PREFIX.idx` under temporary names until `publish`; a context manager.
+    """Writes `PREFIX.bin` and `PREFIX.idx` as `NAME.bin`, `NAME.lengths`, `NAME.idx` in `folder` until `publish`.
 
-    Left without `publish` (an error, Ctrl-C), it takes its temporary files away. Raises `UserError` if the
-    place cannot be written or another process is writing the same prefix.
+    A context manager; what stands in the folder stays there, for a later writer to `take_back`. Without a folder the
+    files stand beside the prefix, hidden. Raises `UserError` if the place cannot be written.
     """
 
-    def __init__(self, prefix: str | Path, dtype: np.dtype):
+    def __init__(self, prefix: str | Path, dtype: np.dtype, folder: str | Path | None = None, name: str = "data"):
         self.prefix, self.dtype = Path(prefix), np.dtype(dtype)
+        if folder is None:
+            folder, name = self.prefix.parent, f".{self.prefix.name}"
         self.documents = self.tokens = 0
         self._shards: list[str] = []
         self._digest, self._digested = hashlib.sha256(), 0
         self._files = contextlib.ExitStack()
-        self._temporary = {final: final.with_name(f".{final.name}.tmp")
-                           for final in (bin_path(prefix), idx_path(prefix))}
-        self._lengths_path = self._temporary[idx_path(prefix)].with_suffix(".lengths.tmp")
-        self._bin = self._open(self._temporary[bin_path(prefix)])
-        self._lengths = self._open(self._lengths_path)
+        self._paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("bin", "lengths", "idx")}
+        self._bin, self._lengths = self._open("bin"), self._open("lengths")
+        self._syncing = self._files.enter_context(ThreadPoolExecutor(1))
+        self._synced, self._sync = 0, None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:
-        for path in (*self._temporary.values(), self._lengths_path):
-            path.unlink(missing_ok=True)
         self._files.close()
 
     def append(self, tokens_T: np.ndarray, lengths_N: np.ndarray) -> None:
         """Add N documents: their ids in one row (T = sum of lengths, writer's dtype), their lengths."""
         if tokens_T.dtype != self.dtype or tokens_T.size != lengths_N.sum():
             raise ValueError(f"{tokens_T.size} ids of {tokens_T.dtype} for {lengths_N.sum()} of {self.dtype}")
-        data = memoryview(np.ascontiguousarray(tokens_T)).cast("B")
-        self._bin.write(data)
-        self._hash(data)
-        self._lengths.write(lengths_N.astype("<i4").tobytes())
-        self.documents += len(lengths_N)
-        self.tokens += tokens_T.size
+        self._append_bytes(memoryview(np.ascontiguousarray(tokens_T)).cast("B"))
+        self._append_lengths(lengths_N)
+
+    def append_file(self, path: Path, lengths_N: np.ndarray) -> None:
+        """The same with the ids in a file, read piece by piece."""
+        with open(path, "rb") as file:
+            while piece := file.read(PIECE):
+                self._append_bytes(piece)
+        self._append_lengths(lengths_N)
+
+    def append_part(self, prefix: str | Path, shards: tuple[str, ...]) -> None:
+        """A whole finished pair, whose shards' hashes are known: its bytes are copied, not hashed again.
+
+        The grid of shards starts anew behind it.
+        """
+        self._close_shard()
+        header = read_header(prefix)
+        with open(bin_path(prefix), "rb") as source:
+            _copy(source, self._bin, header.bin_bytes)
+        self._shards += shards
+        with open(idx_path(prefix), "rb") as index:
+            index.seek(HEADER.size)
+            left = header.documents
+            while left:
+                lengths_N = np.frombuffer(index.read(4 * min(left, CHUNK)), "<i4")
+                self._append_lengths(lengths_N)
+                left -= len(lengths_N)
+
+    def take_back(self, tokens: int, documents: int, sha256: str) -> "Continuation | None":
+        """What follows in the files of an earlier writer, if it is these `tokens` and `documents`: the state to
+        `go_on` from. Changes nothing here."""
+        digest, shards = hashlib.sha256(), Continuation(self._digest.copy(), self._digested, list(self._shards))
+        left = tokens * self.dtype.itemsize
+        self._bin.seek(self.tokens * self.dtype.itemsize)
+        while left:
+            piece = self._bin.read(min(left, PIECE))
+            if not piece:
+                return None
+            digest.update(piece)
+            shards.update(memoryview(piece))
+            left -= len(piece)
+        self._lengths.seek(4 * self.documents)
+        lengths_N = np.frombuffer(self._lengths.read(4 * documents), "<i4")
+        if digest.hexdigest() != sha256 or len(lengths_N) != documents or lengths_N.sum(dtype=np.int64) != tokens:
+            return None
+        shards.tokens, shards.documents = tokens, documents
+        return shards
+
+    def go_on(self, state: "Continuation") -> None:
+        """Count what `take_back` found as written."""
+        self._digest, self._digested, self._shards = state.digest, state.digested, state.shards
+        self.tokens += state.tokens
+        self.documents += state.documents
+
+    def cut(self) -> None:
+        """Drop what stands in the files behind what was taken back; appending goes on there."""
+        for file, size in ((self._bin, self.tokens * self.dtype.itemsize), (self._lengths, 4 * self.documents)):
+            file.truncate(size)
+            file.seek(size)
 
     def finish(self) -> IndexedFiles:
         """Put the index together and bring everything to disk, still under temporary names."""
         _flush_to_disk(self._bin)
-        if self._digested:
-            self._shards.append(self._digest.hexdigest())
-        temporary, digest = self._temporary[idx_path(self.prefix)], hashlib.sha256()
-        file = self._open(temporary)
+        self._close_shard()
+        digest = hashlib.sha256()
+        file = self._open("idx")
+        file.truncate(0)
         for piece in self._index_pieces():
             file.write(piece)
             digest.update(piece)
         _flush_to_disk(file)
         return IndexedFiles(self.documents, self.tokens, self.tokens * self.dtype.itemsize,
-                            temporary.stat().st_size, tuple(self._shards), digest.hexdigest())
+                            self._paths["idx"].stat().st_size, tuple(self._shards), digest.hexdigest())
 
     def retract(self) -> None:
         """Take an older `.idx` away: now no crash can leave an old file paired with a new one."""
@@ -123,25 +176,40 @@ class IndexedWriter:
     def publish(self) -> None:
         """Give the finished files their names, the `.idx` last."""
         self.retract()
-        for final, temporary in self._temporary.items():
-            replace_durably(temporary, final)
-        self._temporary = {}  # nothing left to take away: these names may already be another process's
+        replace_durably(self._paths["bin"], bin_path(self.prefix))
+        replace_durably(self._paths["idx"], idx_path(self.prefix))
+        self._paths["lengths"].unlink()
 
-    def _hash(self, data: memoryview) -> None:
-        while len(data):
-            piece = data[: SHARD_SIZE - self._digested]
-            self._digest.update(piece)
-            self._digested += len(piece)
-            data = data[len(piece):]
-            if self._digested == SHARD_SIZE:
-                self._shards.append(self._digest.hexdigest())
-                self._digest, self._digested = hashlib.sha256(), 0
+    def _append_bytes(self, data) -> None:
+        self._bin.write(data)
+        self.tokens += len(data) // self.dtype.itemsize
+        state = Continuation(self._digest, self._digested, self._shards)
+        state.update(memoryview(data))
+        self._digest, self._digested = state.digest, state.digested
+        written = self.tokens * self.dtype.itemsize
+        if written - self._synced >= SYNC_BYTES and (self._sync is None or self._sync.done()):
+            self._synced = written  # to disk meanwhile, so that the end need not wait for all of it
+            self._sync = self._syncing.submit(os.fdatasync, self._bin.fileno())
+
+    def _append_lengths(self, lengths_N: np.ndarray) -> None:
+        self._lengths.write(lengths_N.astype("<i4").tobytes())
+        self.documents += len(lengths_N)
+
+    def _close_shard(self) -> None:
+        if self._digested:
+            self._shards.append(self._digest.hexdigest())
+            self._digest, self._digested = hashlib.sha256(), 0
+
+    def flush(self) -> None:
+        """Hand everything to the system, so that it outlives this process."""
+        self._bin.flush()
+        self._lengths.flush()
 
     def _index_pieces(self) -> Iterator[bytes]:
         code = next(code for code, dtype in DTYPES.items() if self.dtype == dtype)
         yield HEADER.pack(MAGIC, 1, code, self.documents, self.documents + 1)
         self._lengths.flush()
-        with open(self._lengths_path, "rb") as file:
+        with open(self._paths["lengths"], "rb") as file:
             while piece := file.read(4 * CHUNK):
                 yield piece
             file.seek(0)
@@ -153,27 +221,47 @@ class IndexedWriter:
         for start in range(0, self.documents + 1, CHUNK):
             yield np.arange(start, min(start + CHUNK, self.documents + 1), dtype="<i8").tobytes()
 
-    def _open(self, path: Path) -> BinaryIO:
-        """Open for writing, alone: the fixed temporary name lets the next run clean up after a killed one."""
+    def _open(self, suffix: str) -> BinaryIO:
+        path = self._paths[suffix]
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "ab")  # noqa: SIM115  (closed by the stack; "wb" would empty it before the lock)
-            self._files.enter_context(file)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise UserError(f"{path}: cannot write the output: {error.strerror}") from None
+        return self._files.enter_context(open(descriptor, "r+b"))
+
+
+class Continuation:
+    """The state of hashing `.bin` shard by shard, and how far it is from where the writer stood."""
+
+    def __init__(self, digest, digested: int, shards: list[str]):
+        self.digest, self.digested, self.shards = digest, digested, shards
+        self.tokens = self.documents = 0
+
+    def update(self, data: memoryview) -> None:
+        """Hash what follows in `.bin`; each full shard's hash is appended to `shards`."""
+        while len(data):
+            piece = data[: SHARD_SIZE - self.digested]
+            self.digest.update(piece)
+            self.digested += len(piece)
+            data = data[len(piece):]
+            if self.digested == SHARD_SIZE:
+                self.shards.append(self.digest.hexdigest())
+                self.digest, self.digested = hashlib.sha256(), 0
+
+
+def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
+    """Copy `count` bytes inside the kernel, where the file system can even without moving them."""
+    target.flush()
+    left = count
+    while left:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                self._files.close()
-                raise UserError(f"{self.prefix}: another process is writing this output; wait for it, or "
-                                f"name another --output") from None
-            # else: a file system without locks
-        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            self._files.close()
-            raise UserError(f"{self.prefix}: another process has just written this output; run again")
-        file.truncate(0)
-        return file
+            done = os.copy_file_range(source.fileno(), target.fileno(), left)
+        except OSError:  # two file systems, or one that cannot
+            done = os.sendfile(target.fileno(), source.fileno(), None, min(left, 1 << 30))
+        if not done:
+            raise IntegrityError(f"{source.name}: ended {left} bytes early; copy it again")
+        left -= done
+    target.seek(0, os.SEEK_END)
 
 
 def _flush_to_disk(file: BinaryIO) -> None:

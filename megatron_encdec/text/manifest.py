@@ -6,7 +6,7 @@
 
 The data's fingerprint is the hash of the list of its shards' hashes, with the index's hash at the end: merged
 or copied shards keep their hashes, and any changed byte changes the fingerprint. The manifest depends on
-nothing but inputs and settings (no times, no worker count), so equal runs write equal manifests.
+nothing but inputs, settings and installed encoder (no times, no worker count): equal runs write equal ones.
 """
 
 import hashlib
@@ -18,8 +18,6 @@ from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.platform.schema import build, to_dict
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, bin_path, idx_path, read_header, size_error
-
-EXAMPLES_KEPT = 3
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,24 @@ class InputRecord:
 
 
 @dataclass(frozen=True)
+class EncoderRecord:
+    """The library that encoded the text, and on how much of it, at the start, it was compared with the tokenizer."""
+
+    name: str
+    version: str
+    compared_documents: int
+    compared_characters: int
+
+
+@dataclass(frozen=True)
 class Settings:
-    """What else decided the content. `split` is `train`, or `validation` for the documents drawn aside."""
+    """What else decided the content. `split` is `train`, or `validation` for the documents drawn aside; `shard` "i/n"
+    says which part of the inputs this is, "1/1" all of them."""
 
     text_key: str
     validation_percent: float
     split: str
+    shard: str = "1/1"
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,9 @@ class Manifest:
     `bytes_in`: bytes of decompressed input that these documents (and the skipped ones) took; with the
     validation split's they add up to the inputs. `characters`: of the documents' texts. `tokens`: with one
     end of document each. Skipped documents are counted with the train split. `shard_bytes`: bytes of `.bin`
-    under one hash.
+    under one hash. `parts`: bytes of `.bin` from each merged output (empty: it is all one); the shards of each begin
+    anew, and the last of each may be shorter. `encoder`: None in data of earlier versions. `unproven_cuts`: places
+    in very long documents where the text had to be cut for the tokenizer without proof that it makes no difference.
     """
 
     documents: int
@@ -83,6 +95,9 @@ class Manifest:
     idx_sha256: str
     fingerprint: str
     inputs: tuple[InputRecord, ...]
+    parts: tuple[int, ...] = ()
+    encoder: EncoderRecord | None = None
+    unproven_cuts: int = 0
 
 
 def manifest_path(prefix: str | Path) -> Path:

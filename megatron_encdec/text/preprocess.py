@@ -2,8 +2,9 @@
 
     1. list the inputs; load the tokenizer, or train it on them first
     2. if the output is complete for the same inputs, tokenizer and settings: say so, done
-    3. read batches of raw documents; workers parse, split and encode them (`text/encode.py`)
-    4. append the answers in input order, so the bytes do not depend on the number of workers
+    3. cut the input into chunks (`text/chunks.py`); workers encode them (`text/encode.py`)
+    4. append their ids in input order, a journal line each (`text/partial.py`): the bytes do not depend on the
+       number of workers, and a run that was killed goes on behind its last finished chunk
     5. finish the files, write the manifests last
 
 The documents of the validation split go to `PREFIX.validation.*`, all others to `PREFIX.*`.
@@ -12,95 +13,104 @@ The documents of the validation split go to `PREFIX.validation.*`, all others to
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text import manifest as manifests
-from megatron_encdec.text.corpus import InputFile, RawDocument, iter_documents, iter_raw, list_files
-from megatron_encdec.text.encode import TRAIN, VALIDATION, EncodedBatch, EncodeSettings
+from megatron_encdec.text.chunks import CHUNK_BYTES, Chunk, chunks, share_of, slots
+from megatron_encdec.text.corpus import InputFile, list_files
+from megatron_encdec.text.encode import TRAIN, VALIDATION, ChunkAccount, EncodeSettings, ids_path, remove_parts
+from megatron_encdec.text.encoder import GIGATOKEN, EncoderChoice, choose_encoder
 from megatron_encdec.text.indexed import IndexedWriter, token_dtype
-from megatron_encdec.text.manifest import EXAMPLES_KEPT, Manifest, Skipped
+from megatron_encdec.text.manifest import Manifest
+from megatron_encdec.text.partial import PartialRun
 from megatron_encdec.text.progress import Progress, short_count
-from megatron_encdec.text.tokenizer import Tokenizer, find_model_file, load_tokenizer, train_tokenizer
+from megatron_encdec.text.sample import ensure_tokenizer, sample_texts
+from megatron_encdec.text.tally import Tally
+from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
 from megatron_encdec.text.workers import Workers, available_cores
 
-BATCH_BYTES = 1 << 20  # of raw input a worker gets at once ...
-BATCH_DOCUMENTS = 4096  # ... or so many documents, whichever comes first
+
+@dataclass(frozen=True)
+class PreprocessSettings:
+    """What decides the content, besides inputs and tokenizer, and how it is made.
+
+    `validation_percent` P in [0, 100): documents whose text's hash falls under P go to `PREFIX.validation.*`.
+    `on_error`: `count` documents that cannot be read, or `stop` at the first. `encoder`: `gigatoken`, `tokenizers`
+    or None for the faster one that is proven right. `shard` (i, n): do the i-th of n parts of the input. `workers`:
+    processes, by default one a core; the output is the same for any number.
+    """
+
+    text_key: str = "text"
+    mask_token: str | None = None
+    eod_token: str | None = None
+    validation_percent: float = 0.0
+    on_error: str = "count"
+    encoder: str | None = None
+    shard: tuple[int, int] = (1, 1)
+    workers: int | None = None
 
 
 def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_prefix: str | Path,
-               text_key: str = "text", workers: int | None = None, mask_token: str | None = None,
-               eod_token: str | None = None, validation_percent: float = 0.0,
-               train_tokenizer: int | None = None, progress: bool = True) -> Manifest:
+               train_tokenizer: int | None = None, progress: bool = True, **settings) -> Manifest:
     """Tokenize `inputs` into `output_prefix.bin/.idx/.manifest.json`; returns that manifest.
 
-    `workers`: processes, by default one a core. `validation_percent` P in [0, 100): documents whose text's
-    hash falls under P go to `output_prefix.validation.*`. `train_tokenizer` N: make a byte-level BPE of N
-    entries in the directory `tokenizer_path` first, unless it is there already. The output is a function of
-    the inputs and these settings, never of `workers`. Raises `UserError` for anything the user can mend; a
-    failed run leaves an older output as it was.
+    `settings` are the fields of `PreprocessSettings`. `train_tokenizer` N: make a byte-level BPE of N entries in the
+    directory `tokenizer_path` first, unless it is there already. Raises `UserError` for anything the user can mend;
+    a failed run leaves an older output as it was, and what it has done for the next one.
     """
-    _check_settings(output_prefix, workers, validation_percent)
+    settings = PreprocessSettings(**settings)
+    _check_settings(output_prefix, settings)
     files = list_files(inputs)
     if train_tokenizer is not None:
-        _ensure_tokenizer(files, tokenizer_path, text_key, train_tokenizer, progress)
-    tokenizer = load_tokenizer(tokenizer_path, mask_token, eod_token)
-    settings = EncodeSettings(str(tokenizer_path), mask_token, eod_token, text_key, float(validation_percent))
+        ensure_tokenizer(files, tokenizer_path, settings.text_key, train_tokenizer, progress)
+    tokenizer = load_tokenizer(tokenizer_path, settings.mask_token, settings.eod_token)
     run = _Run(files, tokenizer, settings, output_prefix)
     if done := run.finished_before():
         _say(progress, f"{output_prefix}: complete already for these inputs and settings; nothing to do")
         return done
-    _warn_of_stale_validation(output_prefix, validation_percent)
+    _warn_of_stale_validation(output_prefix, settings.validation_percent)
     with ExitStack() as stack:
-        outputs = {split: stack.enter_context(_Output(prefix, token_dtype(tokenizer.vocabulary_size)))
+        count = settings.workers or available_cores()
+        pool = stack.enter_context(Workers(count))  # they start while we look at the text
+        partial = stack.enter_context(PartialRun(output_prefix, run.plan()))
+        encoder = choose_encoder(tokenizer, sample_texts(files, settings.text_key), settings.encoder)
+        _say(progress, _about(encoder))
+        outputs = {split: stack.enter_context(IndexedWriter(prefix, token_dtype(tokenizer.vocabulary_size),
+                                                            partial.folder, split))
                    for split, prefix in run.prefixes.items()}
-        _encode_all(files, settings, outputs, workers or available_cores(), progress)
-        return run.publish(outputs)
-
-
-class _Output:
-    """One split's files and accounts while they grow; a context manager."""
-
-    def __init__(self, prefix: Path, dtype):
-        self.prefix = prefix
-        self.bytes_in = self.characters = 0
-        self.skipped: dict[str, tuple[int, list[str]]] = {}
-        self.writer = IndexedWriter(prefix, dtype)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.writer.__exit__(*exception)
-
-    def add_part(self, part) -> None:
-        self.writer.append(part.tokens_T, part.lengths_N)
-        self.bytes_in += part.bytes_in
-        self.characters += part.characters
-
-    def add_skipped(self, reason: str, where: str, size: int) -> None:
-        count, examples = self.skipped.get(reason, (0, []))
-        if len(examples) < EXAMPLES_KEPT:
-            examples.append(where)
-        self.skipped[reason] = (count + 1, examples)
-        self.bytes_in += size
+        pool.begin("megatron_encdec.text.encode:make_worker", (EncodeSettings(
+            str(tokenizer_path), settings.mask_token, settings.eod_token, encoder.name, settings.text_key,
+            settings.validation_percent, str(partial.folder)),))
+        tally = Tally(run.prefixes, settings.on_error)
+        _continue(partial, outputs, tally, progress)
+        _encode_all(run, partial, pool, outputs, tally, progress)
+        manifest = run.publish(outputs, tally, encoder, partial)
+        partial.remove()
+        return manifest
 
 
 class _Run:
     """What determines the output, where it goes, and how it is recognised as done and made visible."""
 
-    def __init__(self, files: list[InputFile], tokenizer: Tokenizer, settings: EncodeSettings,
+    def __init__(self, files: list[InputFile], tokenizer: Tokenizer, settings: PreprocessSettings,
                  prefix: str | Path):
+        self.files, self.settings = files, settings
         self.prefixes = {TRAIN: Path(prefix)}
         if settings.validation_percent:
             self.prefixes[VALIDATION] = Path(f"{prefix}.validation")
         self._inputs = tuple(manifests.InputRecord(**asdict(file)) for file in files)
         self._tokenizer = manifests.TokenizerRecord(tokenizer.fingerprint, tokenizer.vocabulary_size,
                                                     tokenizer.eod_id, tokenizer.mask_id)
-        self._settings = {split: manifests.Settings(settings.text_key, settings.validation_percent, split)
+        shard = "{}/{}".format(*settings.shard)
+        self._settings = {split: manifests.Settings(settings.text_key, float(settings.validation_percent), split, shard)
                           for split in self.prefixes}
+
+    def plan(self) -> dict:
+        """What an interrupted run has to agree in to be continued."""
+        return {"format": 1, "chunk_bytes": CHUNK_BYTES, "inputs": [asdict(record) for record in self._inputs],
+                "tokenizer": asdict(self._tokenizer), "settings": asdict(self._settings[TRAIN])}
 
     def finished_before(self) -> Manifest | None:
         """The manifest of a complete earlier output of the same run, if there is one."""
@@ -113,111 +123,134 @@ class _Run:
             wanted = (self._inputs, self._tokenizer, self._settings[split])
             if there is None or wanted != (there.inputs, there.tokenizer, there.settings):
                 return None
+            if self.settings.on_error == "stop" and there.skipped:
+                return None  # counted then; now to be stopped at
         return found[TRAIN]
 
-    def publish(self, outputs: dict[str, _Output]) -> Manifest:
+    def chunks(self, spool: Path, skip: int) -> Iterator[tuple[int, Chunk]]:
+        """The chunks that are still to be done, with their numbers."""
+        key = self.settings.text_key
+        mine = share_of(slots(self.files, key), *self.settings.shard, total_bytes=self.total_bytes)
+        return enumerate(chunks(mine, spool, key, skip), start=skip)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all input files on disk."""
+        return sum(file.size for file in self.files)
+
+    def publish(self, outputs: dict[str, IndexedWriter], tally: Tally, encoder: EncoderChoice,
+                partial: PartialRun) -> Manifest:
         """Refuse empty outputs; bring all to disk; then, and only then, replace what was there before."""
         for split, output in outputs.items():
-            if not output.writer.documents:
-                raise UserError(_nothing_to_write(split, outputs))
-        written = {split: self._manifest(split, output) for split, output in outputs.items()}
+            if not output.documents:
+                partial.remove()
+                raise UserError(_nothing_to_write(split, outputs, tally))
+        record = manifests.EncoderRecord(encoder.name, encoder.version, encoder.documents, encoder.characters)
+        written = {split: tally.manifest(split, output, self._tokenizer, self._settings[split], self._inputs, record)
+                   for split, output in outputs.items()}
         for output in outputs.values():  # a manifest never stands beside files of another run
             manifests.manifest_path(output.prefix).unlink(missing_ok=True)
         for output in outputs.values():  # nor does an old validation set beside new training data
-            output.writer.retract()
+            output.retract()
         for output in outputs.values():
-            output.writer.publish()
+            output.publish()
         for split in reversed(outputs):
             manifests.write(outputs[split].prefix, written[split])
         return written[TRAIN]
 
-    def _manifest(self, split: str, output: _Output) -> Manifest:
-        skipped = {reason: Skipped(count, tuple(examples))
-                   for reason, (count, examples) in sorted(output.skipped.items())}
-        return manifests.describe(output.writer.finish(), output.writer.dtype.name, bytes_in=output.bytes_in,
-                                  characters=output.characters, skipped=skipped, tokenizer=self._tokenizer,
-                                  settings=self._settings[split], inputs=self._inputs)
+
+def _continue(partial: PartialRun, outputs: dict[str, IndexedWriter], tally: Tally, show: bool) -> None:
+    """Take back what an interrupted run has finished, as far as its bytes are what its journal says."""
+    records = partial.finished_chunks() if partial.resumed else []
+    good = []
+    with Progress("check finished chunks", len(records), show) as progress:
+        for record in records:
+            found = {split: output.take_back(**{key: record["splits"][split][key]
+                                                for key in ("tokens", "documents", "sha256")})
+                     for split, output in outputs.items()}
+            if None in found.values():
+                break
+            for split, state in found.items():
+                outputs[split].go_on(state)
+            good.append(record)
+            tally.add(record)
+            progress.update(len(good), f"{len(good)} of {len(records)}")
+    for output in outputs.values():
+        output.cut()
+    partial.keep_records(good)
+    if good:
+        _say(show, f"{partial.folder}: continuing behind {len(good)} finished chunks "
+             f"({sum(output.documents for output in outputs.values()):,} documents, "
+             f"{short_count(sum(output.tokens for output in outputs.values()))} tokens)")
+    if len(good) < len(records):
+        _say(show, f"{partial.folder}: chunk {len(good)} is damaged; it and {len(records) - len(good) - 1} behind it "
+             "are done again")
 
 
-def _encode_all(files: list[InputFile], settings: EncodeSettings, outputs: dict[str, _Output], workers: int,
+def _encode_all(run: _Run, partial: PartialRun, pool: Workers, outputs: dict[str, IndexedWriter], tally: Tally,
                 show: bool) -> None:
-    with (Workers("megatron_encdec.text.encode:make_encoder", (settings,), workers) as pool,
-          Progress("preprocess", sum(file.size for file in files), show) as progress):
-        consumed = 0
-        for answer in pool.map_ordered(_batches(files)):
-            _append(answer, outputs)
-            consumed += answer.consumed
-            bytes_in = sum(output.bytes_in for output in outputs.values())
-            tokens = sum(output.writer.tokens for output in outputs.values())
+    first, bytes_before, tokens_before = tally.chunks, tally.bytes_in, _tokens(outputs)
+    waiting: dict[int, Chunk] = {}
+
+    def items() -> Iterator[tuple[int, Chunk]]:
+        for number, chunk in run.chunks(partial.folder, first):
+            waiting[number] = chunk
+            yield number, chunk
+
+    total = run.total_bytes // run.settings.shard[1]
+    with Progress("preprocess", total, show, done=tally.consumed) as progress:
+        rate = "nothing left"
+        for answer in pool.map_ordered(items()):
+            _append(answer, waiting.pop(answer.number), partial, outputs, tally)
             seconds = progress.elapsed()
-            rate = f"{bytes_in / 1e6 / seconds:.1f} MB/s · {short_count(tokens / seconds)} tokens/s"
-            progress.update(consumed, rate)
-    if consumed:
-        _say(show, f"read {bytes_in / 1e6:,.1f} MB in {seconds:.1f} s: {rate}, {workers} workers")
+            rate = (f"{(tally.bytes_in - bytes_before) / 1e6 / seconds:.1f} MB/s · "
+                    f"{short_count((_tokens(outputs) - tokens_before) / seconds)} tokens/s")
+            progress.update(tally.consumed, rate)
+        seconds = progress.elapsed()
+    _say(show, f"read {(tally.bytes_in - bytes_before) / 1e6:,.1f} MB in {seconds:.1f} s: {rate}, "
+         f"{pool.count} workers")
 
 
-def _append(answer: EncodedBatch, outputs: dict[str, _Output]) -> None:
-    for split, part in answer.parts.items():
-        outputs[split].add_part(part)
-    for reason, where, size in answer.skipped:
-        outputs[TRAIN].add_skipped(reason, where, size)
+def _tokens(outputs: dict[str, IndexedWriter]) -> int:
+    return sum(output.tokens for output in outputs.values())
 
 
-def _batches(files: list[InputFile]) -> Iterator[list[RawDocument]]:
-    batch: list[RawDocument] = []
-    size = 0
-    for file in files:
-        for raw in iter_raw(file.path):
-            batch.append(raw)
-            size += len(raw.data)
-            if size >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
+def _append(answer: ChunkAccount, chunk: Chunk, partial: PartialRun, outputs: dict[str, IndexedWriter],
+            tally: Tally) -> None:
+    record = tally.named(answer, chunk)
+    for split, output in outputs.items():
+        output.append_file(ids_path(partial.folder, answer.number, split), answer.lengths[split])
+        output.flush()
+    tally.add(record)
+    partial.record(record)
+    remove_parts(partial.folder, answer.number)
 
 
-def _ensure_tokenizer(files: list[InputFile], path: str | Path, text_key: str, vocabulary_size: int,
-                      show: bool) -> None:
-    """Train the tokenizer at `path` on all documents, unless one is there."""
-    path = Path(path)
-    if find_model_file(path):
-        _say(show, f"{path}: this tokenizer is there already and is used as it is")
-        return
-    if path.suffix in (".json", ".model"):
-        raise UserError(f"{path}: no such file; a tokenizer is trained into a directory: give its name")
-
-    def texts(progress: Progress) -> Iterator[str]:
-        read = 0
-        for file in files:
-            for document in iter_documents(file.path, text_key):
-                read += document.size
-                progress.update(read, f"{read / 1e6 / progress.elapsed():.1f} MB/s read")
-                if document.text is not None:
-                    yield document.text
-
-    with Progress("train tokenizer", sum(file.size for file in files), show) as progress:
-        tokenizer = train_tokenizer(texts(progress), vocabulary_size, path)
-    _say(show, f"{path}: trained a byte-level BPE of {tokenizer.vocabulary_size} entries"
-         + (f" (the text holds no more; {vocabulary_size} were asked for)"
-            if tokenizer.vocabulary_size < vocabulary_size else ""))
+def _about(encoder: EncoderChoice) -> str:
+    if encoder.name == GIGATOKEN:
+        return (f"encoding with gigatoken {encoder.version}: same ids as the tokenizer on a sample of "
+                f"{encoder.documents:,} texts, {encoder.characters:,} characters")
+    return f"encoding with tokenizers {encoder.version}" + (f": {encoder.reason}" if encoder.reason else "")
 
 
-def _check_settings(prefix: str | Path, workers: int | None, validation_percent: float) -> None:
+def _check_settings(prefix: str | Path, settings: PreprocessSettings) -> None:
     if str(prefix).endswith("/") or Path(prefix).is_dir():
         raise UserError(f"--output {prefix}: is a directory; give a prefix such as {Path(prefix) / 'corpus'}")
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers {workers}: at least 1")
-    if not 0 <= validation_percent < 100:
-        raise UserError(f"--validation-percent {validation_percent}: from 0 to below 100")
+    if settings.workers is not None and settings.workers < 1:
+        raise UserError(f"--workers {settings.workers}: at least 1")
+    if not 0 <= settings.validation_percent < 100:
+        raise UserError(f"--validation-percent {settings.validation_percent}: from 0 to below 100")
+    index, count = settings.shard
+    if not 1 <= index <= count:
+        raise UserError(f"--shard {index}/{count}: the parts are numbered from 1 to {max(count, 1)}")
 
 
-def _nothing_to_write(split: str, outputs: dict[str, _Output]) -> str:
+def _nothing_to_write(split: str, outputs: dict[str, IndexedWriter], tally: Tally) -> str:
     if split == VALIDATION:
-        return (f"none of {outputs[TRAIN].writer.documents} documents fell into the validation split; raise "
+        return (f"none of {outputs[TRAIN].documents} documents fell into the validation split; raise "
                 f"--validation-percent")
-    skipped = "; ".join(f"{reason}: {count}, first {examples[0]}"
-                        for reason, (count, examples) in outputs[TRAIN].skipped.items())
+    skipped = "; ".join(f"{reason}: {record.count}, first {record.examples[0]}"
+                        for reason, record in tally.skipped().items())
     return f"no document to write to {outputs[TRAIN].prefix}; skipped: {skipped or 'none, input empty'}"
 
 

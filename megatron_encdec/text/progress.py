@@ -15,12 +15,14 @@ SECONDS_BETWEEN_LINES = 5.0
 class Progress:
     """Reports to standard error; a context manager. With `enabled=False` it says nothing."""
 
-    def __init__(self, label: str, total: int, enabled: bool = True):
-        self.label, self.total, self.enabled = label, max(total, 1), enabled
+    def __init__(self, label: str, total: int, enabled: bool = True, done: int = 0):
+        """`done` of `total` was finished earlier; a total of 0 is unknown."""
+        self.label, self.total, self.enabled = label, total, enabled
+        self._before = done
         self.started = self._last_line = time.monotonic()
         self._live = self._task = None
         if enabled and sys.stderr.isatty():
-            self._live, self._task = _live_line(label, self.total)
+            self._live, self._task = _live_line(label, self.total or None)
 
     def __enter__(self) -> Self:
         if self._live:
@@ -41,9 +43,11 @@ class Progress:
         now = time.monotonic()
         if now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            share = min(done / self.total, 1.0)
-            left = (now - self.started) * (1 - share) / share if share else float("inf")
-            line = f"{self.label}: {share:4.0%} · {detail} · {duration(left)} left"
+            share = min(done / self.total, 1.0) if self.total else 0.0
+            fresh = done - self._before
+            left = (now - self.started) * max(self.total - done, 0) / fresh if self.total and fresh else float("inf")
+            percent = f"{share:4.0%} · " if self.total else ""
+            line = f"{self.label}: {percent}{detail} · {duration(left)} left"
             print(line, file=sys.stderr, flush=True)
 
     def elapsed(self) -> float:

@@ -1,8 +1,9 @@
 """Worker processes that answer questions in the order they were asked.
 
-    1. `Workers(factory, arguments, count)`  starts Python processes; each calls `factory(*arguments)` once
-    2. `map_ordered(items)`                  sends items to whoever is free, yields the answers in input order
-    3. `main()`                              the loop of a worker: receive, answer, until the pipe closes
+    1. `Workers(count)`               starts Python processes
+    2. `begin(factory, arguments)`    each calls `factory(*arguments)` once
+    3. `map_ordered(items)`           sends items to whoever is free, yields the answers in input order
+    4. `main()`                       the loop of a worker: receive, answer, until the pipe closes
 
 Why not `multiprocessing`: its spawned children import the caller's main module again, which fails for a
 script without a main guard or read from standard input, and forked children inherit the threads of Rust
@@ -35,14 +36,15 @@ def available_cores() -> int:
 
 
 class Workers:
-    """`count` processes, each holding the function that `factory` ("package.module:function") returned there.
+    """`count` processes, each holding the function that a factory ("package.module:function") returned there.
 
-    Use as a context manager; leaving it ends the processes. Raises `UserError` when a process dies (killed by
-    the system for its memory, say), and re-raises there a `UserError` of the function; any other exception of
-    the function becomes a `RuntimeError` with the worker's traceback.
+    They start at once and wait for `begin`. Use as a context manager; leaving it ends the processes. Raises
+    `UserError` when a process dies (killed by the system for its memory, say), and re-raises there a `UserError` of
+    the function; any other exception of the function becomes a `RuntimeError` with the worker's traceback.
     """
 
-    def __init__(self, factory: str, arguments: tuple, count: int):
+    def __init__(self, count: int):
+        self.count = count
         self._processes: list[subprocess.Popen] = []
         self._idle: queue.SimpleQueue[tuple[subprocess.Popen, Connection]] = queue.SimpleQueue()
         self._connections: list[Connection] = []
@@ -50,8 +52,13 @@ class Workers:
             process, connection = _start_process()
             self._processes.append(process)
             self._connections.append(connection)
+
+    def begin(self, factory: str, arguments: tuple) -> Self:
+        """Tell the processes what to make of the items: `factory(*arguments)`, called once in each."""
+        for process, connection in zip(self._processes, self._connections, strict=True):
             connection.send((factory, arguments))
             self._idle.put((process, connection))
+        return self
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
-from megatron_encdec.text.corpus import REASONS, RawDocument, iter_documents, list_files, parse
+from megatron_encdec.text.corpus import REASONS, iter_documents, list_files, parse_line
 
 
 def test_reads_each_format(tmp_path):
@@ -31,7 +31,7 @@ def test_reads_each_format(tmp_path):
     (b'{"Text": "x"}', "missing_key"), (b'{"text": ["x"]}', "not_text"), (b'{"text": "\xc3("}', "bad_utf8"),
     (b'{"text": "\\udc00"}', "bad_utf8")])
 def test_bad_line_has_its_reason(line, reason):
-    assert parse(RawDocument("f.jsonl", 7, line, len(line)), "text")[1:] == (7, len(line), None, reason)
+    assert parse_line(line, "text") == (None, None, reason)
 
 
 def as_line(text, ascii_only):
@@ -64,12 +64,12 @@ def test_listing_is_sorted_deep_and_without_repeats(tmp_path):
 
 
 def test_listing_refuses_by_name(tmp_path):
-    (tmp_path / "data.parquet").write_text("x")
+    (tmp_path / "data.csv").write_text("x")
     (tmp_path / "empty").mkdir()
     for item, message in ((tmp_path / "absent", "absent: no such file"),
-                          (tmp_path, "data.parquet: cannot read this kind"),
+                          (tmp_path, "data.csv: cannot read this kind"),
                           (tmp_path / "empty", "no file in this directory"),
-                          (f"{tmp_path}/*.txt", "no file matches"), ("hf:a/b", "not supported yet")):
+                          (f"{tmp_path}/*.txt", "no file matches")):
         with pytest.raises(UserError, match=message):
             list_files([item])
 

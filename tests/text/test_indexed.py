@@ -3,7 +3,6 @@ import hashlib
 import numpy as np
 import pytest
 
-from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text import indexed
 from megatron_encdec.text.indexed import IndexedWriter, bin_path, idx_path, read_header, token_dtype
 
@@ -72,21 +71,26 @@ def test_header_tells_sizes(tmp_path):
     assert header.idx_bytes == idx_path(tmp_path / "d").stat().st_size
 
 
-def write_half(prefix):
-    with IndexedWriter(prefix, np.dtype("uint16")) as writer:
-        writer.append(np.array([1, 2], np.uint16), np.array([2]))
-        raise KeyboardInterrupt
-
-
-def test_nothing_is_left_of_an_unfinished_writer(tmp_path):
-    write(tmp_path / "d", "uint16")
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(KeyboardInterrupt):
-        write_half(tmp_path / "d")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_two_writers_of_one_output_are_refused(tmp_path):
-    with (IndexedWriter(tmp_path / "d", np.dtype("uint16")),
-          pytest.raises(UserError, match="another process is writing")):
-        IndexedWriter(tmp_path / "d", np.dtype("uint16"))
+def test_an_interrupted_writer_is_continued_where_its_bytes_are_sound(tmp_path, monkeypatch):
+    monkeypatch.setattr(indexed, "SHARD_SIZE", 8)
+    (tmp_path / "whole").mkdir()
+    expected = write(tmp_path / "whole" / "d", "uint16")
+    rows = [np.array(sum(DOCUMENTS[i : i + 2], []), np.uint16) for i in (0, 2)]
+    lengths = [np.array([3, 2]), np.array([1, 5])]
+    records = [(len(row), 2, hashlib.sha256(row.tobytes()).hexdigest()) for row in rows]
+    with IndexedWriter(tmp_path / "d", np.dtype("uint16")) as writer:
+        for row, length in zip(rows, lengths, strict=True):
+            writer.append(row, length)
+    with open(tmp_path / ".d.bin", "r+b") as file:
+        file.seek(12)  # inside the second row
+        file.write(b"?")
+    with IndexedWriter(tmp_path / "d", np.dtype("uint16")) as writer:
+        writer.go_on(writer.take_back(*records[0]))
+        assert writer.take_back(*records[1]) is None
+        writer.cut()
+        writer.append(rows[1], lengths[1])
+        assert writer.finish() == expected
+        writer.publish()
+    for suffix in (".bin", ".idx"):
+        assert (tmp_path / f"d{suffix}").read_bytes() == (tmp_path / "whole" / f"d{suffix}").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.bin", "d.idx", "whole"]

@@ -1,0 +1,156 @@
+"""The input cut into chunks: what one worker encodes at once. The cuts depend on the files alone.
+
+    1. `slots(files, key)`           chunks of plain files by byte range; compressed files and hub datasets whole
+    2. `share_of(slots, i, n)`       the part of them that one machine of n works on
+    3. `chunks(slots, spool, skip)`  slots in order, compressed ones cut into blocks of lines as they are read
+
+A chunk of a plain `.jsonl` is the lines that *start* in its byte range, so a worker finds them by itself. Blocks
+of a compressed file wait for their worker in a spool file. Leaving out the first `skip` chunks, those that an
+interrupted run has finished, leaves the numbers and cuts of the others as they were.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.corpus import PIECE, InputFile, hub_rows, open_stream
+from megatron_encdec.text.parquet import row_groups
+
+CHUNK_BYTES = 16 << 20  # of decompressed input: large beside what a chunk costs by itself
+CHUNK_FILES = 4096  # whole text files in one chunk, at most
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of the input.
+
+    `kind`: `lines` (those that start in bytes [start, end) of the file), `texts` (whole files), `rows` (row group
+    `start` of a Parquet file), and, among slots, `stream` and `hub` (still to be cut). `paths`: what to read,
+    `names`: what the user calls it. `consumed`: bytes on disk. `first`: begins its file, so its lines count from 1.
+    `spooled`: the path is a spool file of ours, to be deleted when the chunk is done.
+    """
+
+    kind: str
+    paths: tuple[str, ...]
+    names: tuple[str, ...]
+    start: int = 0
+    end: int = 0
+    consumed: int = 0
+    first: bool = True
+    spooled: bool = False
+
+
+def slots(files: Sequence[InputFile], text_key: str) -> Iterator[Chunk]:
+    """The input in order: ready chunks, and files that can only be cut while they are read."""
+    texts: list[InputFile] = []
+    for file in files:
+        if texts and (file.kind != "text" or len(texts) == CHUNK_FILES
+                      or sum(member.size for member in texts[-1:]) + _held(texts) > CHUNK_BYTES):
+            yield _texts(texts)
+            texts = []
+        one = (file.path,)
+        if file.kind == "text":
+            texts.append(file)
+        elif file.kind in ("stream", "hub"):
+            yield Chunk(file.kind, one, one, consumed=file.size)
+        elif file.kind == "rows":
+            groups = row_groups(file.path, text_key)
+            for group in range(groups):
+                yield Chunk("rows", one, one, group, group + 1, file.size // groups, first=group == 0)
+        else:
+            for start in range(0, max(file.size, 1), CHUNK_BYTES):
+                end = min(start + CHUNK_BYTES, file.size)
+                yield Chunk("lines", one, one, start, end, end - start, first=start == 0)
+    if texts:
+        yield _texts(texts)
+
+
+def _held(texts: list[InputFile]) -> int:
+    return sum(file.size for file in texts[:-1])
+
+
+def _texts(files: list[InputFile]) -> Chunk:
+    paths = tuple(file.path for file in files)
+    return Chunk("texts", paths, paths, consumed=sum(file.size for file in files))
+
+
+def share_of(all_slots: Iterable[Chunk], index: int, count: int, total_bytes: int) -> Iterator[Chunk]:
+    """The slots of machine `index` (from 1) of `count`: those that begin in its part of the input's bytes.
+
+    Consecutive, so that the machines' outputs put together in order are the output of one machine. Raises
+    `UserError` for a hub dataset, whose size is not known.
+    """
+    position = 0
+    for slot in all_slots:
+        if slot.kind == "hub" and count > 1:
+            raise UserError(f"--shard {index}/{count}: cannot share out {slot.paths[0]}; give each machine a part "
+                            "of its own instead, such as hf:NAME:CONFIG:train[:25%]")
+        if position * count // max(total_bytes, 1) == index - 1:
+            yield slot
+        position += slot.consumed
+
+
+def chunks(all_slots: Iterable[Chunk], spool: Path, text_key: str, skip: int = 0) -> Iterator[Chunk]:
+    """The chunks of `all_slots` behind the first `skip`; blocks of streams are written into the folder `spool`."""
+    number = 0
+    for slot in all_slots:
+        if slot.kind not in ("stream", "hub"):
+            number += 1
+            if number > skip:
+                yield slot
+            continue
+        for block in _blocks(slot, spool, text_key, number, skip):
+            number += 1
+            if number > skip:
+                yield block
+
+
+def _blocks(slot: Chunk, spool: Path, text_key: str, number: int, skip: int) -> Iterator[Chunk]:
+    path = slot.paths[0]
+    if slot.kind == "hub":
+        source = _Rows(hub_rows(path, text_key))
+        yield from _cut(source, slot, spool, number, skip)
+    else:
+        with open_stream(path) as source:
+            yield from _cut(source, slot, spool, number, skip)
+
+
+class _Rows:
+    """Lines as a stream of bytes."""
+
+    consumed = 0
+
+    def __init__(self, rows: Iterator[bytes]):
+        self._rows = rows
+
+    def read(self, _count: int) -> bytes:
+        return next(self._rows, b"")
+
+
+def _cut(source, slot: Chunk, spool: Path, number: int, skip: int) -> Iterator[Chunk]:
+    """Blocks of at least CHUNK_BYTES up to the next line's end; the cuts do not depend on how reads come."""
+    rest, first, before = b"", True, 0
+    while True:
+        target = spool / f"block-{number:06d}"
+        size = 0
+        with open(target if number >= skip else os.devnull, "wb") as file:
+            piece, rest = rest or source.read(PIECE), b""
+            while piece:
+                cut = 0
+                if size + len(piece) >= CHUNK_BYTES:
+                    cut = piece.find(b"\n", max(0, CHUNK_BYTES - 1 - size)) + 1
+                taken = piece[:cut] if cut else piece
+                file.write(taken)
+                size += len(taken)
+                if cut:
+                    rest = piece[cut:]
+                    break
+                piece = source.read(PIECE)
+        if not size:
+            target.unlink(missing_ok=True)
+            return
+        yield replace(slot, kind="lines", paths=(str(target),), end=size, consumed=source.consumed - before,
+                      first=first, spooled=True)
+        number, first, before = number + 1, False, source.consumed

@@ -1,0 +1,295 @@
+"""A worker's view of a chunk: batches of ordinary documents, and long ones piece by piece.
+
+    1. `read_chunk(chunk, key)`   yields `Batch`es and `LongDocument`s in document order
+    2. `Batch`                    texts as UTF-8 bytes with what they took; the skipped ones with their reason
+    3. `LongDocument`             a document too large to be held several times over: its text as an iterator
+
+A document of `LONG` bytes or more is never decoded as a whole. Of a JSON line that long the bytes are kept, its
+long strings are set apart, the rest is parsed with short stand-ins for them, and the text is decoded in pieces.
+"""
+
+import codecs
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.chunks import Chunk
+from megatron_encdec.text.corpus import BYTE_ORDER_MARK, parse_line, parse_text, read_file, text_of
+from megatron_encdec.text.parquet import iter_rows
+
+LONG = 4 << 20  # bytes from which a document is handled piece by piece
+PIECE = 1 << 20  # bytes of a long document decoded at once
+ROWS_IN_BATCH = 4096
+# Before a blank, a multi-byte character or a \\u escape (the second half of a surrogate pair apart).
+_SAFE = re.compile(rb"(?<!\\)(?:[ \xc0-\xff]|\\u(?![dD][c-fC-F]))")
+
+
+@dataclass
+class Batch:
+    """Documents in order: `texts_D` UTF-8 bytes of the D readable ones, with their `sizes_D` (bytes of input) and
+    `characters_D`; `skipped` holds (reason, file, line, size) of the others."""
+
+    texts_D: list[bytes] = field(default_factory=list)
+    sizes_D: list[int] = field(default_factory=list)
+    characters_D: list[int] = field(default_factory=list)
+    places_D: list[tuple[int, int]] = field(default_factory=list)  # (file of the chunk, line)
+    skipped: list[tuple[str, int, int, int]] = field(default_factory=list)  # (reason, file, line, size)
+
+    def add(self, parsed: tuple, file: int, line: int, size: int) -> None:
+        """Add what `parse_line` or `parse_text` said of a document."""
+        text, data, reason = parsed
+        if reason is None:
+            self.texts_D.append(data)
+            self.sizes_D.append(size)
+            self.characters_D.append(len(text))
+            self.places_D.append((file, line))
+        else:
+            self.skipped.append((reason, file, line, size))
+
+
+@dataclass
+class LongDocument:
+    """A readable document of `size` bytes of input: `pieces()` iterates over its text, as often as asked."""
+
+    file: int
+    line: int
+    size: int
+    pieces: Callable[[], Iterator[str]]
+
+
+def read_chunk(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
+    """The documents of `chunk`; lines count from 1 within the chunk. The last item is a `Batch`."""
+    if chunk.kind == "texts":
+        yield from _read_texts(chunk)
+    elif chunk.kind == "rows":
+        yield from _read_rows(chunk, text_key)
+    else:
+        yield from _read_lines(chunk, text_key)
+
+
+def _read_texts(chunk: Chunk) -> Iterator[Batch | LongDocument]:
+    batch = Batch()
+    for file, path in enumerate(chunk.paths):
+        try:
+            size = os.path.getsize(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
+        if size < LONG:
+            data = read_file(path)
+            batch.add(parse_text(data), file, 1, len(data))
+            continue
+
+        def pieces(path=path):
+            return _decoded(_file_pieces(path))
+
+        yield batch
+        batch = Batch()
+        yield from _checked(LongDocument(file, 1, size, pieces), batch)
+    yield batch
+
+
+def _file_pieces(path: str) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        piece = file.read(PIECE).removeprefix(BYTE_ORDER_MARK)
+        while piece:
+            yield piece
+            piece = file.read(PIECE)
+
+
+def _decoded(pieces: Iterator[bytes]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for piece in pieces:
+        yield decoder.decode(piece)
+    yield decoder.decode(b"", final=True)
+
+
+def _checked(document: LongDocument, batch: Batch) -> Iterator[LongDocument]:
+    """`document` if its text is readable; else its reason goes to `batch`."""
+    blank = True
+    try:
+        for piece in document.pieces():
+            piece.encode("utf-8")
+            blank = blank and (not piece or piece.isspace())
+        reason = "empty" if blank else None
+    except UnicodeError:
+        reason = "bad_utf8"
+    except ValueError:
+        reason = "bad_json"
+    if reason is None:
+        yield document
+    else:
+        batch.skipped.append((reason, document.file, document.line, document.size))
+
+
+def _read_rows(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
+    batch = Batch()
+    for row, data in enumerate(iter_rows(chunk.paths[0], text_key, range(chunk.start, chunk.end)), start=1):
+        size = len(data or b"")
+        if data is None:
+            batch.skipped.append(("not_text", 0, row, 0))
+        elif size < LONG:
+            batch.add(parse_text(data), 0, row, size)
+        else:
+            yield batch
+            batch = Batch()
+
+            def pieces(data=data):
+                return _decoded(data[start : start + PIECE] for start in range(0, len(data), PIECE))
+
+            yield from _checked(LongDocument(0, row, size, pieces), batch)
+        if len(batch.texts_D) == ROWS_IN_BATCH:
+            yield batch
+            batch = Batch()
+    yield batch
+
+
+def _read_lines(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
+    try:
+        with open(chunk.paths[0], "rb") as file:
+            start = 0 if chunk.start == 0 else _next_line(file, chunk.start - 1)
+            if start >= chunk.end and chunk.end:
+                yield Batch()
+                return
+            end = _next_line(file, chunk.end - 1) if chunk.end else 0
+            file.seek(start)
+            bom = chunk.first and start == 0
+            yield from _split(file, start, end, bom, text_key)
+    except OSError as error:
+        raise UserError(f"{chunk.names[0]}: cannot read the input: {error.strerror}") from None
+
+
+def _next_line(file, position: int) -> int:
+    """Where the first line that starts after byte `position` starts, or the file's end."""
+    file.seek(position)
+    while piece := file.read(PIECE):
+        found = piece.find(b"\n")
+        if found >= 0:
+            return position + found + 1
+        position += len(piece)
+    return position
+
+
+def _split(file, position: int, end: int, bom: bool, text_key: str) -> Iterator[Batch | LongDocument]:
+    """The lines in bytes [position, end) of `file`: a run of ordinary ones at once, long ones by themselves."""
+    batch, line = Batch(), 1
+    while position < end:
+        file.seek(position)
+        block = file.read(min(end - position, 2 * LONG))
+        complete = len(block) if position + len(block) == end else block.rfind(b"\n") + 1
+        if complete:
+            _add_lines(batch, block[:complete], line, bom, text_key)
+            line += block.count(b"\n", 0, complete)
+            position, bom = position + complete, False
+            continue
+        stop = min(_next_line(file, position), end)
+        file.seek(position)
+        data = file.read(stop - position)
+        yield batch
+        batch = Batch()
+        yield from _long_line(data.removeprefix(BYTE_ORDER_MARK) if bom else data, len(data), line, text_key, batch)
+        line, position, bom = line + 1, stop, False
+    yield batch
+
+
+def _add_lines(batch: Batch, block: bytes, line: int, bom: bool, text_key: str) -> None:
+    lines = block.split(b"\n")
+    ended = not lines[-1]  # by a line's end: behind it there is no line
+    if ended:
+        lines.pop()
+    if bom:
+        batch.add(parse_line(lines[0].removeprefix(BYTE_ORDER_MARK), text_key), 0, line,
+                  len(lines[0]) + (ended or len(lines) > 1))
+        lines, line = lines[1:], line + 1
+    last = None if ended or not lines else lines.pop()
+    for number, data in enumerate(lines, start=line):
+        batch.add(parse_line(data, text_key), 0, number, len(data) + 1)
+    if last is not None:
+        batch.add(parse_line(last, text_key), 0, line + len(lines), len(last))
+
+
+def _long_line(data: bytes, size: int, line: int, text_key: str, batch: Batch) -> Iterator[LongDocument]:
+    """A JSON line of any length: parsed with stand-ins for its long strings, which are decoded in pieces."""
+    try:
+        for _ in _decoded(data[start : start + PIECE] for start in range(0, len(data), PIECE)):
+            pass
+    except UnicodeError:
+        batch.skipped.append(("bad_utf8", 0, line, size))
+        return
+    skeleton, spans = _set_apart(data)
+    text, reason = text_of(skeleton.decode("utf-8", "replace"), text_key)
+    if text not in spans:
+        parsed = _plain(text, reason)
+        if parsed[2] is not None or _sound(data, spans.values()):
+            batch.add(parsed, 0, line, size)
+        else:
+            batch.skipped.append(("bad_json", 0, line, size))
+        return
+    if not _sound(data, (span for name, span in spans.items() if name != text)):
+        batch.skipped.append(("bad_json", 0, line, size))
+        return
+    begin, end = spans[text]
+    yield from _checked(LongDocument(0, line, size, lambda: _unescaped(data, begin, end)), batch)
+
+
+def _plain(text: str | None, reason: str | None) -> tuple[str | None, bytes | None, str | None]:
+    try:
+        return text, None if text is None else text.encode("utf-8"), reason
+    except UnicodeEncodeError:
+        return None, None, "bad_utf8"
+
+
+def _set_apart(data: bytes) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """`data` with a stand-in for each string of PIECE bytes or more, and the stand-ins' byte ranges in `data`."""
+    mark = os.urandom(16).hex()  # no text holds it by accident
+    parts, spans, copied, quote = [], {}, 0, data.find(b'"')
+    while quote >= 0:
+        close = data.find(b'"', quote + 1)
+        while close >= 0 and _escaped(data, close):
+            close = data.find(b'"', close + 1)
+        if close < 0:
+            break  # never ends: the parser will say so, of what is left
+        if close - quote > PIECE:
+            name = f"{mark}-{len(spans)}"
+            parts += [data[copied : quote + 1], name.encode()]
+            spans[name], copied = (quote + 1, close), close
+        quote = data.find(b'"', close + 1)
+    tail = data[copied:]
+    if quote >= 0 and len(tail) > 2 * PIECE:
+        tail = b'"'  # an unclosed string, however long, is one error
+    return b"".join([*parts, tail]), spans
+
+
+def _escaped(data: bytes, position: int) -> bool:
+    """Whether an odd number of backslashes stands before `position`."""
+    first = position
+    while first and data[first - 1] == 0x5C:
+        first -= 1
+    return (position - first) % 2 == 1
+
+
+def _sound(data: bytes, spans) -> bool:
+    """Whether the strings at these byte ranges are what JSON allows."""
+    try:
+        for begin, end in spans:
+            for _ in _unescaped(data, begin, end):
+                pass
+    except ValueError:
+        return False
+    return True
+
+
+def _unescaped(data: bytes, begin: int, end: int) -> Iterator[str]:
+    """The JSON string inside bytes [begin, end) of `data`, in pieces. Raises ValueError where it is malformed."""
+    while begin < end:
+        cut = _cut(data, begin + PIECE, end)
+        yield json.loads(b'"%b"' % data[begin:cut])
+        begin = cut
+
+
+def _cut(data: bytes, wanted: int, end: int) -> int:
+    """The first place from `wanted` on that splits neither an escape nor a character."""
+    found = _SAFE.search(data, wanted, end) if wanted < end else None
+    return found.start() if found else end

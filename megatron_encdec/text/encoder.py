@@ -1,0 +1,205 @@
+"""Text to token ids at speed: `gigatoken` where it is proven equal to the tokenizer, else the tokenizer itself.
+
+    1. `choose_encoder(tokenizer, sample)`   compares both on a sample of the user's own text, at every start
+    2. `Encoder(tokenizer, name)`            in each worker: the one that was chosen; ids of many documents in a row
+    3. `encode_long(pieces, encode)`         one long document piece by piece, with the ids of the whole
+
+gigatoken gives the ids of a tokenizer.json or a SentencePiece BPE model many times faster, but is another program:
+besides the sample at the start, one document of each chunk is compared while working, and a difference ends the
+run. Its cache of words grows without bound, so a worker starts it anew when its memory has grown by `CACHE_BYTES`.
+Letters: D documents, T tokens.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.tokenizer import Tokenizer, find_model_file
+
+GIGATOKEN, TOKENIZERS = "gigatoken", "tokenizers"
+CACHE_BYTES = 256 << 20  # growth of a worker's memory that gigatoken's cache is allowed
+COMPARED_BYTES = 8192  # of text in each chunk: about one part in a hundred of its time
+BATCH_BYTES = 1 << 20  # given to the tokenizer at once: it keeps some 100 bytes a token meanwhile
+LONG_CHARACTERS = 1 << 20  # a document longer than this is encoded in pieces of at most this length
+WINDOW = 512  # characters on each side of a cut that are encoded with and without it
+CANDIDATES = 64  # places tried, nearest first
+
+# What a sample may not contain and tokenizers differ in: kinds of blanks, numbers, scripts, contractions, controls.
+PROBES = (" ", "  two   three\n\n\n four\t\tfive \r\n", "It's they'LL I'd we've CAN'T", "0 12 345 6789 1234567890 3.14",
+          "naïve façade — “quotes” … café", "東京と大阪、안녕하세요 привет мир", "👩‍👩‍👧 🇫🇷 é é \u200b\u00a0",
+          "a\x00b\x01c\x7f", "x" * 300, "def f(x):\n    return {**x, 'a': [1, 2]}  # ok\n", "https://a.b/c?d=e&f=%20")
+
+
+@dataclass(frozen=True)
+class EncoderChoice:
+    """The encoder's `name` and `version`; the `documents` and `characters` it was compared on (0: not compared);
+    why it is not gigatoken, if so."""
+
+    name: str
+    version: str
+    documents: int
+    characters: int
+    reason: str | None = None
+
+
+class Encoder:
+    """Encodes documents with the library `name`."""
+
+    def __init__(self, tokenizer: Tokenizer, name: str):
+        self.name, self._tokenizer = name, tokenizer
+        self._fast, self._full = None, 0
+        if name == GIGATOKEN:
+            self._start()
+
+    def _start(self) -> None:
+        self._fast = None  # frees the old one's cache first
+        self._fast = load_gigatoken(self._tokenizer)
+        self._full = resident_bytes() + CACHE_BYTES
+
+    def encode(self, texts_D: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids_T, lengths_D) of documents given as UTF-8: nothing in front of or behind the ids of each."""
+        if self._fast is None:
+            return _join(self._slow(texts_D))
+        if resident_bytes() > self._full:
+            self._start()
+        encode = self._fast.encode
+        ids_D = [encode(text) for text in texts_D]
+        self._compare(texts_D, ids_D)
+        return _join(ids_D)
+
+    def _slow(self, texts_D: list[bytes]) -> list[np.ndarray]:
+        ids_D, batch, size = [], [], 0
+        for place, text in enumerate(texts_D, start=1):
+            batch.append(text.decode("utf-8"))
+            size += len(text)
+            if size >= BATCH_BYTES or place == len(texts_D):
+                ids_D += [np.array(ids, np.uint32) for ids in self._tokenizer.encode_batch(batch)]
+                batch, size = [], 0
+        return ids_D
+
+    def _compare(self, texts_D: list[bytes], ids_D: list[np.ndarray]) -> None:
+        """One document of the call, of ordinary size, by both; which one follows from what the call holds."""
+        ordinary = [place for place, text in enumerate(texts_D[:997]) if len(text) <= COMPARED_BYTES]
+        if ordinary:
+            place = ordinary[len(texts_D) * 31 % len(ordinary)]
+            text = texts_D[place].decode("utf-8")
+            if self._tokenizer.encode(text) != ids_D[place].tolist():
+                raise UserError(f"gigatoken and the tokenizer disagree on a document that starts {text[:60]!r}; run "
+                                f"again with --encoder {TOKENIZERS}")
+
+
+def _join(ids_D: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    lengths_D = np.fromiter(map(len, ids_D), np.int64, len(ids_D))
+    return (np.concatenate(ids_D) if ids_D else np.empty(0, np.uint32)), lengths_D
+
+
+def load_gigatoken(tokenizer: Tokenizer):
+    """gigatoken's form of the tokenizer, special tokens taken as text. Raises whatever it raises."""
+    import gigatoken
+
+    file = find_model_file(tokenizer.path)
+    if file.suffix == ".model":
+        return gigatoken.Tokenizer.from_sentencepiece(file.read_bytes()).backend
+    content = json.loads(file.read_bytes())
+    content["added_tokens"] = [token for token in content.get("added_tokens") or [] if not token.get("special")]
+    return gigatoken.Tokenizer.from_json(json.dumps(content)).backend
+
+
+def choose_encoder(tokenizer: Tokenizer, sample: list[str], wanted: str | None = None) -> EncoderChoice:
+    """gigatoken if it gives the tokenizer's ids on every text of `sample` and on texts of ours, else `tokenizers`.
+
+    `wanted` names one of the two; a `UserError` says why gigatoken cannot be used where it is wanted.
+    """
+    ours = EncoderChoice(TOKENIZERS, _version("tokenizers"), 0, 0, "asked for" if wanted == TOKENIZERS else None)
+    if wanted == TOKENIZERS:
+        return ours
+    texts = [*sample, *PROBES, "".join(tokenizer.token(id_) or "" for id_ in tokenizer.special_ids)]
+    try:
+        fast = load_gigatoken(tokenizer)
+        different = next((text for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True)
+                          if fast.encode(text.encode("utf-8")).tolist() != ids), None)
+        reason = None if different is None else f"its ids differ from the tokenizer's, first at {different[:60]!r}"
+    except ImportError:
+        reason = "gigatoken is not installed (pip install gigatoken)"
+    except BaseException as error:  # noqa: BLE001  (an error or panic inside it: this tokenizer is not for it)
+        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+            raise
+        reason = f"gigatoken cannot load this tokenizer ({' '.join(str(error).split())[:120]})"
+    if reason is None:
+        return EncoderChoice(GIGATOKEN, _version("gigatoken"), len(texts), sum(map(len, texts)))
+    if wanted == GIGATOKEN:
+        raise UserError(f"--encoder {GIGATOKEN}: {reason}; use --encoder {TOKENIZERS}")
+    return EncoderChoice(ours.name, ours.version, 0, 0, reason)
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now (0 where the system does not tell)."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def encode_long(pieces: Iterator[str], encode: Callable[[str], np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
+    """The ids of one document, part by part, and of each part whether the cut behind it is proven.
+
+    A cut is proven where the tokenizer cuts by itself: the text around it has the same ids when encoded in two.
+    Where none of the places near the limit is (a megabyte without a blank, say), the text is cut all the same: a
+    byte-level tokenizer still gives the text back. The parts do not depend on how `pieces` come.
+    """
+    held, length, ended = [], 0, False
+    while not ended:
+        piece = next(pieces, None)
+        ended = piece is None
+        if not ended:
+            held.append(piece)
+            length += len(piece)
+        while length > LONG_CHARACTERS + WINDOW or (ended and length > LONG_CHARACTERS):
+            text = "".join(held)
+            place, resume = _place_to_cut(text, encode)
+            yield encode(text[:place]), resume is not None
+            held = [text[place if resume is None else resume:]]
+            length = len(held[0])
+    if length:
+        yield encode("".join(held)), True
+
+
+def _place_to_cut(text: str, encode: Callable[[str], np.ndarray]) -> tuple[int, int | None]:
+    """(end of the first part, start of the rest): a SentencePiece model adds the blank in front of the rest itself,
+    so there it is left out. The start is None where no place is proven: cut at the limit."""
+    for place in islice(_candidates(text), CANDIDATES):
+        left = text[place - WINDOW : place]
+        whole = encode(text[place - WINDOW : place + WINDOW]).tolist()
+        first = encode(left).tolist()
+        if whole[: len(first)] == first:
+            for start in (place, place + 1):
+                if whole[len(first):] == encode(text[start : place + WINDOW]).tolist():
+                    return place, start
+    return LONG_CHARACTERS, None
+
+
+def _candidates(text: str) -> Iterator[int]:
+    """Places up to the limit, last first, where a blank ends a word; then line ends."""
+    for mark in (" ", "\n"):
+        place = LONG_CHARACTERS
+        for _ in range(CANDIDATES // 2):
+            place = text.rfind(mark, LONG_CHARACTERS // 2, place)
+            if place < 0:
+                break
+            if text[place - 1].isalnum() and text[place + 1 : place + 2].isalnum():
+                yield place

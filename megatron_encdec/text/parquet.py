@@ -1,0 +1,57 @@
+"""Rows of Parquet files: the text column alone, a batch of rows at a time.
+
+    1. `row_groups(path, key)`       how many row groups a file has, and that the column is there and is text
+    2. `iter_rows(path, key, ...)`   UTF-8 bytes of each row's text, None for a null
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from megatron_encdec.platform.errors import IntegrityError, UserError
+
+ROWS_AT_ONCE = 1024
+
+
+@contextmanager
+def _opened(path: str):
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IntegrityError(f"{path}: cannot read this Parquet file ({reason}); copy it again") from None
+
+
+def row_groups(path: str, text_key: str) -> int:
+    """Number of row groups. Raises `UserError` if there is no column `text_key`, or it holds no text."""
+    import pyarrow
+
+    with _opened(path) as file:
+        schema = file.schema_arrow
+        if text_key not in schema.names:
+            raise UserError(f"{path}: has no column {text_key!r} (there are {', '.join(schema.names)}); name the "
+                            "text's column with --text-key")
+        kind = schema.field(text_key).type
+        kinds = pyarrow.types
+        if kinds.is_dictionary(kind):
+            kind = kind.value_type
+        if not (kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_binary(kind)
+                or kinds.is_large_binary(kind)):
+            raise UserError(f"{path}: column {text_key!r} holds {kind}, not text; name another with --text-key")
+        return file.num_row_groups
+
+
+def iter_rows(path: str, text_key: str, groups: Sequence[int] | None = None) -> Iterator[bytes | None]:
+    """The text of each row as bytes (not checked to be UTF-8), None where it is null."""
+    import pyarrow
+
+    row_groups(path, text_key)
+    with _opened(path) as file:
+        for batch in file.iter_batches(ROWS_AT_ONCE, groups, columns=[text_key]):
+            column = batch.column(0)
+            if pyarrow.types.is_dictionary(column.type):
+                column = column.dictionary_decode()
+            yield from column.cast(pyarrow.large_binary()).to_pylist()

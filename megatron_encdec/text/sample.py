@@ -1,0 +1,93 @@
+"""Text taken from all over the input: to compare encoders on, and to train a tokenizer on.
+
+    1. `sample_texts(files, key)`    a few documents from each of a few places
+    2. `ensure_tokenizer(...)`       a tokenizer of the user's own text, unless it is there
+"""
+
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.corpus import InputFile, iter_documents, parse_line
+from megatron_encdec.text.progress import Progress
+from megatron_encdec.text.tokenizer import find_model_file, train_tokenizer
+
+PLACES = 16
+BYTES_A_PLACE = 64 << 10
+DOCUMENTS_A_PLACE = 64
+TRAINING_BYTES = 2 << 30  # a vocabulary does not change with more
+
+
+def sample_texts(files: list[InputFile], text_key: str) -> list[str]:
+    """Readable texts from up to `PLACES` places, spread over the files and over a large file's length.
+
+    At most `BYTES_A_PLACE` characters of each; where the input is small, all of it.
+    """
+    total = sum(file.size for file in files)
+    texts: list[str] = []
+    if len(files) >= PLACES:
+        for file in files[:: -(-len(files) // PLACES)]:
+            texts += _head(file.path, text_key)
+        return texts
+    for file in files:
+        places = max(1, PLACES * file.size // max(total, 1))
+        if file.kind != "lines" or places == 1:
+            texts += _head(file.path, text_key)
+            continue
+        for place in range(places):
+            texts += _lines_at(file.path, place * file.size // places, text_key)
+    return texts
+
+
+def _head(path: str, text_key: str) -> list[str]:
+    found, size = [], 0
+    for document in islice(iter_documents(path, text_key), DOCUMENTS_A_PLACE):
+        if document.text is not None:
+            found.append(document.text[: BYTES_A_PLACE - size])
+            size += len(document.text)
+        if size >= BYTES_A_PLACE:
+            break
+    return found
+
+
+def _lines_at(path: str, position: int, text_key: str) -> list[str]:
+    with open(path, "rb") as file:
+        file.seek(position)
+        lines = file.read(BYTES_A_PLACE).split(b"\n")
+    whole = lines[0 if position == 0 else 1 : -1]
+    parsed = (parse_line(line, text_key)[0] for line in whole[:DOCUMENTS_A_PLACE])
+    return [text for text in parsed if text is not None]
+
+
+def ensure_tokenizer(files: list[InputFile], path: str | Path, text_key: str, vocabulary_size: int,
+                     show: bool) -> None:
+    """Train the tokenizer at `path` unless one is there: on all documents, of a large input on every n-th."""
+    path = Path(path)
+    if find_model_file(path):
+        if show:
+            print(f"{path}: this tokenizer is there already and is used as it is", file=sys.stderr)
+        return
+    if path.suffix in (".json", ".model"):
+        raise UserError(f"{path}: no such file; a tokenizer is trained into a directory: give its name")
+    total = sum(file.size for file in files)
+    every = max(1, round(total / TRAINING_BYTES))
+    with Progress("train tokenizer", total, show) as progress:
+        texts = islice(_texts(files, text_key, progress), 0, None, every)
+        tokenizer = train_tokenizer(texts, vocabulary_size, path)
+    if show:
+        few = (f" (the text holds no more; {vocabulary_size} were asked for)"
+               if tokenizer.vocabulary_size < vocabulary_size else "")
+        which = f", on one document in {every}" if every > 1 else ""
+        print(f"{path}: trained a byte-level BPE of {tokenizer.vocabulary_size} entries{few}{which}", file=sys.stderr)
+
+
+def _texts(files: list[InputFile], text_key: str, progress: Progress) -> Iterator[str]:
+    read = 0
+    for file in files:
+        for document in iter_documents(file.path, text_key):
+            read += document.size
+            progress.update(read, f"{read / 1e6 / progress.elapsed():.1f} MB/s read")
+            if document.text is not None:
+                yield document.text
