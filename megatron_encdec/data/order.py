@@ -88,14 +88,26 @@ def floor_sum(count: int, modulus: int, step: int, offset: int) -> int:
     counted from the other axis, where step and modulus have changed places, as in Euclid's algorithm.
     """
     total = 0
-    while count > 0:
-        whole, step = divmod(step, modulus)
+    for below, whole, rest in _quotients(modulus, step):
+        if not count:
+            break
         total += whole * (count * (count - 1) // 2)
-        whole, offset = divmod(offset, modulus)
-        total += whole * count
-        count, offset = divmod(step * count + offset, modulus)
-        modulus, step = step, modulus
+        if offset >= below:
+            whole, offset = divmod(offset, below)
+            total += whole * count
+        count, offset = divmod(rest * count + offset, below)
     return total
+
+
+@lru_cache(maxsize=64)
+def _quotients(modulus: int, step: int) -> tuple[tuple[int, int, int], ...]:
+    """Euclid's algorithm on (step, modulus): (modulus, quotient, remainder) line by line, down to a modulus of 0."""
+    lines = []
+    while modulus:
+        whole, rest = divmod(step, modulus)
+        lines.append((modulus, whole, rest))
+        modulus, step = rest, modulus
+    return tuple(lines)
 
 
 def quantise(weights: Sequence[float], total: int = CIRCLE) -> list[int]:
@@ -166,3 +178,10 @@ class Order:
         epoch, position = divmod(count, self._windows[source])
         key = hash64(self._seed, "epoch", self._names[source], epoch)
         return source, epoch, permute(position, self._windows[source], key)
+
+    def counts(self, samples: int) -> list[int]:
+        """How many of samples 0 .. samples - 1 come from each source."""
+        found = [0] * len(self._sources)
+        for place, source in enumerate(self._sources):
+            found[source] = self._mixture.count(samples, place)
+        return found

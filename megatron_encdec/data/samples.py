@@ -19,6 +19,8 @@ from megatron_encdec.data.order import Order
 from megatron_encdec.data.store import TokenStore
 from megatron_encdec.platform.errors import UserError
 
+EPOCHS_WITHOUT_NOTE = 4  # up to there repeated text is nearly as good as new (Muennighoff et al., NeurIPS 2023)
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -45,20 +47,21 @@ class Samples:
         Raises UserError where there is none, one is shorter than a window, two are the same data, or two were
         written with different tokenizers; IntegrityError where files are damaged.
         """
-        sources = getattr(config, which)
+        sources, self._key = getattr(config, which), f"data.{which}"
         if not sources:
-            raise UserError(f"data.{which}: empty; give at least one source, e.g. [{{path: PREFIX}}]")
+            raise UserError(f"{self._key}: empty; give at least one source, e.g. [{{path: PREFIX}}]")
         self.sequence_length, self.seed = config.sequence_length, config.seed
         self._isolate, self._random_length = config.isolate_documents, config.random_length
+        self._whole = np.array([self.sequence_length])
         self.stores = [TokenStore.open(source.path) for source in sources]
         self.windows = [store.tokens // self.sequence_length for store in self.stores]
         self.fingerprints = [store.fingerprint for store in self.stores]
-        self._check(which)
+        self._check()
         try:
             weights = [source.weight for source in sources]
             self._order = Order(self.windows, weights, self.seed, self.fingerprints)
         except ValueError as error:
-            raise UserError(f"data.{which}: {error}") from None
+            raise UserError(f"{self._key}: {error}") from None
 
     @property
     def len_windows(self) -> int:
@@ -70,23 +73,36 @@ class Samples:
         """The manifest's record of the tokenizer that wrote the sources; None without manifests."""
         return next((store.tokenizer for store in self.stores if store.tokenizer), None)
 
+    def epochs(self, samples: int) -> list[float]:
+        """How often each source is read, on average over its windows, by samples 0 .. samples - 1."""
+        return [count / windows for count, windows in zip(self._order.counts(samples), self.windows, strict=True)]
+
+    def notes(self, samples: int) -> list[str]:
+        """What to say at the start of a run of `samples` samples: data without a manifest, sources seen too often."""
+        notes = [store.note for store in self.stores if store.note]
+        for k, (store, epochs) in enumerate(zip(self.stores, self.epochs(samples), strict=True)):
+            if epochs > EPOCHS_WITHOUT_NOTE:
+                notes.append(f"{self._key}.{k}: {store.prefix} is repeated: {epochs:.1f} epochs of its "
+                             f"{self.windows[k]:,} windows; beyond {EPOCHS_WITHOUT_NOTE} repeating is worth less than "
+                             "new text (lower its weight, or give more of it)")
+        return notes
+
     def sample(self, index: int) -> Sample:
         """Sample `index` >= 0: a function of the config and the data alone."""
         source, epoch, window = self._order.locate(index)
         store, length = self.stores[source], self.sequence_length
         start = window * length
-        ends = [np.array([length])]
-        if self._isolate:
-            ends.append(store.document_ends(start, length))
+        ends_E = store.document_ends(start, length) if self._isolate else self._whole
         if self._random_length:
-            ends.append(random_cuts(self.seed, index, length, self._random_length))
-        segment_ends_E = np.unique(np.concatenate(ends)) if len(ends) > 1 else ends[0]
-        return Sample(index, source, epoch, window, store.read(start, length), segment_ends_E)
+            ends_E = np.union1d(ends_E, random_cuts(self.seed, index, length, self._random_length))
+        if not ends_E.size or ends_E[-1] != length:
+            ends_E = np.concatenate((ends_E, self._whole))
+        return Sample(index, source, epoch, window, store.read(start, length), ends_E)
 
-    def _check(self, which: str) -> None:
+    def _check(self) -> None:
         first_with_manifest = None
         for k, store in enumerate(self.stores):
-            key = f"data.{which}.{k}.path"
+            key = f"{self._key}.{k}.path"
             if self.windows[k] == 0:
                 raise UserError(f"{key}: {store.prefix} holds {store.tokens} tokens, less than one window of "
                                 f"{self.sequence_length}; lower data.sequence_length or give more text")

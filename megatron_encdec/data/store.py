@@ -1,8 +1,8 @@
 """Tokens on disk, read in place: a Megatron .bin/.idx pair seen as one long row of tokens.
 
-    1. `TokenStore.open(prefix)`  check the files against each other, map both
+    1. `TokenStore.open(prefix)`  check the files against each other
     2. `read(start, count)`       tokens by position in the row
-    3. `document_ends(...)`       where documents end, by binary search in the mapped .idx
+    3. `document_ends(...)`       where documents end, searched in the .idx
 
 Opening takes constant time and memory whatever the size: the .idx stores each sequence's byte offset, which
 is already a cumulative sum, so nothing is read ahead or added up. (A pair without a manifest is hashed once.)
@@ -11,118 +11,96 @@ write it: the document indices are the first sequence of each document, then the
 """
 
 import dataclasses
-import hashlib
-import json
-import mmap
 import os
-from bisect import bisect_right
+import weakref
 from pathlib import Path
 
 import numpy as np
 
+from megatron_encdec.data import fingerprint
+from megatron_encdec.data.column import Column, read_bytes
 from megatron_encdec.platform.errors import IntegrityError
-from megatron_encdec.rundir.files import sha256_file, write_json_atomic
-from megatron_encdec.text.indexed import HEADER, SHARD_SIZE, bin_path, idx_path, read_header
-from megatron_encdec.text.manifest import check_files, data_fingerprint
+from megatron_encdec.text.indexed import HEADER, bin_path, idx_path, read_header
+from megatron_encdec.text.manifest import check_files
 
 
 class TokenStore:
-    """One .bin/.idx pair; safe to read from several threads."""
+    """One .bin/.idx pair; safe to read from several threads and after a fork."""
 
     def __init__(self, prefix: str | Path):
         """Open PREFIX.bin and PREFIX.idx; see `open`."""
         self.prefix = Path(prefix)
         manifest, header = check_files(prefix), read_header(prefix)
         self.dtype, self.documents = header.dtype, header.documents
-        # The header is 34 bytes long, so these views are unaligned: read elements of them, never the whole.
-        idx_bytes, offsets_at = _map(idx_path(prefix)), HEADER.size + 4 * header.sequences
-        self._offsets_N = np.frombuffer(idx_bytes, "<i8", header.sequences, offsets_at)
-        self._documents_D = np.frombuffer(idx_bytes, "<i8", offset=offsets_at + 8 * header.sequences)
-        self._tokens = np.frombuffer(_map(bin_path(prefix)), self.dtype.newbyteorder("<"))
-        self.tokens = len(self._tokens)
+        self._sequences, self._bin_bytes = header.sequences, header.bin_bytes
+        self.tokens = header.bin_bytes // self.dtype.itemsize
+        self._bin_path, path = bin_path(prefix), idx_path(prefix)
+        self._bin, index = self._open(self._bin_path), self._open(path)
+        offsets_at = HEADER.size + 4 * header.sequences
+        self._offsets_N = Column(path, index, offsets_at, header.sequences)
+        self._documents_D = Column(path, index, offsets_at + 8 * header.sequences, header.documents + 1)
         self._check_index()
         self.tokenizer = dataclasses.asdict(manifest.tokenizer) if manifest else None
-        self.fingerprint = manifest.fingerprint if manifest else self._hash_once()
+        self.note = None
+        if manifest:
+            self.fingerprint = manifest.fingerprint
+        else:
+            self.fingerprint, self.note = fingerprint.without_manifest(prefix)
 
     @classmethod
     def open(cls, prefix: str | Path) -> "TokenStore":
         """The store at PREFIX.bin, PREFIX.idx and, if there, PREFIX.manifest.json.
 
         `tokens`, `documents`, `dtype`, `fingerprint` and `tokenizer` (the manifest's record, None without
-        one) describe it. Raises IntegrityError, with expected and found bytes, where a file is missing or
-        truncated, or where the three disagree.
+        one) describe it; `note` is what to say of a pair without a manifest. Raises IntegrityError, with
+        expected and found bytes, where a file is missing or truncated, or where the three disagree.
         """
         return cls(prefix)
 
     def __reduce__(self):
-        return TokenStore.open, (self.prefix,)  # a worker process maps the files itself; no token is copied
+        return TokenStore.open, (self.prefix,)  # a worker process opens the files itself; no token is copied
 
     def read(self, start: int, count: int) -> np.ndarray:
         """tokens_C (int64): `count` tokens from position `start` of the row."""
         if start < 0 or count < 0 or start + count > self.tokens:
-            raise IndexError(f"{bin_path(self.prefix)}: tokens {start}..{start + count} of {self.tokens}")
-        return self._tokens[start : start + count].astype(np.int64)
+            raise IndexError(f"{self._bin_path}: tokens {start}..{start + count} of {self.tokens}")
+        size = self.dtype.itemsize
+        data = read_bytes(self._bin_path, self._bin, start * size, count * size)
+        return np.frombuffer(data, self.dtype).astype(np.int64)
 
     def document_ends(self, start: int, count: int) -> np.ndarray:
         """Positions e in (0, count], ascending (int64): token start + e - 1 is the last of its document.
 
-        Empty documents end nowhere. Cost: two binary searches.
+        Empty documents end nowhere. Cost: two interpolation searches, a few blocks of 4 KiB.
         """
-        boundaries = range(len(self._documents_D))  # boundary d: where document d starts and d - 1 ended
-        first = bisect_right(boundaries, start, key=self._boundary)
-        beyond = bisect_right(boundaries, start + count, lo=first, key=self._boundary)
-        sequences = self._documents_D[first:beyond]
-        last = len(self._offsets_N)
-        ends = np.full(beyond - first, self.tokens, dtype=np.int64)  # where the last document ends
-        inside = sequences < last
-        ends[inside] = self._offsets_N[sequences[inside]] // self.dtype.itemsize
-        ends -= start
-        return ends[np.diff(ends, prepend=0) > 0]
+        size, at_end = self.dtype.itemsize, start + count >= self.tokens
+        # The M sequences from number `first` on begin behind `start` and not behind start + count.
+        first, offsets_M = self._offsets_N.between(start * size, (start + count) * size, 0, self._bin_bytes)
+        # So do K of the document indices; the one that is the number of sequences stands for the data's end.
+        last = first + len(offsets_M) - 1 + at_end
+        _, sequences_K = self._documents_D.between(first - 1, last, 0, self._sequences)
+        places_M = np.append(offsets_M, self._bin_bytes) if at_end else offsets_M
+        ends_K = places_M[sequences_K - first] // size - start
+        empty_K = ends_K[1:] == ends_K[:-1]
+        return np.append(ends_K[:1], ends_K[1:][~empty_K]) if empty_K.any() else ends_K
 
-    def _boundary(self, document: int) -> int:
-        sequence = int(self._documents_D[document])
-        if sequence == len(self._offsets_N):
-            return self.tokens
-        return int(self._offsets_N[sequence]) // self.dtype.itemsize
+    def _open(self, path: Path) -> int:
+        """A file descriptor, closed with the store; told that reads jump about (or the kernel reads megabytes)."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise IntegrityError(f"{path}: cannot read: {error.strerror}") from None
+        weakref.finalize(self, os.close, descriptor)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        return descriptor
 
     def _check_index(self) -> None:
-        path, sequences = idx_path(self.prefix), len(self._offsets_N)
+        path, sequences = idx_path(self.prefix), self._sequences
         if self.dtype.kind not in "iu":
             raise IntegrityError(f"{path}: says that tokens are {self.dtype}; they must be integers")
-        if (self.documents < 0 or self._documents_D[0] != 0 or self._documents_D[-1] != sequences
-                or (sequences and self._offsets_N[0] != 0)):
+        if (self.documents < 0 or self._documents_D.read(0, 1)[0] != 0
+                or self._documents_D.read(self.documents, 1)[0] != sequences
+                or (sequences and self._offsets_N.read(0, 1)[0] != 0)):
             raise IntegrityError(f"{path}: its document indices do not run from 0 to its {sequences} "
                                  "sequences, or its first sequence is not at byte 0; run preprocess again")
-
-    def _hash_once(self) -> str:
-        """What a manifest would say, kept in PREFIX.fingerprint.json while sizes and times stand."""
-        path, now = Path(f"{self.prefix}.fingerprint.json"), {}
-        for file in (bin_path(self.prefix), idx_path(self.prefix)):
-            status = os.stat(file)
-            now[file.suffix[1:]] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["files"] == now and isinstance(kept["fingerprint"], str):
-                return kept["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # absent or damaged: only a cache, computed again below
-        bin_bytes = self._tokens.view(np.uint8)
-        shards = tuple(hashlib.sha256(bin_bytes[start : start + SHARD_SIZE]).hexdigest()
-                       for start in range(0, len(bin_bytes), SHARD_SIZE))
-        fingerprint = data_fingerprint(shards, sha256_file(idx_path(self.prefix)))
-        try:
-            write_json_atomic(path, {"fingerprint": fingerprint, "files": now})
-        except OSError:
-            pass  # a read-only directory: hash again next time
-        return fingerprint
-
-
-def _map(path: Path) -> mmap.mmap | bytes:
-    """The file's bytes, mapped read-only (an empty file cannot be mapped)."""
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                return b""
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise IntegrityError(f"{path}: cannot read: {error.strerror}") from None

@@ -65,6 +65,8 @@ class Report:
         self._progress = TrainingProgress(last, run.step, run.reports)
         self._log = MetricsLog(run.directory / "metrics.jsonl", run.step) if run.reports else None
         self._board = TensorBoard(run.directory / "tensorboard", run.reports and config.logging.tensorboard)
+        for note in run.plan.notes:
+            self._progress.say(f"note: {note}")
         if run.step:
             self._progress.say(f"continuing from step {run.step} of {run.plan.timeline.total_steps}"
                                + ("; nothing is left to do" if run.step >= last else ""))

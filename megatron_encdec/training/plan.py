@@ -41,6 +41,12 @@ class Plan:
         """Of parameters and activations."""
         return DTYPES[self.config.precision.dtype]
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the data before the first step."""
+        consumed = self.timeline.total_steps * self.config.batch.global_size
+        return self.train.notes(consumed) + (self.validation.notes(0) if self.validation else [])
+
 
 def make_plan(config: Config, world_size: int | None = None) -> Plan:
     """Resolve `config`; every mistake that can be seen before training starts is a `UserError` here."""
@@ -121,6 +127,7 @@ def describe(plan: Plan, data_size: int) -> str:
         "FLOP at most",
         f"memory       {mine * (weights + moments) / 2**30:.2f} GiB a rank for weights, gradients and optimizer; "
         "activations come on top",
+        *(f"note         {note}" for note in plan.notes),
     ]
     return "\n".join(lines)
 

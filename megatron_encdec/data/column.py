@@ -1,0 +1,95 @@
+"""A sorted column of integers in a file, searched without holding any of it in memory.
+
+    1. `Column.read(first, count)`     some entries
+    2. `Column.between(above, upto)`   the run of entries in an interval: an interpolation search, a block at a time
+
+Entries are read by `pread`, never mapped: pages of a mapped index would count as this process's memory (the
+kernel maps 64 KiB around each page touched, and reads megabytes ahead of it), and a file cut short under a
+mapping kills the process where a read can say what is wrong.
+
+The search guesses where a value stands from the values at both ends of what is left, and reads one block there.
+Where document lengths are drawn from one law the first guess among n entries is off by about sqrt(n) of them,
+the next by the root of that: two or three blocks for 100 million documents. After `GUESSES` it halves every
+other time, so that the most uneven column takes some 2 * log2(n / BLOCK).
+"""
+
+import os
+from bisect import bisect_right
+from pathlib import Path
+
+import numpy as np
+
+from megatron_encdec.platform.errors import IntegrityError
+
+BLOCK = 512  # entries read at once: 4 KiB, a page or two
+GUESSES = 4
+
+
+class Column:
+    """`count` int64 entries in the machine's byte order (little-endian, as Megatron's reader assumes too),
+    ascending (equal ones allowed), from byte `offset` of `path`."""
+
+    def __init__(self, path: Path, descriptor: int, offset: int, count: int):
+        """`descriptor`: of the open file; who opened it closes it."""
+        self._path, self._descriptor, self._offset, self.count = path, descriptor, offset, count
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Entries first .. first + count - 1 (int64)."""
+        return np.frombuffer(self._bytes(first, count), np.int64)
+
+    def between(self, above: int, upto: int, least: int, most: int) -> tuple[int, np.ndarray]:
+        """(number of the first entry > `above`, the entries from there on that are <= `upto`).
+
+        `least` is the first entry, `most` something that no entry is above (the nearer the last, the quicker).
+        """
+        low, high, steps = 0, self.count, 0  # entries before low are <= above, from high on they are beyond it
+        while low < high:
+            left = high - low
+            start = low
+            if left > BLOCK:
+                halve = most <= least or (steps >= GUESSES and steps % 2)
+                guess = left // 2 if halve else left * (above - least) // (most - least)
+                start += min(max(guess - BLOCK // 2, 0), left - BLOCK)
+            data = self._bytes(start, min(BLOCK, left))
+            block = memoryview(data).cast("q")
+            if block[0] > above and start > low:
+                high, most = start, block[0]
+            elif block[-1] <= above:
+                low, least = start + len(block), block[-1]
+            else:
+                first = bisect_right(block, above)
+                return start + first, self._run(data, start, first, upto)
+            steps += 1
+        return low, np.zeros(0, dtype=np.int64)
+
+    def _run(self, data: bytes, start: int, first: int, upto: int) -> np.ndarray:
+        """Entries <= `upto` from number start + first on; `data` are those from number `start` on."""
+        block = np.frombuffer(data, np.int64)
+        beyond = bisect_right(memoryview(data).cast("q"), upto, first)
+        if beyond < len(block):
+            return block[first:beyond]
+        pieces, at, step = [block[first:]], start + len(block), len(block)
+        while at < self.count and (beyond == len(block)):
+            step = min(2 * step, self.count - at)
+            block = self.read(at, step)
+            beyond = int(block.searchsorted(upto, "right"))
+            pieces.append(block[:beyond])
+            at += step
+        return np.concatenate(pieces)
+
+    def _bytes(self, first: int, count: int) -> bytes:
+        return read_bytes(self._path, self._descriptor, self._offset + 8 * first, 8 * count)
+
+
+def read_bytes(path: Path, descriptor: int, offset: int, count: int) -> bytes:
+    """Exactly `count` bytes of the open file; an IntegrityError names it where it has become shorter."""
+    try:
+        data = os.pread(descriptor, count, offset)
+        while len(data) < count and (more := os.pread(descriptor, count - len(data), offset + len(data))):
+            data += more  # one call returns at most 2 GiB
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot read bytes {offset:,}..{offset + count:,}: {error.strerror}") from None
+    if len(data) < count:
+        raise IntegrityError(f"{path}: has become shorter since it was opened: no bytes "
+                             f"{offset + len(data):,}..{offset + count:,}; copy it again, or run preprocess again")
+    return data
