@@ -8,6 +8,8 @@ Look into what a run reads and writes. Nothing is changed, and no GPU is needed.
   megatron-encdec inspect data corpora/docs --tokenizer corpora/tokenizer --objective mlm:0.4
   megatron-encdec inspect run runs/biphasic                phases, losses, speed against the unigram entropy
   megatron-encdec inspect run runs/biphasic runs/mlm       several runs side by side
+  megatron-encdec inspect run CONFIG.yaml --sample 0 9000  what the trainer reads at these samples
+  megatron-encdec inspect data corpora/docs --verify       is every byte still what was written?
   megatron-encdec inspect checkpoint runs/biphasic@1000    what stands in a checkpoint
 """
 DATA = """\
@@ -19,7 +21,10 @@ by x, [KEPT:word] a word left as it is and predicted all the same; for clm, [NO 
 whose next token is not predicted, the last of each document and of the window.
 
 The windows are samples 0, 1, ... of a run on this data alone, with data.seed, data.sequence_length and
-isolate_documents=true.
+isolate_documents=true. `inspect run CONFIG --sample I` shows the samples of a run as it is configured.
+
+--verify reads all of the data and compares the hash of every shard with the manifest's; of data without a
+manifest with PREFIX.fingerprint.json, which the first look at it writes. Exit 2 names the bytes that differ.
 """
 RUN = """\
 The closing table of a run, from its metrics.jsonl: per phase the steps, tokens, targets, losses and speed;
@@ -27,6 +32,10 @@ validation losses by objective at each phase's end; and the unigram entropy of t
 of a model that knows token frequencies only. A phase that has learnt anything else ends below it.
 
 Several runs are put side by side by their final validation losses, with what differs between them.
+
+With --sample one CONFIG.yaml or run directory is enough, trained or not: each sample number is shown as the
+trainer reads it, with step, phase and objective, where it comes from, and its text. [END OF DOCUMENT] is where a
+document ends, [END OF SEGMENT] where attention ends without that; marks of objectives as in `inspect data`.
 """
 CHECKPOINT = """\
 A checkpoint's run_state.json in words, and its size on disk. RUN_DIR alone means the newest checkpoint.
@@ -40,8 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     things = parser.add_subparsers(dest="thing", metavar="data|run|checkpoint", required=True)
     _add_data(_thing(things, "data", "token files: statistics and decoded windows", DATA))
 
-    add = _thing(things, "run", "a run's phases and losses; several runs side by side", RUN).add_argument
-    add("runs", nargs="+", metavar="RUN_DIR", help="run directory (run.dir of the config)")
+    run = _thing(things, "run", "a run's phases and losses; runs side by side; samples as the trainer reads them", RUN)
+    run.set_defaults(overrides=[])
+    add = run.add_argument
+    add("runs", nargs="+", metavar="RUN_DIR",
+        help="run directory (run.dir of the config); with --sample also CONFIG.yaml and dotted.key=value")
+    add("--sample", nargs="+", action="extend", default=[], metavar="I", help="show these samples, numbered from 0")
     add("--model", nargs="+", action="extend", default=[], metavar="DIR",
         help="exported models to name below the table (one run only)")
 
@@ -69,12 +82,15 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=2, metavar="N", help="windows to show (default: 2)")
     add("--sequence-length", type=int, default=128, metavar="S", help="tokens of a window (default: 128)")
     add("--seed", type=int, default=1234, metavar="N", help="data.seed: order and masks (default: 1234)")
+    add("--verify", action="store_true", help="read every byte and compare it with what was recorded")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the sub-command; the exit code."""
     if arguments.thing == "data":
         from megatron_encdec.inspection import data as thing
+    elif arguments.thing == "run" and arguments.sample:
+        from megatron_encdec.inspection import sample as thing
     elif arguments.thing == "run":
         from megatron_encdec.inspection import run as thing
     else:

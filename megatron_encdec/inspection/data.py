@@ -8,6 +8,7 @@
 import argparse
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from megatron_encdec.data.config import DataConfig, SourceConfig
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.data.store import TokenStore
+from megatron_encdec.data.verify import verify
 from megatron_encdec.inspection.tables import number, print_facts, print_table, say, size
 from megatron_encdec.inspection.windows import indented, marks_of, show
 from megatron_encdec.objectives import ObjectiveConfig, build_objective
@@ -123,7 +125,8 @@ def inspect(arguments: argparse.Namespace) -> None:
     prefix = arguments.prefix
     for suffix in (".bin", ".idx", ".manifest.json"):  # what a shell completes
         prefix = prefix.removesuffix(suffix)
-    report = describe(prefix)
+    verified = verify(prefix) if arguments.verify else None  # first: looking at the data may renew its record
+    report = {**describe(prefix), "verified": asdict(verified) if verified else None}
     shown = windows(arguments, report) if arguments.tokenizer and arguments.samples else []
     if arguments.json:
         print(json.dumps({**report, "windows": shown}, indent=2, ensure_ascii=False))
@@ -145,7 +148,7 @@ def _facts(report: dict) -> list[tuple[str, str]]:
     empty = f", {report['empty_documents']:,} of them empty" if report["empty_documents"] else ""
     facts = [("data", report["prefix"]), ("documents", f"{report['documents']:,}{empty}"),
              ("tokens", f"{report['tokens']:,} ({report['dtype']}, {size(report['bytes'])} with the index)"),
-             ("fingerprint", report["fingerprint"])]
+             ("fingerprint", report["fingerprint"]), *_verified(report["verified"])]
     if not report["manifest"]:
         return [*facts, ("manifest", "none: written by another tool, or a copy without it")]
     tokenizer, settings = report["tokenizer"], report["settings"]
@@ -158,3 +161,12 @@ def _facts(report: dict) -> list[tuple[str, str]]:
     skipped = [("skipped", f"{reason}: {one['count']:,} document(s), first {', '.join(one['examples'])}")
                for reason, one in report["skipped"].items()]
     return facts + (skipped or [("skipped", "nothing")])
+
+
+def _verified(verified: dict | None) -> list[tuple[str, str]]:
+    if verified is None:
+        return []
+    read = f"{verified['shards']:,} shard(s) and the index, {size(verified['bytes'])}"
+    if verified["new"]:
+        return [("verified", f"nothing to compare with yet: {read}, hashed; kept in {verified['record']}")]
+    return [("verified", f"{read}: all as {verified['record']} recorded")]

@@ -1,4 +1,4 @@
-"""Windows in words: decoded text with document ends, hidden tokens and missing targets marked.
+"""Windows in words: decoded text with the ends of documents and segments, hidden tokens and missing targets marked.
 
     1. `marks_of(...)`      which positions of a sample an objective hides, or gives no target
     2. `show(...)`          the text, unmarked tokens decoded together, marked ones one by one
@@ -17,6 +17,7 @@ from megatron_encdec.objectives import Labelled, Objective
 from megatron_encdec.text.tokenizer import Tokenizer
 
 END_OF_DOCUMENT = "[END OF DOCUMENT]"
+END_OF_SEGMENT = "[END OF SEGMENT]"  # where no document ends: cut by random_length, or by the window
 _LINE = 94
 
 
@@ -37,10 +38,10 @@ def marks_of(objective: Objective, labelled: Labelled, sample: Sample,
 
 
 def show(tokenizer: Tokenizer, tokens: Sequence[int], document_ends: Sequence[int],
-         marks: dict[int, str]) -> str:
-    """The text of a window; `document_ends` are the positions behind the last token of each document."""
+         marks: dict[int, str], segment_ends: Sequence[int] = ()) -> str:
+    """The text of a window; ends are the positions behind the last token of each document or segment."""
     tokens = [int(token) for token in tokens]
-    ends = {int(end) for end in document_ends}
+    ends = {int(end): END_OF_SEGMENT for end in segment_ends} | {int(end): END_OF_DOCUMENT for end in document_ends}
     pieces, start = [], 0
     for position in range(len(tokens) + 1):
         before = tokens[max(0, start - 1) : start]
@@ -48,7 +49,7 @@ def show(tokenizer: Tokenizer, tokens: Sequence[int], document_ends: Sequence[in
             pieces.append(_continuation(tokenizer, before, tokens[start:position]))
             start = position
         if position in ends:
-            pieces.append(END_OF_DOCUMENT + "\n")
+            pieces.append(ends[position] + "\n")
         if position in marks:
             before = tokens[max(0, position - 1) : position]
             word = _word(tokenizer, before, tokens[position])
