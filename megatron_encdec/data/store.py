@@ -73,6 +73,8 @@ class TokenStore:
 
         Empty documents end nowhere. Cost: two interpolation searches, a few blocks of 4 KiB.
         """
+        if count <= 0 or not self.tokens:
+            return np.zeros(0, dtype=np.int64)
         size, at_end = self.dtype.itemsize, start + count >= self.tokens
         # The M sequences from number `first` on begin behind `start` and not behind start + count.
         first, offsets_M = self._offsets_N.between(start * size, (start + count) * size, 0, self._bin_bytes)
@@ -80,9 +82,20 @@ class TokenStore:
         last = first + len(offsets_M) - 1 + at_end
         _, sequences_K = self._documents_D.between(first - 1, last, 0, self._sequences)
         places_M = np.append(offsets_M, self._bin_bytes) if at_end else offsets_M
-        ends_K = places_M[sequences_K - first] // size - start
-        empty_K = ends_K[1:] == ends_K[:-1]
-        return np.append(ends_K[:1], ends_K[1:][~empty_K]) if empty_K.any() else ends_K
+        places_K = sequences_K - first
+        if not len(places_K):
+            return places_K
+        if places_K.min() < 0 or places_K.max() >= len(places_M):
+            raise self._disorder(start)
+        ends_K = places_M[places_K] // size - start
+        lengths = ends_K[1:] - ends_K[:-1]
+        if ends_K[0] <= 0 or ends_K[-1] > count or (len(lengths) and lengths.min() < 0):
+            raise self._disorder(start)
+        return ends_K if lengths.all() else np.append(ends_K[:1], ends_K[1:][lengths > 0])
+
+    def _disorder(self, start: int) -> IntegrityError:
+        return IntegrityError(f"{idx_path(self.prefix)}: its entries are out of order near token {start:,}: damaged; "
+                              f"`megatron-encdec inspect data {self.prefix} --verify` reads all of it")
 
     def _open(self, path: Path) -> int:
         """A file descriptor, closed with the store; told that reads jump about (or the kernel reads megabytes)."""

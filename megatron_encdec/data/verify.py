@@ -3,7 +3,7 @@
     1. `expected_hashes(prefix)`   from the manifest, else from the record kept beside data without one
     2. `verify(prefix)`            hash on all cores, name every range of bytes that differs
 
-Sizes, headers and counts are checked first (`text/manifest.py: check_files`), as at every start of training.
+Sizes come first. Headers and counts need no look: they are what was written if the bytes are.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from megatron_encdec.data.fingerprint import compute_record, keep_record, read_r
 from megatron_encdec.data.shards import Range, hash_ranges, ranges_of, shard_ranges
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.text.indexed import bin_path, idx_path, size_error
-from megatron_encdec.text.manifest import check_files, manifest_path
+from megatron_encdec.text.manifest import check_files, manifest_path, read
 
 NAMED = 3  # damaged ranges that an error spells out
 
@@ -41,18 +41,25 @@ class Verification:
 
 def expected_hashes(prefix: str | Path) -> tuple[Expected, str] | None:
     """The recorded hashes and the fingerprint they make; None where nothing is recorded."""
-    manifest = check_files(prefix)
-    if manifest is not None:
+    if manifest_path(prefix).exists():
+        manifest = read(prefix)
+        _check_sizes(prefix, manifest.bin_bytes, manifest.idx_bytes)
         parts = getattr(manifest, "parts", None) or (manifest.bin_bytes,)
         return _expected(prefix, manifest_path(prefix), manifest, parts), manifest.fingerprint
     record = read_record(prefix)
     if record is None:
         return None
-    for suffix, path in (("bin", bin_path(prefix)), ("idx", idx_path(prefix))):
-        if path.stat().st_size != record.files[suffix].bytes:
-            error = size_error(path, record.files[suffix].bytes, path.stat().st_size)
-            raise IntegrityError(f"{error} (as {record_path(prefix)} says: delete that if the data was replaced)")
-    return _expected(prefix, record_path(prefix), record, (record.files["bin"].bytes,)), record.fingerprint
+    sizes = [record.files[suffix].bytes for suffix in ("bin", "idx")]
+    _check_sizes(prefix, *sizes, hint=f" (as {record_path(prefix)} says: delete that if the data was replaced)")
+    return _expected(prefix, record_path(prefix), record, sizes[:1]), record.fingerprint
+
+
+def _check_sizes(prefix: str | Path, *sizes: int, hint: str = "") -> None:
+    for path, size in zip((bin_path(prefix), idx_path(prefix)), sizes, strict=True):
+        if not path.is_file():
+            raise IntegrityError(f"{path}: missing; copy it again, or run preprocess again")
+        if path.stat().st_size != size:
+            raise IntegrityError(f"{size_error(path, size, path.stat().st_size)}{hint}")
 
 
 def _expected(prefix: str | Path, path: Path, record, parts: Sequence[int]) -> Expected:
@@ -71,6 +78,7 @@ def verify(prefix: str | Path) -> Verification:
     """
     found = expected_hashes(prefix)
     if found is None:
+        check_files(prefix)
         record = compute_record(prefix)
         kept = record_path(prefix) if keep_record(prefix, record) else None
         size = sum(state.bytes for state in record.files.values())

@@ -2,12 +2,14 @@
 
 import hashlib
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from megatron_encdec.text.indexed import IndexedFiles, read_header
+from megatron_encdec.data.shards import shard_ranges
+from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, read_header
 from megatron_encdec.text.manifest import Manifest, Settings, TokenizerRecord, describe, write
 
 CODES = {"uint16": 8, "int32": 4}
@@ -35,22 +37,24 @@ def write_pair():
     return _write_pair
 
 
-def _write_manifest(prefix: Path, tokenizer: str = "t") -> Manifest:
+def _write_manifest(prefix: Path, tokenizer: str = "t", shard_bytes: int = SHARD_SIZE, **changes) -> Manifest:
     pair = [Path(f"{prefix}{suffix}").read_bytes() for suffix in (".bin", ".idx")]
     header = read_header(prefix)
-    hashes = [hashlib.sha256(data).hexdigest() for data in pair]
+    ranges = shard_ranges(changes.get("parts", (len(pair[0]),)), shard_bytes)
+    shards = tuple(hashlib.sha256(pair[0][start:end]).hexdigest() for start, end in ranges)
     files = IndexedFiles(header.documents, len(pair[0]) // header.dtype.itemsize, len(pair[0]), len(pair[1]),
-                         (hashes[0],), hashes[1])
+                         shards, hashlib.sha256(pair[1]).hexdigest())
     manifest = describe(files, header.dtype.name, bytes_in=1, characters=1, skipped={}, inputs=(),
                         tokenizer=TokenizerRecord(tokenizer, 60000, 0, None),
                         settings=Settings("text", 0.0, "train"))
+    manifest = replace(manifest, shard_bytes=shard_bytes, **changes)
     write(prefix, manifest)
     return manifest
 
 
 @pytest.fixture
 def write_manifest():
-    """The manifest's writer: write_manifest(prefix, tokenizer="t") -> manifest; of 1-sequence documents."""
+    """write_manifest(prefix, tokenizer="t", shard_bytes=..., parts=...) -> manifest; of 1-sequence documents."""
     return _write_manifest
 
 
