@@ -135,8 +135,8 @@ def _all_below(phases: list[PhaseSummary]) -> bool:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """Print the run or runs of `arguments.runs`."""
-    if arguments.overrides:
-        raise UserError(f"inspect run: {arguments.overrides[0]}: a config is changed only with --sample")
+    if changes := arguments.overrides + [run for run in arguments.runs if "=" in run and not Path(run).exists()]:
+        raise UserError(f"inspect run: {changes[0]}: a config is changed only with --sample")
     if len(arguments.runs) > 1:
         if arguments.model:
             raise UserError("inspect run: --model goes with one run; leave it out to compare several")

@@ -119,6 +119,57 @@ def test_every_window_exactly_once_an_epoch_of_each_source():
         assert max(counter.values()) == 1
 
 
+@settings(max_examples=40, deadline=None)
+@given(windows=st.lists(st.integers(1, 40), min_size=1, max_size=4), seed=st.integers(0, 10**9), data=st.data())
+def test_an_epoch_holds_each_window_once_whatever_the_sources(windows, seed, data):
+    weights = data.draw(st.lists(st.floats(0.1, 10), min_size=len(windows), max_size=len(windows)))
+    order = Order(windows, weights, seed)
+    seen = [[] for _ in windows]
+    for i in range(300):
+        source, epoch, window = order.locate(i)
+        assert epoch == len(seen[source]) // windows[source]
+        seen[source].append(window)
+    assert order.counts(300) == [len(found) for found in seen]
+    for found, size in zip(seen, windows, strict=True):
+        for start in range(0, len(found), size):
+            epoch = found[start : start + size]
+            assert len(set(epoch)) == len(epoch) and set(epoch) <= set(range(size))
+
+
+def even(one_K: np.ndarray, one_size: int, other_K: np.ndarray, other_size: int, bins: int = 16) -> bool:
+    """Whether pairs of numbers below the sizes fill bins x bins cells evenly (chi-square, p > 1e-5 or so)."""
+    cells = np.bincount(one_K * bins // one_size * bins + other_K * bins // other_size, minlength=bins**2)
+    expected, freedom = len(one_K) / bins**2, bins**2 - 1
+    return ((cells - expected) ** 2 / expected).sum() < freedom + 4.3 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("size", [48_828_125, 65_536, 70_001], ids=["100 billion tokens", "2**16", "70001"])
+def test_shuffling_is_as_good_as_chance(size):
+    """Of a stretch of an epoch: where it comes from, what stands side by side or a batch apart, the next epoch."""
+    stretch = np.arange(60_000)
+    first, second = (permute_array(stretch, size, key) for key in (11, 12))
+    assert even(stretch, 60_000, first, size)  # each part of the corpus everywhere
+    for lag in (1, 2, 64, 1024):
+        assert even(first[:-lag], size, first[lag:], size), lag
+    assert even(first, size, second, size)
+    for bits in range(4):  # neither do low bits survive (windows of one document lie side by side)
+        assert abs(np.corrcoef(stretch >> bits & 1, first >> bits & 1)[0, 1]) < 4.5 / 60_000**0.5
+
+
+def test_a_source_comes_at_even_spaces():
+    """Three gap lengths at most (the three-gap theorem), near the inverse of the share: no batch without a source."""
+    weights = np.array([0.5, 0.3, 0.15, 0.05])
+    mixture = Mixture(weights, 8)
+    sources = np.array([mixture.locate(i)[0] for i in range(20_000)])
+    for k, share in enumerate(weights):
+        gaps = np.diff(np.flatnonzero(sources == k))
+        assert len(set(gaps.tolist())) <= 3
+        assert gaps.max() <= 3 / share and abs(gaps.mean() * share - 1) < 0.01
+    batches = sources.reshape(-1, 100)
+    for k, share in enumerate(weights):
+        assert np.abs((batches == k).sum(1) - 100 * share).max() <= 3
+
+
 def test_epochs_seeds_and_sources_have_shuffles_of_their_own():
     def epoch_order(epoch, **changes):
         order = Order([50], [1], **{"seed": 3, "fingerprints": ["x"], **changes})

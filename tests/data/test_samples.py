@@ -120,3 +120,79 @@ def test_first_segments_are_uniform():
     counts = np.bincount(first - 12, minlength=32)
     assert len(counts) == 32
     assert ((counts - 200) ** 2 / 200).sum() < 72  # 31 degrees of freedom, p < 1e-4
+
+
+def expected_lengths(law: RandomLength, total: int) -> np.ndarray:
+    """Expected number of segments of each length in a window, exactly, from the law (a renewal process)."""
+    ways = law.max - law.min + 1
+    cut_P = np.zeros(total + 1)  # chance that a segment drawn from the law begins at each position
+    cut_P[0] = 1
+    for position in range(law.min, total + 1):
+        cut_P[position] = cut_P[max(0, position - law.max) : position - law.min + 1].sum() / ways
+    expected_L = np.zeros(total + 1)
+    last_cut = total - law.min  # a later one would leave too short a rest
+    for position in range(last_cut + 1):
+        drawn = np.arange(law.min, min(law.max, last_cut - position) + 1)
+        expected_L[drawn] += cut_P[position] / ways
+        expected_L[total - position] += cut_P[position] * (ways - len(drawn)) / ways
+    return expected_L
+
+
+@pytest.mark.parametrize(("law", "total", "repeats"), [
+    (RandomLength(12, 2048), 2048, 30_000), (RandomLength(12, 100), 512, 5_000), (RandomLength(1, 3), 7, 5_000)],
+    ids=["the paper's", "short", "tiny"])
+def test_segment_lengths_have_the_laws_distribution(law, total, repeats):
+    expected_L = expected_lengths(law, total) * repeats
+    assert expected_L @ np.arange(total + 1) == pytest.approx(total * repeats)  # no token lost, none padded
+    found_L = np.zeros(total + 1)
+    for i in range(repeats):
+        lengths = np.diff([0, *random_cuts(7, i, total, law), total])
+        np.add.at(found_L, lengths, 1)
+    assert found_L[expected_L == 0].sum() == 0
+    groups, sums = [], 0.0  # neighbouring lengths together, until some 50 are expected
+    for length in range(total + 1):
+        groups.append(int(sums // 50))
+        sums += expected_L[length]
+    expected_G, found_G = (np.bincount(groups, values) for values in (expected_L, found_L))
+    expected_G, found_G = expected_G[expected_G > 5], found_G[expected_G > 5]
+    chi_square, freedom = ((found_G - expected_G) ** 2 / expected_G).sum(), len(expected_G) - 1
+    assert chi_square < freedom + 4.5 * (2 * freedom) ** 0.5 + 5
+    mean, expected_mean = total * repeats / found_L.sum(), total * repeats / expected_L.sum()
+    assert abs(mean / expected_mean - 1) < 0.02
+
+
+def test_segments_are_cut_anew_in_each_epoch_and_hold_every_token(corpus):
+    samples = Samples(config(corpus[0], isolate_documents=False, random_length=RandomLength(2, 9)))
+    epochs = [{}, {}]
+    for i in range(2 * samples.len_windows):
+        sample = samples.sample(i)
+        assert len(sample.tokens_S) == S == sample.segment_ends_E[-1]
+        epochs[sample.epoch][sample.window] = (sample.tokens_S.tolist(), sample.segment_ends_E.tolist())
+    assert epochs[0].keys() == epochs[1].keys()
+    assert all(epochs[0][window][0] == epochs[1][window][0] for window in epochs[0])
+    same = sum(epochs[0][window][1] == epochs[1][window][1] for window in epochs[0])
+    assert same < len(epochs[0]) / 3
+
+
+def test_epochs_are_counted_exactly(corpus, tmp_path, write_pair):
+    small = write_pair(tmp_path / "small", [[7] * (5 * S)])
+    samples = Samples(DataConfig([SourceConfig(str(corpus[0]), 3), SourceConfig(str(small), 1)], sequence_length=S))
+    for count in (0, 1, 100, 301):
+        drawn = np.bincount([samples.sample(i).source for i in range(count)], minlength=2)
+        assert samples.epochs(count) == [drawn[0] / samples.windows[0], drawn[1] / 5]
+
+
+def test_only_more_than_four_epochs_are_said(corpus, tmp_path, write_pair, write_manifest):
+    small = write_pair(tmp_path / "small", [[7] * (5 * S)])
+    write_manifest(corpus[0])
+    write_manifest(small)
+    samples = Samples(config(corpus[0], small))
+    limit = next(count for count in range(1000) if samples.epochs(count)[1] > 4)
+    assert samples.epochs(limit - 1)[1] == 4 and samples.notes(limit - 1) == []
+    (note,) = samples.notes(limit + 20)
+    assert note.startswith(f"data.train.1: {small} is repeated: ") and "epochs of its 5 windows" in note
+
+
+def test_data_without_a_manifest_is_said(corpus):
+    (note,) = Samples(config(corpus[0])).notes(1)
+    assert note.startswith(f"{corpus[0]}: no manifest")

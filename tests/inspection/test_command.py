@@ -11,7 +11,8 @@ from megatron_encdec.cli import main
 
 @pytest.mark.parametrize(("words", "shown"), [
     (["inspect"], "data|run|checkpoint"), (["inspect", "data"], "[MASK:word]"),
-    (["inspect", "run"], "unigram entropy"), (["inspect", "checkpoint"], "RUN_DIR[@STEP]"),
+    (["inspect", "run"], "unigram entropy"), (["inspect", "run"], "[END OF SEGMENT]"),
+    (["inspect", "data"], "--verify"), (["inspect", "checkpoint"], "RUN_DIR[@STEP]"),
 ])
 def test_help_teaches(capsys, words, shown):
     with pytest.raises(SystemExit) as end:

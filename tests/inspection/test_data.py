@@ -113,3 +113,30 @@ def test_a_truncated_bin_is_refused_by_name(inspect, tmp_path, write_pair):
     (tmp_path / "short.bin").write_bytes(b"\1\0")
     code, _, err = inspect("data", prefix)
     assert code == 2 and "short.bin" in err and err.count("\n") == 1
+
+
+def test_verify_finds_a_flipped_bit_and_says_where(inspect, tmp_path, workspace):
+    for suffix in (".bin", ".idx", ".manifest.json"):
+        (tmp_path / f"copy{suffix}").write_bytes((workspace / f"corpus{suffix}").read_bytes())
+    report = report_of(inspect, tmp_path / "copy", "--verify")
+    assert report["verified"]["record"].endswith("copy.manifest.json") and not report["verified"]["new"]
+    _, out, _ = inspect("data", tmp_path / "copy", "--verify")
+    assert "1 shard(s) and the index" in out and "copy.manifest.json recorded" in out
+    whole = (tmp_path / "copy.bin").read_bytes()
+    (tmp_path / "copy.bin").write_bytes(whole[:100] + bytes([whole[100] ^ 4]) + whole[101:])
+    assert inspect("data", tmp_path / "copy")[0] == 0  # sizes and counts are right
+    code, out, err = inspect("data", tmp_path / "copy", "--verify")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert f"copy.bin bytes 0..{len(whole):,} (shard 1 of 1): not the bytes that" in err
+
+
+def test_verify_without_a_manifest_compares_with_the_first_look(inspect, tmp_path, write_pair):
+    prefix = write_pair(tmp_path / "plain", [[1, 2, 3], [4]])
+    _, out, _ = inspect("data", prefix, "--verify")
+    assert "nothing to compare with yet" in out and "plain.fingerprint.json" in out
+    _, out, _ = inspect("data", prefix, "--verify")
+    assert "all as" in out and "plain.fingerprint.json recorded" in out
+    (tmp_path / "plain.bin").write_bytes(b"\1\0\2\0\3\0\5\0")
+    for _ in range(2):  # asking again does not make it right
+        code, _, err = inspect("data", prefix, "--verify")
+        assert code == 2 and "plain.bin bytes 0..8" in err
