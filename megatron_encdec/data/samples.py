@@ -50,6 +50,8 @@ class Samples:
         sources, self._key = getattr(config, which), f"data.{which}"
         if not sources:
             raise UserError(f"{self._key}: empty; give at least one source, e.g. [{{path: PREFIX}}]")
+        # Validation has the same seed: its sample i has the mask pattern of training's, on other text. Masks are a
+        # function of (data.seed, i) alone, and a pattern by itself tells a model nothing.
         self.sequence_length, self.seed = config.sequence_length, config.seed
         self._isolate, self._random_length = config.isolate_documents, config.random_length
         self._whole = np.array([self.sequence_length])
