@@ -156,8 +156,12 @@ def check_files(prefix: str | Path) -> Manifest | None:
             if sizes[path] != expected:
                 raise size_error(path, expected, sizes[path])
     header = read_header(prefix)
-    if header.bin_bytes != sizes[bin_path(prefix)]:
-        raise size_error(bin_path(prefix), header.bin_bytes, sizes[bin_path(prefix)])
+    found = sizes[bin_path(prefix)]
+    if header.bin_bytes != found and manifest:  # which vouches for the size of .bin
+        raise IntegrityError(f"{idx_path(prefix)}: altered: its last document ends at byte {header.bin_bytes:,} of "
+                             f"{found:,}; copy it again, or run preprocess again")
+    if header.bin_bytes != found:
+        raise size_error(bin_path(prefix), header.bin_bytes, found)
     if manifest:
         _check_counts(prefix, manifest, header)
     return manifest

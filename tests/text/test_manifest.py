@@ -74,3 +74,13 @@ def test_malformed_manifest_is_refused_by_name(prefix, change):
     path.write_text(change or path.read_text().replace('"shards": [\n    "', '"shards": [\n    "0'))
     with pytest.raises(UserError, match=r"d\.manifest\.json: "):
         manifests.read(prefix)
+
+
+def test_an_altered_pointer_is_laid_to_the_index_where_the_manifest_vouches_for_the_tokens(prefix):
+    path = prefix.with_name("d.idx")
+    content = bytearray(path.read_bytes())
+    last_pointer = 34 + 4 * 2 + 8  # of 2 documents
+    content[last_pointer] ^= 2
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"d\.idx: altered: its last document ends at byte"):
+        check_files(prefix)
