@@ -49,6 +49,7 @@ setup(
         "sentencepiece>=0.2",
         "protobuf>=5.0",  # transformers reads SentencePiece models with it when one is exported
         "numpy>=2.0",
+        "orjson>=3.10",
         "packaging>=24.0",
         "psutil>=6.0",  # megatron.core's dist_checkpointing imports it without asking for it
         "pyyaml>=6.0",

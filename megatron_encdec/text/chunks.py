@@ -45,14 +45,15 @@ class Chunk:
 def slots(files: Sequence[InputFile], text_key: str) -> Iterator[Chunk]:
     """The input in order: ready chunks, and files that can only be cut while they are read."""
     texts: list[InputFile] = []
+    held = 0
     for file in files:
-        if texts and (file.kind != "text" or len(texts) == CHUNK_FILES
-                      or sum(member.size for member in texts[-1:]) + _held(texts) > CHUNK_BYTES):
+        if texts and (file.kind != "text" or len(texts) == CHUNK_FILES or held > CHUNK_BYTES):
             yield _texts(texts)
-            texts = []
+            texts, held = [], 0
         one = (file.path,)
         if file.kind == "text":
             texts.append(file)
+            held += file.size
         elif file.kind in ("stream", "hub"):
             yield Chunk(file.kind, one, one, consumed=file.size)
         elif file.kind == "rows":
@@ -65,10 +66,6 @@ def slots(files: Sequence[InputFile], text_key: str) -> Iterator[Chunk]:
                 yield Chunk("lines", one, one, start, end, end - start, first=start == 0)
     if texts:
         yield _texts(texts)
-
-
-def _held(texts: list[InputFile]) -> int:
-    return sum(file.size for file in texts[:-1])
 
 
 def _texts(files: list[InputFile]) -> Chunk:
@@ -87,7 +84,8 @@ def share_of(all_slots: Iterable[Chunk], index: int, count: int, total_bytes: in
         if slot.kind == "hub" and count > 1:
             raise UserError(f"--shard {index}/{count}: cannot share out {slot.paths[0]}; give each machine a part "
                             "of its own instead, such as hf:NAME:CONFIG:train[:25%]")
-        if position * count // max(total_bytes, 1) == index - 1:
+        part = position * count // max(total_bytes, 1)
+        if min(part, count - 1) == index - 1:  # an empty file may stand behind the last byte
             yield slot
         position += slot.consumed
 

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import orjson
+
 from megatron_encdec.platform.errors import IntegrityError, UserError
 
 WHOLE_FILE_SUFFIXES = (".txt", ".md")
@@ -36,8 +38,6 @@ HUB = "hf:"
 REASONS = ("empty", "bad_json", "missing_key", "not_text", "bad_utf8")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PIECE = 1 << 20  # bytes read at once from a stream
-
-_scan_once = json.JSONDecoder().scan_once
 
 
 @dataclass(frozen=True)
@@ -185,16 +185,9 @@ def hub_rows(name: str, text_key: str) -> Iterator[bytes]:
 def text_of(line: str, text_key: str) -> tuple[str | None, str | None]:
     """(text, None) of a JSON line, or (None, reason)."""
     try:
-        value, end = _scan_once(line, 0)  # what json.loads does at its core; it also takes white space around
-        if end != len(line):
-            value = json.loads(line)
-    except (StopIteration, ValueError, RecursionError):
-        if not line.strip():
-            return None, "empty"
-        try:  # again, for the white space; else no JSON, a number of thousands of digits, or nested too deep
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            return None, "bad_json"
+        value = json.loads(line)
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or nested too deep
+        return None, "bad_json" if line.strip() else "empty"
     if not isinstance(value, dict):
         return None, "bad_json"
     if text_key not in value:
@@ -206,7 +199,17 @@ def text_of(line: str, text_key: str) -> tuple[str | None, str | None]:
 
 
 def parse_line(data: bytes, text_key: str) -> tuple[str | None, bytes | None, str | None]:
-    """(text, its UTF-8 bytes, None) of a JSON line's bytes, or (None, None, reason)."""
+    """(text, its UTF-8 bytes, None) of a JSON line's bytes, or (None, None, reason).
+
+    orjson takes half the time of Python's parser, for the lines that both take alike; what it refuses (NaN, depth,
+    half surrogate pairs, mistakes of any kind) is for Python's parser to judge.
+    """
+    try:
+        text = orjson.loads(data)[text_key]
+        if text.__class__ is str and text and not text.isspace():
+            return text, text.encode(), None
+    except (ValueError, LookupError, TypeError):
+        pass
     try:
         text, reason = text_of(data.decode("utf-8"), text_key)
         return text, None if text is None else text.encode("utf-8"), reason

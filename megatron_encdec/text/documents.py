@@ -22,9 +22,9 @@ from megatron_encdec.text.parquet import iter_rows
 
 LONG = 4 << 20  # bytes from which a document is handled piece by piece
 PIECE = 1 << 20  # bytes of a long document decoded at once
-ROWS_IN_BATCH = 4096
-# Before a blank, a multi-byte character or a \\u escape (the second half of a surrogate pair apart).
-_SAFE = re.compile(rb"(?<!\\)(?:[ \xc0-\xff]|\\u(?![dD][c-fC-F]))")
+ROWS_IN_BATCH, BYTES_IN_BATCH = 4096, 16 << 20
+# Before an escape (the second half of a surrogate pair apart), or before a character that no escape reaches.
+_SAFE = re.compile(rb"(?<!\\)\\(?!u[dD][c-fC-F])|(?<=[^\\]{6})[^\\\x80-\xbf]")
 
 
 @dataclass
@@ -125,31 +125,32 @@ def _checked(document: LongDocument, batch: Batch) -> Iterator[LongDocument]:
 
 
 def _read_rows(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
-    batch = Batch()
+    batch, held = Batch(), 0
     for row, data in enumerate(iter_rows(chunk.paths[0], text_key, range(chunk.start, chunk.end)), start=1):
         size = len(data or b"")
         if data is None:
             batch.skipped.append(("not_text", 0, row, 0))
         elif size < LONG:
             batch.add(parse_text(data), 0, row, size)
+            held += size
         else:
             yield batch
-            batch = Batch()
+            batch, held = Batch(), 0
 
             def pieces(data=data):
                 return _decoded(data[start : start + PIECE] for start in range(0, len(data), PIECE))
 
             yield from _checked(LongDocument(0, row, size, pieces), batch)
-        if len(batch.texts_D) == ROWS_IN_BATCH:
+        if len(batch.texts_D) >= ROWS_IN_BATCH or held >= BYTES_IN_BATCH:
             yield batch
-            batch = Batch()
+            batch, held = Batch(), 0
     yield batch
 
 
 def _read_lines(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
     try:
         with open(chunk.paths[0], "rb") as file:
-            start = 0 if chunk.start == 0 else _next_line(file, chunk.start - 1)
+            start = 0 if chunk.start == 0 else _next_line(file, chunk.start - 1, chunk.end)
             if start >= chunk.end and chunk.end:
                 yield Batch()
                 return
@@ -157,14 +158,17 @@ def _read_lines(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
             file.seek(start)
             bom = chunk.first and start == 0
             yield from _split(file, start, end, bom, text_key)
+    except EOFError:
+        raise UserError(f"{chunk.names[0]}: became shorter while it was read; run again") from None
     except OSError as error:
         raise UserError(f"{chunk.names[0]}: cannot read the input: {error.strerror}") from None
 
 
-def _next_line(file, position: int) -> int:
-    """Where the first line that starts after byte `position` starts, or the file's end."""
+def _next_line(file, position: int, enough: int | None = None) -> int:
+    """Where the first line that starts after byte `position` starts, or the file's end; or, if it starts behind
+    byte `enough`, some place there."""
     file.seek(position)
-    while piece := file.read(PIECE):
+    while (enough is None or position < enough) and (piece := file.read(PIECE)):
         found = piece.find(b"\n")
         if found >= 0:
             return position + found + 1
@@ -173,25 +177,31 @@ def _next_line(file, position: int) -> int:
 
 
 def _split(file, position: int, end: int, bom: bool, text_key: str) -> Iterator[Batch | LongDocument]:
-    """The lines in bytes [position, end) of `file`: a run of ordinary ones at once, long ones by themselves."""
-    batch, line = Batch(), 1
+    """The lines in bytes [position, end) of `file`: a run of ordinary ones at once, long ones by themselves.
+
+    Raises EOFError where the file has fewer bytes.
+    """
+    line = 1
     while position < end:
         file.seek(position)
-        block = file.read(min(end - position, 2 * LONG))
+        block = file.read(min(end - position, PIECE))
+        if not block:
+            raise EOFError
         complete = len(block) if position + len(block) == end else block.rfind(b"\n") + 1
-        if complete:
+        if not complete:  # a line longer than the block
+            complete = min(_next_line(file, position), end) - position
+            file.seek(position)
+            block = file.read(complete)
+        batch = Batch()
+        if complete < LONG:
             _add_lines(batch, block[:complete], line, bom, text_key)
             line += block.count(b"\n", 0, complete)
-            position, bom = position + complete, False
-            continue
-        stop = min(_next_line(file, position), end)
-        file.seek(position)
-        data = file.read(stop - position)
+        else:
+            data = block.removeprefix(BYTE_ORDER_MARK) if bom else block
+            yield from _long_line(data, complete, line, text_key, batch)
+            line += 1
         yield batch
-        batch = Batch()
-        yield from _long_line(data.removeprefix(BYTE_ORDER_MARK) if bom else data, len(data), line, text_key, batch)
-        line, position, bom = line + 1, stop, False
-    yield batch
+        position, bom = position + complete, False
 
 
 def _add_lines(batch: Batch, block: bytes, line: int, bom: bool, text_key: str) -> None:
@@ -220,15 +230,11 @@ def _long_line(data: bytes, size: int, line: int, text_key: str, batch: Batch) -
         return
     skeleton, spans = _set_apart(data)
     text, reason = text_of(skeleton.decode("utf-8", "replace"), text_key)
-    if text not in spans:
-        parsed = _plain(text, reason)
-        if parsed[2] is not None or _sound(data, spans.values()):
-            batch.add(parsed, 0, line, size)
-        else:
-            batch.skipped.append(("bad_json", 0, line, size))
-        return
     if not _sound(data, (span for name, span in spans.items() if name != text)):
         batch.skipped.append(("bad_json", 0, line, size))
+        return
+    if text not in spans:
+        batch.add(_plain(text, reason), 0, line, size)
         return
     begin, end = spans[text]
     yield from _checked(LongDocument(0, line, size, lambda: _unescaped(data, begin, end)), batch)
@@ -285,7 +291,7 @@ def _unescaped(data: bytes, begin: int, end: int) -> Iterator[str]:
     """The JSON string inside bytes [begin, end) of `data`, in pieces. Raises ValueError where it is malformed."""
     while begin < end:
         cut = _cut(data, begin + PIECE, end)
-        yield json.loads(b'"%b"' % data[begin:cut])
+        yield json.loads(f'"{data[begin:cut].decode("utf-8")}"')  # of bytes it would guess the encoding
         begin = cut
 
 

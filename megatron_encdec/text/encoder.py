@@ -5,7 +5,7 @@
     3. `encode_long(pieces, encode)`         one long document piece by piece, with the ids of the whole
 
 gigatoken gives the ids of a tokenizer.json or a SentencePiece BPE model many times faster, but is another program:
-besides the sample at the start, one document of each chunk is compared while working, and a difference ends the
+besides the sample at the start, one document in each 16 MB is compared while working, and a difference ends the
 run. Its cache of words grows without bound, so a worker starts it anew when its memory has grown by `CACHE_BYTES`.
 Letters: D documents, T tokens.
 """
@@ -23,7 +23,8 @@ from megatron_encdec.text.tokenizer import Tokenizer, find_model_file
 
 GIGATOKEN, TOKENIZERS = "gigatoken", "tokenizers"
 CACHE_BYTES = 256 << 20  # growth of a worker's memory that gigatoken's cache is allowed
-COMPARED_BYTES = 8192  # of text in each chunk: about one part in a hundred of its time
+COMPARED_BYTES = 8192  # of text at most, once in ...
+COMPARE_EVERY = 16 << 20  # ... so many bytes: about one part in a hundred of the time
 BATCH_BYTES = 1 << 20  # given to the tokenizer at once: it keeps some 100 bytes a token meanwhile
 LONG_CHARACTERS = 1 << 20  # a document longer than this is encoded in pieces of at most this length
 WINDOW = 512  # characters on each side of a cut that are encoded with and without it
@@ -53,6 +54,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, name: str):
         self.name, self._tokenizer = name, tokenizer
         self._fast, self._full = None, 0
+        self._uncompared = COMPARE_EVERY
         if name == GIGATOKEN:
             self._start()
 
@@ -83,7 +85,11 @@ class Encoder:
         return ids_D
 
     def _compare(self, texts_D: list[bytes], ids_D: list[np.ndarray]) -> None:
-        """One document of the call, of ordinary size, by both; which one follows from what the call holds."""
+        """Now and then one document, of ordinary size, by both; which one follows from what the call holds."""
+        self._uncompared += sum(map(len, texts_D))
+        if self._uncompared < COMPARE_EVERY:
+            return
+        self._uncompared = 0
         ordinary = [place for place, text in enumerate(texts_D[:997]) if len(text) <= COMPARED_BYTES]
         if ordinary:
             place = ordinary[len(texts_D) * 31 % len(ordinary)]

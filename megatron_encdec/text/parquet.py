@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
 
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE, BYTES_AT_ONCE = 1024, 16 << 20
 
 
 @contextmanager
@@ -50,8 +50,19 @@ def iter_rows(path: str, text_key: str, groups: Sequence[int] | None = None) -> 
 
     row_groups(path, text_key)
     with _opened(path) as file:
-        for batch in file.iter_batches(ROWS_AT_ONCE, groups, columns=[text_key]):
+        for batch in file.iter_batches(_rows_at_once(file, text_key, groups), groups, columns=[text_key]):
             column = batch.column(0)
             if pyarrow.types.is_dictionary(column.type):
                 column = column.dictionary_decode()
             yield from column.cast(pyarrow.large_binary()).to_pylist()
+
+
+def _rows_at_once(file, text_key: str, groups: Sequence[int] | None) -> int:
+    """Fewer where texts are long, since they are in memory twice."""
+    rows = size = 0
+    for group in range(file.num_row_groups) if groups is None else groups:
+        metadata = file.metadata.row_group(group)
+        rows += metadata.num_rows
+        columns = map(metadata.column, range(metadata.num_columns))
+        size += sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_key)
+    return max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE * rows // max(size, 1)))
