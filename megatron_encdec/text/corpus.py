@@ -90,7 +90,10 @@ def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
                                 + (f" (name a part of {item} with a glob such as '{item}/**/*.jsonl')"
                                    if os.path.isdir(item) else ""))
             try:
+                path.encode("utf-8")
                 status = os.stat(path)
+            except UnicodeEncodeError:
+                raise UserError(f"{path!r}: the file's name is not UTF-8; rename it") from None
             except OSError as error:
                 raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
             found.setdefault(os.path.realpath(path), InputFile(path, status.st_size, status.st_mtime_ns))

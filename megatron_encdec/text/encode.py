@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.chunks import Chunk
 from megatron_encdec.text.documents import Batch, LongDocument, read_chunk
 from megatron_encdec.text.encoder import LONG_CHARACTERS, Encoder, encode_long
@@ -87,13 +88,16 @@ def make_worker(settings: EncodeSettings) -> Callable[[tuple[int, Chunk]], Chunk
 
     def work(item: tuple[int, Chunk]) -> ChunkAccount:
         number, chunk = item
-        writing = _ChunkWriting(number, chunk, settings, encoder, dtype, tokenizer.eod_id)
-        for part in read_chunk(chunk, settings.text_key):
-            if isinstance(part, LongDocument):
-                writing.add_long(part)
-            else:
-                writing.add_batch(part)
-        return writing.finish()
+        try:
+            writing = _ChunkWriting(number, chunk, settings, encoder, dtype, tokenizer.eod_id)
+            for part in read_chunk(chunk, settings.text_key):
+                if isinstance(part, LongDocument):
+                    writing.add_long(part)
+                else:
+                    writing.add_batch(part)
+            return writing.finish()
+        except OSError as error:  # writing, or a text file that is gone
+            raise UserError(f"{error.filename or settings.folder}: {error.strerror or error}") from None
 
     return work
 
@@ -208,7 +212,8 @@ class _ChunkWriting:
             lengths = self._lengths[split]
             lengths_D = np.concatenate(lengths) if lengths else np.empty(0, np.int64)
             if len(lengths_D) and lengths_D.max() > np.iinfo(np.int32).max:
-                raise OverflowError("a document of more than 2^31 tokens does not fit the index format")
+                raise UserError(f"{self._chunk.names[0]}: holds a document of more than 2^31 tokens, which the index "
+                                "format cannot tell; cut it")
             account.lengths[split] = lengths_D.astype("<i4")
         return account
 

@@ -29,10 +29,12 @@ BATCH_BYTES = 1 << 20  # given to the tokenizer at once: it keeps some 100 bytes
 LONG_CHARACTERS = 1 << 20  # a document longer than this is encoded in pieces of at most this length
 WINDOW = 512  # characters on each side of a cut that are encoded with and without it
 CANDIDATES = 64  # places tried, nearest first
+MOST_PROBES = 1000  # of the tokens that were added to a vocabulary
 
 # What a sample may not contain and tokenizers differ in: kinds of blanks, numbers, scripts, contractions, controls.
 PROBES = (" ", "  two   three\n\n\n four\t\tfive \r\n", "It's they'LL I'd we've CAN'T", "0 12 345 6789 1234567890 3.14",
           "naïve façade — “quotes” … café", "東京と大阪、안녕하세요 привет мир", "👩‍👩‍👧 🇫🇷 é é \u200b\u00a0",
+          "ﬁ ² \u00a0\u0301 Å 가 ǅ ẞ İ क्षि \u0301x \u3000\u2028 ▁a ▁▁ \ufeff", "A'b _c __d e_f /g -h (i) #j\n.k",
           "a\x00b\x01c\x7f", "x" * 300, "def f(x):\n    return {**x, 'a': [1, 2]}  # ok\n", "https://a.b/c?d=e&f=%20")
 
 
@@ -124,7 +126,7 @@ def choose_encoder(tokenizer: Tokenizer, sample: list[str], wanted: str | None =
     ours = EncoderChoice(TOKENIZERS, _version("tokenizers"), 0, 0, "asked for" if wanted == TOKENIZERS else None)
     if wanted == TOKENIZERS:
         return ours
-    texts = [*sample, *PROBES, "".join(tokenizer.token(id_) or "" for id_ in tokenizer.special_ids)]
+    texts = [*sample, *PROBES, *_token_probes(tokenizer)]
     try:
         fast = load_gigatoken(tokenizer)
         different = next((text for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True)
@@ -141,6 +143,15 @@ def choose_encoder(tokenizer: Tokenizer, sample: list[str], wanted: str | None =
     if wanted == GIGATOKEN:
         raise UserError(f"--encoder {GIGATOKEN}: {reason}; use --encoder {TOKENIZERS}")
     return EncoderChoice(ours.name, ours.version, 0, 0, reason)
+
+
+def _token_probes(tokenizer: Tokenizer) -> Iterator[str]:
+    """Texts that hold the tokenizer's special tokens, and the others that were added to its vocabulary."""
+    yield "".join(tokenizer.token(id_) or "" for id_ in tokenizer.special_ids)
+    file = find_model_file(tokenizer.path)
+    added = [] if file.suffix == ".model" else json.loads(file.read_bytes()).get("added_tokens") or []
+    for name in [token["content"] for token in added if not token.get("special")][:MOST_PROBES]:
+        yield from (name, f"a{name}b", f"a {name} b  {name}\n{name}{name}", f" {name.upper()} {name.lower()} ")
 
 
 def _version(package: str) -> str:

@@ -156,6 +156,8 @@ class IndexedWriter:
 
     def finish(self) -> IndexedFiles:
         """Put the index together and bring everything to disk, still under temporary names."""
+        if self._sync:
+            self._sync.result()  # an error of the disk is told once only
         _flush_to_disk(self._bin)
         self._close_shard()
         digest = hashlib.sha256()
@@ -188,6 +190,8 @@ class IndexedWriter:
         self._digest, self._digested = state.digest, state.digested
         written = self.tokens * self.dtype.itemsize
         if written - self._synced >= SYNC_BYTES and (self._sync is None or self._sync.done()):
+            if self._sync:
+                self._sync.result()
             self._synced = written  # to disk meanwhile, so that the end need not wait for all of it
             self._sync = self._syncing.submit(os.fdatasync, self._bin.fileno())
 

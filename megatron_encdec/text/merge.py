@@ -31,14 +31,24 @@ def merge(prefixes: Sequence[str | Path], output_prefix: str | Path) -> Manifest
     first = _read(names[""])
     if first[0].settings.validation_percent:
         names[f".{VALIDATION}"] = [f"{prefix}.{VALIDATION}" for prefix in prefixes]
-    if Path(output_prefix).is_dir() or str(output_prefix) in names[""]:
+    if Path(output_prefix).is_dir() or Path(output_prefix).resolve() in [Path(name).resolve() for name in names[""]]:
         raise UserError(f"--output {output_prefix}: is a directory or one of the parts; name another prefix")
     sources = {suffix: (first if not suffix else _read(parts), parts) for suffix, parts in names.items()}
     free = shutil.disk_usage(_existing(Path(output_prefix))).free
     needed = sum(part.bin_bytes + 2 * part.idx_bytes for parts, _ in sources.values() for part in parts)
     if needed > free:
         raise UserError(f"--output {output_prefix}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free there")
-    with PartialRun(output_prefix, {"merge": names}) as partial:
+    if not any(part.documents for part in first):
+        raise UserError(f"--merge: {', '.join(names[''])} hold no document")
+    try:
+        return _merge(sources, output_prefix, {"merge": names})
+    except OSError as error:
+        place = error.filename or output_prefix
+        raise UserError(f"{place}: cannot write the output: {error.strerror or error}") from None
+
+
+def _merge(sources: dict, output_prefix: str | Path, plan: dict) -> Manifest:
+    with PartialRun(output_prefix, plan) as partial:
         done = {suffix: _write(f"{output_prefix}{suffix}", *parts, partial) for suffix, parts in sources.items()}
         for writer, _ in done.values():
             manifests.manifest_path(writer.prefix).unlink(missing_ok=True)
@@ -106,7 +116,7 @@ def _write(prefix: str, parts: list[Manifest], prefixes: list[str], partial: Par
         writer.finish(), parts[0].dtype, bytes_in=sum(part.bytes_in for part in parts),
         characters=sum(part.characters for part in parts), skipped=_skipped(parts), tokenizer=parts[0].tokenizer,
         settings=_of_all(parts[0]), inputs=inputs, encoder=parts[0].encoder if len(encoders) == 1 else None,
-        parts=tuple(size for part in parts for size in part.parts or (part.bin_bytes,)),
+        parts=tuple(size for part in parts for size in part.parts or (part.bin_bytes,) if size),
         unproven_cuts=sum(part.unproven_cuts for part in parts))
     return writer, manifest
 

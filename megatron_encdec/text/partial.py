@@ -2,14 +2,14 @@
 
     lock            held while a process works on this output
     plan.json       inputs, tokenizer and settings: another plan starts over
-    journal.jsonl   one line a finished chunk: its account, with the sha256 of its ids
+    journal         one line a finished chunk: the line's own sha256, its account with the sha256 of its ids
     train.bin ...   the output so far, chunk after chunk; see `text/indexed.py`
     ids-*, block-*  chunks under way
 
     1. `PartialRun(prefix, plan)`   locks the folder; `resumed` says whether it holds this very plan
     2. `finished_chunks()`          the journal, without a last line that a crash cut short
     3. `record(account)`            a line more
-    4. `remove()`                   at the end
+    4. `remove()`                   at the end; `remove_left(prefix, plan)` where a run was killed just before that
 
 A chunk is recorded after its ids are appended, so behind the recorded ones the files may hold more, never less:
 after kill -9 the rest is cut off. After a power failure they may hold anything; the hashes tell.
@@ -18,6 +18,7 @@ after kill -9 the rest is cut off. After a power failure they may hold anything;
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -36,7 +37,7 @@ class PartialRun:
 
     def __init__(self, prefix: str | Path, plan: dict):
         self.folder = Path(f"{prefix}.partial")
-        self._plan = json.loads(json.dumps(plan))
+        self.plan = json.loads(json.dumps(plan))
         self._stack = contextlib.ExitStack()
         self._journal = None
         self.resumed = False
@@ -46,11 +47,11 @@ class PartialRun:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = self._stack.enter_context(open(self.folder / "lock", "ab"))
             _take(lock, self.folder)
-            self.resumed = self._read_plan() == self._plan
+            self.resumed = self.read_plan() == self.plan
             if not self.resumed:
                 self._empty()
-                write_json_atomic(self.folder / "plan.json", self._plan)
-            self._journal = self._stack.enter_context(open(self.folder / "journal.jsonl", "ab"))
+                write_json_atomic(self.folder / "plan.json", self.plan)
+            self._journal = self._stack.enter_context(open(self.folder / "journal", "ab"))
         except OSError as error:
             self._stack.close()
             raise UserError(f"{self.folder}: cannot write the output: {error.strerror}") from None
@@ -62,17 +63,21 @@ class PartialRun:
     def __exit__(self, *_) -> None:
         self._stack.close()
 
+    def read_plan(self) -> dict | None:
+        """The plan of the run whose folder this is, None where there is none."""
+        try:
+            return json.loads((self.folder / "plan.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+
     def finished_chunks(self) -> list[dict]:
-        """The journal's records in order."""
+        """The journal's records in order, up to a line that is not as it was written."""
         records = []
-        for line in (self.folder / "journal.jsonl").read_bytes().split(b"\n"):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break  # cut short, or the end
-            if record.get("number") != len(records):
-                break
-            records.append(record)
+        for line in (self.folder / "journal").read_bytes().split(b"\n"):
+            digest, _, content = line.partition(b" ")
+            if digest != hashlib.sha256(content).hexdigest().encode():
+                break  # cut short, altered, or the end
+            records.append(json.loads(content))
         return records
 
     def keep_records(self, records: list[dict]) -> None:
@@ -86,23 +91,26 @@ class PartialRun:
 
     def record(self, record: dict) -> None:
         """Add a finished chunk; it outlives this process from here on."""
-        self._journal.write(json.dumps(record).encode() + b"\n")
+        content = json.dumps(record).encode()
+        self._journal.write(hashlib.sha256(content).hexdigest().encode() + b" " + content + b"\n")
         self._journal.flush()
 
     def remove(self) -> None:
         """Take the folder away: the run is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _read_plan(self):
-        try:
-            return json.loads((self.folder / "plan.json").read_bytes())
-        except (OSError, ValueError):
-            return None
-
     def _empty(self) -> None:
         for entry in self.folder.iterdir():
             if entry.name != "lock":
                 entry.unlink()
+
+
+def remove_left(prefix: str | Path, plan: dict) -> None:
+    """Take the folder away that a run of this plan left which was killed when its output was complete."""
+    left = PartialRun(prefix, plan)
+    if left.read_plan() == left.plan:
+        with contextlib.suppress(UserError), left:
+            left.remove()
 
 
 def _take(lock, folder: Path) -> None:

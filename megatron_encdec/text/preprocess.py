@@ -10,6 +10,7 @@
 The documents of the validation split go to `PREFIX.validation.*`, all others to `PREFIX.*`.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from megatron_encdec.text.encode import TRAIN, VALIDATION, ChunkAccount, EncodeS
 from megatron_encdec.text.encoder import GIGATOKEN, EncoderChoice, choose_encoder
 from megatron_encdec.text.indexed import IndexedWriter, token_dtype
 from megatron_encdec.text.manifest import Manifest
-from megatron_encdec.text.partial import PartialRun
+from megatron_encdec.text.partial import PartialRun, remove_left
 from megatron_encdec.text.progress import Progress, short_count
 from megatron_encdec.text.sample import ensure_tokenizer, sample_texts
 from megatron_encdec.text.tally import Tally
@@ -68,9 +69,24 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
     tokenizer = load_tokenizer(tokenizer_path, settings.mask_token, settings.eod_token)
     run = _Run(files, tokenizer, settings, output_prefix)
     if done := run.finished_before():
+        remove_left(output_prefix, run.plan())
         _say(progress, f"{output_prefix}: complete already for these inputs and settings; nothing to do")
         return done
     _warn_of_stale_validation(output_prefix, settings.validation_percent)
+    goes_on = f"the same command continues from {output_prefix}.partial"
+    try:
+        return _make(run, tokenizer, str(tokenizer_path), str(output_prefix), progress)
+    except OSError as error:
+        raise UserError(f"{error.filename or output_prefix}: cannot write the output: {error.strerror or error}; "
+                        f"when that is mended, {goes_on}") from None
+    except KeyboardInterrupt:
+        _say(progress, f"stopped; {goes_on}")
+        raise
+
+
+def _make(run: "_Run", tokenizer: Tokenizer, tokenizer_path: str, output_prefix: str, progress: bool) -> Manifest:
+    """Steps 3 to 5."""
+    files, settings = run.files, run.settings
     with ExitStack() as stack:
         count = settings.workers or available_cores()
         pool = stack.enter_context(Workers(count))  # they start while we look at the text
@@ -81,7 +97,7 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
                                                             partial.folder, split))
                    for split, prefix in run.prefixes.items()}
         pool.begin("megatron_encdec.text.encode:make_worker", (EncodeSettings(
-            str(tokenizer_path), settings.mask_token, settings.eod_token, encoder.name, settings.text_key,
+            tokenizer_path, settings.mask_token, settings.eod_token, encoder.name, settings.text_key,
             settings.validation_percent, str(partial.folder)),))
         tally = Tally(run.prefixes, settings.on_error)
         _continue(partial, outputs, tally, progress)
@@ -128,9 +144,9 @@ class _Run:
         return found[TRAIN]
 
     def chunks(self, spool: Path, skip: int) -> Iterator[tuple[int, Chunk]]:
-        """The chunks that are still to be done, with their numbers."""
+        """The chunks that are still to be done, with their numbers. A bad Parquet file is refused now, not in hours."""
         key = self.settings.text_key
-        mine = share_of(slots(self.files, key), *self.settings.shard, total_bytes=self.total_bytes)
+        mine = share_of(list(slots(self.files, key)), *self.settings.shard, total_bytes=self.total_bytes)
         return enumerate(chunks(mine, spool, key, skip), start=skip)
 
     @property
@@ -141,8 +157,9 @@ class _Run:
     def publish(self, outputs: dict[str, IndexedWriter], tally: Tally, encoder: EncoderChoice,
                 partial: PartialRun) -> Manifest:
         """Refuse empty outputs; bring all to disk; then, and only then, replace what was there before."""
+        _check_unchanged(self.files)
         for split, output in outputs.items():
-            if not output.documents:
+            if not output.documents and self.settings.shard[1] == 1:  # one machine's part may be empty
                 partial.remove()
                 raise UserError(_nothing_to_write(split, outputs, tally))
         record = manifests.EncoderRecord(encoder.name, encoder.version, encoder.documents, encoder.characters)
@@ -224,6 +241,15 @@ def _append(answer: ChunkAccount, chunk: Chunk, partial: PartialRun, outputs: di
     tally.add(record)
     partial.record(record)
     remove_parts(partial.folder, answer.number)
+
+
+def _check_unchanged(files: list[InputFile]) -> None:
+    """Raises `UserError` where a file is not what it was when it was listed, so that it may not be all here."""
+    for file in files:
+        if file.kind != "hub" and os.path.exists(file.path):
+            status = os.stat(file.path)
+            if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+                raise UserError(f"{file.path}: changed while it was read; run again when nothing writes to it")
 
 
 def _about(encoder: EncoderChoice) -> str:

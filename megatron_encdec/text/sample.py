@@ -10,7 +10,15 @@ from itertools import islice
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.corpus import InputFile, iter_documents, parse_line
+from megatron_encdec.text.corpus import (
+    BYTE_ORDER_MARK,
+    InputFile,
+    hub_rows,
+    iter_documents,
+    open_stream,
+    parse_line,
+)
+from megatron_encdec.text.parquet import iter_rows
 from megatron_encdec.text.progress import Progress
 from megatron_encdec.text.tokenizer import find_model_file, train_tokenizer
 
@@ -23,7 +31,7 @@ TRAINING_BYTES = 2 << 30  # a vocabulary does not change with more
 def sample_texts(files: list[InputFile], text_key: str) -> list[str]:
     """Readable texts from up to `PLACES` places, spread over the files and over a large file's length.
 
-    At most `BYTES_A_PLACE` characters of each; where the input is small, all of it.
+    At most `BYTES_A_PLACE` of each, whatever the length of a document; where the input is small, all of it.
     """
     total = sum(file.size for file in files)
     texts: list[str] = []
@@ -42,21 +50,55 @@ def sample_texts(files: list[InputFile], text_key: str) -> list[str]:
 
 
 def _head(path: str, text_key: str) -> list[str]:
+    kind = InputFile(path, 0, 0).kind
+    if kind == "lines":
+        return _lines_at(path, 0, text_key)
+    if kind == "stream":
+        with open_stream(path) as stream:
+            return _texts_of(stream.read(BYTES_A_PLACE), True, text_key)
+    if kind == "text":
+        return [_read_at(path, 0).removeprefix(BYTE_ORDER_MARK).decode("utf-8", "ignore")]
+    documents = islice(_heads(path, kind, text_key), DOCUMENTS_A_PLACE)
     found, size = [], 0
-    for document in islice(iter_documents(path, text_key), DOCUMENTS_A_PLACE):
-        if document.text is not None:
-            found.append(document.text[: BYTES_A_PLACE - size])
-            size += len(document.text)
+    for text in documents:
+        found.append(text[: BYTES_A_PLACE - size])
+        size += len(text)
         if size >= BYTES_A_PLACE:
             break
     return found
 
 
+def _heads(path: str, kind: str, text_key: str) -> Iterator[str]:
+    """The beginnings of documents that come one by one."""
+    if kind == "rows":
+        for data in iter_rows(path, text_key):
+            yield (data or b"")[:BYTES_A_PLACE].decode("utf-8", "ignore")
+    else:
+        for line in hub_rows(path, text_key):
+            yield parse_line(line, text_key)[0] or ""
+
+
 def _lines_at(path: str, position: int, text_key: str) -> list[str]:
-    with open(path, "rb") as file:
-        file.seek(position)
-        lines = file.read(BYTES_A_PLACE).split(b"\n")
-    whole = lines[0 if position == 0 else 1 : -1]
+    return _texts_of(_read_at(path, position), position == 0, text_key)
+
+
+def _read_at(path: str, position: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            file.seek(position)
+            return file.read(BYTES_A_PLACE)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
+
+
+def _texts_of(block: bytes, first: bool, text_key: str) -> list[str]:
+    """The texts of a block's whole lines; of a block inside one long line, the JSON itself."""
+    lines = block.split(b"\n")
+    if len(block) == BYTES_A_PLACE:
+        lines.pop()
+    whole = lines if first else lines[1:]
+    if not whole:
+        return [block.decode("utf-8", "ignore")]
     parsed = (parse_line(line, text_key)[0] for line in whole[:DOCUMENTS_A_PLACE])
     return [text for text in parsed if text is not None]
 
