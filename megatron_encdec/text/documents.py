@@ -192,10 +192,10 @@ def _split(file, position: int, end: int, bom: bool, text_key: str) -> Iterator[
             complete = min(_next_line(file, position), end) - position
             file.seek(position)
             block = file.read(complete)
-        batch = Batch()
-        if complete < LONG:
-            _add_lines(batch, block[:complete], line, bom, text_key)
-            line += block.count(b"\n", 0, complete)
+        block, batch = block[:complete], Batch()
+        if complete < LONG or block.find(b"\n", 0, complete - 1) >= 0:
+            _add_lines(batch, block, line, bom, text_key)
+            line += block.count(b"\n")
         else:
             data = block.removeprefix(BYTE_ORDER_MARK) if bom else block
             yield from _long_line(data, complete, line, text_key, batch)
