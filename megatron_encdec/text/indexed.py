@@ -79,6 +79,7 @@ class IndexedWriter:
         self._shards: list[str] = []
         self._digest, self._digested = hashlib.sha256(), 0
         self._files = contextlib.ExitStack()
+        self._folder, self._name = Path(folder), name
         self._paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("bin", "lengths", "idx")}
         self._bin, self._lengths = self._open("bin"), self._open("lengths")
         self._syncing = self._files.enter_context(ThreadPoolExecutor(1))
@@ -170,17 +171,11 @@ class IndexedWriter:
         return IndexedFiles(self.documents, self.tokens, self.tokens * self.dtype.itemsize,
                             self._paths["idx"].stat().st_size, tuple(self._shards), digest.hexdigest())
 
-    def retract(self) -> None:
-        """Take an older `.idx` away: now no crash can leave an old file paired with a new one."""
-        idx_path(self.prefix).unlink(missing_ok=True)
-        fsync_directory(self.prefix.parent)
-
     def publish(self) -> None:
         """Give the finished files their names, the `.idx` last."""
-        self.retract()
-        replace_durably(self._paths["bin"], bin_path(self.prefix))
-        replace_durably(self._paths["idx"], idx_path(self.prefix))
-        self._paths["lengths"].unlink()
+        idx_path(self.prefix).unlink(missing_ok=True)  # now no crash can pair an old file with a new one
+        fsync_directory(self.prefix.parent)
+        bring_out(self._folder, self._name, self.prefix)
 
     def _append_bytes(self, data) -> None:
         self._bin.write(data)
@@ -232,6 +227,14 @@ class IndexedWriter:
         except OSError as error:
             raise UserError(f"{path}: cannot write the output: {error.strerror}") from None
         return self._files.enter_context(open(descriptor, "r+b"))
+
+
+def bring_out(folder: Path, name: str, prefix: Path) -> None:
+    """Give a writer's finished files in `folder` their names, the `.idx` last, as far as that is not done yet."""
+    for path in (bin_path, idx_path):
+        if path(folder / name).exists():
+            replace_durably(path(folder / name), path(prefix))
+    (folder / f"{name}.lengths").unlink(missing_ok=True)
 
 
 class Continuation:

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text import finish
 from megatron_encdec.text import manifest as manifests
-from megatron_encdec.text.encode import EXAMPLES_KEPT, VALIDATION
+from megatron_encdec.text.encode import EXAMPLES_KEPT, TRAIN, VALIDATION
 from megatron_encdec.text.indexed import IndexedWriter
 from megatron_encdec.text.manifest import Manifest, Skipped
 from megatron_encdec.text.partial import PartialRun
@@ -49,16 +50,13 @@ def merge(prefixes: Sequence[str | Path], output_prefix: str | Path) -> Manifest
 
 def _merge(sources: dict, output_prefix: str | Path, plan: dict) -> Manifest:
     with PartialRun(output_prefix, plan) as partial:
-        done = {suffix: _write(f"{output_prefix}{suffix}", *parts, partial) for suffix, parts in sources.items()}
-        for writer, _ in done.values():
-            manifests.manifest_path(writer.prefix).unlink(missing_ok=True)
-            writer.retract()
-        for writer, manifest in reversed(done.values()):
-            writer.publish()
-            manifests.write(writer.prefix, manifest)
-            writer.__exit__()
+        done = {suffix[1:] or TRAIN: (Path(f"{output_prefix}{suffix}"),
+                                      _write(f"{output_prefix}{suffix}", suffix[1:] or TRAIN, *parts, partial))
+                for suffix, parts in sources.items()}
+        finish.publish(partial.folder, {name: prefix for name, (prefix, _) in done.items()},
+                       {name: manifest for name, (_, manifest) in done.items()})
         partial.remove()
-    return done[""][1]
+    return done[TRAIN][1]
 
 
 def _existing(path: Path) -> Path:
@@ -102,23 +100,23 @@ def _check_shards(prefixes: list[str], parts: list[Manifest]) -> None:
                             "preprocess them again")
 
 
-def _write(prefix: str, parts: list[Manifest], prefixes: list[str], partial: PartialRun):
-    name = VALIDATION if prefix.endswith(f".{VALIDATION}") and parts[0].settings.split == VALIDATION else "train"
-    writer = IndexedWriter(prefix, parts[0].dtype, partial.folder, name)
-    writer.cut()
-    for part, source in zip(parts, prefixes, strict=True):
-        writer.append_part(source, part.shards)
-        writer.tokens += part.tokens
+def _write(prefix: str, name: str, parts: list[Manifest], prefixes: list[str], partial: PartialRun) -> Manifest:
+    """The parts one behind the other as NAME.bin and NAME.idx in the folder."""
+    with IndexedWriter(prefix, parts[0].dtype, partial.folder, name) as writer:
+        writer.cut()
+        for part, source in zip(parts, prefixes, strict=True):
+            writer.append_part(source, part.shards)
+            writer.tokens += part.tokens
+        files = writer.finish()
     sharded = parts[0].settings.shard != "1/1"
     inputs = parts[0].inputs if sharded else tuple(record for part in parts for record in part.inputs)
     encoders = {part.encoder for part in parts}
-    manifest = manifests.describe(
-        writer.finish(), parts[0].dtype, bytes_in=sum(part.bytes_in for part in parts),
+    return manifests.describe(
+        files, parts[0].dtype, bytes_in=sum(part.bytes_in for part in parts),
         characters=sum(part.characters for part in parts), skipped=_skipped(parts), tokenizer=parts[0].tokenizer,
         settings=_of_all(parts[0]), inputs=inputs, encoder=parts[0].encoder if len(encoders) == 1 else None,
         parts=tuple(size for part in parts for size in part.parts or (part.bin_bytes,) if size),
         unproven_cuts=sum(part.unproven_cuts for part in parts))
-    return writer, manifest
 
 
 def _skipped(parts: list[Manifest]) -> dict[str, Skipped]:

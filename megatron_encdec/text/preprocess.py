@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text import finish
 from megatron_encdec.text import manifest as manifests
 from megatron_encdec.text.chunks import CHUNK_BYTES, Chunk, chunks, share_of, slots
 from megatron_encdec.text.corpus import InputFile, list_files
@@ -89,8 +90,12 @@ def _make(run: "_Run", tokenizer: Tokenizer, tokenizer_path: str, output_prefix:
     files, settings = run.files, run.settings
     with ExitStack() as stack:
         count = settings.workers or available_cores()
-        pool = stack.enter_context(Workers(count))  # they start while we look at the text
         partial = stack.enter_context(PartialRun(output_prefix, run.plan()))
+        pool = stack.enter_context(Workers(count))  # they start while we look at the text
+        if manifest := run.published_late(partial):
+            _say(progress, f"{partial.folder}: all chunks were finished; the files have their names now")
+            partial.remove()
+            return manifest
         encoder = choose_encoder(tokenizer, sample_texts(files, settings.text_key), settings.encoder)
         _say(progress, _about(encoder))
         outputs = {split: stack.enter_context(IndexedWriter(prefix, token_dtype(tokenizer.vocabulary_size),
@@ -165,14 +170,15 @@ class _Run:
         record = manifests.EncoderRecord(encoder.name, encoder.version, encoder.documents, encoder.characters)
         written = {split: tally.manifest(split, output, self._tokenizer, self._settings[split], self._inputs, record)
                    for split, output in outputs.items()}
-        for output in outputs.values():  # a manifest never stands beside files of another run
-            manifests.manifest_path(output.prefix).unlink(missing_ok=True)
-        for output in outputs.values():  # nor does an old validation set beside new training data
-            output.retract()
-        for output in outputs.values():
-            output.publish()
-        for split in reversed(outputs):
-            manifests.write(outputs[split].prefix, written[split])
+        finish.publish(partial.folder, self.prefixes, written)
+        return written[TRAIN]
+
+    def published_late(self, partial: PartialRun) -> Manifest | None:
+        """The manifest, where an earlier run was killed while it gave the finished files their names."""
+        written = finish.left_to_publish(partial.folder, self.prefixes) if partial.resumed else None
+        if written is None or self.settings.on_error == "stop" and written[TRAIN].skipped:
+            return None
+        finish.publish(partial.folder, self.prefixes, written)
         return written[TRAIN]
 
 
