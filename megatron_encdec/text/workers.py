@@ -56,7 +56,10 @@ class Workers:
     def begin(self, factory: str, arguments: tuple) -> Self:
         """Tell the processes what to make of the items: `factory(*arguments)`, called once in each."""
         for process, connection in zip(self._processes, self._connections, strict=True):
-            connection.send((factory, arguments))
+            try:
+                connection.send((factory, arguments))
+            except OSError:
+                raise _ended(process) from None
             self._idle.put((process, connection))
         return self
 
@@ -100,8 +103,7 @@ class Workers:
             connection.send(item)
             kind, answer = connection.recv()
         except (EOFError, OSError):
-            raise UserError(f"a worker process ended with exit code {process.wait()} (-9 is most often the "
-                            f"system running out of memory); try fewer workers") from None
+            raise _ended(process) from None
         finally:
             self._idle.put((process, connection))
         if kind == "user error":
@@ -109,6 +111,11 @@ class Workers:
         if kind == "error":
             raise RuntimeError(f"in a worker process:\n{answer}")
         return answer
+
+
+def _ended(process: subprocess.Popen) -> UserError:
+    return UserError(f"a worker process ended with exit code {process.wait()} (-9 is most often the system running "
+                     "out of memory); try fewer workers")
 
 
 def _start_process() -> tuple[subprocess.Popen, Connection]:
@@ -119,15 +126,19 @@ def _start_process() -> tuple[subprocess.Popen, Connection]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1",
                    "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "megatron_encdec.text.workers", str(theirs.fileno())]
-    with theirs:
-        process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), env=environment,
-                                   stdin=subprocess.DEVNULL)
+    # Ctrl-C reaches the whole group, but it is the parent that decides: workers never see it, not even starting.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with theirs:
+            process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), env=environment,
+                                       stdin=subprocess.DEVNULL)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process, Connection(ours.detach())
 
 
 def main() -> None:
     """A worker's life: build the function, answer items, end when the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     connection = Connection(int(sys.argv[1]))
     answer_item = None
     try:

@@ -1,0 +1,276 @@
+"""Runs that are killed, at random and at each step of the finish, and started again by the same command."""
+
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from megatron_encdec.text import manifest as manifests
+
+# The command with chunks of a few kB. With KILL=n the process kills itself before its n-th renaming or removing of
+# a file that is not a chunk's: that is how a run begins and, above all, how it ends.
+SCRIPT = """
+import os, signal, sys
+from megatron_encdec.text import chunks, preprocess
+chunks.CHUNK_BYTES = preprocess.CHUNK_BYTES = int(os.environ.get("CHUNK", 4096))
+left = [int(os.environ.get("KILL", 0))]
+def watch(event, arguments):
+    if event in ("os.rename", "os.remove", "shutil.rmtree") and "out" in str(arguments[0]):
+        if not os.path.basename(str(arguments[0])).startswith(("ids-", "block-")):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+if left[0]:
+    sys.addaudithook(watch)
+from megatron_encdec.cli import main
+sys.exit(main(["preprocess", *sys.argv[1:]]))
+"""
+
+
+def start(*arguments, **environment):
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, *map(str, arguments)], stderr=subprocess.PIPE, text=True,
+                            stdout=subprocess.PIPE, env={**os.environ, **environment}, start_new_session=True)
+
+
+def run(*arguments, **environment):
+    process = start(*arguments, **environment)
+    output, errors = process.communicate(timeout=120)
+    assert "Traceback" not in errors, errors
+    return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
+
+
+def outputs(folder, name="out"):
+    return {path.name: path.read_bytes() for path in folder.iterdir()
+            if path.is_file() and path.name.startswith(f"{name}.")}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """About 400 kB in every format, with a bad document in each hundred."""
+    folder = tmp_path_factory.mktemp("input")
+    draw = random.Random(5)
+    texts = [" ".join(draw.choices(["mask", "encoder", "naïve", "東京", "😀", "42"], k=draw.randint(1, 80)))
+             for _ in range(2400)]
+    rows = [json.dumps({"text": text}) if place % 100 else "{" for place, text in enumerate(texts)]
+    (folder / "a.jsonl").write_text("\n".join(rows[:800]) + "\n")
+    with gzip.open(folder / "b.jsonl.gz", "wt") as file:
+        file.write("\n".join(rows[800:1600]))
+    for place in range(1600, 1650):
+        (folder / f"c{place}.txt").write_text(texts[place])
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts[1650:2000]}), folder / "d.parquet", row_group_size=20)
+    (folder / "e.jsonl").write_text("\r\n".join(rows[2000:]))
+    return folder
+
+
+@pytest.fixture(scope="module", params=[0, 20], ids=["one split", "validation"])
+def job(request, corpus, tokenizer_dir, tmp_path_factory):
+    """(arguments but for the output, what an uninterrupted run writes, its seconds)."""
+    folder = tmp_path_factory.mktemp("whole")
+    arguments = ["--input", corpus, "--tokenizer", tokenizer_dir, "--validation-percent", request.param]
+    began = time.monotonic()
+    assert run(*arguments, "--workers", 2, "--output", folder / "out").returncode == 0
+    seconds = time.monotonic() - began
+    expected = outputs(folder)
+    assert len(expected) == (6 if request.param else 3)
+    assert not (folder / "out.partial").exists()
+    return arguments, expected, seconds
+
+
+def test_any_number_of_workers_and_any_size_of_chunks_write_the_same(job, tmp_path):
+    arguments, expected, _ = job
+    for workers, size in ((1, 4096), (3, 4096), (2, 1 << 20)):
+        result = run(*arguments, "--workers", workers, "--output", tmp_path / "out", CHUNK=str(size))
+        assert (result.returncode, outputs(tmp_path)) == (0, expected)
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+
+def workers_of(pid):
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def test_twenty_kills_leave_no_trace_in_the_output(job, tmp_path):
+    """Ten for each split: of the command, and every third of a worker; each goes on where the last one was."""
+    arguments, expected, seconds = job
+    command = [*arguments, "--workers", 2, "--output", tmp_path / "out"]
+    draw, continued, kills = random.Random(len(expected)), 0, 0
+    while kills < 10:
+        process = start(*command)
+        time.sleep(draw.uniform(0.3, 1.0) * seconds)
+        kills += 1
+        victims = [process.pid]
+        if kills % 3 == 0:
+            victims = workers_of(process.pid)[:1] if process.poll() is None else []
+        for pid in victims:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it was done already
+        output, errors = process.communicate(timeout=120)
+        assert "Traceback" not in errors, errors
+        assert process.returncode in (0, 2, -9), errors
+        if process.returncode == 2:
+            assert "a worker process ended with exit code -9" in errors
+        if "continuing behind" in errors:
+            continued += 1
+        if process.returncode == 0:
+            assert outputs(tmp_path) == expected
+            for path in tmp_path.glob("out.*"):
+                path.unlink()
+    result = run(*command)
+    assert result.returncode == 0, result.stderr
+    assert outputs(tmp_path) == expected
+    assert not (tmp_path / "out.partial").exists()
+    assert continued, "no kill came while chunks were encoded"
+
+
+def test_a_kill_at_each_step_of_the_finish_costs_nothing(job, tmp_path):
+    arguments, expected, _ = job
+    command = [*arguments, "--workers", 1, "--output", tmp_path / "out"]
+    for step in range(1, 100):
+        stopped = run(*command, KILL=str(step))
+        if stopped.returncode == 0:
+            break
+        assert stopped.returncode == -9
+        begun = step > 6 or (tmp_path / "out.partial" / "journal").exists() and finished(tmp_path / "out.partial")
+        there = {path.name for path in tmp_path.iterdir()}
+        for prefix in (tmp_path / "out", tmp_path / "out.validation"):
+            if f"{prefix.name}.manifest.json" in there:
+                manifests.check_files(prefix)
+        result = run(*command)
+        assert result.returncode == 0, result.stderr
+        if begun:
+            assert any(words in result.stderr for words in ("continuing behind", "have their names now",
+                                                            "complete already")), (step, result.stderr)
+            assert "damaged" not in result.stderr
+        assert outputs(tmp_path) == expected, step
+        assert not (tmp_path / "out.partial").exists()
+        for path in tmp_path.iterdir():
+            path.unlink()
+    assert step > 8
+
+
+@pytest.fixture
+def half(job, tmp_path):
+    """(command, expected, partial folder) of a run that was killed with some chunks finished."""
+    arguments, expected, _ = job
+    command = [*arguments, "--workers", 1, "--output", tmp_path / "out"]
+    process = start(*command)
+    journal = tmp_path / "out.partial" / "journal"
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    return command, expected, tmp_path / "out.partial"
+
+
+def finished(partial):
+    return (partial / "journal").read_bytes().count(b"\n")
+
+
+def flip(path, position):
+    with open(path, "r+b") as file:
+        file.seek(position)
+        byte = file.read(1)
+        file.seek(position)
+        file.write(bytes([byte[0] ^ 4]))
+
+
+@pytest.mark.parametrize("damage", ["bin", "lengths", "journal", "cut", "bin cut", "bin gone"])
+def test_damage_in_the_partial_run_is_noticed(half, damage):
+    command, expected, partial = half
+    count = finished(partial)
+    if damage in ("bin", "lengths"):
+        flip(partial / f"train.{damage}", (partial / f"train.{damage}").stat().st_size // 3)
+    elif damage == "journal":  # inside the second line
+        flip(partial / "journal", (partial / "journal").read_bytes().index(b"\n") + 100)
+    elif damage == "cut":
+        os.truncate(partial / "journal", (partial / "journal").stat().st_size - 3)
+    elif damage == "bin cut":
+        os.truncate(partial / "train.bin", (partial / "train.bin").stat().st_size // 2)
+    else:
+        (partial / "train.bin").unlink()
+    result = run(*command)
+    assert result.returncode == 0, result.stderr
+    assert outputs(partial.parent) == expected
+    assert not partial.exists()
+    if damage == "cut":
+        assert f"continuing behind {count - 1} finished chunks" in result.stderr
+    elif damage == "journal":
+        assert "continuing behind 1 finished chunks" in result.stderr
+    else:
+        assert "is damaged; it and " in result.stderr
+
+
+@pytest.mark.parametrize("change", ["input", "key", "tokenizer", "shard"])
+def test_a_changed_run_starts_over(half, change, tmp_path, tokenizer_dir):
+    command, expected, partial = half
+    if change == "input":
+        shutil.copytree(command[1], tmp_path / "input")  # with other times
+        command[1] = tmp_path / "input"
+    elif change == "key":
+        shutil.copytree(command[1], tmp_path / "input", copy_function=shutil.copy2)
+        (tmp_path / "input" / "d.parquet").unlink()
+        command[1:2] = [tmp_path / "input", "--text-key", "other"]
+        (tmp_path / "input" / "f.jsonl").write_text('{"other": "a word"}\n' * 50)
+    elif change == "tokenizer":
+        command += ["--mask-token", "<|reserved_1|>"]
+    else:
+        command += ["--shard", "1/2"]
+    result = run(*command)
+    assert result.returncode == 0, result.stderr
+    assert "continuing" not in result.stderr
+    if change in ("input", "tokenizer"):
+        assert outputs(tmp_path)["out.bin"] == expected["out.bin"]
+
+
+def test_interrupt_says_that_the_same_command_continues(half):
+    command, expected, partial = half
+    for wait in (0.05, 0.3, None):
+        process = start(*command)
+        if wait is None:  # while it works
+            before = finished(partial)
+            while finished(partial) <= max(before, 6):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.001)
+        else:
+            time.sleep(wait)
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode in (130, -2, 0), errors
+        if wait is None:
+            assert process.returncode == 130
+            assert f"the same command continues from {partial}" in errors
+            assert "Traceback" not in errors, errors
+    result = run(*command)
+    assert "continuing behind" in result.stderr
+    assert outputs(partial.parent) == expected
+
+
+def test_two_at_once_on_one_output(half):
+    command, expected, partial = half
+    first = start(*command)
+    count = finished(partial)
+    while finished(partial) <= count:
+        assert first.poll() is None, first.communicate()
+    first.send_signal(signal.SIGSTOP)
+    second = run(*command)
+    first.send_signal(signal.SIGCONT)
+    assert second.returncode == 2
+    assert "another process is writing this output" in second.stderr
+    assert second.stderr.count("\n") == 1
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert outputs(partial.parent) == expected
