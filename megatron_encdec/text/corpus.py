@@ -243,7 +243,7 @@ def iter_documents(path: str | Path, text_key: str = "text") -> Iterator[Documen
         from megatron_encdec.text.parquet import iter_rows
 
         for row, data in enumerate(iter_rows(path, text_key), start=1):
-            text, _, reason = parse_text(data) if data is not None else (None, None, "not_text")
+            text, _, reason = parse_text(bytes(data)) if data is not None else (None, None, "not_text")
             yield Document(row, len(data or b""), text, reason)
         return
     for number, line in enumerate(_iter_lines(path, kind, text_key), start=1):

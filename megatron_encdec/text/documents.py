@@ -131,13 +131,14 @@ def _read_rows(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
         if data is None:
             batch.skipped.append(("not_text", 0, row, 0))
         elif size < LONG:
-            batch.add(parse_text(data), 0, row, size)
+            batch.add(parse_text(bytes(data)), 0, row, size)
             held += size
         else:
             yield batch
             batch, held = Batch(), 0
 
             def pieces(data=data):
+                data = data[len(BYTE_ORDER_MARK) :] if data[: len(BYTE_ORDER_MARK)] == BYTE_ORDER_MARK else data
                 return _decoded(data[start : start + PIECE] for start in range(0, len(data), PIECE))
 
             yield from _checked(LongDocument(0, row, size, pieces), batch)

@@ -23,6 +23,8 @@ def _opened(path: str):
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise IntegrityError(f"{path}: cannot read this Parquet file ({reason}); copy it again") from None
+    finally:
+        pyarrow.default_memory_pool().release_unused()
 
 
 def row_groups(path: str, text_key: str) -> int:
@@ -44,8 +46,8 @@ def row_groups(path: str, text_key: str) -> int:
         return file.num_row_groups
 
 
-def iter_rows(path: str, text_key: str, groups: Sequence[int] | None = None) -> Iterator[bytes | None]:
-    """The text of each row as bytes (not checked to be UTF-8), None where it is null."""
+def iter_rows(path: str, text_key: str, groups: Sequence[int] | None = None) -> Iterator[bytes | memoryview | None]:
+    """The text of each row as bytes (not checked to be UTF-8), None where it is null. Very long ones are views."""
     import pyarrow
 
     row_groups(path, text_key)
@@ -54,7 +56,11 @@ def iter_rows(path: str, text_key: str, groups: Sequence[int] | None = None) -> 
             column = batch.column(0)
             if pyarrow.types.is_dictionary(column.type):
                 column = column.dictionary_decode()
-            yield from column.cast(pyarrow.large_binary()).to_pylist()
+            column = column.cast(pyarrow.large_binary())
+            if column.nbytes < 2 * BYTES_AT_ONCE:
+                yield from column.to_pylist()
+            else:  # not twice in memory
+                yield from (memoryview(row.as_buffer()) if row.is_valid else None for row in column)
 
 
 def _rows_at_once(file, text_key: str, groups: Sequence[int] | None) -> int:

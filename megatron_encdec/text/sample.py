@@ -72,7 +72,7 @@ def _heads(path: str, kind: str, text_key: str) -> Iterator[str]:
     """The beginnings of documents that come one by one."""
     if kind == "rows":
         for data in iter_rows(path, text_key):
-            yield (data or b"")[:BYTES_A_PLACE].decode("utf-8", "ignore")
+            yield bytes((data or b"")[:BYTES_A_PLACE]).decode("utf-8", "ignore")
     else:
         for line in hub_rows(path, text_key):
             yield parse_line(line, text_key)[0] or ""
@@ -92,15 +92,13 @@ def _read_at(path: str, position: int) -> bytes:
 
 
 def _texts_of(block: bytes, first: bool, text_key: str) -> list[str]:
-    """The texts of a block's whole lines; of a block inside one long line, the JSON itself."""
+    """The texts of a block's whole lines; of a line that is longer than a block, the JSON itself."""
     lines = block.split(b"\n")
-    if len(block) == BYTES_A_PLACE:
-        lines.pop()
-    whole = lines if first else lines[1:]
-    if not whole:
-        return [block.decode("utf-8", "ignore")]
+    cut = [lines[-1]] if len(block) == BYTES_A_PLACE else []
+    whole = lines[0 if first else 1 : len(lines) - len(cut)]
     parsed = (parse_line(line, text_key)[0] for line in whole[:DOCUMENTS_A_PLACE])
-    return [text for text in parsed if text is not None]
+    return [text for text in parsed if text is not None] + [
+        line.decode("utf-8", "ignore") for line in cut if len(line) > BYTES_A_PLACE // 2]
 
 
 def ensure_tokenizer(files: list[InputFile], path: str | Path, text_key: str, vocabulary_size: int,

@@ -135,11 +135,12 @@ def test_twenty_kills_leave_no_trace_in_the_output(job, tmp_path):
     assert continued, "no kill came while chunks were encoded"
 
 
+@pytest.mark.parametrize("job", [20], indirect=True, ids=["validation"])
 def test_a_kill_at_each_step_of_the_finish_costs_nothing(job, tmp_path):
     arguments, expected, _ = job
     command = [*arguments, "--workers", 1, "--output", tmp_path / "out"]
     for step in range(1, 100):
-        stopped = run(*command, KILL=str(step))
+        stopped = run(*command, KILL=str(step), CHUNK="1000000")
         if stopped.returncode == 0:
             break
         assert stopped.returncode == -9
@@ -148,7 +149,7 @@ def test_a_kill_at_each_step_of_the_finish_costs_nothing(job, tmp_path):
         for prefix in (tmp_path / "out", tmp_path / "out.validation"):
             if f"{prefix.name}.manifest.json" in there:
                 manifests.check_files(prefix)
-        result = run(*command)
+        result = run(*command, CHUNK="1000000")
         assert result.returncode == 0, result.stderr
         if begun:
             assert any(words in result.stderr for words in ("continuing behind", "have their names now",
