@@ -82,8 +82,8 @@ def share_of(all_slots: Iterable[Chunk], index: int, count: int, total_bytes: in
     position = 0
     for slot in all_slots:
         if slot.kind == "hub" and count > 1:
-            raise UserError(f"--shard {index}/{count}: cannot share out {slot.paths[0]}; give each machine a part "
-                            "of its own instead, such as hf:NAME:CONFIG:train[:25%]")
+            raise UserError(f"--shard {index}/{count}: cannot share out {slot.paths[0]}, whose size is not known; give "
+                            "each machine configurations or splits of its own instead, or save it as files first")
         part = position * count // max(total_bytes, 1)
         if min(part, count - 1) == index - 1:  # an empty file may stand behind the last byte
             yield slot

@@ -167,7 +167,7 @@ def hub_rows(name: str, text_key: str) -> Iterator[bytes]:
     """
     from datasets import load_dataset
 
-    parts = name.removeprefix(HUB).split(":", 2)  # a split may hold colons: train[:10%]
+    parts = name.removeprefix(HUB).split(":", 2)
     config = parts[1] if len(parts) > 1 and parts[1] else None
     try:
         rows = load_dataset(parts[0], config, split=parts[2] if len(parts) > 2 else "train", streaming=True)

@@ -1,0 +1,157 @@
+"""The same texts in every format, and inputs that cannot be used: through the whole of `preprocess`."""
+
+import gzip
+import json
+import os
+import threading
+import time
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from megatron_encdec.platform.errors import IntegrityError, UserError
+from megatron_encdec.text import preprocess as module
+from megatron_encdec.text.preprocess import preprocess
+
+TEXTS = [f"document {i} — naïve 東京 😀\nsecond line " * (i % 5 + 1) for i in range(120)]
+
+
+def lines(texts, key="text", ascii_only=True):
+    return "\n".join(json.dumps({"id": 1, key: text}, ensure_ascii=ascii_only) for text in texts)
+
+
+def formats(folder):
+    """One input for each format: {name: what to give as input}."""
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(lines(TEXTS))
+    (folder / "b.jsonl").write_text(lines(TEXTS, ascii_only=False).replace("\n", "\r\n"))
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress(lines(TEXTS[:50]).encode() + b"\n")
+                                        + gzip.compress(lines(TEXTS[50:]).encode()))
+    (folder / "d.jsonl.zst").write_bytes(pyarrow.compress(lines(TEXTS).encode(), "zstd", asbytes=True))
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), folder / "e.parquet", row_group_size=7)
+    (folder / "f").mkdir()
+    for i, text in enumerate(TEXTS):
+        (folder / "f" / f"{i:03}.{'txt' if i % 2 else 'md'}").write_text(text)
+    (folder / "g").mkdir()
+    (folder / "g" / "1.jsonl").write_text(lines(TEXTS[:20]))
+    (folder / "g" / "2.txt").write_text(TEXTS[20])
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS[21:60]}), folder / "g" / "3.parquet")
+    (folder / "g" / "4.jsonl.gz").write_bytes(gzip.compress(lines(TEXTS[60:100]).encode()))
+    (folder / "g" / "5.jsonl.zst").write_bytes(pyarrow.compress(lines(TEXTS[100:]).encode(), "zstd", asbytes=True))
+    (folder / "h").mkdir()
+    (folder / "h" / "train.jsonl").write_text(lines(TEXTS))
+    names = [f"{folder}/g/*", f"hf:{folder}/h", f"hf:{folder}/h::train"]
+    return [[path] for path in [*sorted(folder.iterdir()), *names]]
+
+
+def test_the_same_texts_give_the_same_ids_in_every_format(tokenizer_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = {}
+    for inputs in formats(tmp_path / "input"):
+        for encoder in ("gigatoken", "tokenizers") if "a.jsonl" in str(inputs) else (None,):
+            manifest = preprocess(inputs, tokenizer_dir, tmp_path / f"out-{encoder}", workers=1, progress=False,
+                                  encoder=encoder)
+            assert (manifest.documents, manifest.skipped) == (len(TEXTS), {})
+            assert manifest.characters == sum(map(len, TEXTS))
+            assert manifest.encoder.name == (encoder or manifest.encoder.name)
+            found[(str(inputs), encoder)] = manifest.fingerprint
+    assert len(found) == 12
+    assert len(set(found.values())) == 1, found
+
+
+def test_hub_names(tokenizer_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "named"
+    for part in ("en", "fr"):
+        (folder / part).mkdir(parents=True)
+        for split in ("train", "test"):
+            rows = [{"text": f"{part} {split} {i}"} for i in range(10)] + [{"other": "x"}, {"text": None}]
+            (folder / part / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "README.md").write_text("---\nconfigs:\n" + "".join(
+        f"- config_name: {part}\n  data_files:\n  - {{split: train, path: {part}/train.jsonl}}\n"
+        f"  - {{split: test, path: {part}/test.jsonl}}\n" for part in ("en", "fr")) + "---\n")
+
+    def run(name, **settings):
+        return preprocess([name], tokenizer_dir, tmp_path / "out", workers=1, progress=False, **settings)
+
+    manifests = [run(f"hf:{folder}:{rest}") for rest in ("fr", "fr:train", "en:test")]
+    assert [manifest.documents for manifest in manifests] == [10, 10, 10]
+    assert manifests[0].fingerprint == manifests[1].fingerprint != manifests[2].fingerprint
+    assert manifests[0].skipped["not_text"].count == 2
+    assert manifests[0].skipped["not_text"].examples[0] == f"hf:{folder}:fr:11"
+    for name, message in ((f"hf:{folder}:de", "de"), (f"hf:{folder}:fr:dev", "dev"), ("hf:", "hf:"),
+                          ("hf:no/such-name", "no/such-name")):
+        with pytest.raises(UserError, match=f"{message}.*cannot read this dataset.*check the name") as error:
+            run(name)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"no document to write .*missing_key: 12, first hf:.*fr:1"):
+        run(f"hf:{folder}:fr", text_key="body")
+
+
+def test_stopping_at_the_first_bad_document(tokenizer_dir, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 3)
+    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n\n{"text": 1}\n' + "{")
+    settings = {"workers": 1, "progress": False}
+    inputs = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    with pytest.raises(UserError, match=rf"^{tmp_path}/b\.jsonl:2: empty: this document cannot be used"):
+        preprocess(inputs, tokenizer_dir, tmp_path / "out", on_error="stop", **settings)
+    assert not (tmp_path / "out.bin").exists()
+    manifest = preprocess(inputs, tokenizer_dir, tmp_path / "out", **settings)
+    assert sum(record.count for record in manifest.skipped.values()) == 3
+    with pytest.raises(UserError, match=r"b\.jsonl:2: empty"):
+        preprocess(inputs, tokenizer_dir, tmp_path / "out", on_error="stop", **settings)
+    assert preprocess(inputs[:1], tokenizer_dir, tmp_path / "out", on_error="stop", **settings).documents == 3
+
+
+def test_bad_parquet_and_streams_leave_what_is_done(tokenizer_dir, tmp_path):
+    settings = {"workers": 1, "progress": False}
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / "b.parquet").write_bytes(b"PAR1")
+    with pytest.raises(IntegrityError, match=r"b\.parquet: cannot read this Parquet file"):
+        preprocess([tmp_path / "a.jsonl", tmp_path / "b.parquet"], tokenizer_dir, tmp_path / "out", **settings)
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b\.parquet: has no column 'text'"):
+        preprocess([tmp_path / "a.jsonl", tmp_path / "b.parquet"], tokenizer_dir, tmp_path / "out", **settings)
+
+
+def test_names_that_are_not_utf8_are_refused(tokenizer_dir, tmp_path):
+    with open(os.fsencode(tmp_path / "in") + b"\xff.txt", "wb") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="name is not UTF-8; rename it"):
+        preprocess([tmp_path], tokenizer_dir, tmp_path / "out", workers=1, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["grows", "vanishes", "shrinks"])
+def test_inputs_that_change_while_they_are_read(tokenizer_dir, tmp_path, monkeypatch, kind):
+    """The change comes when the first chunk is back, or before the workers have begun."""
+    monkeypatch.setattr("megatron_encdec.text.chunks.CHUNK_BYTES", 1000)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "some words"}\n' * 2000)
+    partial = tmp_path / "out.partial"
+
+    def change():
+        while not partial.exists():
+            time.sleep(0.0005)
+        if kind == "grows":
+            with open(path, "a") as file:
+                file.write('{"text": "late"}\n')
+        elif kind == "vanishes":
+            path.unlink()
+        else:
+            os.truncate(path, 1500)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    message = {"grows": "changed while it was read", "vanishes": "No such file", "shrinks": "became shorter|changed"}
+    with pytest.raises(UserError, match=rf"a\.jsonl: .*({message[kind]})") as error:
+        preprocess([path], tokenizer_dir, tmp_path / "out", workers=1, progress=False)
+    thread.join()
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out.bin").exists()
+    path.write_text('{"text": "some words"}\n')
+    assert preprocess([path], tokenizer_dir, tmp_path / "out", workers=1, progress=False).documents == 1
+    assert not partial.exists()
+    assert module.CHUNK_BYTES > 1000
