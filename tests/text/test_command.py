@@ -1,11 +1,16 @@
 """The verb as a user runs it: a process of its own."""
 
+import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from megatron_encdec.text import manifest as manifests
+
+LIMITED = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)\n"
+           "from megatron_encdec.cli import main; sys.exit(main(['preprocess', *sys.argv[2:]]))")
 
 
 def run(*arguments):
@@ -45,3 +50,91 @@ def test_help_teaches():
     assert result.returncode == 0
     assert "--validation-percent P" in result.stdout
     assert "--train-tokenizer 8192 --tokenizer corpora/tokenizer" in result.stdout
+    for option in ("--shard I/N", "--merge PREFIX", "--encoder", "--on-error", "hf:NAME[:CONFIG[:SPLIT]]", ".parquet"):
+        assert option in result.stdout
+
+
+def refusal(result):
+    """The one line of a run that ended with exit code 2."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("megatron-encdec: ")]
+    return line
+
+
+@pytest.fixture
+def lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"a word {i} " * 20}) + "\n" for i in range(2000)))
+    return path
+
+
+@pytest.mark.parametrize("percent", [0, 50])
+def test_a_full_disk_is_said_and_the_run_goes_on_later(lines, tokenizer_dir, tmp_path, percent):
+    """A limit on the size of files, which stops the workers first and, where theirs are smaller, the parent."""
+    command = ["--input", lines, "--tokenizer", tokenizer_dir, "--output", tmp_path / "out", "--workers", 1,
+               "--validation-percent", percent]
+    for limit in (0, 3000, 150_000):
+        result = subprocess.run([sys.executable, "-c", LIMITED, str(limit), *map(str, command)], capture_output=True,
+                                text=True)
+        assert "out" in refusal(result)
+        assert "File too large" in refusal(result)
+        assert not (tmp_path / "out.bin").exists()
+    assert run(*command).returncode == 0
+    assert manifests.read(tmp_path / "out").documents > 0
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_disk_that_fills_up_while_merging(lines, tokenizer_dir, tmp_path):
+    command = ["--tokenizer", tokenizer_dir, "--workers", 1, "--input", lines]
+    for name in ("x", "y"):
+        assert run(*command, "--output", tmp_path / name).returncode == 0
+    merging = ["--merge", tmp_path / "x", tmp_path / "y", "--output", tmp_path / "xy"]
+    size = (tmp_path / "x.bin").stat().st_size
+    result = subprocess.run([sys.executable, "-c", LIMITED, str(size * 3 // 2), *map(str, merging)],
+                            capture_output=True, text=True)
+    assert "xy" in refusal(result)
+    result = run(*merging)
+    assert result.returncode == 0, result.stderr
+    assert "4,000 documents" in result.stdout
+    assert not (tmp_path / "xy.partial").exists()
+
+
+def test_places_that_cannot_be_read_or_written(lines, tokenizer_dir, tmp_path):
+    (tmp_path / "file").write_text("x")
+    command = ["--tokenizer", tokenizer_dir, "--workers", 1]
+    for output in (tmp_path / "file" / "out", "/proc/out"):
+        message = refusal(run(*command, "--input", lines, "--output", output))
+        assert f"{output}.partial: cannot write the output" in message
+    os.symlink("/proc/self/mem", tmp_path / "b.jsonl")  # opens, and cannot be read: even for root
+    message = refusal(run(*command, "--input", tmp_path / "b.jsonl", lines, "--output", tmp_path / "out"))
+    assert f"{tmp_path}/b.jsonl: cannot read the input" in message
+    os.symlink("/nowhere", tmp_path / "c.jsonl")
+    message = refusal(run(*command, "--input", tmp_path / "c.jsonl", "--output", tmp_path / "out"))
+    assert "c.jsonl: no such file" in message
+    if os.geteuid():
+        lines.chmod(0)
+        message = refusal(run(*command, "--input", lines, "--output", tmp_path / "out"))
+        assert f"{lines}: cannot read the input: Permission denied" in message
+
+
+@pytest.mark.parametrize(("shard", "message"), [("0/3", "from 1 to 3"), ("4/3", "from 1 to 3"), ("1/0", "from 1 to 1"),
+                                                ("3", "not of the form I/N"), ("²/3", "invalid")])
+def test_malformed_shards(lines, tokenizer_dir, tmp_path, shard, message):
+    result = run("--input", lines, "--tokenizer", tokenizer_dir, "--output", tmp_path / "out", "--shard", shard)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_why_not_gigatoken_is_said(lines, tokenizer_dir, tmp_path):
+    content = json.loads((tokenizer_dir / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "lower").mkdir()
+    (tmp_path / "lower" / "tokenizer.json").write_text(json.dumps(content))
+    command = ["--input", lines, "--tokenizer", tmp_path / "lower", "--workers", 1, "--output", tmp_path / "out"]
+    result = run(*command)
+    assert result.returncode == 0
+    assert "encoding with tokenizers" in result.stderr
+    assert "gigatoken" in result.stderr
+    assert manifests.read(tmp_path / "out").encoder.name == "tokenizers"
