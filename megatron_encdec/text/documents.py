@@ -166,8 +166,7 @@ def _read_lines(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
 
 
 def _next_line(file, position: int, enough: int | None = None) -> int:
-    """Where the first line that starts after byte `position` starts, or the file's end; or, if it starts behind
-    byte `enough`, some place there."""
+    """Where the first line after byte `position` starts, or the file's end; behind byte `enough`, some place there."""
     file.seek(position)
     while (enough is None or position < enough) and (piece := file.read(PIECE)):
         found = piece.find(b"\n")
