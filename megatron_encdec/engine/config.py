@@ -90,13 +90,14 @@ class PrecisionSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """Save every `every` steps and at each phase's end; keep the newest `keep` besides those ends."""
+    """Save every `every` steps and at each phase's end; keep the newest `keep` besides those ends.
+
+    async: write beside training, from a copy in host memory; false frees that memory and waits for the disk.
+    """
 
     every: int = 1000
     keep: int = 2
-    async_: bool = field(default=False, metadata={"key": "async"})
+    async_: bool = field(default=True, metadata={"key": "async"})
 
     def __post_init__(self):
         _positive(self, "every", "keep")
-        if self.async_:
-            raise ValueError("async: true is not supported yet; leave it false")

@@ -2,13 +2,14 @@
 
     1. `wrap(trunk)`              gradient buffers, reduction over data-parallel ranks (fp32)
     2. `build_optimizer(ddp)`     AdamW with fp32 masters split over data-parallel ranks; decay on every parameter
-    3. `set_learning_rate`, `reset_moments`, `restore`
+    3. `set_learning_rate`, `reset_moments`
+    4. `local_states`, `update_count`, `set_update_count`    what a checkpoint holds, read and set in place
 
 Without Transformer Engine or Apex the inner optimizer is torch's AdamW, whose `step` lives with each parameter;
-megatron.core expects it in the parameter group. `_adopt_torch_adam` bridges the two.
+megatron.core expects it in the parameter group. Both have their state from the start.
 """
 
-import types
+from dataclasses import dataclass
 
 import torch
 
@@ -36,14 +37,14 @@ def build_optimizer(ddp: torch.nn.Module, settings: OptimizerSettings):
         [ddp], config_overrides={})  # no overrides: norm weights decay too, as in the paper
     for part in optimizer.chained_optimizers:
         if isinstance(part.optimizer, torch.optim.AdamW):
-            _adopt_torch_adam(part)
+            _begin_torch_adam(part.optimizer)
+        else:
+            _begin_fused_adam(part.optimizer)
     ddp.config.grad_scale_func = optimizer.scale_loss
     return optimizer
 
 
-def _adopt_torch_adam(part) -> None:
-    """Let a DistributedOptimizer hold torch's AdamW: state from the start, `step` kept apart when loading."""
-    adam = part.optimizer
+def _begin_torch_adam(adam: torch.optim.AdamW) -> None:
     for group in adam.param_groups:
         group["fused"] = True
         group["foreach"] = False
@@ -52,23 +53,60 @@ def _adopt_torch_adam(part) -> None:
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
 
-    def set_states(self, model_parameter, tensors):
-        group, order = self.model_param_group_index_map[model_parameter]
-        main = self.optimizer.param_groups[group]["params"][order]
-        main.copy_(tensors["param"])
-        for name in ("exp_avg", "exp_avg_sq"):
-            self.optimizer.state[main][name].copy_(tensors[name])
 
-    part._set_main_param_and_optimizer_states = types.MethodType(torch.no_grad()(set_states), part)
+def _begin_fused_adam(adam) -> None:
+    """Transformer Engine's or Apex's FusedAdam, which otherwise makes its state in the first update."""
+    for group in adam.param_groups:
+        group.setdefault("step", 0)
+        for parameter in group["params"]:
+            adam.initialize_state(parameter, False)
 
 
-def restore(optimizer, state: dict) -> None:
-    """Load a state from `dist_checkpointing.load`."""
-    optimizer.load_state_dict(state)
+@dataclass(frozen=True)
+class LocalState:
+    """This rank's range [start, stop) of a flattened parameter: fp32 master and moments, live, by name."""
+
+    start: int
+    stop: int
+    tensors: dict[str, torch.Tensor]  # param, exp_avg, exp_avg_sq, each of stop - start elements
+
+
+def local_states(optimizer) -> dict[torch.Tensor, LocalState | None]:
+    """By parameter; None where the optimizer knows it but other data-parallel ranks hold all of its state."""
+    states = {}
+    for part in optimizer.chained_optimizers if optimizer is not None else ():
+        for buffer, by_dtype in zip(part.buffers, part.gbuf_ranges, strict=True):
+            states |= dict.fromkeys(buffer.param_index_map)
+            for buckets in by_dtype.values():
+                for bucket in buckets:
+                    for parameter, ranges in bucket["param_map"].items():
+                        tensors = part._get_main_param_and_optimizer_states(parameter)
+                        states[parameter] = LocalState(ranges["param"].start, ranges["param"].end, {
+                            name: tensors[name] for name in ("param", "exp_avg", "exp_avg_sq")})
+    return states
+
+
+def update_count(optimizer) -> int:
+    """Updates since the moments were zero: Adam's bias correction depends on it."""
     for part in optimizer.chained_optimizers:
-        if isinstance(part.optimizer, torch.optim.AdamW):
-            for values in part.optimizer.state.values():
-                values["step"] = values["step"].clone()  # loaded as one tensor that all would advance
+        for values in part.optimizer.state.values():
+            if "step" in values:
+                return int(values["step"])
+        for group in part.optimizer.param_groups:
+            if "step" in group:
+                return int(group["step"])
+    return 0
+
+
+def set_update_count(optimizer, count: int) -> None:
+    """Continue as after `count` updates."""
+    for part in optimizer.chained_optimizers:
+        for values in part.optimizer.state.values():
+            if "step" in values:
+                values["step"].fill_(count)
+        for group in part.optimizer.param_groups:
+            if "step" in group:
+                group["step"] = count
 
 
 def reset_moments(optimizer) -> None:

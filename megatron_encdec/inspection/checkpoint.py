@@ -1,32 +1,19 @@
 """`inspect checkpoint RUN_DIR[@STEP]`: run_state.json in words, size on disk, the tensors where asked for.
 
     1. `describe(checkpoint)`       what is recorded, as plain data
-    2. `read_tensors(checkpoint)`   names, global shapes and dtypes from torch's `.metadata`, which is a
-                                    pickle: only the classes torch itself puts there may be built from it
+    2. `read_tensors(checkpoint)`   names, global shapes and dtypes from torch's `.metadata`, a pickle that is
+                                    read without running anything from it
 """
 
 import argparse
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_encdec.engine.checkpoint import directory_of, read_run_state
 from megatron_encdec.inspection.tables import number, objective_label, print_facts, print_table, say, size
 from megatron_encdec.platform.errors import IntegrityError
-
-# Records without behaviour: building one runs no code but its own assignment of fields.
-_METADATA_CLASSES = {
-    "torch": {"Size", "bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "int8",
-              "int16", "int32", "int64", "uint8", "bool"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
-        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"},
-    "torch.distributed.checkpoint.planner": {"SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"},
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    "collections": {"OrderedDict"},
-}
+from megatron_encdec.platform.restricted_pickle import load_records
 
 
 @dataclass(frozen=True)
@@ -44,26 +31,16 @@ class Tensor:
         return not self.name.startswith("optimizer.")
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str):
-        if name not in _METADATA_CLASSES.get(module, ()):
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no record of a checkpoint")
-        return super().find_class(module, name)
-
-
 def read_tensors(checkpoint: Path) -> list[Tensor]:
     """The tensors, weights first, by name. Raises IntegrityError where `.metadata` is missing or strange."""
     path = checkpoint / ".metadata"
+    records = load_records(path)
     try:
-        with open(path, "rb") as file:
-            items = _MetadataUnpickler(file).load().state_dict_metadata.items()
         tensors = [Tensor(name, tuple(item.size), str(item.properties.dtype).removeprefix("torch."),
                           item.size.numel() * item.properties.dtype.itemsize)
-                   for name, item in items if hasattr(item, "size")]
-    except FileNotFoundError:
-        raise IntegrityError(f"{path}: missing; this checkpoint is not whole") from None
-    except Exception as error:  # unpickling damaged bytes raises nearly anything
-        raise IntegrityError(f"{path}: refused: {error}; this checkpoint is damaged or foreign") from None
+                   for name, item in records.state_dict_metadata.items() if hasattr(item, "size")]
+    except (AttributeError, TypeError) as error:
+        raise IntegrityError(f"{path}: {error}; this checkpoint is damaged or foreign") from None
     return sorted(tensors, key=lambda tensor: (not tensor.is_weight, tensor.name))
 
 

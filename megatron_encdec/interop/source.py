@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine.shards import STATE_PREFIX
 from megatron_encdec.model.trunk import Trunk, transformer_config
 from megatron_encdec.platform import distributed
 from megatron_encdec.platform import megatron as mcore
@@ -23,8 +24,6 @@ from megatron_encdec.platform.device import device
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
 from megatron_encdec.training.config import Config, load_config
-
-_MASTERS = "optimizer.state.param."  # what a checkpoint puts before a master's name
 
 
 @dataclass(frozen=True)
@@ -105,13 +104,8 @@ class _Masters:
         self._trunk = trunk
 
     def sharded_state_dict(self, metadata: dict | None = None) -> dict:
-        """The trunk's, with the masters' names; what is no tensor keeps its own."""
+        """The trunk's tensors, with the masters' names."""
         state = self._trunk.sharded_state_dict(metadata=metadata)
         for entry in mcore.nested_values(state):
-            if not isinstance(entry, mcore.dist_checkpointing.ShardedObject):
-                entry.key = _MASTERS + entry.key
+            entry.key = f"{STATE_PREFIX}.param.{entry.key}"
         return state
-
-    def load_state_dict(self, state: dict) -> None:
-        """Into the trunk."""
-        self._trunk.load_state_dict(state)

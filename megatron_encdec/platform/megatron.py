@@ -33,7 +33,7 @@ if device_type() == "cpu":
 
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory, apply_factories
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -79,7 +79,8 @@ __all__ = [
     "AttnMaskType", "ColumnParallelLinear", "DistributedDataParallel", "DistributedDataParallelConfig",
     "GPTModel", "IdentityOp", "MLP", "MLPSubmodules", "MegatronModule", "ModuleSpec", "OptimizerConfig",
     "PackedSeqParams", "RowParallelLinear", "SelfAttention", "SelfAttentionSubmodules", "ShardedTensor",
-    "TransformerBlockSubmodules", "TransformerConfig", "TransformerLayer", "TransformerLayerSubmodules",
+    "ShardedTensorFactory", "TransformerBlockSubmodules", "TransformerConfig", "TransformerLayer",
+    "TransformerLayerSubmodules",
     "apply_factories", "dist_checkpointing", "finalize_model_grads", "gather_from_sequence_parallel_region",
     "get_bias_dropout_add", "get_forward_backward_func", "get_megatron_optimizer", "get_num_layers_to_build",
     "make_viewless_tensor", "nested_values", "parallel_state", "tensor_parallel",

@@ -37,9 +37,14 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def json_bytes(value: Any) -> bytes:
+    """Readable JSON; floats keep every digit."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
 def write_json_atomic(path: str | Path, value: Any) -> None:
-    """`write_atomic` of readable JSON; floats keep every digit."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """`write_atomic` of `json_bytes`."""
+    write_atomic(path, json_bytes(value))
 
 
 def sha256_file(path: str | Path) -> str:

@@ -14,6 +14,7 @@ import torch
 from megatron_encdec import __version__
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.optimizer import build_optimizer, wrap
+from megatron_encdec.engine.saver import Saver
 from megatron_encdec.model.trunk import build_trunk
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.distributed import Topology
@@ -36,6 +37,7 @@ class Run:
     step: int = 0
     targets: int = 0
     saved_step: int | None = None
+    saver: Saver | None = None
 
     @property
     def reports(self) -> bool:
@@ -64,16 +66,17 @@ class Run:
         timeline = self.plan.timeline
         history = timeline.history(self.step)
         phase = timeline.at(max(1, self.step))
-        checkpoint.save(self.checkpoints, self.engine.trunk, self.engine.optimizer, {
+        if self.saver is None:
+            self.saver = Saver(self.checkpoints, self.engine.trunk, self.engine.optimizer,
+                               self.plan.config.checkpoint.keep, asynchronous=False)
+        self.saver.save({
             "step": self.step, "phase": phase.index, "phase_name": phase.name, "objective": phase.objective.name,
             "samples": self.samples, "tokens": self.tokens, "targets": self.targets,
             "history_hash": history_hash(history), "history": history,
             "data_fingerprints": timeline.fingerprints, "tokenizer_fingerprint": self.plan.tokenizer.fingerprint,
-            "topology": self.topology.as_dict(), "versions": versions()})
+            "topology": self.topology.as_dict(), "versions": versions()},
+            always={phase.end for phase in timeline.phases})
         self.saved_step = self.step
-        if self.reports:
-            ends = {phase.end for phase in timeline.phases}
-            checkpoint.prune(self.checkpoints, self.plan.config.checkpoint.keep, always=ends)
 
 
 def versions() -> dict:

@@ -1,0 +1,115 @@
+"""Every byte of a checkpoint is covered by a checksum, and wrong ones are named before anything is loaded.
+
+`checksums.json` holds size and sha256 of every other file, and the sha256 of that list. It is written in one exact
+form, and a file in any other form is refused, so that it covers itself.
+
+    1. `checksums_text(files)`    its bytes
+    2. `verify(checkpoint)`       problems of one checkpoint, by one process; `[]` is intact
+    3. `check(checkpoint)`        the same by all ranks, each hashing a share; `IntegrityError` on every rank
+    4. `newest_intact(...)`       what to go on from instead
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_encdec.engine.names import saved_names
+from megatron_encdec.platform.errors import IntegrityError
+from megatron_encdec.rundir.files import sha256_file
+
+CHECKSUMS = "checksums.json"
+
+
+def checksums_text(files: dict[str, tuple[int, str]]) -> str:
+    """The content of checksums.json for `files`: name -> (bytes, sha256)."""
+    listed = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(files.items())}
+    own = hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"files": listed, "sha256": own}, indent=2) + "\n"
+
+
+def verify(checkpoint: Path) -> list[str]:
+    """One line for each thing wrong with `checkpoint`, naming the file; `[]` if it is intact."""
+    files, problems = _recorded(checkpoint)
+    return problems or _compare(checkpoint, files, sorted(files))
+
+
+def check(checkpoint: Path) -> None:
+    """`verify` by all ranks, each hashing a share of the files; collective.
+
+    Raises `IntegrityError` on every rank, naming what is wrong and the newest intact checkpoint beside it.
+    """
+    files, problems = _recorded(checkpoint)
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    if not problems:
+        mine = _share(files, ranks)[dist.get_rank()] if ranks > 1 else sorted(files)
+        problems = _compare(checkpoint, files, mine)
+    if ranks > 1:
+        everyones: list = [None] * ranks
+        dist.all_gather_object(everyones, problems)
+        problems = list(dict.fromkeys(problem for one in everyones for problem in one))
+    if problems:
+        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        intact = newest_intact(checkpoint.parent, skip=[checkpoint.name])
+        offer = (f"the newest intact checkpoint is {intact.name}: use it with --fallback" if intact
+                 else "there is no intact one beside it")
+        raise IntegrityError(f"{shown}; {offer}")
+
+
+def newest_intact(checkpoints: Path, skip: Collection[str] = ()) -> Path | None:
+    """The newest checkpoint in `checkpoints` that `verify` finds nothing wrong with, those named in `skip` apart."""
+    for name in reversed(saved_names(checkpoints)):
+        if name not in skip and not verify(checkpoints / name):
+            return checkpoints / name
+    return None
+
+
+def _recorded(checkpoint: Path) -> tuple[dict, list[str]]:
+    """The files by checksums.json, and what is wrong with it or with the set of files."""
+    path = checkpoint / CHECKSUMS
+    try:
+        text = path.read_text(encoding="utf-8")
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in json.loads(text)["files"].items()}
+    except FileNotFoundError:
+        return {}, [f"{path}: missing; this checkpoint is not whole"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return {}, [f"{path}: unreadable ({error})"]
+    if text != checksums_text(files):
+        return {}, [f"{path}: altered: it is not what its own checksum says"]
+    there = {entry.name for entry in checkpoint.iterdir()}
+    missing = [f"{checkpoint / name}: missing" for name in sorted(files.keys() - there)]
+    extra = [f"{checkpoint / name}: not a file of this checkpoint; remove it"
+             for name in sorted(there - files.keys() - {CHECKSUMS})]
+    return files, missing + extra
+
+
+def _share(files: dict, ranks: int) -> list[list[str]]:
+    """The files in `ranks` shares of about equal size, the same on every rank."""
+    shares, sizes = [[] for _ in range(ranks)], [0] * ranks
+    for name in sorted(files, key=lambda name: (-files[name][0], name)):
+        least = sizes.index(min(sizes))
+        shares[least].append(name)
+        sizes[least] += files[name][0]
+    return shares
+
+
+def _compare(checkpoint: Path, files: dict, names: list[str]) -> list[str]:
+    """Problems of the files `names`; hashing leaves Python's lock alone, so threads help."""
+    def problem(name: str) -> str | None:
+        path, (size, digest) = checkpoint / name, files[name]
+        try:
+            found = path.stat().st_size
+            if found != size:
+                return f"{path}: {found} bytes, {size} were written: it is truncated or was altered"
+            if sha256_file(path) != digest:
+                return f"{path}: altered: its sha256 is not the one in {CHECKSUMS}"
+        except OSError as error:
+            return f"{path}: unreadable ({error.strerror})"
+        return None
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return [found for found in pool.map(problem, names) if found]

@@ -1,0 +1,29 @@
+"""Names in a checkpoints directory: step_00001000 for the one of step 1000, `latest` for the newest."""
+
+import re
+from pathlib import Path
+
+LATEST = "latest"
+_NAME = re.compile(r"step_\d{8,}")
+
+
+def name_of(step: int) -> str:
+    """Directory name of the checkpoint of `step`."""
+    return f"step_{step:08d}"
+
+
+def step_of(name: str) -> int:
+    """The step of a checkpoint's directory name."""
+    return int(name.removeprefix("step_"))
+
+
+def is_name(name: str) -> bool:
+    """Whether `name` is one of a finished checkpoint."""
+    return _NAME.fullmatch(name) is not None
+
+
+def saved_names(checkpoints: Path) -> list[str]:
+    """Names of the finished checkpoints, oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted((entry.name for entry in checkpoints.iterdir() if is_name(entry.name)), key=step_of)

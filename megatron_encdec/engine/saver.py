@@ -1,0 +1,197 @@
+"""Saving checkpoints beside training, and telling how it went.
+
+    1. `Saver.save(...)`     copy this rank's part of the state to host memory; a thread of each rank goes on:
+    2. directory             rank 0 makes `.step_N.tmp`
+    3. files                 every rank writes, hashes and fsyncs its own
+    4. index                 rank 0 adds .metadata, common.pt, metadata.json, run_state.json, checksums.json
+    5. publish               fsync, rename to `step_N`, fsync, then `latest`; then old ones are deleted
+    6. outcome               the same on all ranks: `Saver.poll()` and `Saver.wait()` hand it out
+
+The threads talk over a gloo group of their own, so their messages never meet those of training. A failure on any
+rank fails the save on all: the partial directory goes, `latest` stays, and the run decides what to do.
+"""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_encdec.engine.checkpoint import FORMAT, clean, prune, publish
+from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text
+from megatron_encdec.engine.names import name_of
+from megatron_encdec.engine.optimizer import update_count
+from megatron_encdec.engine.shards import HostCopy, Shard, owned
+from megatron_encdec.engine.storage import Written, common_state, write_bytes, write_index, write_shards
+from megatron_encdec.rundir.files import json_bytes
+
+
+@dataclass(frozen=True)
+class SaveEvent:
+    """A finished save. `error` is None, or why there is no checkpoint of `step`; equal on all ranks but for times.
+
+    seconds_blocked: how long `save` kept training; seconds_total: until the checkpoint was durable. bytes: of all
+    files. pruned: names of the checkpoints deleted for it.
+    """
+
+    step: int
+    path: Path
+    seconds_blocked: float
+    seconds_total: float
+    bytes: int
+    error: str | None = None
+    pruned: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One save: everything the thread needs, none of it shared with training."""
+
+    run_state: dict
+    shards: list[Shard]
+    common: dict
+    always: frozenset[int]
+    started: float
+
+    @property
+    def step(self) -> int:
+        return self.run_state["step"]
+
+
+class Saver:
+    """Saves the state of `trunk` and `optimizer` into `checkpoints`, keeping the newest `keep`; made collectively.
+
+    asynchronous: `save` returns when the state is copied (host memory of this rank's share: 2 or 4 bytes a
+    parameter and 12 / data-parallel ranks); else when the checkpoint is there.
+    write_timeout: seconds that the ranks wait for the slowest one's disk before the save counts as failed.
+    """
+
+    def __init__(self, checkpoints: Path, trunk, optimizer, keep: int, asynchronous: bool = True,
+                 write_timeout: float = 1800.0):
+        self._checkpoints, self._trunk, self._optimizer = checkpoints, trunk, optimizer
+        self._keep, self._asynchronous = keep, asynchronous
+        self._rank = dist.get_rank()
+        alone = dist.get_world_size() == 1
+        self._group = None if alone else dist.new_group(backend="gloo", timeout=timedelta(seconds=write_timeout))
+        self._host = HostCopy()
+        self._thread: threading.Thread | None = None
+        self._events: list[SaveEvent] = []
+        if self._rank == 0:
+            clean(checkpoints)
+
+    def save(self, run_state: dict, always: set[int] = frozenset()) -> None:
+        """Save the state as it is now under `run_state["step"]`; collective. Waits for an earlier save first.
+
+        always: steps whose checkpoints are never deleted. How it went comes out of `poll` or `wait`.
+        """
+        started = time.perf_counter()
+        self._join()
+        shards = owned(self._trunk, self._optimizer)
+        if self._asynchronous:
+            shards = self._host.take(shards)
+        groups = [group for part in self._optimizer.chained_optimizers for group in part.optimizer.param_groups]
+        job = _Job({"format": FORMAT, **run_state}, shards, common_state(update_count(self._optimizer), groups),
+                   frozenset(always), started)
+        if not self._asynchronous:
+            self._run(job)
+            blocked = time.perf_counter() - started
+            self._events[-1] = replace(self._events[-1], seconds_blocked=blocked)
+            return
+        self._thread = threading.Thread(target=self._run, args=(job,), name=f"save-{job.step}", daemon=True)
+        self._blocked = time.perf_counter() - started
+        self._thread.start()
+
+    def poll(self) -> list[SaveEvent]:
+        """Saves finished since the last call; costs nothing. Ranks may see one at different steps."""
+        if self._thread is not None and not self._thread.is_alive():
+            self._join()
+        events, self._events = self._events, []
+        return events
+
+    def wait(self) -> list[SaveEvent]:
+        """`poll`, once nothing is being written any more."""
+        self._join()
+        return self.poll()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            self._events[-1] = replace(self._events[-1], seconds_blocked=self._blocked)
+
+    def _run(self, job: _Job) -> None:
+        """Write `job` and add its event; never raises."""
+        final = self._checkpoints / name_of(job.step)
+        try:
+            size, pruned, error = self._write(job, final)
+        except Exception as failure:  # a rank died: its peers' messages fail
+            size, pruned, error = 0, [], f"rank {self._rank}: {_reason(failure)}"
+        self._events.append(SaveEvent(job.step, final, 0.0, time.perf_counter() - job.started, size, error, pruned))
+
+    def _write(self, job: _Job, final: Path) -> tuple[int, list[str], str | None]:
+        """Bytes of all files, names of the checkpoints deleted, and what went wrong: the same on all ranks."""
+        temporary = final.parent / f".{final.name}.tmp"
+        _, error = self._agree(self._attempt(lambda: self._make(temporary)) if self._rank == 0 else None)
+        if error:
+            return 0, [], error
+        mine = self._attempt(lambda: write_shards(temporary, self._rank, job.shards))
+        files = self._gather(mine)
+        outcome = None
+        if self._rank == 0:
+            errors = [error for _, error in files if error]
+            if errors:
+                outcome = (0, []), "; ".join(errors)
+            else:
+                outcome = self._attempt(lambda: self._finish(job, temporary, final, [file for file, _ in files]))
+            if outcome[1]:
+                shutil.rmtree(temporary, ignore_errors=True)
+        result, error = self._agree(outcome)
+        return *(result or (0, [])), error
+
+    def _make(self, temporary: Path) -> None:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+
+    def _finish(self, job: _Job, temporary: Path, final: Path, files: list[Written]) -> tuple[int, list[str]]:
+        """Rank 0, when all ranks' files are durable."""
+        files = [*files, *write_index(temporary, files, job.common),
+                 write_bytes(temporary / "run_state.json", json_bytes(job.run_state))]
+        text = checksums_text({file.name: (file.bytes, file.sha256) for file in files}).encode()
+        files.append(write_bytes(temporary / CHECKSUMS, text))
+        publish(temporary, final)
+        pruned = prune(self._checkpoints, self._keep, set(job.always), up_to=job.step)
+        return sum(file.bytes for file in files), pruned
+
+    def _attempt(self, work: Callable) -> tuple:
+        """(result, None), or (None, what went wrong on this rank)."""
+        try:
+            return work(), None
+        except Exception as failure:
+            return None, f"rank {self._rank}: {_reason(failure)}"
+
+    def _agree(self, outcome):
+        """Rank 0's `outcome`, on every rank."""
+        box = [outcome]
+        if self._group is not None:
+            dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
+
+    def _gather(self, mine) -> list:
+        """Everyone's `mine` on rank 0, in order of rank."""
+        if self._group is None:
+            return [mine]
+        everyones = [None] * dist.get_world_size() if self._rank == 0 else None
+        dist.gather_object(mine, everyones, dst=0, group=self._group)
+        return everyones or []
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, OSError) and failure.strerror:
+        return f"{failure.strerror}{f' ({failure.filename})' if failure.filename else ''}"
+    text = str(failure).splitlines()
+    return f"{type(failure).__name__}: {text[0] if text else 'no message'}"

@@ -1,0 +1,68 @@
+"""Reading pickles from a checkpoint without running anything from them.
+
+A pickle may name any importable function and have it called. torch reads a checkpoint's `.metadata` with a bare
+`pickle.load`; everything here that opens a checkpoint goes through this module instead:
+
+    1. `load_records(path)`   `.metadata`: only torch's own record classes may be built
+    2. `load_plain(path)`     `common.pt`: tensors and plain containers (torch's `weights_only`)
+
+Checksums are no defence: whoever alters a file can write its checksum too.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_encdec.platform.errors import IntegrityError
+
+# Records without behaviour: building one runs no code but its own assignment of fields.
+_RECORDS = {
+    "torch": {"Size", "bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "int8",
+              "int16", "int32", "int64", "uint8", "bool"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"},
+    "torch.distributed.checkpoint.planner": {"SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    "collections": {"OrderedDict"},
+}
+
+
+class _RecordUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str):
+        if name not in _RECORDS.get(module, ()):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no record of a checkpoint")
+        return super().find_class(module, name)
+
+
+def load_records(path: Path) -> Any:
+    """The `Metadata` in torch's `.metadata`. Raises `IntegrityError` where it is missing, damaged or foreign."""
+    with _refused(path), open(path, "rb") as file:
+        return _RecordUnpickler(file).load()
+
+
+def load_plain(path: Path) -> Any:
+    """What `torch.save` wrote to `path`, if that is tensors and plain containers; else `IntegrityError`."""
+    with _refused(path):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class _refused:  # noqa: N801  (reads as a phrase at its use)
+    """Turns whatever reading a strange file raises, which is nearly anything, into one line that names it."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, _kind, error, _trace):
+        if isinstance(error, FileNotFoundError):
+            raise IntegrityError(f"{self._path}: missing; this checkpoint is not whole") from None
+        if isinstance(error, Exception):
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise IntegrityError(f"{self._path}: refused: {reason}; this checkpoint is damaged or foreign") from None
+        return False
