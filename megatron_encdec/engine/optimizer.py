@@ -3,7 +3,7 @@
     1. `wrap(trunk)`              gradient buffers, reduction over data-parallel ranks (fp32)
     2. `build_optimizer(ddp)`     AdamW with fp32 masters split over data-parallel ranks; decay on every parameter
     3. `set_learning_rate`, `reset_moments`
-    4. `local_states`, `update_count`, `set_update_count`    what a checkpoint holds, read and set in place
+    4. `local_states`, `group_settings`, `update_count`, `set_update_count`    what a checkpoint holds, in place
 
 Without Transformer Engine or Apex the inner optimizer is torch's AdamW, whose `step` lives with each parameter;
 megatron.core expects it in the parameter group. Both have their state from the start.
@@ -71,10 +71,15 @@ class LocalState:
     tensors: dict[str, torch.Tensor]  # param, exp_avg, exp_avg_sq, each of stop - start elements
 
 
+def _parts(optimizer) -> list:
+    """megatron.core's DistributedOptimizers in `optimizer`, which may be None."""
+    return [] if optimizer is None else optimizer.chained_optimizers
+
+
 def local_states(optimizer) -> dict[torch.Tensor, LocalState | None]:
     """By parameter; None where the optimizer knows it but other data-parallel ranks hold all of its state."""
     states = {}
-    for part in optimizer.chained_optimizers if optimizer is not None else ():
+    for part in _parts(optimizer):
         for buffer, by_dtype in zip(part.buffers, part.gbuf_ranges, strict=True):
             states |= dict.fromkeys(buffer.param_index_map)
             for buckets in by_dtype.values():
@@ -88,7 +93,7 @@ def local_states(optimizer) -> dict[torch.Tensor, LocalState | None]:
 
 def update_count(optimizer) -> int:
     """Updates since the moments were zero: Adam's bias correction depends on it."""
-    for part in optimizer.chained_optimizers:
+    for part in _parts(optimizer):
         for values in part.optimizer.state.values():
             if "step" in values:
                 return int(values["step"])
@@ -96,6 +101,12 @@ def update_count(optimizer) -> int:
             if "step" in group:
                 return int(group["step"])
     return 0
+
+
+def group_settings(optimizer) -> list[dict]:
+    """What each parameter group is updated with: learning rate, betas and so on, no tensors."""
+    return [{key: value for key, value in group.items() if key != "params"}
+            for part in _parts(optimizer) for group in part.optimizer.param_groups]
 
 
 def set_update_count(optimizer, count: int) -> None:

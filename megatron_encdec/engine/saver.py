@@ -24,7 +24,7 @@ import torch.distributed as dist
 from megatron_encdec.engine.checkpoint import FORMAT, clean, prune, publish
 from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text
 from megatron_encdec.engine.names import name_of
-from megatron_encdec.engine.optimizer import update_count
+from megatron_encdec.engine.optimizer import group_settings, update_count
 from megatron_encdec.engine.shards import HostCopy, Shard, owned
 from megatron_encdec.engine.storage import Written, common_state, write_bytes, write_index, write_shards
 from megatron_encdec.rundir.files import json_bytes
@@ -63,7 +63,7 @@ class _Job:
 
 
 class Saver:
-    """Saves the state of `trunk` and `optimizer` into `checkpoints`, keeping the newest `keep`; made collectively.
+    """Saves `trunk` and `optimizer` (or None) into `checkpoints`, keeping the newest `keep`; made collectively.
 
     asynchronous: `save` returns when the state is copied (host memory of this rank's share: 2 or 4 bytes a
     parameter and 12 / data-parallel ranks); else when the checkpoint is there.
@@ -93,9 +93,8 @@ class Saver:
         shards = owned(self._trunk, self._optimizer)
         if self._asynchronous:
             shards = self._host.take(shards)
-        groups = [group for part in self._optimizer.chained_optimizers for group in part.optimizer.param_groups]
-        job = _Job({"format": FORMAT, **run_state}, shards, common_state(update_count(self._optimizer), groups),
-                   frozenset(always), started)
+        common = common_state(update_count(self._optimizer), group_settings(self._optimizer))
+        job = _Job({"format": FORMAT, **run_state}, shards, common, frozenset(always), started)
         if not self._asynchronous:
             self._run(job)
             blocked = time.perf_counter() - started
@@ -130,6 +129,8 @@ class Saver:
             size, pruned, error = self._write(job, final)
         except Exception as failure:  # a rank died: its peers' messages fail
             size, pruned, error = 0, [], f"rank {self._rank}: {_reason(failure)}"
+            if self._rank == 0:
+                clean(self._checkpoints)
         self._events.append(SaveEvent(job.step, final, 0.0, time.perf_counter() - job.started, size, error, pruned))
 
     def _write(self, job: _Job, final: Path) -> tuple[int, list[str], str | None]:

@@ -137,8 +137,7 @@ def write_index(directory: Path, files: list[Written], common: dict) -> list[Wri
 
 def common_state(count: int, groups: list[dict]) -> dict:
     """common.pt as megatron.core lays it out: the parameter groups' settings and Adam's update count."""
-    settings = [{**{key: value for key, value in group.items() if key != "params"}, "step": count}
-                for group in groups]
+    settings = [{**group, "step": count} for group in groups]
     return {"optimizer": {"optimizer": {"param_groups": settings},
                           "param_state_sharding_type": SHARDING["distrib_optim_sharding_type"]}}
 

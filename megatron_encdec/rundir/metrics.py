@@ -1,4 +1,15 @@
-"""metrics.jsonl: one JSON object a line, floats at full precision, cut back to the checkpoint at resume."""
+"""metrics.jsonl: one JSON object a line, floats at full precision, cut back to the checkpoint at resume.
+
+A checkpoint's run_state.json records how long the file was, and durable, when the state was taken
+(`metrics_position`). A run that goes on from there cuts the file back to that length, so that every line of the
+steps up to the checkpoint is there once, and those of later steps are written again. One kind is written after
+the fact: `checkpoint`, when its save is finished. Such lines of steps that stay are kept; `checkpoint_steps` tells
+whether the process was killed between the save and its line.
+
+    1. `MetricsLog(path, step, position)`     continue, cut back to `step`
+    2. `write`, `sync`, `position`, `close`
+    3. `read_metrics(path)`                   all lines
+"""
 
 import json
 import os
@@ -9,43 +20,83 @@ from megatron_encdec.rundir.files import write_atomic
 
 
 class MetricsLog:
-    """Append-only log of one run; only the rank that writes metrics opens one."""
+    """Append-only log of one run; only the rank that writes metrics opens one.
 
-    def __init__(self, path: Path, resume_step: int):
-        """Continue `path`, without the lines of steps after `resume_step` (they will be written again)."""
-        self.path = path
-        kept = [line for line in read_metrics(path, torn_tail=True) if line.get("step", 0) <= resume_step]
-        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (held open for the run)
+    note: None, or what a person should know of the file that was found. checkpoint_steps: of the `checkpoint` lines
+    that it begins with.
+    """
+
+    def __init__(self, path: Path, resume_step: int, position: dict | None = None):
+        """Continue `path` after `resume_step`, whose checkpoint recorded `position` (None: cut by step numbers).
+
+        A run that begins, or a fork, gives `resume_step` where it starts and no position: its file is not there.
+        """
+        self.path, self.note = path, None
+        data = path.read_bytes() if path.exists() else b""
+        kept = self._kept(data, resume_step, position)
+        if kept != data or not path.exists():
+            write_atomic(path, kept)
+        self._file = open(path, "ab")  # noqa: SIM115  (held open for the run)
+        self._bytes, self._lines = len(kept), kept.count(b"\n")
+        self.checkpoint_steps = {record.get("step") for _, record in _lines(path, kept, strict=False)
+                                 if record.get("kind") == "checkpoint"}
 
     def write(self, kind: str, **values) -> None:
         """Add a line of `kind`: train, eval, phase, checkpoint or resume."""
-        self._file.write(json.dumps({"kind": kind, **values}) + "\n")
+        line = json.dumps({"kind": kind, **values}).encode() + b"\n"
+        self._file.write(line)
         self._file.flush()
+        self._bytes += len(line)
+        self._lines += 1
 
     def sync(self) -> None:
         """Make everything written so far durable; called before a checkpoint is taken."""
         os.fsync(self._file.fileno())
+
+    @property
+    def position(self) -> dict:
+        """How long the file is, for run_state.json's `metrics_position`; `sync` first."""
+        return {"bytes": self._bytes, "lines": self._lines}
 
     def close(self) -> None:
         """Make durable and close."""
         self.sync()
         self._file.close()
 
+    def _kept(self, data: bytes, step: int, position: dict | None) -> bytes:
+        if position is None:
+            lines = _lines(self.path, data, strict=True)
+            return b"".join(line for line, record in lines if record.get("step", 0) <= step)
+        size = position["bytes"]
+        head = data[:size]
+        if len(head) < size or head.count(b"\n") != position["lines"] or (size and not head.endswith(b"\n")):
+            self.note = (f"{self.path}: lines before step {step} were lost or altered: its checkpoint recorded {size} "
+                         f"bytes in {position['lines']} lines, and they are not there")
+            return self._kept(data, step, None)
+        later = [line for line, record in _lines(self.path, data[size:], strict=False)
+                 if record.get("kind") == "checkpoint" and record.get("step", 0) <= step]
+        return head + b"".join(later)
+
+
+def _lines(path: Path, data: bytes, strict: bool) -> list[tuple[bytes, dict]]:
+    """The lines of `data`, ends included, with what they say. A torn last line is left out; any other that is not
+    JSON is left out too or, if `strict`, refused."""
+    lines, kept = data.split(b"\n"), []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line) if line else None
+        except ValueError:
+            if strict and number < len(lines):
+                raise IntegrityError(f"{path}:{number}: not a JSON line; remove it to go on") from None
+            continue
+        if isinstance(record, dict):
+            kept.append((line + b"\n", record))
+    return kept
+
 
 def read_metrics(path: Path, torn_tail: bool = False) -> list[dict]:
     """All lines; a last line that a crash cut short is left out if `torn_tail`, else refused."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            if torn_tail and number == len(lines):
-                break
-            raise IntegrityError(f"{path}:{number}: not a JSON line; remove it to go on") from None
-    return records
+    data = path.read_bytes() if path.exists() else b""
+    if not torn_tail and data and not data.endswith(b"\n"):
+        data += b"\n"  # so that the last line is one like any other
+    return [record for _, record in _lines(path, data, strict=True)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_encdec.cli import main
-from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine.saver import Saver
 from megatron_encdec.interop.source import find, whole_trunk
 
 
@@ -54,7 +54,8 @@ def test_a_run_that_diverged_leaves_nothing_and_exits_1(run_directory, tmp_path,
     source = find(str(run_directory))
     with whole_trunk(source) as trunk, torch.no_grad():
         trunk.decoder.final_layernorm.weight.fill_(float("nan"))
-        checkpoint.save(tmp_path / "run" / "checkpoints", trunk, None, source.state)
+        saver = Saver(tmp_path / "run" / "checkpoints", trunk, None, keep=1, asynchronous=False)
+        saver.save(source.state)
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "model")]) == 1
     error = capsys.readouterr().err
     assert "NaN" in error and "nothing was written" in error and error.count("\n") == 1
