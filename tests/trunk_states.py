@@ -1,0 +1,67 @@
+"""A small trunk and its optimizer whose every number is known from where it stands, and ranks as real processes."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import torch
+
+from megatron_encdec.engine.config import OptimizerSettings
+from megatron_encdec.engine.optimizer import build_optimizer, set_update_count, wrap
+from megatron_encdec.engine.shards import Shard, wanted
+from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.trunk import build_trunk
+
+
+def make(topology, seed: int = 1, dtype: torch.dtype = torch.float32, **model):
+    """(trunk, optimizer) of an odd vocabulary, two layers unless told otherwise."""
+    sizes = dict(num_layers=2, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, num_query_groups=2,
+                 vocabulary_size=301) | model
+    trunk = build_trunk(ModelConfig(**sizes), topology, dtype, 64, seed)
+    return trunk, build_optimizer(wrap(trunk), OptimizerSettings())
+
+
+def expected(shard: Shard) -> torch.Tensor:
+    """What stands in the box: a function of name and global position alone, exact in bf16's 8 bits too."""
+    flat = torch.zeros(shard.size, dtype=torch.int64)
+    for dimension, (start, length) in enumerate(zip(shard.offset, shard.size, strict=True)):
+        place = torch.arange(start, start + length).view([-1 if d == dimension else 1 for d in range(flat.dim())])
+        flat = flat * shard.shape[dimension] + place
+    name = shard.key.removeprefix("optimizer.state.param.")  # masters equal their weights
+    return ((flat + sum(name.encode())) % 251).to(shard.values.dtype)
+
+
+def fill(trunk, optimizer, updates: int = 7) -> None:
+    """Put `expected` everywhere."""
+    for shard in wanted(trunk, optimizer):
+        shard.values.copy_(expected(shard))
+    set_update_count(optimizer, updates)
+
+
+def wrong(trunk, optimizer) -> list[str]:
+    """Names of the boxes that do not hold `expected`."""
+    return [shard.key for shard in wanted(trunk, optimizer) if not torch.equal(shard.values, expected(shard))]
+
+
+def run_ranks(count: int, code: str, *arguments, check: bool = True, timeout: float = 120) -> list[str]:
+    """Run `code` in `count` processes that find each other over gloo; what each wrote to stdout, then to stderr."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
+                   "OMP_NUM_THREADS": "1",
+                   "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(Path(__file__).parent)])}
+    ranks = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+             for rank in range(count)]
+    try:
+        outputs = [rank.communicate(timeout=timeout) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    if check and any(rank.returncode for rank in ranks):
+        raise AssertionError("\n".join(error for _, error in outputs))
+    return [out for out, _ in outputs]
