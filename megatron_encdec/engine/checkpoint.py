@@ -26,7 +26,7 @@ from megatron_encdec.rundir.files import fsync_directory, replace_durably, write
 
 __all__ = ["clean", "directory_of", "load", "name_of", "newest", "prune", "publish", "read_run_state", "saved_names"]
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksums
 
 
 def newest(checkpoints: Path) -> Path | None:

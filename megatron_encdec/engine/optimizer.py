@@ -36,30 +36,25 @@ def build_optimizer(ddp: torch.nn.Module, settings: OptimizerSettings):
             bf16=ddp.config.bf16, params_dtype=ddp.config.params_dtype, use_distributed_optimizer=True),
         [ddp], config_overrides={})  # no overrides: norm weights decay too, as in the paper
     for part in optimizer.chained_optimizers:
-        if isinstance(part.optimizer, torch.optim.AdamW):
-            _begin_torch_adam(part.optimizer)
-        else:
-            _begin_fused_adam(part.optimizer)
+        _begin(part.optimizer)
     ddp.config.grad_scale_func = optimizer.scale_loss
     return optimizer
 
 
-def _begin_torch_adam(adam: torch.optim.AdamW) -> None:
+def _begin(adam: torch.optim.Optimizer) -> None:
+    """Moments of zero, as the first update would make them, so that a state can be saved and loaded before it."""
+    is_torch = isinstance(adam, torch.optim.AdamW)  # the others: FusedAdam of Transformer Engine or Apex
     for group in adam.param_groups:
-        group["fused"] = True
-        group["foreach"] = False
+        if is_torch:
+            group["fused"] = True
+            group["foreach"] = False
+        else:
+            group.setdefault("step", 0)
         for parameter in group["params"]:
-            adam.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-
-
-def _begin_fused_adam(adam) -> None:
-    """Transformer Engine's or Apex's FusedAdam, which otherwise makes its state in the first update."""
-    for group in adam.param_groups:
-        group.setdefault("step", 0)
-        for parameter in group["params"]:
-            adam.initialize_state(parameter, False)
+            state = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+            if is_torch:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            adam.state[parameter] = state
 
 
 @dataclass(frozen=True)

@@ -73,11 +73,11 @@ class Saver:
     def __init__(self, checkpoints: Path, trunk, optimizer, keep: int, asynchronous: bool = True,
                  write_timeout: float = 1800.0):
         self._checkpoints, self._trunk, self._optimizer = checkpoints, trunk, optimizer
-        self._keep, self._asynchronous = keep, asynchronous
+        self._keep = keep
         self._rank = dist.get_rank()
         alone = dist.get_world_size() == 1
         self._group = None if alone else dist.new_group(backend="gloo", timeout=timedelta(seconds=write_timeout))
-        self._host = HostCopy()
+        self._host = HostCopy(owned(trunk, optimizer)) if asynchronous else None
         self._thread: threading.Thread | None = None
         self._events: list[SaveEvent] = []
         if self._rank == 0:
@@ -91,11 +91,11 @@ class Saver:
         started = time.perf_counter()
         self._join()
         shards = owned(self._trunk, self._optimizer)
-        if self._asynchronous:
+        if self._host is not None:
             shards = self._host.take(shards)
         common = common_state(update_count(self._optimizer), group_settings(self._optimizer))
         job = _Job({"format": FORMAT, **run_state}, shards, common, frozenset(always), started)
-        if not self._asynchronous:
+        if self._host is None:
             self._run(job)
             blocked = time.perf_counter() - started
             self._events[-1] = replace(self._events[-1], seconds_blocked=blocked)

@@ -140,35 +140,47 @@ def _state_shards(piece: Piece, state: LocalState) -> Iterator[Shard]:
 
 
 class HostCopy:
-    """Memory on the host that a snapshot is taken into: allocated (pinned for a GPU) and touched once, then reused."""
+    """Memory on the host that snapshots of a state are taken into: allocated (pinned for a GPU) and touched once.
 
-    def __init__(self):
-        self._memory = torch.empty(0, dtype=torch.uint8)
+    `shards`: the state; later ones have the same boxes. What lies at the same address is copied once: an fp32 run's
+    weights and masters.
+    """
+
+    def __init__(self, shards: list[Shard]):
+        _, end = _places(shards)
+        self._on_gpu = any(shard.values.is_cuda for shard in shards)
+        self._memory = torch.empty(end, dtype=torch.uint8, pin_memory=self._on_gpu).fill_(0)
 
     def take(self, shards: list[Shard]) -> list[Shard]:
-        """Copies of `shards`; valid until the next call. Equal memory (fp32 weights and masters) is copied once."""
-        places, end = {}, 0
-        for shard in shards:
-            place = _place(shard)
-            if place not in places:
-                places[place] = end
-                end += -(-place[1] // 64) * 64
-        if self._memory.numel() < end:
-            on_gpu = any(shard.values.is_cuda for shard in shards)
-            self._memory = torch.empty(end, dtype=torch.uint8, pin_memory=on_gpu).fill_(0)
+        """Copies of `shards`; valid until the next call."""
+        places, end = _places(shards)
+        if end > self._memory.numel():
+            raise RuntimeError(f"the state grew from {self._memory.numel()} to {end} bytes")
         copies, copied = [], set()
         for shard in shards:
             place = _place(shard)
             begin = places[place]
-            copy = self._memory[begin : begin + place[1]].view(shard.values.dtype).view(shard.values.shape)
+            memory = self._memory[begin : begin + shard.values.nbytes]
+            copy = memory.view(shard.values.dtype).view(shard.values.shape)
             if place not in copied:
                 copied.add(place)
                 copy.copy_(shard.values, non_blocking=True)
             copies.append(replace(shard, values=copy))
-        if any(shard.values.is_cuda for shard in shards):
+        if self._on_gpu:
             torch.cuda.current_stream().synchronize()
         return copies
 
 
 def _place(shard: Shard) -> tuple:
     return shard.values.data_ptr(), shard.values.nbytes, shard.values.dtype
+
+
+def _places(shards: list[Shard]) -> tuple[dict[tuple, int], int]:
+    """Where in the host memory each piece of memory goes, and how much that is; every piece 64-byte aligned."""
+    places, end = {}, 0
+    for shard in shards:
+        place = _place(shard)
+        if place not in places:
+            places[place] = end
+            end += -(-shard.values.nbytes // 64) * 64
+    return places, end

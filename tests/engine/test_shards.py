@@ -48,7 +48,7 @@ def test_a_host_copy_is_a_copy_and_shares_what_was_shared():
     weights = torch.arange(10.0)
     shards = [Shard("weight", (10,), (0,), weights), Shard("param", (10,), (0,), weights),
               Shard("moment", (2, 2), (0, 0), torch.ones(2, 2, dtype=torch.bfloat16))]
-    host = HostCopy()
+    host = HostCopy(shards)
     copies = host.take(shards)
     weights.zero_()
     assert copies[0].values.tolist() == list(range(10)) and copies[2].values.dtype == torch.bfloat16

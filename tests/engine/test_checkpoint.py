@@ -1,0 +1,183 @@
+"""One format: written on any topology and under any layer spec, by us or by megatron.core, read on any other."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from trunk_states import fill, make, run_ranks, wrong
+
+from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text
+from megatron_encdec.engine.optimizer import local_states, update_count
+from megatron_encdec.engine.saver import Saver
+from megatron_encdec.engine.shards import SHARDING, pieces
+from megatron_encdec.model import layers
+from megatron_encdec.platform import megatron as mcore
+from megatron_encdec.platform.errors import IntegrityError, UserError
+from megatron_encdec.rundir.files import sha256_file
+
+LAYOUTS = {  # ranks, tensor, pipeline, dtype, tied embeddings
+    "tp2": (2, 2, 1, "float32", False), "pp2": (2, 1, 2, "float32", True), "dp2": (2, 1, 1, "bfloat16", False),
+    "tp2_dp2": (4, 2, 1, "bfloat16", True), "pp2_dp2": (4, 1, 2, "float32", False)}
+WRITE_OR_READ = """
+    import sys
+    from pathlib import Path
+    import torch
+    from trunk_states import fill, make, wrong
+    from megatron_encdec.engine import checkpoint
+    from megatron_encdec.engine.optimizer import update_count
+    from megatron_encdec.engine.saver import Saver
+    from megatron_encdec.platform import distributed
+    tensor, pipeline, dtype, tied, there, back = sys.argv[1:]
+    topology = distributed.initialize(int(tensor), int(pipeline))
+    sizes = dict(dtype=getattr(torch, dtype), tied_embeddings=tied == "True")
+    trunk, optimizer = make(topology, seed=topology.rank, **sizes)
+    checkpoint.load(Path(there), trunk, optimizer)
+    print(wrong(trunk, optimizer), update_count(optimizer))
+    saver = Saver(Path(back), trunk, optimizer, keep=1)
+    saver.save({"step": 1})
+    print(saver.wait()[0].error)
+    distributed.shutdown()
+"""
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_there_and_back_on_another_topology(layout, topology, tmp_path):
+    ranks, tensor, pipeline, dtype, tied = LAYOUTS[layout]
+    sizes = dict(dtype=getattr(torch, dtype), tied_embeddings=tied)
+    trunk, optimizer = make(topology, **sizes)
+    fill(trunk, optimizer)
+    saver = Saver(tmp_path / "there", trunk, optimizer, keep=1)
+    saver.save({"step": 1})
+    there, = saver.wait()
+    told = run_ranks(ranks, WRITE_OR_READ, tensor, pipeline, dtype, tied, there.path, tmp_path / "back")
+    assert told == ["[] 7\nNone\n"] * ranks
+    fresh, fresh_optimizer = make(topology, seed=9, **sizes)
+    assert wrong(fresh, fresh_optimizer)
+    checkpoint.load(checkpoint.newest(tmp_path / "back"), fresh, fresh_optimizer)
+    assert wrong(fresh, fresh_optimizer) == [] and update_count(fresh_optimizer) == 7
+
+
+class NormThenLinear(mcore.ColumnParallelLinear):
+    """Transformer Engine's fused layer as far as a checkpoint sees it: the norm's weight inside, extra state beside."""
+
+    def __init__(self, input_size, output_size, *, config, **keywords):
+        super().__init__(input_size, output_size, config=config, **keywords)
+        self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size, dtype=config.params_dtype))
+        self.epsilon = config.layernorm_epsilon
+
+    def forward(self, x, *arguments, **keywords):
+        """Norm, then linear."""
+        return super().forward(F.rms_norm(x, x.shape[-1:], self.layer_norm_weight, self.epsilon))
+
+    def get_extra_state(self):
+        """What TE has there: bytes, empty without FP8."""
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_extra_state(self, state):
+        """Nothing to take."""
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Build trunks as Transformer Engine's spec does: no norm modules, no key map, the norm inside the linear."""
+    torch_layer = layers._torch_layer
+
+    def fused_layer():
+        return layers._layer(mcore.IdentityOp, mcore.IdentityOp, NormThenLinear, layers.TorchAttention,
+                             mcore.RowParallelLinear, NormThenLinear, mcore.RowParallelLinear, {})
+
+    def use(on: bool):
+        monkeypatch.setattr(layers, "_torch_layer", fused_layer if on else torch_layer)
+
+    return use
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["fused to torch", "torch to fused"])
+def test_transformer_engines_names(first, fused, topology, tmp_path):
+    built = []
+    for is_fused in (first, not first):
+        fused(is_fused)
+        built.append(make(topology, seed=len(built)))
+    names = [{name for name, _ in trunk.named_parameters()} for trunk, _ in built]
+    inside = {f"decoder.layers.{n}.{norm}" for n in (0, 1)
+              for norm in ("self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc1.layer_norm_weight")}
+    assert names[not first] - names[first] == inside and len(names[0]) == len(names[1])
+    (source, source_optimizer), (target, target_optimizer) = built
+    fill(source, source_optimizer)
+    saver = Saver(tmp_path, source, source_optimizer, keep=1)
+    saver.save({"step": 1})
+    checkpoint.load(saver.wait()[0].path, target, target_optimizer)
+    assert wrong(target, target_optimizer) == [] and update_count(target_optimizer) == 7
+    assert {piece.key for piece in pieces(source)} == {piece.key for piece in pieces(target)}
+
+
+def state_for_megatron(trunk, optimizer, loading):
+    weights = trunk.sharded_state_dict(metadata=SHARDING)
+    return {"model": weights,
+            "optimizer": optimizer.sharded_state_dict(weights, is_loading=loading, metadata=SHARDING)}
+
+
+def test_megatron_core_reads_ours(written, topology):
+    trunk, optimizer = make(topology, seed=4)
+    state = state_for_megatron(trunk, optimizer, loading=True)
+    state["model"] = {name: entry for name, entry in state["model"].items()
+                      if not isinstance(entry, mcore.dist_checkpointing.ShardedObject)}
+    loaded = mcore.dist_checkpointing.load(state, str(written / "step_00000002"))
+    ours, ours_optimizer = make(topology)
+    fill(ours, ours_optimizer)
+    weights = dict(ours.named_parameters())
+    assert loaded["model"].keys() == weights.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in loaded["model"].items())
+    assert loaded["optimizer"]["optimizer"]["param_groups"][0]["step"] == 7
+    states = [state for buffer in ours_optimizer.chained_optimizers[0].buffers for state in buffer.param_index_map]
+    for number, parameter in enumerate(states):
+        for name, tensor in local_states(ours_optimizer)[parameter].tensors.items():
+            assert torch.equal(loaded["optimizer"]["param_state"][number][name].flatten(), tensor)
+
+
+def test_ours_reads_megatron_cores(topology, tmp_path):
+    trunk, optimizer = make(topology)
+    fill(trunk, optimizer)
+    mcore.dist_checkpointing.save(state_for_megatron(trunk, optimizer, loading=False), str(tmp_path))
+    files = {entry.name: (entry.stat().st_size, sha256_file(entry)) for entry in tmp_path.iterdir()}
+    (tmp_path / CHECKSUMS).write_text(checksums_text(files))
+    fresh, fresh_optimizer = make(topology, seed=3)
+    checkpoint.load(tmp_path, fresh, fresh_optimizer)
+    assert wrong(fresh, fresh_optimizer) == [] and update_count(fresh_optimizer) == 7
+
+
+def test_another_shape_is_refused_by_name(written, topology):
+    trunk, optimizer = make(topology, ffn_hidden_size=64)
+    with pytest.raises(IntegrityError, match=r"\.metadata: decoder.layers.mlp.linear_fc1.weight has the shape"):
+        checkpoint.load(written / "step_00000001", trunk, optimizer)
+    deeper, deeper_optimizer = make(topology, num_layers=3)
+    with pytest.raises(IntegrityError, match="has the shape"):
+        checkpoint.load(written / "step_00000001", deeper, deeper_optimizer)
+
+
+def test_weights_alone(written, topology):
+    trunk, optimizer = make(topology, seed=2)
+    before = [state.tensors["exp_avg"].clone() for state in local_states(optimizer).values()]
+    checkpoint.load(written / "step_00000001", trunk)
+    assert wrong(trunk, None) == [] and update_count(optimizer) == 0
+    after = [state.tensors["exp_avg"] for state in local_states(optimizer).values()]
+    assert all(map(torch.equal, before, after))
+
+
+def test_finding_one(checkpoints, tmp_path):
+    assert checkpoint.directory_of(str(tmp_path)).name == "step_00000002"
+    assert checkpoint.directory_of(f"{tmp_path}@1").name == "step_00000001"
+    for run, why in ((f"{tmp_path}@3", "there are step_00000001, step_00000002"), (f"{tmp_path}@x", "a step number"),
+                     (str(tmp_path / "absent"), "no checkpoint there")):
+        with pytest.raises(UserError, match=why):
+            checkpoint.directory_of(run)
+    (checkpoints / "latest").write_text("step_00000009\n")
+    with pytest.raises(IntegrityError, match="found: step_00000001, step_00000002"):
+        checkpoint.newest(checkpoints)
+    state = checkpoints / "step_00000001" / "run_state.json"
+    assert checkpoint.read_run_state(state.parent) == {"format": checkpoint.FORMAT, "step": 1}
+    state.write_text(json.dumps({"format": 99}))
+    with pytest.raises(UserError, match="checkpoint format 99"):
+        checkpoint.read_run_state(state.parent)
