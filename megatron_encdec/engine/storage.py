@@ -62,18 +62,19 @@ class Written:
     boxes: tuple[Box, ...] = ()
 
 
-class HashedFile(io.RawIOBase):
+class HashedFile:
     """A new file that hashes what is written to it; `finish()` makes it durable."""
 
     def __init__(self, path: Path):
-        super().__init__()
-        self._file = open(path, "xb", buffering=0)  # noqa: SIM115  (closed by close)
+        self._file = open(path, "xb", buffering=0)  # noqa: SIM115  (closed by __exit__)
         self._name, self._digest, self._error = path.name, hashlib.sha256(), None
         self.bytes = 0
 
-    def writable(self) -> bool:
-        """Yes."""
-        return True
+    def __enter__(self) -> "HashedFile":
+        return self
+
+    def __exit__(self, *_exception):
+        self._file.close()
 
     def write(self, data) -> int:
         """Append `data`. An error of the disk is kept for `check`: torch.save's C++ must not see an exception."""
@@ -89,6 +90,9 @@ class HashedFile(io.RawIOBase):
         self.bytes += len(view)
         return len(view)
 
+    def flush(self) -> None:
+        """Nothing is held back; torch.save asks."""
+
     def check(self) -> None:
         """Raise the OSError that a `write` met."""
         if self._error is not None:
@@ -99,11 +103,6 @@ class HashedFile(io.RawIOBase):
         self.check()
         os.fsync(self._file.fileno())
         return Written(self._name, self.bytes, self._digest.hexdigest(), tuple(boxes))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-        super().close()
 
 
 def write_bytes(path: Path, data: bytes) -> Written:

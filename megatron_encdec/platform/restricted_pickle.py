@@ -9,6 +9,7 @@ A pickle may name any importable function and have it called. torch reads a chec
 Checksums are no defence: whoever alters a file can write its checksum too.
 """
 
+import contextlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -40,29 +41,23 @@ class _RecordUnpickler(pickle.Unpickler):
 
 def load_records(path: Path) -> Any:
     """The `Metadata` in torch's `.metadata`. Raises `IntegrityError` where it is missing, damaged or foreign."""
-    with _refused(path), open(path, "rb") as file:
+    with _refusing(path), open(path, "rb") as file:
         return _RecordUnpickler(file).load()
 
 
 def load_plain(path: Path) -> Any:
     """What `torch.save` wrote to `path`, if that is tensors and plain containers; else `IntegrityError`."""
-    with _refused(path):
+    with _refusing(path):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-class _refused:  # noqa: N801  (reads as a phrase at its use)
+@contextlib.contextmanager
+def _refusing(path: Path):
     """Turns whatever reading a strange file raises, which is nearly anything, into one line that names it."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, _kind, error, _trace):
-        if isinstance(error, FileNotFoundError):
-            raise IntegrityError(f"{self._path}: missing; this checkpoint is not whole") from None
-        if isinstance(error, Exception):
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise IntegrityError(f"{self._path}: refused: {reason}; this checkpoint is damaged or foreign") from None
-        return False
+    try:
+        yield
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing; this checkpoint is not whole") from None
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise IntegrityError(f"{path}: refused: {reason}; this checkpoint is damaged or foreign") from None
