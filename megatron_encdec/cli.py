@@ -6,7 +6,7 @@ import os
 import sys
 
 from megatron_encdec import __version__
-from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.errors import AgreedError, RunFailed, UserError
 
 # verb -> (module with add_arguments and run, what `--help` says of it)
 VERBS = {
@@ -47,10 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = _parse(_parser(verb), argv)
         return importlib.import_module(VERBS[arguments.verb][0]).run(arguments)
-    except UserError as error:
-        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-        print(f"megatron-encdec: {rank}{error}", file=sys.stderr)
-        return 2
+    except (UserError, RunFailed) as error:
+        agreed = isinstance(error, (AgreedError, RunFailed))  # by all ranks: one of them says it
+        rank = os.environ.get("RANK")
+        if not agreed or rank in (None, "0"):
+            print(f"megatron-encdec: {f'rank {rank}: ' if rank and not agreed else ''}{error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("megatron-encdec: interrupted", file=sys.stderr)
         return 130

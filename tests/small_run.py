@@ -1,12 +1,15 @@
 """A run as small as they come: its config, `megatron-encdec` as a process, and reading what it logged."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-TIMING = ("tokens_per_second", "mfu")
+TIMING = ("tokens_per_second", "mfu", "seconds_blocked", "seconds_total")
 BASE = """
 run: {{dir: RUN, seed: 3}}
 tokenizer: {{path: {root}/tokenizer}}
@@ -36,6 +39,39 @@ def run_cli(*arguments: str, check: bool = True, **environment: str) -> subproce
     if check and result.returncode:
         raise AssertionError(f"exit {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result
+
+
+def start_cli(*arguments: str, output: Path, **environment: str) -> subprocess.Popen:
+    """`megatron-encdec ARGUMENTS`, running; what it says goes to the file `output`."""
+    with open(output, "w") as file:
+        return subprocess.Popen([sys.executable, "-m", "megatron_encdec", *map(str, arguments)], stdout=file,
+                                stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+
+
+def wait_until(true: Callable[[], bool], what: str, seconds: float = 180) -> None:
+    """Wait for `true()`; an AssertionError after `seconds`."""
+    limit = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < limit, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.02)
+
+
+def steps_done(run: Path) -> int:
+    """Train lines in the metrics of a run that may be under way."""
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b'"kind": "train"') if path.exists() else 0
+
+
+def ranks_of(launcher: subprocess.Popen) -> list[int]:
+    """Process ids of the ranks that a launcher started, in order of rank."""
+    return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+
+
+def final_bits(run: Path, step: int) -> list[str]:
+    """Hashes of a checkpoint's tensor files."""
+    files = sorted((run / "checkpoints" / f"step_{step:08d}").glob("*.distcp"))
+    assert files
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
 def metrics(run: Path, kind: str = "train") -> list[dict]:

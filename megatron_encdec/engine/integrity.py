@@ -53,11 +53,16 @@ def check(checkpoint: Path) -> None:
         dist.all_gather_object(everyones, problems)
         problems = list(dict.fromkeys(problem for one in everyones for problem in one))
     if problems:
-        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        intact = newest_intact(checkpoint.parent, skip=[checkpoint.name])
-        offer = (f"the newest intact checkpoint is {intact.name}: use it with --fallback" if intact
-                 else "there is no intact one beside it")
-        raise IntegrityError(f"{shown}; {offer}")
+        raise damaged(checkpoint, problems)
+
+
+def damaged(checkpoint: Path, problems: list[str]) -> IntegrityError:
+    """The error to raise for `checkpoint`: what is wrong with it, and the newest intact one beside it."""
+    shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+    intact = newest_intact(checkpoint.parent, skip=[checkpoint.name])
+    offer = (f"the newest intact checkpoint is {intact.name}: use it with --fallback" if intact
+             else "there is no intact one beside it")
+    return IntegrityError(f"{shown}; {offer}")
 
 
 def newest_intact(checkpoints: Path, skip: Collection[str] = ()) -> Path | None:

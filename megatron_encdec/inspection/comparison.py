@@ -14,7 +14,8 @@ from megatron_encdec.rundir.lineage import differences
 from megatron_encdec.training.config import Config
 
 # Not a difference between two experiments: where a run lives, how it was cut over ranks, what it logged.
-_COSMETIC = ("dir", "phases", "checkpoint", "logging", "parallel", "micro_size")
+_COSMETIC = ("dir", "phases", "checkpoint", "logging", "parallel", "micro_size", "on_nonfinite", "max_skipped",
+             "hang_timeout")
 
 
 def validation_basis(config: Config) -> dict:

@@ -1,9 +1,10 @@
 """`inspect run RUN_DIR...`: what a run did and where it stands, from its metrics.jsonl and config.yaml.
 
     1. `read_run(directory)`       config and metrics; what is not a run directory is refused
-    2. `phase_summaries(...)`      per phase: steps, tokens, targets, losses, speed
-    3. `corpus_entropy(...)`       of the training data, the yardstick of the losses
-    4. `inspect(arguments)`        the closing table of one run; several go to `comparison`
+    2. `with_ancestors(records)`   a fork's lines, with those of the runs that it continues before them
+    3. `phase_summaries(...)`      per phase: steps, tokens, targets, losses, speed
+    4. `corpus_entropy(...)`       of the training data, the yardstick of the losses
+    5. `inspect(arguments)`        the closing table of one run; several go to `comparison`
 
 Losses are in nats per target. Works on a run in progress too.
 """
@@ -64,23 +65,52 @@ def read_run(directory: str) -> tuple[Config, list[dict]]:
     return config, records
 
 
+def parent_of(records: list[dict]) -> dict | None:
+    """The run that these lines name as the one they began from: its path, step and state."""
+    return next((record["parent"] for record in records if record.get("kind") == "resume" and "parent" in record), None)
+
+
+def with_ancestors(records: list[dict]) -> list[dict]:
+    """The lines of a fork after those of its parent up to the fork, as far as the parents' files are there."""
+    parent = parent_of(records)
+    if parent is None or parent["state"] != "all":
+        return records
+    try:
+        older = read_metrics(Path(parent["path"]) / "metrics.jsonl", torn_tail=True)
+    except UserError:
+        older = []
+    return [*(record for record in with_ancestors(older) if record.get("step", 0) <= parent["step"]), *records]
+
+
+def _unseen(records: list[dict]) -> dict:
+    """The counters at which the lines begin: 0, or where a fork began whose parent's lines are gone."""
+    first = records[0] if records else {}
+    begun = first.get("kind") == "resume" and (first.get("parent") or {}).get("state") == "all"
+    return {"step": first["step"], "targets": first["targets"]} if begun else {"step": 0, "targets": 0}
+
+
 def phase_summaries(config: Config, records: list[dict], entropy: Entropy | None) -> list[PhaseSummary]:
-    """One summary a phase of the config, in order; phases not yet begun have 0 steps."""
-    summaries, before = [], {"targets": 0}
+    """One summary a phase of the config, in order; phases not yet begun have 0 steps.
+
+    Of a fork whose parent is gone, earlier phases have their steps but no losses, and no targets are known.
+    """
+    unseen = _unseen(records)
+    summaries, before = [], unseen
     for phase in lay_out(config):
         mine = [record for record in records if record.get("phase") == phase.name]
         lines = [record for record in mine if record.get("kind") == "train"]
         evaluations = [record for record in mine if record.get("kind") == "eval"]
         losses = [line["loss"] for line in lines if line["loss"] is not None]
         last = lines[-1] if lines else None
-        steps = last["step"] - phase.start if last else 0
+        reached = max(last["step"] if last else 0, min(unseen["step"], phase.end))
+        steps = max(0, reached - phase.start)
         validation = evaluations[-1]["losses"] if evaluations else {}
         validation_loss = validation.get(phase.objective.name)
         ends = [loss for loss in (losses[-1] if losses else None, validation_loss) if loss is not None]
         summaries.append(PhaseSummary(
             phase.name, objective_label(schema.to_dict(phase.objective)), phase.start,
             steps=steps, planned_steps=phase.end - phase.start, tokens=steps * tokens_per_step(config),
-            targets=last["targets"] - before["targets"] if last else None,
+            targets=last["targets"] - before["targets"] if last and phase.start >= unseen["step"] else None,
             first_loss=losses[0] if losses else None, last_loss=losses[-1] if losses else None,
             validation=validation, validation_step=evaluations[-1]["step"] if evaluations else None,
             validation_loss=validation_loss,
@@ -112,15 +142,18 @@ def corpus_entropy(config: Config, fingerprints: list[str] | None) -> tuple[Entr
 
 def describe(directory: str, config: Config, records: list[dict], with_entropy: bool) -> dict:
     """Everything `inspect run` knows of one run, as plain data; without the entropy no data is read."""
-    checkpoint = newest(Path(directory) / "checkpoints")
+    # the counters of a fork go on from its parent's; those of a run from weights alone begin at 0
+    checkpoint, parent = newest(Path(directory) / "checkpoints"), parent_of(records)
     entropy, unknown = None, "not counted when runs are compared"
     if with_entropy:
         fingerprints = read_run_state(checkpoint)["data_fingerprints"] if checkpoint else None
         entropy, unknown = corpus_entropy(config, fingerprints)
-    phases = phase_summaries(config, records, entropy)
+    phases = phase_summaries(config, with_ancestors(records), entropy)
     last = [record for record in records if record.get("kind") == "train"][-1]
     return {
-        "run": directory, "step": last["step"], "planned_steps": phases[-1].start + phases[-1].planned_steps,
+        "run": directory, "parent": parent,
+        "begun_at": parent["step"] if parent and parent["state"] == "all" else 0,
+        "step": last["step"], "planned_steps": phases[-1].start + phases[-1].planned_steps,
         "tokens": last["tokens"], "targets": last["targets"],
         "phases": [asdict(phase) for phase in phases],
         "unigram_entropy": asdict(entropy) if entropy else None, "unigram_entropy_unknown": unknown,
@@ -195,8 +228,10 @@ def _facts(report: dict) -> list[tuple[str, str]]:
             f"{entropy['counted']:,} of {entropy['tokens']:,}, in pieces spread evenly over the"
         facts = [("unigram entropy", f"{entropy['nats']:.4f} nats (counted on {counted} training tokens)"),
                  ("", _verdict(report))]
-    checkpoint = report["checkpoint"] or "none yet"
-    return [*facts, ("run", report["run"]), ("newest checkpoint", checkpoint),
+    checkpoint, parent = report["checkpoint"] or "none yet", report["parent"]
+    begun = [("begun from", f"{parent['path']}@{parent['step']}" + (
+        " (weights alone)" if parent["state"] == "weights" else ""))] if parent else []
+    return [*facts, ("run", report["run"]), *begun, ("newest checkpoint", checkpoint),
             *(("model", f"{model['path']} ({model['class']})") for model in report["models"])]
 
 

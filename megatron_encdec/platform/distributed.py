@@ -2,10 +2,15 @@
 
     1. `RankEnvironment.read()`   rank and world size from torchrun's or Slurm's variables, else one process
     2. `initialize(...)`          process group, tensor/pipeline/data parallel groups  ->  `Topology`
-    3. `shutdown()`
+    3. `with peers():`            this rank's work; ends at once where another rank is lost
+    4. `shutdown()`
 """
 
+import contextlib
 import os
+import re
+import sys
+import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,7 +18,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_encdec.platform.device import device, device_type
-from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.errors import RunFailed, UserError
+
+_LOST = re.compile(  # what gloo and NCCL say of a rank that is gone
+    r"([Cc]onnection (closed|reset|refused|was)|Broken pipe|[Tt]imed out|remote process|Socket )[^\n.]*")
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,11 @@ def check_parallel_sizes(world_size: int, tensor: int, pipeline: int) -> int:
     return world_size // (tensor * pipeline)
 
 
-def initialize(tensor: int = 1, pipeline: int = 1, timeout_minutes: float = 10) -> Topology:
-    """Join the process group (NCCL on GPU, gloo on CPU) and form Megatron's groups."""
+def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 600.0) -> Topology:
+    """Join the process group (NCCL on GPU, gloo on CPU) and form Megatron's groups.
+
+    timeout: seconds until a collective that does not finish is an error.
+    """
     from megatron_encdec.platform import megatron as mcore
 
     environment = RankEnvironment.read()
@@ -91,13 +102,36 @@ def initialize(tensor: int = 1, pipeline: int = 1, timeout_minutes: float = 10) 
         dist.init_process_group(
             "nccl" if device_type() == "cuda" else "gloo",
             store=dist.HashStore() if alone else None, rank=environment.rank, world_size=environment.world_size,
-            timeout=timedelta(minutes=timeout_minutes))
+            timeout=timedelta(seconds=timeout))
     state = mcore.parallel_state
     state.initialize_model_parallel(tensor, pipeline)
     mcore.tensor_parallel.model_parallel_cuda_manual_seed(0)  # no dropout: nothing random is drawn in a step
     return Topology(environment.world_size, environment.rank, tensor, pipeline, data,
                     state.get_tensor_model_parallel_rank(), state.get_pipeline_model_parallel_rank(),
                     state.get_data_parallel_rank())
+
+
+@contextlib.contextmanager
+def peers():
+    """In a job of several ranks: whatever goes wrong ends this process at once, since the others will not answer
+    any more and threads that wait for them would keep it; an agreed end (`UserError`, `RunFailed`) is left alone."""
+    try:
+        yield
+    except (UserError, RunFailed):
+        raise
+    except BaseException as error:
+        environment = RankEnvironment.read()
+        if environment.world_size == 1:
+            raise
+        lost = isinstance(error, RuntimeError) and _LOST.search(str(error))
+        if lost:
+            print(f"megatron-encdec: rank {environment.rank}: lost contact with another rank ({lost.group()}); the "
+                  "same command continues from the newest checkpoint", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
 def shutdown() -> None:

@@ -1,18 +1,38 @@
 """`--nproc N`: the local launcher. One process a rank on this machine, signals forwarded, exit codes returned.
 
-    1. start N copies of the same command with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT set
-    2. pass SIGINT, SIGTERM and SIGUSR1 on to every rank
-    3. when a rank fails, give the others a grace period, then end them; return the first failing exit code
+    1. start N ranks with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT set; on a CPU by fork, so that
+       the imports are done once; with a GPU as new processes, since CUDA does not survive a fork
+    2. pass SIGINT, SIGTERM and SIGUSR1 on to every rank; a second one ends them at once
+    3. when a rank fails, name it, give the others a moment, end them; return the exit code of the one that failed
+
+Ranks whose launcher is gone (kill -9) notice it themselves: `is_orphan`.
 """
 
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 
-GRACE_SECONDS = 20.0
+GRACE_SECONDS = 3.0  # for the other ranks when one has failed: long enough for what they have to say
+REPEAT_SECONDS = 1.0  # a signal that comes again sooner is the same one (to a process group and forwarded as well)
+_PARENT = "MEGATRON_ENCDEC_LAUNCHER"  # pid of the launcher
+STARTED = "MEGATRON_ENCDEC_STARTED"  # when the command was given, for --time-limit
+
+
+def is_orphan() -> bool:
+    """Whether this rank's launcher, ours or torchrun's agent, is gone; False where nothing launched it."""
+    return _launcher_pid is not None and os.getppid() != _launcher_pid
+
+
+def is_rank_of_ours() -> bool:
+    """Whether this process was started by `launch`."""
+    return _PARENT in os.environ and os.environ[_PARENT] == str(_launcher_pid)
+
+
+_launcher_pid = (int(os.environ[_PARENT]) if _PARENT in os.environ
+                 else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None)
 
 
 def _free_port() -> int:
@@ -21,51 +41,126 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch(arguments: list[str], ranks: int) -> int:
-    """Run `python -m megatron_encdec ARGUMENTS` as `ranks` processes; the exit code of the whole."""
-    environment = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(_free_port())}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
-    processes = []
-    received: list[int] = []
+def launch(arguments: list[str], ranks: int, started: float) -> int:
+    """Run `megatron-encdec ARGUMENTS` as `ranks` processes; the exit code of the whole.
 
-    def forward(number, _frame):
-        received.append(number)
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
+    started: time.time() when the command was given.
+    """
+    from megatron_encdec.platform.device import device_type
 
-    previous = {number: signal.signal(number, forward)
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    fork = device_type() == "cpu"
+    if fork:
+        _import_what_ranks_need()
+    context = multiprocessing.get_context("fork" if fork else "spawn")
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // ranks))
+    environment = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
+                   "OMP_NUM_THREADS": threads, _PARENT: str(os.getpid()), STARTED: str(started)}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    processes = [context.Process(target=_rank_main, args=(arguments, {**environment, "RANK": str(rank),
+                                                                      "LOCAL_RANK": str(rank)}))
+                 for rank in range(ranks)]
+    signals = _Forwarder(processes)
     try:
-        for rank in range(ranks):
-            processes.append(subprocess.Popen(
-                [sys.executable, "-m", "megatron_encdec", *arguments], start_new_session=True,
-                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
-        for number in list(received):  # one that came while ranks were still being started
-            forward(number, None)
-        return _wait(processes)
+        for process in processes:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _Forwarder.NUMBERS)  # a rank begins with them held back
+            process.start()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _Forwarder.NUMBERS)
+            signals.catch_up(process)
+        return _wait(processes, signals)
     finally:
-        for number, handler in previous.items():
+        signals.restore()
+
+
+def _import_what_ranks_need() -> None:
+    """What every rank would import for itself: seconds, done once before the fork."""
+    import torch._dynamo  # noqa: F401  (torch's optimizers import it in their first step)
+
+    import megatron_encdec.training.job  # noqa: F401
+
+
+def _rank_main(arguments: list[str], environment: dict[str, str]) -> None:
+    """A rank, from its first instruction to its exit code."""
+    global _launcher_pid
+    os.setsid()  # a terminal's Ctrl-C goes to the launcher, which forwards it
+    os.environ.update(environment)
+    for number in _Forwarder.NUMBERS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # the others: by StopSignals, which handles them
+    _launcher_pid = int(environment[_PARENT])
+    if "torch" in sys.modules:  # forked: torch has read OMP_NUM_THREADS already
+        sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    from megatron_encdec.cli import main
+
+    sys.exit(main(arguments))
+
+
+class _Forwarder:
+    """Signals to the launcher go to every rank."""
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self, processes: list):
+        self._processes = processes
+        self.first: float | None = None  # when the first one came
+        self.again = False  # a second one has come
+        self._received: list[int] = []  # while ranks were still being started, too
+        self._previous = {number: signal.signal(number, self._forward) for number in self.NUMBERS}
+
+    def _forward(self, number, _frame) -> None:
+        now = time.monotonic()
+        self.again |= self.first is not None and now - self.first >= REPEAT_SECONDS
+        self.first = self.first or now
+        self._received.append(number)
+        for process in self._processes:
+            self._send(process, number)
+
+    def _send(self, process, number: int) -> None:
+        if process.pid is not None and process.exitcode is None:
+            os.kill(process.pid, number)
+
+    @property
+    def last(self) -> int:
+        """Number of the newest signal."""
+        return self._received[-1]
+
+    def catch_up(self, process) -> None:
+        """Give a rank that was started late the signals that came before it was there."""
+        for number in self._received:
+            self._send(process, number)
+
+    def restore(self) -> None:
+        """As it was before."""
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
 
-def _wait(processes: list[subprocess.Popen]) -> int:
+def _wait(processes: list, signals: _Forwarder) -> int:
     deadline = None
-    first_failure = 0
-    while any(process.poll() is None for process in processes):
-        for rank, process in enumerate(processes):
-            code = process.poll()
-            if code and not first_failure:
-                first_failure = code if code > 0 else 128 - code
-                deadline = time.monotonic() + GRACE_SECONDS
-                if code != 2:  # a user's mistake has already said its one line
-                    print(f"rank {rank} ended with exit code {first_failure}; ending the other ranks",
-                          file=sys.stderr)
-        if deadline is not None and (first_failure == 2 or time.monotonic() > deadline):
+    failure = 0
+    while any(process.exitcode is None for process in processes):
+        # a rank that was killed takes others with it within milliseconds: it is the one to name
+        bad = sorted((process.exitcode > 0, rank) for rank, process in enumerate(processes) if process.exitcode)
+        if bad and not failure:
+            rank = bad[0][1]
+            code = processes[rank].exitcode
+            failure = code if code > 0 else 128 - code
+            deadline = time.monotonic() + (GRACE_SECONDS if code != 2 else 0)
+            if code != 2:  # a user's mistake has already said its one line
+                _say_failed(rank, processes[rank])
+        if signals.again and deadline is None:
+            deadline = time.monotonic() + REPEAT_SECONDS
+            failure = 128 + signals.last
+        if deadline is not None and time.monotonic() > deadline:
             for process in processes:
-                if process.poll() is None:
+                if process.exitcode is None:
                     process.kill()
-        time.sleep(0.05)
-    codes = [process.returncode for process in processes]
-    return first_failure or next((abs(code) for code in codes if code), 0)
+        time.sleep(0.02)
+    codes = [process.exitcode for process in processes]
+    return failure or next((code if code > 0 else 128 - code for code in codes if code), 0)
+
+
+def _say_failed(rank: int, process) -> None:
+    code = process.exitcode
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    print(f"megatron-encdec: rank {rank} (pid {process.pid}) {how}; ending the other ranks", file=sys.stderr)

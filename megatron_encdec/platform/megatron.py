@@ -42,6 +42,7 @@ from megatron.core.distributed import (
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.tensor_parallel import (
@@ -81,7 +82,8 @@ __all__ = [
     "PackedSeqParams", "RowParallelLinear", "SelfAttention", "SelfAttentionSubmodules", "ShardedTensor",
     "ShardedTensorFactory", "TransformerBlockSubmodules", "TransformerConfig", "TransformerLayer",
     "TransformerLayerSubmodules",
-    "apply_factories", "dist_checkpointing", "finalize_model_grads", "gather_from_sequence_parallel_region",
+    "apply_factories", "clip_grad_by_total_norm_fp32", "dist_checkpointing", "finalize_model_grads",
+    "gather_from_sequence_parallel_region",
     "get_bias_dropout_add", "get_forward_backward_func", "get_megatron_optimizer", "get_num_layers_to_build",
     "make_viewless_tensor", "nested_values", "parallel_state", "tensor_parallel",
     "transformer_engine_modules", "unwrap_model", "__version__",

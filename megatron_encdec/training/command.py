@@ -1,11 +1,12 @@
 """The verb `pretrain`: run a config, or continue it; the same command again resumes."""
 
 import argparse
+import os
+import time
 
-from megatron_encdec.platform import device
-from megatron_encdec.platform.distributed import RankEnvironment, check_parallel_sizes
-from megatron_encdec.platform.errors import UserError
-from megatron_encdec.training.config import load_config
+from megatron_encdec.platform.errors import IntegrityError, UserError
+from megatron_encdec.platform.launcher import STARTED, is_rank_of_ours, launch
+from megatron_encdec.platform.signals import StopSignals
 
 DESCRIPTION = """\
 Train a trunk through the phases of CONFIG. Where run.dir holds a checkpoint the run continues from it, so the
@@ -16,6 +17,10 @@ same command starts a run, resumes it after any end, and says so when nothing is
   megatron-encdec pretrain CONFIG --nproc 4 parallel.tensor=2          four local ranks, tensor parallel by two
   torchrun --nproc-per-node 8 -m megatron_encdec pretrain CONFIG       one of several nodes
   srun megatron-encdec pretrain CONFIG                                 a Slurm task a rank
+  megatron-encdec pretrain CONFIG run.dir=runs/b --fork runs/a@500     a branch: runs/a as it was after step 500
+
+SIGTERM or SIGUSR1, to the command or to any rank, saves and ends with exit code 0; a second one ends at once.
+What is done cannot change: a config with another past is refused, with what differs. What is still to come may.
 """
 
 
@@ -29,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nproc", type=int, metavar="N", help="start N ranks on this machine")
     parser.add_argument("--until", type=int, metavar="STEP",
                         help="stop after this step with a checkpoint, as a cluster's time limit would")
+    parser.add_argument("--time-limit", metavar="TIME",
+                        help="save and end in time, e.g. 3h30m, 90s, 02:30:00; exit code 0")
+    parser.add_argument("--fork", metavar="RUN_DIR[@STEP]",
+                        help="begin as a continuation of another run, in a directory of its own (= run.from)")
+    parser.add_argument("--fallback", action="store_true",
+                        help="where the newest checkpoint is damaged, continue from the newest intact one")
     parser.add_argument("--dry-run", action="store_true",
                         help="print the resolved config, the phases in tokens, parameters and memory; train nothing")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
@@ -37,39 +48,84 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
+    started = float(os.environ[STARTED]) if is_rank_of_ours() else time.time()
+    if arguments.nproc is None or arguments.nproc == 1:
+        with StopSignals() as signals:  # from here on nothing ends a rank between two steps
+            return _rank(arguments, started, signals)
+    plan = _plan(arguments)
+    if arguments.dry_run:
+        return _dry_run(plan, arguments.nproc)
+    return launch(_arguments_of_a_rank(arguments), arguments.nproc, started)
+
+
+def _plan(arguments: argparse.Namespace):
+    """What is to be done, checked by one process before any rank starts: a mistake is said once."""
+    from megatron_encdec.platform import device
+    from megatron_encdec.training import origin
+    from megatron_encdec.training.config import load_config
+    from megatron_encdec.training.plan import make_plan
+    from megatron_encdec.training.stop import seconds_of
+
     device.choose(arguments.device)
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, [*arguments.overrides, *_fork(arguments.fork)])
     if arguments.until is not None and arguments.until < 1:
         raise UserError(f"--until {arguments.until}: a step number of 1 or more")
     if arguments.nproc is not None and arguments.nproc < 1:
         raise UserError(f"--nproc {arguments.nproc}: at least one rank")
+    if arguments.time_limit is not None:
+        seconds_of(arguments.time_limit)
+    try:
+        plan = make_plan(config, arguments.nproc)
+        origin.find(plan)
+    except IntegrityError:
+        if not arguments.fallback:
+            raise
+    return plan
 
-    # One process looks at config, tokenizer and data before any rank starts: a mistake is said once.
-    from megatron_encdec.training.plan import describe, make_plan
 
-    plan = make_plan(config, arguments.nproc)
+def _fork(run: str | None) -> list[str]:
+    """`--fork RUN_DIR[@STEP]` as overrides."""
+    if run is None:
+        return []
+    path, at, step = run.partition("@")
+    if at and not step.isdigit():
+        raise UserError(f"--fork {run}: after @ comes a step number, found {step!r}")
+    return [f"run.from={{path: {path}, step: {step or 'null'}, state: all}}"]
+
+
+def _dry_run(plan, ranks: int) -> int:
+    from megatron_encdec.platform.distributed import check_parallel_sizes
+    from megatron_encdec.training.plan import describe
+
     parallel = plan.config.parallel
+    print(describe(plan, check_parallel_sizes(ranks, parallel.tensor, parallel.pipeline)))
+    return 0
+
+
+def _rank(arguments: argparse.Namespace, started: float, signals: StopSignals) -> int:
+    """This process's part of the run: all of it, or one rank's."""
+    from megatron_encdec.platform import device, distributed
+
+    plan = _plan(arguments)
     if arguments.dry_run:
-        ranks = arguments.nproc or RankEnvironment.read().world_size
-        print(describe(plan, check_parallel_sizes(ranks, parallel.tensor, parallel.pipeline)))
-        return 0
-    if arguments.nproc is not None and arguments.nproc > 1:
-        from megatron_encdec.platform.launcher import launch
+        return _dry_run(plan, distributed.RankEnvironment.read().world_size)
+    from megatron_encdec.training.job import Options, execute
+    from megatron_encdec.training.stop import seconds_of
 
-        return launch(_arguments_of_a_rank(arguments), arguments.nproc)
-
-    from megatron_encdec.platform import distributed
-    from megatron_encdec.training.loop import train
-
+    config = plan.config
     if config.run.deterministic:
         device.use_deterministic_kernels()
-    topology = distributed.initialize(parallel.tensor, parallel.pipeline)
-    train(plan, topology, arguments.until)
+    limit = None if arguments.time_limit is None else seconds_of(arguments.time_limit)
+    topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline)
+    with distributed.peers():
+        code = execute(plan, topology, Options(arguments.until, arguments.fallback, limit, started), signals)
     distributed.shutdown()
-    return 0
+    return code
 
 
 def _arguments_of_a_rank(arguments: argparse.Namespace) -> list[str]:
     """The same command for one rank."""
-    until = ["--until", str(arguments.until)] if arguments.until else []
-    return ["pretrain", arguments.config, *arguments.overrides, *until, "--device", arguments.device]
+    options = [("--until", arguments.until), ("--time-limit", arguments.time_limit), ("--fork", arguments.fork)]
+    given = [str(word) for option in options if option[1] is not None for word in option]
+    return ["pretrain", arguments.config, *arguments.overrides, *given, *(["--fallback"] if arguments.fallback else []),
+            "--device", arguments.device]

@@ -35,13 +35,44 @@ class Total:
 
 
 @dataclass(frozen=True)
+class From:
+    """The checkpoint that a run begins with (step left out: the newest of the run at `path`).
+
+    state: `all` continues that run's history, counters and data order in a directory of its own (a fork); `weights`
+    begins a new history from the weights alone: step 0, fresh optimizer, its own data (continued pretraining).
+    """
+
+    path: str
+    step: int | None = None
+    state: Literal["all", "weights"] = "all"
+
+    def __post_init__(self):
+        if self.step is not None and self.step < 0:
+            raise ValueError(f"step: {self.step} is negative")
+
+
+@dataclass(frozen=True)
 class RunSettings:
-    """Where the run lives, the seed of its initial weights, its budget."""
+    """Where the run lives, where it begins, the seed of its initial weights, its budget, what it does in trouble.
+
+    on_nonfinite: a loss or gradient norm that is nan or infinite ends the run, or its step is skipped, at most
+    `max_skipped` times. hang_timeout: seconds without a sign of life from a rank that end the job.
+    """
 
     dir: str
     seed: int = 1234
     total: Total = field(default_factory=Total)
+    from_: From | None = field(default=None, metadata={"key": "from"})
     deterministic: bool = False
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_skipped: int = 10
+    hang_timeout: float = 600.0
+
+    def __post_init__(self):
+        if self.max_skipped < 0:
+            raise ValueError(f"max_skipped: {self.max_skipped} is negative")
+        if not self.hang_timeout > 0:
+            raise ValueError(f"hang_timeout: {self.hang_timeout} is not positive")
 
 
 @dataclass(frozen=True)

@@ -87,10 +87,12 @@ def with_phase_steps(config: Config, phases: list[Phase]) -> Config:
 class Timeline:
     """The steps of a run: which phase, which learning rate, which history."""
 
-    def __init__(self, config: Config, fingerprints: list[str], masking: dict | None = None):
+    def __init__(self, config: Config, fingerprints: list[str], masking: dict | None = None,
+                 weights: dict | None = None):
         """`fingerprints`: of the training sources, in the order of `data.train`; `masking`: what masked tokens
-        depend on besides the objective (mask id, tokenizer), part of the history of mlm phases only."""
-        self.config, self.fingerprints, self.masking = config, fingerprints, masking
+        depend on besides the objective (mask id, tokenizer), part of the history of mlm phases only; `weights`:
+        where the initial weights come from, if not from run.seed: step and history hash of another run."""
+        self.config, self.fingerprints, self.masking, self.weights = config, fingerprints, masking, weights
         self.phases = lay_out(config)
         self.total_steps = self.phases[-1].end
 
@@ -117,7 +119,7 @@ class Timeline:
             rates.update(struct.pack("<d", self.learning_rate(number)))
         return {
             "step": step,
-            "run_seed": config.run.seed,
+            **({"weights": self.weights} if self.weights else {"run_seed": config.run.seed}),
             "data": {"sources": [{"fingerprint": fingerprint, "weight": source.weight} for fingerprint, source
                                  in zip(self.fingerprints, config.data.train, strict=True)],
                      **{key: data[key] for key in ("seed", "sequence_length", "isolate_documents",

@@ -18,6 +18,7 @@ from megatron_encdec.platform.device import bf16_is_native, device_type
 from megatron_encdec.platform.distributed import RankEnvironment, check_parallel_sizes
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer, require_mask
+from megatron_encdec.training import origin
 from megatron_encdec.training.config import Config
 from megatron_encdec.training.phases import Timeline, lay_out, tokens_per_step, with_phase_steps
 
@@ -72,7 +73,8 @@ def make_plan(config: Config, world_size: int | None = None) -> Plan:
     if tokenizer.mask_id is not None:
         evaluated.setdefault("mlm", build(ObjectiveConfig("mlm")))
     masking = {"mask_id": tokenizer.mask_id, "tokenizer": tokenizer.fingerprint}
-    return Plan(config, tokenizer, train, validation, Timeline(config, train.fingerprints, masking),
+    timeline = Timeline(config, train.fingerprints, masking, origin.weights_of(config))
+    return Plan(config, tokenizer, train, validation, timeline,
                 [build(phase.objective) for phase in phases], dict(sorted(evaluated.items())))
 
 
@@ -82,9 +84,11 @@ def _resolve(config: Config, phases, tokenizer: Tokenizer) -> Config:
         raise UserError(f"model.vocabulary_size: {given}, but the tokenizer {config.tokenizer.path} has "
                         f"{tokenizer.vocabulary_size} tokens; leave the key out")
     dtype = config.precision.dtype or ("bf16" if bf16_is_native() else "fp32")
-    return replace(with_phase_steps(config, phases),
+    resolved = with_phase_steps(config, phases)
+    return replace(resolved,
                    model=replace(config.model, vocabulary_size=tokenizer.vocabulary_size),
-                   precision=replace(config.precision, dtype=dtype))
+                   precision=replace(config.precision, dtype=dtype),
+                   run=replace(config.run, total=resolved.run.total, from_=origin.resolve(config.run)))
 
 
 def _check_machine(config: Config, world_size: int) -> None:
@@ -112,7 +116,7 @@ def describe(plan: Plan, data_size: int) -> str:
     shards = config.parallel.tensor * config.parallel.pipeline
     mine = model.parameter_count() / shards
     weights, moments = (6, 12 / data_size) if config.precision.dtype == "bf16" else (8, 12 / data_size)
-    lines = [yaml.safe_dump(_plain(schema.to_dict(config)), sort_keys=False).rstrip(), "",
+    lines = [yaml.safe_dump(schema.to_dict(config), sort_keys=False).rstrip(), "",
              "phase                  objective   steps                    tokens"]
     for phase, objective in zip(plan.timeline.phases, plan.objectives, strict=True):
         steps = f"{phase.start + 1}..{phase.end}"
@@ -132,13 +136,6 @@ def describe(plan: Plan, data_size: int) -> str:
     return "\n".join(lines)
 
 
-def _plain(value):
-    """Tuples as lists, for YAML."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
 def resolved_yaml(config: Config) -> str:
     """config.yaml of the run directory."""
-    return yaml.safe_dump(_plain(schema.to_dict(config)), sort_keys=False)
+    return yaml.safe_dump(schema.to_dict(config), sort_keys=False)

@@ -1,11 +1,11 @@
-"""A run in progress: engine, counters and files; started afresh or from the newest checkpoint.
+"""A run in progress: engine, counters and files; started afresh or from a checkpoint.
 
-    1. `start(plan, topology)`   build the trunk, load `latest` if there is one and its history is ours
-    2. `Run.save()`              checkpoint with run_state.json
+    1. `start(plan, topology, origin)`   build the trunk, load what `origin` names
+    2. `Run.save()`                      checkpoint with run_state.json, beside training
 """
 
 import platform as python_platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
@@ -13,31 +13,43 @@ import torch
 
 from megatron_encdec import __version__
 from megatron_encdec.engine import checkpoint
-from megatron_encdec.engine.optimizer import build_optimizer, wrap
+from megatron_encdec.engine.names import saved_names, step_of
+from megatron_encdec.engine.optimizer import build_optimizer, reset_moments, wrap
 from megatron_encdec.engine.saver import Saver
+from megatron_encdec.engine.shards import STATE_PREFIX, owned, wanted
+from megatron_encdec.engine.storage import read_shards
 from megatron_encdec.model.trunk import build_trunk
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.distributed import Topology
-from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.errors import AgreedError, IntegrityError
+from megatron_encdec.platform.watchdog import LONG, mark
 from megatron_encdec.rundir.files import write_atomic
-from megatron_encdec.rundir.lineage import differences, history_hash
-from megatron_encdec.training.phases import tokens_per_step
+from megatron_encdec.rundir.lineage import history_hash
+from megatron_encdec.training.origin import Origin, changed_keys
+from megatron_encdec.training.phases import Phase, tokens_per_step
 from megatron_encdec.training.plan import Plan, resolved_yaml
-from megatron_encdec.training.step import Engine
+from megatron_encdec.training.step import Engine, StepResult
 
 
 @dataclass
 class Run:
-    """What the loop works on. `step` and `targets` count what is done; samples and tokens follow from `step`."""
+    """What the loop works on. `step`, `targets` and `skipped` (steps without an update) count what is done;
+    samples and tokens follow from `step`."""
 
     plan: Plan
     topology: Topology
     engine: Engine
-    directory: Path
+    saver: Saver
+    origin: Origin
     step: int = 0
     targets: int = 0
+    skipped: int = 0
     saved_step: int | None = None
-    saver: Saver | None = None
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return Path(self.plan.config.run.dir)
 
     @property
     def reports(self) -> bool:
@@ -55,27 +67,46 @@ class Run:
         return self.step * tokens_per_step(self.plan.config)
 
     @property
+    def phase(self) -> Phase:
+        """That of the step done last."""
+        return self.plan.timeline.at(max(1, self.step))
+
+    @property
     def checkpoints(self) -> Path:
         """Directory of the checkpoints."""
         return self.directory / "checkpoints"
 
-    def save(self) -> None:
-        """Write the checkpoint of the current step, unless that is there already."""
+    @property
+    def bytes_to_save(self) -> int:
+        """Of this rank's share of a checkpoint."""
+        return sum(shard.values.nbytes for shard in owned(self.engine.trunk, self.engine.optimizer))
+
+    def count(self, step: int, result: StepResult) -> None:
+        """Step `step` is done."""
+        self.step, self.targets = step, self.targets + result.targets
+        self.skipped += not result.finite
+
+    def save(self, metrics_position: dict | None, suspect: bool) -> None:
+        """Begin the checkpoint of the current step, unless that is there already.
+
+        metrics_position: of metrics.jsonl, known to the rank that writes it. suspect: the last step was skipped, so
+        that this state may be the cause: no older checkpoint is deleted for it.
+        """
         if self.saved_step == self.step:
             return
         timeline = self.plan.timeline
         history = timeline.history(self.step)
-        phase = timeline.at(max(1, self.step))
-        if self.saver is None:
-            self.saver = Saver(self.checkpoints, self.engine.trunk, self.engine.optimizer,
-                               self.plan.config.checkpoint.keep, asynchronous=False)
+        always = {phase.end for phase in timeline.phases}
+        if suspect and self.reports:
+            always |= {step_of(name) for name in saved_names(self.checkpoints)}
+        mark(f"saving step {self.step}", limit=LONG)
         self.saver.save({
-            "step": self.step, "phase": phase.index, "phase_name": phase.name, "objective": phase.objective.name,
-            "samples": self.samples, "tokens": self.tokens, "targets": self.targets,
+            "step": self.step, "phase": self.phase.index, "phase_name": self.phase.name,
+            "objective": self.phase.objective.name, "samples": self.samples, "tokens": self.tokens,
+            "targets": self.targets, "skipped": self.skipped, "metrics_position": metrics_position,
             "history_hash": history_hash(history), "history": history,
             "data_fingerprints": timeline.fingerprints, "tokenizer_fingerprint": self.plan.tokenizer.fingerprint,
-            "topology": self.topology.as_dict(), "versions": versions()},
-            always={phase.end for phase in timeline.phases})
+            "topology": self.topology.as_dict(), "versions": versions()}, always=always)
         self.saved_step = self.step
 
 
@@ -85,37 +116,40 @@ def versions() -> dict:
             "numpy": numpy.__version__, "python": python_platform.python_version()}
 
 
-def start(plan: Plan, topology: Topology) -> Run:
-    """The run of `plan`, where it stands."""
+def start(plan: Plan, topology: Topology, origin: Origin) -> Run:
+    """The run of `plan` with the state that `origin` names; collective."""
     config = plan.config
-    directory = Path(config.run.dir)
-    newest = checkpoint.newest(directory / "checkpoints")
-    state = None
-    if newest is not None:
-        state = checkpoint.read_run_state(newest)
-        _check_history(plan, state, newest)
+    mark("building the trunk", limit=LONG)
     trunk = build_trunk(config.model, topology, plan.dtype, config.data.sequence_length, config.run.seed,
                         config.parallel.sequence)
     ddp = wrap(trunk)
     engine = Engine(ddp, build_optimizer(ddp, config.optimizer), topology, config.batch.micro_size,
                     config.batch.global_size)
-    run = Run(plan, topology, engine, directory)
-    if state is not None:
-        checkpoint.load(newest, trunk, engine.optimizer)
-        run.step, run.targets, run.saved_step = state["step"], state["targets"], state["step"]
-    if run.reports:
-        directory.mkdir(parents=True, exist_ok=True)
+    if origin.checkpoint is not None:
+        mark(f"loading {origin.checkpoint}", limit=LONG)
+        _load(origin, trunk, engine.optimizer)
+    directory = Path(config.run.dir)
+    if topology.rank == 0:
         write_atomic(directory / "config.yaml", resolved_yaml(config))
+    saver = Saver(directory / "checkpoints", trunk, engine.optimizer, config.checkpoint.keep, config.checkpoint.async_)
+    run = Run(plan, topology, engine, saver, origin)
+    if origin.kind in ("resume", "fork"):
+        state = origin.state
+        run.step, run.targets, run.skipped = state["step"], state["targets"], state.get("skipped", 0)
+        run.saved_step = run.step
+        now = {"topology": topology.as_dict(), "versions": versions()}
+        run.origin = replace(origin, changed=origin.changed | changed_keys(
+            {name: state.get(name) for name in now}, now))
     return run
 
 
-def _check_history(plan: Plan, state: dict, newest: Path) -> None:
-    step = state["step"]
-    if step > plan.timeline.total_steps:
-        raise UserError(f"{newest}: the run is at step {step}, the config ends at {plan.timeline.total_steps}; "
-                        "raise run.total or use another run.dir")
-    history = plan.timeline.history(step)
-    if history_hash(history) != state["history_hash"]:
-        changed = "; ".join(differences(state["history"], history)[:6])
-        raise UserError(f"{newest}: the config changes what determined this state ({changed}); give the past back "
-                        "as it was, or train in another run.dir")
+def _load(origin: Origin, trunk, optimizer) -> None:
+    """Fill trunk and optimizer; weights alone leave the optimizer as new, its fp32 masters the other run's."""
+    try:
+        checkpoint.load(origin.checkpoint, trunk, optimizer)
+    except IntegrityError as error:
+        raise AgreedError(str(error)) from None  # checked by all ranks together
+    if origin.kind == "weights":
+        reset_moments(optimizer)
+        read_shards(origin.checkpoint, [  # the other run may have held its weights in less precision
+            replace(shard, key=f"{STATE_PREFIX}.param.{shard.key}") for shard in wanted(trunk, None)])

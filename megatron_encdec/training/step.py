@@ -2,26 +2,29 @@
 
     1. `share_of_batch`       the sample numbers of this data-parallel rank, micro-batch by micro-batch
     2. `MicroBatches`         sample -> objective -> tensors on the device, one micro-batch at a time
-    3. `Engine.train_step`    megatron.core's schedule: forward, backward, reduction, clipping, update
+    3. `Engine.train_step`    megatron.core's schedule: forward, backward, reduction, clipping, update; no update
+                              where loss or gradient norm is not finite
     4. `Engine.evaluate`      forward only, on fixed samples
 
 The loss is the sum over the labelled tokens of the whole global batch over their number, whatever the
 micro-batches hold, and so is the gradient (megatron.core divides by the summed counts).
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 import torch.distributed as dist
 
 from megatron_encdec.data.samples import Samples
-from megatron_encdec.engine.optimizer import set_learning_rate
+from megatron_encdec.engine.optimizer import set_learning_rate, update
 from megatron_encdec.objectives import MicroBatch, Objective, collate
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device
 from megatron_encdec.platform.distributed import Topology
+from megatron_encdec.platform.watchdog import mark
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class StepResult:
     loss: float | None
     targets: int
     grad_norm: float | None = None
+    samples: range = range(0)
+    finite: bool = True  # False: the update was not made
+    bad: tuple[tuple[int, int, range], ...] = ()  # this rank's non-finite micro-batches: rank, number, samples
 
 
 def share_of_batch(first: int, global_size: int, micro_size: int, topology: Topology) -> list[range]:
@@ -43,7 +49,10 @@ def share_of_batch(first: int, global_size: int, micro_size: int, topology: Topo
 def micro_batches(samples: Samples, objective: Objective, shares: list[range]) -> Iterator[MicroBatch]:
     """The micro-batches of `shares`, in order."""
     for share in shares:
-        yield collate(objective, [samples.sample(index) for index in share], samples.seed)
+        mark(f"reading samples {share.start}..{share.stop - 1}")
+        batch = collate(objective, [samples.sample(index) for index in share], samples.seed)
+        mark(f"computing samples {share.start}..{share.stop - 1}")
+        yield batch
 
 
 def _forward(batches: Iterator[MicroBatch], model):
@@ -87,9 +96,16 @@ class Engine:
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         set_learning_rate(self.optimizer, lr)
-        sums = self._run(samples, objective, (step - 1) * self.global_size, self.global_size, forward_only=False)
-        _, grad_norm, _ = self.optimizer.step()
-        return self._reduce(sums, float(grad_norm))
+        first = (step - 1) * self.global_size
+        numbers = range(first, first + self.global_size)
+        sums = self._run(samples, objective, first, self.global_size, forward_only=False)
+        result = self._reduce(sums)
+        finite = result.loss is None or math.isfinite(result.loss)
+        mark(f"updating the weights in step {step}")
+        norm = update(self.optimizer, lambda norm: finite and math.isfinite(norm))
+        if finite and math.isfinite(norm):
+            return replace(result, grad_norm=norm, samples=numbers)
+        return replace(result, grad_norm=norm, samples=numbers, finite=False, bad=self._bad(sums, first))
 
     @torch.no_grad()
     def evaluate(self, samples: Samples, objective: Objective, windows: int) -> StepResult:
@@ -107,7 +123,15 @@ class Engine:
             seq_length=length * self.micro_size if packed else length,
             micro_batch_size=1 if packed else self.micro_size)
 
-    def _reduce(self, sums: list[torch.Tensor], grad_norm: float | None = None) -> StepResult:
+    def _bad(self, sums: list[torch.Tensor], first: int) -> tuple[tuple[int, int, range], ...]:
+        """Which micro-batches of this rank have a loss that is not finite; told once a data-parallel rank."""
+        shares = share_of_batch(first, self.global_size, self.micro_size, self.topology)
+        if self.topology.tensor_rank:
+            return ()
+        return tuple((self.topology.rank, number, shares[number]) for number, sum_2 in enumerate(sums)
+                     if not math.isfinite(float(sum_2[0])))
+
+    def _reduce(self, sums: list[torch.Tensor]) -> StepResult:
         """Sums of the last stage over all data-parallel ranks, told to every rank."""
         state = mcore.parallel_state
         total_2 = torch.stack(sums).sum(dim=0) if sums else torch.zeros(2, dtype=torch.double, device=device())
@@ -117,4 +141,4 @@ class Engine:
             dist.broadcast(total_2, state.get_pipeline_model_parallel_last_rank(),
                            group=state.get_pipeline_model_parallel_group())
         loss_sum, targets = total_2.tolist()
-        return StepResult(loss_sum / targets if targets else None, int(targets), grad_norm)
+        return StepResult(loss_sum / targets if targets else None, int(targets))

@@ -2,10 +2,13 @@
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from small_run import BASE, run_cli
+
+from megatron_encdec.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -32,5 +35,28 @@ def pretrain(root, tmp_path):
     def call(name: str, *arguments: str, **options) -> Path:
         run_cli("pretrain", root / "config.yaml", f"run.dir={tmp_path / name}", *arguments, **options)
         return tmp_path / name
+
+    return call
+
+
+@dataclass
+class Ended:
+    """How a `pretrain` in this process ended."""
+
+    code: int
+    run: Path
+    out: str
+    err: str
+
+
+@pytest.fixture
+def here(root, tmp_path, capsys):
+    """A function: one rank, trained in this very process (seconds less than a new one)."""
+    def call(name: str, *arguments: str, code: int = 0) -> Ended:
+        capsys.readouterr()
+        ended = main(["pretrain", str(root / "config.yaml"), f"run.dir={tmp_path / name}", *map(str, arguments)])
+        captured = capsys.readouterr()
+        assert ended == code, captured.out + captured.err
+        return Ended(ended, tmp_path / name, captured.out, captured.err)
 
     return call

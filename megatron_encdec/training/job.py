@@ -1,0 +1,99 @@
+"""One launch of a run, from the lock on its directory to its exit code, on one rank.
+
+    1. `RunLock`                 the directory is ours; another launch is refused
+    2. `origin.find`             rank 0 decides where the run goes on from; all ranks load it
+    3. `loop.train`              with a watchdog beside it and a `Stopper` asked after each step
+    4. what is still being written is waited for, however it ends; then the exit code
+"""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_encdec.engine.saver import SaveEvent
+from megatron_encdec.platform.control import Control
+from megatron_encdec.platform.distributed import Topology
+from megatron_encdec.platform.errors import RunFailed
+from megatron_encdec.platform.signals import StopSignals
+from megatron_encdec.platform.watchdog import LONG, Watchdog, mark
+from megatron_encdec.rundir.lock import RunLock
+from megatron_encdec.training import loop, origin
+from megatron_encdec.training.nonfinite import Guard
+from megatron_encdec.training.plan import Plan
+from megatron_encdec.training.report import Report
+from megatron_encdec.training.state import Run, start
+from megatron_encdec.training.stop import Stopper, TimeLimit
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says of this launch alone: stop after step `until`; `fallback` from a damaged
+    checkpoint; `time_limit` seconds since `started` (time.time())."""
+
+    until: int | None = None
+    fallback: bool = False
+    time_limit: float | None = None
+    started: float = 0.0
+
+
+@dataclass
+class Job:
+    """A run with what watches over it; `last` is the step to end at."""
+
+    run: Run
+    report: Report
+    guard: Guard
+    stopper: Stopper
+    last: int
+
+    def save(self, suspect: bool) -> None:
+        """Begin a checkpoint of the current step, if its weights are finite."""
+        self.guard.check_weights(self.run.engine.trunk, self.run.step)
+        self.run.save(self.report.position(), suspect)
+
+    def tell_saves(self, events: list[SaveEvent]) -> None:
+        """Report finished saves."""
+        for event in self.report.saves(events):
+            self.stopper.saved(event.seconds_total)
+
+    def finish(self) -> int:
+        """Say how it ended; the exit code."""
+        run, total = self.run, self.run.plan.timeline.total_steps
+        if self.stopper.reason:
+            kept = "its checkpoint could NOT be saved" if self.report.save_failed else "checkpoint saved"
+            self.report.say(f"{self.stopper.reason} after step {run.step} of {total}, {kept}; the same command goes on "
+                            "from there")
+        self.report.close()
+        if self.report.save_failed or not self.report.metrics_safe:
+            what = "the last checkpoint" if self.report.save_failed else "metrics.jsonl"
+            raise RunFailed(f"{run.directory}: {what} could not be written; make room and give the same command "
+                            f"again: it goes on from the last good checkpoint, not from step {run.step}")
+        return 0
+
+
+def execute(plan: Plan, topology: Topology, options: Options, signals: StopSignals | None = None) -> int:
+    """Run `plan` on all ranks; the exit code.
+
+    Raises `AgreedError` for a mistake, `RunFailed` where training cannot go on: the same on all ranks.
+    """
+    settings = plan.config.run
+    control = Control(settings.hang_timeout + LONG)
+    watchdog = Watchdog(control, settings.hang_timeout)
+    with contextlib.ExitStack() as stack:
+        stack.callback(watchdog.close)
+        note = control.from_first(lambda: stack.enter_context(RunLock(Path(settings.dir))).note)
+        mark("looking for a checkpoint", limit=LONG)
+        found = control.from_first(lambda: origin.find(plan, options.fallback))
+        run = start(plan, topology, found)
+        last = min(plan.timeline.total_steps, options.until or plan.timeline.total_steps)
+        limit = None
+        if options.time_limit is not None:
+            limit = TimeLimit(options.time_limit, options.started, run.bytes_to_save)
+        job = Job(run, Report(run, last, note), Guard(control, settings), Stopper(control, signals, limit), last)
+        try:
+            loop.train(job)
+        except RunFailed:
+            job.tell_saves(run.saver.wait())  # a good state from before, still on its way to the disk
+            job.report.close()
+            raise
+        return job.finish()

@@ -1,0 +1,73 @@
+"""Bad numbers: a loss, gradient norm or weight that is nan or infinite never reaches the weights or a checkpoint.
+
+    1. `Engine.train_step`          makes no update where loss or norm is not finite; the same on all ranks
+    2. `Guard.judge(...)`           after the step: `run.on_nonfinite` stop -> `RunFailed`, skip -> count, log
+    3. `Guard.check_weights(...)`   before a save: weights that an update made infinite are not saved
+
+A step that is skipped changes no weight, moment or update count; its samples and its place in the schedule are
+used up. `run.max_skipped` limits the skips of the whole run; the count is part of a checkpoint.
+"""
+
+import math
+
+import torch
+
+from megatron_encdec.platform.control import Control
+from megatron_encdec.platform.errors import RunFailed
+from megatron_encdec.training.config import RunSettings
+from megatron_encdec.training.step import StepResult
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:g}"
+
+
+def samples_text(samples: range) -> str:
+    """`8..15`."""
+    return f"{samples.start}..{samples.stop - 1}"
+
+
+class Guard:
+    """Applies `run.on_nonfinite`; made on all ranks, and asked by all in the same order."""
+
+    def __init__(self, control: Control, settings: RunSettings):
+        self._control, self._policy, self._limit = control, settings.on_nonfinite, settings.max_skipped
+
+    def judge(self, step: int, result: StepResult, skipped: int) -> dict | None:
+        """None for a good step; else what the metrics say of the skipped one. Collective on a bad step.
+
+        skipped: steps of this run skipped before this one. Raises `RunFailed` under `stop`, and when there were too
+        many skips.
+        """
+        if result.finite:
+            return None
+        skipped, samples = skipped + 1, result.samples
+        found = [bad for one in self._control.gathered(result.bad) for bad in one]
+        where = "; ".join(f"samples {samples_text(part)} (rank {rank}, micro-batch {number})"
+                          for rank, number, part in found[:8])
+        where = where or "no single micro-batch: their losses are finite, the gradient or its sum is not"
+        what = (f"step {step}: loss {_shown(result.loss)}, gradient norm {_shown(result.grad_norm)}, on samples "
+                f"{samples_text(samples)}; first seen in {where}")
+        if self._policy == "stop":
+            raise RunFailed(f"{what}. The weights are those of step {step - 1}; nothing was saved of this one. "
+                            "Continue with run.on_nonfinite=skip to leave such steps out, or fork an earlier step with "
+                            "a lower optimizer.lr (--fork RUN@STEP)")
+        if skipped > self._limit:
+            raise RunFailed(f"{what}. It would be skipped step number {skipped}, and run.max_skipped={self._limit}. "
+                            "Nothing was saved of it; fork an earlier step with a lower optimizer.lr (--fork RUN@STEP)")
+        return {"loss": _shown(result.loss), "grad_norm": _shown(result.grad_norm),
+                "samples": [samples.start, samples.stop - 1], "skipped": skipped,
+                "seen": [{"rank": rank, "micro_batch": number, "samples": [part.start, part.stop - 1]}
+                         for rank, number, part in found]}
+
+    @torch.no_grad()
+    def check_weights(self, trunk, step: int) -> None:
+        """Raise `RunFailed` where a weight is not finite; collective."""
+        bad = [name for name, weight in trunk.named_parameters() if not math.isfinite(float(weight.sum().float()))
+               and not bool(torch.isfinite(weight).all())]
+        if self._control.highest(len(bad)):
+            named = [f"{name} (rank {rank})" for rank, names in enumerate(self._control.gathered(bad[:3]))
+                     for name in names]
+            raise RunFailed(f"step {step}: its update made weights nan or infinite: {', '.join(named[:6])}. Nothing "
+                            "was saved of this step; the checkpoint before it is untouched. Fork it with a lower "
+                            "optimizer.lr (--fork RUN@STEP)")

@@ -1,0 +1,151 @@
+"""Everything a step leaves behind for people: metrics.jsonl, TensorBoard, the progress line."""
+
+import time
+from collections.abc import Iterable
+
+from megatron_encdec.engine.saver import SaveEvent
+from megatron_encdec.model.flops import training_flops_per_token
+from megatron_encdec.platform.peak import peak_flops
+from megatron_encdec.rundir.metrics import MetricsLog
+from megatron_encdec.training.phases import Phase, tokens_per_step
+from megatron_encdec.training.progress import TensorBoard, TrainingProgress
+from megatron_encdec.training.state import Run
+from megatron_encdec.training.step import StepResult
+
+
+class Report:
+    """Made on every rank; one of them writes and speaks.
+
+    A line that the disk has no room for is held back and written with the next one; training goes on meanwhile.
+    `save_failed`: the newest save has. `metrics_safe`: every line so far is on disk for good.
+    """
+
+    def __init__(self, run: Run, last: int, lock_note: str | None = None):
+        self._run, config = run, run.plan.config
+        self._tokens_per_step = tokens_per_step(config)
+        self._every = config.logging.every
+        self._peak = peak_flops(run.plan.dtype) * run.topology.world_size
+        self._progress = TrainingProgress(last, run.step, run.reports)
+        state = run.origin.state if run.origin.kind == "resume" else {}
+        self._log = MetricsLog(run.directory / "metrics.jsonl", run.step,
+                               state.get("metrics_position")) if run.reports else None
+        self._board = TensorBoard(run.directory / "tensorboard", run.reports and config.logging.tensorboard)
+        self.save_failed, self.metrics_safe = False, True
+        for note in filter(None, (lock_note, self._log and self._log.note)):
+            self.say(note)
+        if run.origin.kind != "new" or run.origin.fallback:
+            self._begin(last)
+        self._clock = time.perf_counter()
+
+    def _begin(self, last: int) -> None:
+        """The resume line: from where, what changed since, what was passed over."""
+        run, origin = self._run, self._run.origin
+        if origin.fallback:
+            self.say(f"{origin.fallback['damaged']} is damaged ({origin.fallback['problems'][0]}); "
+                     f"continuing from {origin.fallback['used']} instead")
+        if origin.kind == "resume" and self._log and run.step not in self._log.checkpoint_steps:
+            self._write("checkpoint", step=run.step, phase=run.phase.name, tokens=run.tokens)  # killed before its line
+        for key, (then, now) in origin.changed.items():
+            self.say(f"changed: {key}: {then!r} -> {now!r}")
+        from_ = f" from {origin.checkpoint}" if origin.parent else ""
+        self.say((f"continuing{from_} at step {run.step} of {run.plan.timeline.total_steps}"
+                  if origin.kind != "weights" else f"beginning with the weights of {origin.checkpoint}")
+                 + ("; nothing is left to do" if run.step >= last else ""))
+        if run.step < last:
+            extra = {"changed": origin.changed, "parent": origin.parent, "fallback": origin.fallback}
+            self._write("resume", step=run.step, tokens=run.tokens, samples=run.samples, targets=run.targets,
+                        topology=run.topology.as_dict(), **{name: value for name, value in extra.items() if value})
+
+    def train(self, phase: Phase, result: StepResult, lr: float, nonfinite: dict | None) -> None:
+        """The line of a step; speed counts this step alone, without evaluation and checkpoints before it.
+
+        nonfinite: what was found in a step that was skipped; such a step always has its line.
+        """
+        run = self._run
+        now = time.perf_counter()
+        speed = self._tokens_per_step / (now - self._clock)
+        self._clock = now
+        model, objective = run.plan.config.model, run.plan.objectives[phase.index]
+        flops = training_flops_per_token(model, run.plan.config.data.sequence_length, objective.attention,
+                                         result.targets / self._tokens_per_step)
+        loss, norm = (result.loss, result.grad_norm) if nonfinite is None else (None, None)
+        if run.step % self._every == 0 or run.step == phase.end or nonfinite:
+            self._write("train", step=run.step, phase=phase.name, objective=objective.name, loss=loss, lr=lr,
+                        grad_norm=norm, tokens=run.tokens, samples=run.samples, targets=run.targets,
+                        tokens_per_second=speed, mfu=speed * flops / self._peak,
+                        **({"nonfinite": nonfinite} if nonfinite else {}))
+            self._board.write(run.step, train__loss=loss, train__lr=lr, train__grad_norm=norm,
+                              train__tokens_per_second=speed)
+        if nonfinite:
+            self.say(f"step {run.step}  SKIPPED: loss {nonfinite['loss']}, gradient norm {nonfinite['grad_norm']}, "
+                     f"samples {nonfinite['samples'][0]}..{nonfinite['samples'][1]}; "
+                     f"{run.skipped} of at most {run.plan.config.run.max_skipped}")
+        shown = "no target" if loss is None else f"loss {loss:.4f}"
+        self._progress.step(run.step, phase.name, f"{shown}  {speed:,.0f} tokens/s")
+
+    def evaluation(self, phase: Phase, losses: dict[str, float | None]) -> None:
+        """Validation losses by objective."""
+        self._write("eval", step=self._run.step, phase=phase.name, losses=losses, tokens=self._run.tokens)
+        self._board.write(self._run.step, **{f"validation__{name}": loss for name, loss in losses.items()})
+        shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None)
+        self.say(f"step {self._run.step}  validation  {shown}")
+        self._clock = time.perf_counter()
+
+    def phase_end(self, phase: Phase) -> None:
+        """A phase is over."""
+        self._write("phase", step=self._run.step, phase=phase.name, objective=phase.objective.name,
+                    tokens=self._run.tokens, samples=self._run.samples, targets=self._run.targets)
+        self.say(f"step {self._run.step}  end of phase {phase.name}")
+
+    def saves(self, events: Iterable[SaveEvent]) -> list[SaveEvent]:
+        """Checkpoints that are on disk now, or that could not be written; `events`, handed on."""
+        events = list(events)
+        for event in events:
+            self.save_failed = event.error is not None
+            phase = self._run.plan.timeline.at(max(1, event.step))
+            tokens = event.step * self._tokens_per_step
+            if event.error:
+                self._write("checkpoint", step=event.step, phase=phase.name, tokens=tokens, error=event.error)
+                self.say(f"step {event.step}  CHECKPOINT FAILED: {event.error}; the last good one is kept, training "
+                         "goes on")
+            else:
+                self._write("checkpoint", step=event.step, phase=phase.name, tokens=tokens, bytes=event.bytes,
+                            seconds_blocked=event.seconds_blocked, seconds_total=event.seconds_total)
+                self.say(f"step {event.step}  checkpoint saved")
+        return events
+
+    def position(self) -> dict | None:
+        """Make metrics durable; how long the file is then, or None on the ranks without one."""
+        self._clock = time.perf_counter()
+        if self._log is None:
+            return None
+        self._safely(self._log.sync)
+        return self._log.position
+
+    def say(self, line: str) -> None:
+        """A line for people."""
+        self._progress.say(line)
+
+    def close(self) -> None:
+        """End of this process's part of the run."""
+        if self._log:
+            self._safely(self._log.close)
+        self._board.close()
+        self._progress.close()
+
+    def _write(self, kind: str, **values) -> None:
+        if self._log:
+            self._safely(lambda: self._log.write(kind, **values))
+
+    def _safely(self, work) -> None:
+        """Do `work` on the log; a full disk is told once, and again when it is over."""
+        try:
+            work()
+        except OSError as error:
+            if self.metrics_safe:
+                self.say(f"metrics.jsonl: {error.strerror}; its lines are held back until there is room")
+            self.metrics_safe = False
+            return
+        if not self.metrics_safe:
+            self.say("metrics.jsonl: there is room again; no line was lost")
+        self.metrics_safe = True
