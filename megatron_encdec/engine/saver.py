@@ -106,7 +106,9 @@ class Saver:
 
     def poll(self) -> list[SaveEvent]:
         """Saves finished since the last call; costs nothing. Ranks may see one at different steps."""
-        if self._thread is not None and not self._thread.is_alive():
+        if self._thread is not None:
+            if self._thread.is_alive():  # perhaps with its event already there, but without its times
+                return []
             self._join()
         events, self._events = self._events, []
         return events

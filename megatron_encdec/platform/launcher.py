@@ -50,7 +50,7 @@ def launch(arguments: list[str], ranks: int, started: float) -> int:
 
     fork = device_type() == "cpu"
     if fork:
-        _import_what_ranks_need()
+        import_what_ranks_need()
     context = multiprocessing.get_context("fork" if fork else "spawn")
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // ranks))
     environment = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
@@ -72,7 +72,7 @@ def launch(arguments: list[str], ranks: int, started: float) -> int:
         signals.restore()
 
 
-def _import_what_ranks_need() -> None:
+def import_what_ranks_need() -> None:
     """What every rank would import for itself: seconds, done once before the fork."""
     import torch._dynamo  # noqa: F401  (torch's optimizers import it in their first step)
 

@@ -1,0 +1,152 @@
+"""Ending early: signals to the launcher, to a rank, to torchrun; a launcher that is gone; a time limit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from small_run import metrics, ranks_of, run_cli, start_cli, steps_done, wait_until
+
+LONG = ("phases.0.steps=2000", "phases.1.steps=2000")
+
+
+@pytest.fixture
+def begin(root, tmp_path):
+    """A function: a run of many steps, under way; (process, run directory, file with its output)."""
+    started = []
+
+    def call(*arguments, steps=3, **environment):
+        run, output = tmp_path / "run", tmp_path / "output"
+        process = start_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, *arguments, output=output,
+                            **environment)
+        started.append(process)
+        wait_until(lambda: steps_done(run) >= steps or process.poll() is not None, "the first steps")
+        assert process.poll() is None, output.read_text()
+        return process, run, output
+
+    yield call
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def expected(root, tmp_path_factory):
+    """Train lines of the first 200 steps of that run, on one rank and on two."""
+    def lines(*arguments):
+        run = tmp_path_factory.mktemp("expected") / "run"
+        run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--until", "200", *arguments)
+        return metrics(run)
+    return {1: lines(), 2: lines("--nproc", "2")}
+
+
+def stopped_at(run) -> int:
+    """Step of the newest checkpoint, which must be the last step logged."""
+    step = int((run / "checkpoints/latest").read_text().removeprefix("step_"))
+    assert metrics(run)[-1]["step"] == step
+    return step
+
+
+def continues(root, run, expected, *arguments):
+    """A few more steps give the lines of the unbroken run, each once."""
+    step = stopped_at(run) + 3
+    assert step <= len(expected), "the test stopped too late"
+    run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--until", step, *arguments)
+    assert metrics(run) == expected[:step]
+
+
+def test_the_launcher_saves_and_exits_0(begin, root, expected):
+    process, run, output = begin("--nproc", "2")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0, output.read_text()
+    said = output.read_text()
+    assert f"stopped by SIGTERM after step {stopped_at(run)} of 4000, checkpoint saved" in said
+    assert "the same command goes on" in said and "Traceback" not in said
+    continues(root, run, expected[2], "--nproc", "2")
+
+
+def test_one_rank_alone_is_told_as_under_srun(root, tmp_path, expected):
+    run, port = tmp_path / "run", 20000 + os.getpid() % 20000
+    ranks = [start_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, output=tmp_path / f"rank{rank}",
+                       SLURM_PROCID=str(rank), SLURM_NTASKS="2", SLURM_LOCALID=str(rank), MASTER_ADDR="127.0.0.1",
+                       MASTER_PORT=str(port)) for rank in range(2)]
+    wait_until(lambda: steps_done(run) >= 3, "the first steps")
+    ranks[1].send_signal(signal.SIGUSR1)  # rank 0 hears of it from rank 1
+    assert [rank.wait(60) for rank in ranks] == [0, 0], (tmp_path / "rank0").read_text()
+    assert "stopped by SIGUSR1" in (tmp_path / "rank0").read_text()
+    continues(root, run, expected[2], "--nproc", "2")
+
+
+def test_a_second_signal_ends_at_once(begin):
+    process, run, output = begin("--nproc", "2")
+    stuck = ranks_of(process)[1]
+    os.kill(stuck, signal.SIGSTOP)  # so that rank 0 waits for it in C code and nothing can be saved
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert time.monotonic() - begun < 10
+    assert "a second SIGTERM" in output.read_text()
+    with pytest.raises(ProcessLookupError):
+        os.kill(stuck, 0)
+    assert not (run / "checkpoints/latest").exists()
+
+
+def test_one_process_saves_and_exits_0(begin):
+    process, run, output = begin()
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == 0, output.read_text()
+    assert "stopped by SIGUSR1" in output.read_text()
+
+
+def test_ranks_whose_launcher_was_killed_save_and_end(begin, root, expected):
+    process, run, output = begin("--nproc", "2")
+    ranks = ranks_of(process)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(alive(rank) for rank in ranks), "the end of the ranks", 60)
+    assert "the launcher is gone" in output.read_text()
+    continues(root, run, expected[2], "--nproc", "2")
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_torchrun_loses_nothing(number, root, tmp_path, expected):
+    """SIGTERM makes the agent exit 1 although the ranks exit 0; SIGUSR1 kills the agent: the ranks notice."""
+    run, output = tmp_path / "run", tmp_path / "output"
+    with open(output, "w") as file:
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+             "megatron_encdec", "pretrain", str(root / "config.yaml"), f"run.dir={run}", *LONG],
+            stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    wait_until(lambda: steps_done(run) >= 3 or agent.poll() is not None, "the first steps")
+    ranks = ranks_of(agent)
+    agent.send_signal(number)
+    assert agent.wait(60) == (1 if number == signal.SIGTERM else -number), output.read_text()
+    wait_until(lambda: not any(alive(rank) for rank in ranks), "the end of the ranks", 60)
+    said = output.read_text()
+    assert "checkpoint saved; the same command goes on" in said
+    assert ("stopped by SIGTERM" if number == signal.SIGTERM else "the launcher is gone") in said
+    continues(root, run, expected[2], "--nproc", "2")
+
+
+def test_a_time_limit_is_kept(root, tmp_path, expected):
+    run, begun = tmp_path / "run", time.monotonic()
+    result = run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--time-limit", "25s")
+    assert time.monotonic() - begun < 25
+    assert f"stopped before the time limit after step {stopped_at(run)} of 4000" in result.stdout
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["kind"] == "checkpoint" and lines[-1]["step"] == stopped_at(run)
+    assert metrics(run)[:200] == expected[1][:len(metrics(run))]
