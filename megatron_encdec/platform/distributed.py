@@ -2,8 +2,7 @@
 
     1. `RankEnvironment.read()`   rank and world size from torchrun's or Slurm's variables, else one process
     2. `initialize(...)`          process group, tensor/pipeline/data parallel groups  ->  `Topology`
-    3. `with peers():`            this rank's work; ends at once where another rank is lost
-    4. `shutdown()`
+    3. `with peers():`            this rank's work; ends at once where another rank is lost, and shuts down
 """
 
 import contextlib
@@ -114,10 +113,11 @@ def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 600.0) -> To
 @contextlib.contextmanager
 def peers():
     """In a job of several ranks: whatever goes wrong ends this process at once, since the others will not answer
-    any more and threads that wait for them would keep it; an agreed end (`UserError`, `RunFailed`) is left alone."""
+    any more and threads that wait for them would keep it; an agreed end (`UserError`, `RunFailed`) goes on up."""
     try:
         yield
     except (UserError, RunFailed):
+        shutdown()
         raise
     except BaseException as error:
         environment = RankEnvironment.read()
@@ -132,6 +132,7 @@ def peers():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+    shutdown()
 
 
 def shutdown() -> None:

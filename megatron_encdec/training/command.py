@@ -118,9 +118,7 @@ def _rank(arguments: argparse.Namespace, started: float, signals: StopSignals) -
     limit = None if arguments.time_limit is None else seconds_of(arguments.time_limit)
     topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline)
     with distributed.peers():
-        code = execute(plan, topology, Options(arguments.until, arguments.fallback, limit, started), signals)
-    distributed.shutdown()
-    return code
+        return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, started), signals)
 
 
 def _arguments_of_a_rank(arguments: argparse.Namespace) -> list[str]:

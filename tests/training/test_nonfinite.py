@@ -1,0 +1,131 @@
+"""Numbers that are not finite, made for real by weights that are too large, reach no weight and no checkpoint."""
+
+import json
+import math
+
+import pytest
+import torch
+from small_run import metrics, run_cli
+from trunk_states import fill, make, wrong
+
+from megatron_encdec.data.samples import Samples
+from megatron_encdec.engine.optimizer import update, update_count
+from megatron_encdec.engine.shards import wanted
+from megatron_encdec.interop.source import one_rank
+from megatron_encdec.platform.distributed import Topology
+from megatron_encdec.text.tokenizer import load_tokenizer
+from megatron_encdec.training import origin
+from megatron_encdec.training.config import load_config
+from megatron_encdec.training.plan import make_plan
+from megatron_encdec.training.state import start
+from megatron_encdec.training.step import share_of_batch
+
+EXPLODING = ("phases.1.schedule={name: wsd, decay_steps: 6, final_lr: 1e30}", "schedule.decay_steps=0")
+
+
+@pytest.fixture(scope="module")
+def rare(root, tmp_path_factory):
+    """Overrides for data in which one token, `~`, is rare; its id."""
+    directory = tmp_path_factory.mktemp("rare")
+    lines = (root / "corpus.jsonl").read_text().splitlines()
+    for number in range(5, len(lines), 5):
+        text = json.loads(lines[number])["text"]
+        lines[number] = json.dumps({"text": text + " ~"})
+    (directory / "corpus.jsonl").write_text("\n".join(lines))
+    run_cli("preprocess", "--input", directory / "corpus.jsonl", "--tokenizer", root / "tokenizer",
+            "--output", directory / "text", "--workers", "1")
+    token = load_tokenizer(str(root / "tokenizer")).encode("~")[-1]
+    return (f"data.train=[{{path: {directory / 'text'}}}]", "data.validation=[]",
+            "phases=[{name: only, objective: clm, steps: 12}]", "checkpoint.every=3"), token
+
+
+def poison(run, token: int, value: float = math.inf) -> list[int]:
+    """Put `value` into the embedding of `token` in the newest checkpoint; the run's samples that hold it."""
+    config = load_config(run / "config.yaml")
+    with one_rank() as topology:
+        plan = make_plan(config)
+        begun = start(plan, topology, origin.find(plan))
+        for shard in wanted(begun.engine.trunk, begun.engine.optimizer):
+            if shard.key.endswith("word_embeddings.weight") and ".exp_avg" not in shard.key:
+                shard.values[token] = value
+        begun.saved_step = None
+        begun.save(begun.origin.state["metrics_position"], suspect=False)
+        assert begun.saver.wait()[0].error is None
+    samples = Samples(config.data, "train")
+    return [index for index in range(12 * 8) if token in samples.sample(index).tokens_S[:-1]]
+
+
+def test_a_step_that_is_not_wanted_changes_nothing():
+    with one_rank() as topology:
+        trunk, optimizer = make(topology)
+        fill(trunk, optimizer, updates=7)
+        for parameter in trunk.parameters():
+            parameter.main_grad = torch.full_like(parameter, math.nan, dtype=torch.float32)
+        assert math.isnan(update(optimizer, math.isfinite))
+        assert wrong(trunk, optimizer) == [] and update_count(optimizer) == 7
+
+
+def test_stop_names_step_samples_and_rank_and_saves_nothing(here, root, rare):
+    overrides, token = rare
+    run = here("run", *overrides, "--until", "3", "batch.micro_size=1").run
+    bad = [index for index in poison(run, token) if index >= 24]
+    step = bad[0] // 8 + 1
+    first = here("run", *overrides, "batch.micro_size=1", code=1)
+    assert f"step {step}: loss nan, gradient norm nan" in first.err and first.err.count("\n") == 1
+    assert f"on samples {8 * step - 8}..{8 * step - 1}; first seen in samples {bad[0]}..{bad[0]} (rank 0" in first.err
+    assert "on_nonfinite=skip" in first.err
+    assert metrics(run)[-1]["step"] == step - 1
+    assert max(int(entry.name[5:]) for entry in (run / "checkpoints").glob("step_*")) < step
+
+    two = run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *overrides, "batch.micro_size=1", "--nproc", "2",
+                  check=False)
+    topology = Topology(2, 0, 1, 1, 2, 0, 0, 0)
+    owner = 0 if any(bad[0] in share for share in share_of_batch(8 * step - 8, 8, 1, topology)) else 1
+    assert two.returncode == 1 and "Traceback" not in two.stderr
+    assert f"samples {bad[0]}..{bad[0]} (rank {owner}, micro-batch {(bad[0] % 8) // 2})" in two.stderr
+
+
+def test_skip_is_logged_counted_limited_and_resumes_exactly(here, rare):
+    overrides, token = rare
+    runs = {name: here(name, *overrides, "--until", "3").run for name in ("whole", "stopped", "limited")}
+    bad = {index // 8 + 1 for run in runs.values() for index in poison(run, token, 3e38) if index >= 24}
+    assert 1 < len(bad) < 10, "the fixture should make a few bad steps"
+    skip = (*overrides, "run.on_nonfinite=skip")
+    whole = here("whole", *skip)
+    lines = metrics(runs["whole"])
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert {line["step"] for line in lines if "nonfinite" in line} == bad
+    for line in lines:
+        assert (line["loss"] is None) == (line["grad_norm"] is None) == (line["step"] in bad)
+    skipped = next(line for line in lines if line["step"] == max(bad))["nonfinite"]
+    # a weight whose square is infinite: normalised to 0, so the loss is finite, but not the gradient
+    assert skipped["skipped"] == len(bad) and skipped["grad_norm"] == "nan" and float(skipped["loss"]) < 10
+    assert skipped["samples"] == [8 * max(bad) - 8, 8 * max(bad) - 1] and skipped["seen"] == []
+    assert f"gradient norm nan, samples {8 * max(bad) - 8}.." in whole.out
+
+    here("stopped", *skip, "--until", str(min(bad)))
+    here("stopped", *skip)
+    assert metrics(runs["stopped"]) == lines
+    last = here("limited", *skip, f"run.max_skipped={len(bad) - 1}", code=1)
+    assert f"step {max(bad)}: " in last.err and f"run.max_skipped={len(bad) - 1}" in last.err
+
+
+def test_an_exploding_run_keeps_the_checkpoint_from_before(here):
+    ended = here("run", *EXPLODING, code=1)
+    assert "step 8: loss " in ended.err
+    assert sorted(entry.name for entry in (ended.run / "checkpoints").iterdir()) == ["latest", "step_00000006"]
+    assert metrics(ended.run)[-1]["step"] == 7
+
+
+def test_saves_after_a_skipped_step_delete_no_older_checkpoint(here):
+    ended = here("run", *EXPLODING, "run.on_nonfinite=skip", "run.max_skipped=3", "checkpoint.every=2", code=1)
+    names = {entry.name for entry in (ended.run / "checkpoints").glob("step_*")}
+    assert {"step_00000006", "step_00000008", "step_00000010"} == names  # keep: 1, and 6 is a boundary
+    error = ended.err
+    assert "step 11: " in error and "skipped step number 4" in error
+
+
+def test_weights_that_an_update_made_infinite_are_not_saved(here):
+    ended = here("run", "optimizer.lr=1e39", "checkpoint.every=1", "schedule={name: constant}", code=1)
+    assert "step 1: its update made weights nan or infinite: " in ended.err and "(rank 0)" in ended.err
+    assert not (ended.run / "checkpoints" / "latest").exists()
