@@ -31,7 +31,7 @@ class Report:
                                state.get("metrics_position")) if run.reports else None
         self._board = TensorBoard(run.directory / "tensorboard", run.reports and config.logging.tensorboard)
         self.save_failed, self.metrics_safe = False, True
-        for note in filter(None, (lock_note, self._log and self._log.note)):
+        for note in filter(None, (lock_note, self._log and self._log.note, *map("note: {}".format, run.plan.notes))):
             self.say(note)
         if run.origin.kind != "new" or run.origin.fallback:
             self._begin(last)
