@@ -19,6 +19,7 @@ import torch.distributed as dist
 from megatron_encdec.platform.device import device, device_type
 from megatron_encdec.platform.errors import RunFailed, UserError
 
+RENDEZVOUS_SECONDS = 600.0  # until a rank that does not come is an error
 _LOST = re.compile(  # what gloo and NCCL say of a rank that is gone
     r"([Cc]onnection (closed|reset|refused|was)|Broken pipe|[Tt]imed out|remote process|Socket )[^\n.]*")
 
@@ -81,10 +82,11 @@ def check_parallel_sizes(world_size: int, tensor: int, pipeline: int) -> int:
     return world_size // (tensor * pipeline)
 
 
-def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 600.0) -> Topology:
+def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 1800.0) -> Topology:
     """Join the process group (NCCL on GPU, gloo on CPU) and form Megatron's groups.
 
-    timeout: seconds until a collective that does not finish is an error.
+    timeout: seconds until a collective of training that does not finish is an error; longer than the watchdog's,
+    which can name the rank that is missing.
     """
     from megatron_encdec.platform import megatron as mcore
 
@@ -101,9 +103,9 @@ def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 600.0) -> To
         dist.init_process_group(
             "nccl" if device_type() == "cuda" else "gloo",
             store=dist.HashStore() if alone else None, rank=environment.rank, world_size=environment.world_size,
-            timeout=timedelta(seconds=timeout))
+            timeout=timedelta(seconds=RENDEZVOUS_SECONDS))
     state = mcore.parallel_state
-    state.initialize_model_parallel(tensor, pipeline)
+    state.initialize_model_parallel(tensor, pipeline, distributed_timeout_minutes=max(1, int(timeout / 60)))
     mcore.tensor_parallel.model_parallel_cuda_manual_seed(0)  # no dropout: nothing random is drawn in a step
     return Topology(environment.world_size, environment.rank, tensor, pipeline, data,
                     state.get_tensor_model_parallel_rank(), state.get_pipeline_model_parallel_rank(),

@@ -36,21 +36,26 @@ class MetricsLog:
         kept = self._kept(data, resume_step, position)
         if kept != data or not path.exists():
             write_atomic(path, kept)
-        self._file = open(path, "ab")  # noqa: SIM115  (held open for the run)
+        # held open for the run; the buffer keeps lines while a disk is full
+        self._file = open(path, "ab", buffering=1 << 24)  # noqa: SIM115
         self._bytes, self._lines = len(kept), kept.count(b"\n")
         self.checkpoint_steps = {record.get("step") for _, record in _lines(path, kept, strict=False)
                                  if record.get("kind") == "checkpoint"}
 
     def write(self, kind: str, **values) -> None:
-        """Add a line of `kind`: train, eval, phase, checkpoint or resume."""
+        """Add a line of `kind`: train, eval, phase, checkpoint or resume.
+
+        Raises OSError where the disk takes nothing; the line is kept and written with the next one that it takes.
+        """
         line = json.dumps({"kind": kind, **values}).encode() + b"\n"
-        self._file.write(line)
-        self._file.flush()
         self._bytes += len(line)
         self._lines += 1
+        self._file.write(line)
+        self._file.flush()
 
     def sync(self) -> None:
         """Make everything written so far durable; called before a checkpoint is taken."""
+        self._file.flush()
         os.fsync(self._file.fileno())
 
     @property

@@ -105,6 +105,7 @@ def _dry_run(plan, ranks: int) -> int:
 def _rank(arguments: argparse.Namespace, started: float, signals: StopSignals) -> int:
     """This process's part of the run: all of it, or one rank's."""
     from megatron_encdec.platform import device, distributed
+    from megatron_encdec.platform.watchdog import LONG
 
     plan = _plan(arguments)
     if arguments.dry_run:
@@ -116,7 +117,8 @@ def _rank(arguments: argparse.Namespace, started: float, signals: StopSignals) -
     if config.run.deterministic:
         device.use_deterministic_kernels()
     limit = None if arguments.time_limit is None else seconds_of(arguments.time_limit)
-    topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline)
+    topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline,
+                                      config.run.hang_timeout + LONG)
     with distributed.peers():
         return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, started), signals)
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from megatron_encdec.engine.saver import SaveEvent
 from megatron_encdec.platform.control import Control
 from megatron_encdec.platform.distributed import Topology
-from megatron_encdec.platform.errors import RunFailed
+from megatron_encdec.platform.errors import RunFailed, UserError
 from megatron_encdec.platform.signals import StopSignals
 from megatron_encdec.platform.watchdog import LONG, Watchdog, mark
+from megatron_encdec.rundir.files import write_atomic
 from megatron_encdec.rundir.lock import RunLock
 from megatron_encdec.training import loop, origin
 from megatron_encdec.training.nonfinite import Guard
-from megatron_encdec.training.plan import Plan
+from megatron_encdec.training.plan import Plan, resolved_yaml
 from megatron_encdec.training.report import Report
 from megatron_encdec.training.state import Run, start
 from megatron_encdec.training.stop import Stopper, TimeLimit
@@ -71,6 +72,14 @@ class Job:
         return 0
 
 
+def _record(plan: Plan) -> None:
+    """config.yaml of the run directory, as this launch has it."""
+    try:
+        write_atomic(Path(plan.config.run.dir) / "config.yaml", resolved_yaml(plan.config))
+    except OSError as error:
+        raise UserError(f"run.dir: {plan.config.run.dir}/config.yaml cannot be written ({error.strerror})") from None
+
+
 def execute(plan: Plan, topology: Topology, options: Options, signals: StopSignals | None = None) -> int:
     """Run `plan` on all ranks; the exit code.
 
@@ -85,6 +94,7 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
         mark("looking for a checkpoint", limit=LONG)
         found = control.from_first(lambda: origin.find(plan, options.fallback))
         run = start(plan, topology, found)
+        control.from_first(lambda: _record(plan))
         last = min(plan.timeline.total_steps, options.until or plan.timeline.total_steps)
         limit = None
         if options.time_limit is not None:

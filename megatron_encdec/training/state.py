@@ -23,11 +23,10 @@ from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.platform.errors import AgreedError, IntegrityError
 from megatron_encdec.platform.watchdog import LONG, mark
-from megatron_encdec.rundir.files import write_atomic
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.training.origin import Origin, changed_keys
 from megatron_encdec.training.phases import Phase, tokens_per_step
-from megatron_encdec.training.plan import Plan, resolved_yaml
+from megatron_encdec.training.plan import Plan
 from megatron_encdec.training.step import Engine, StepResult
 
 
@@ -128,10 +127,8 @@ def start(plan: Plan, topology: Topology, origin: Origin) -> Run:
     if origin.checkpoint is not None:
         mark(f"loading {origin.checkpoint}", limit=LONG)
         _load(origin, trunk, engine.optimizer)
-    directory = Path(config.run.dir)
-    if topology.rank == 0:
-        write_atomic(directory / "config.yaml", resolved_yaml(config))
-    saver = Saver(directory / "checkpoints", trunk, engine.optimizer, config.checkpoint.keep, config.checkpoint.async_)
+    saver = Saver(Path(config.run.dir) / "checkpoints", trunk, engine.optimizer, config.checkpoint.keep,
+                  config.checkpoint.async_)
     run = Run(plan, topology, engine, saver, origin)
     if origin.kind in ("resume", "fork"):
         state = origin.state

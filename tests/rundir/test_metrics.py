@@ -1,6 +1,7 @@
 """metrics.jsonl after a crash: no line twice, none missing, whatever stood behind the checkpoint."""
 
 import json
+import resource
 
 import pytest
 
@@ -83,6 +84,23 @@ def test_position_and_floats_are_exact(tmp_path):
     continued.write("train", step=2)
     assert continued.position == {"bytes": path.stat().st_size, "lines": 2}
     continued.close()
+
+
+def test_lines_that_a_full_disk_refuses_are_written_when_there_is_room(tmp_path):
+    path, limits = tmp_path / "metrics.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = MetricsLog(path, 0)
+    log.write("train", step=1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))  # in the middle of the second line
+    try:
+        for step in range(2, 1000):
+            with pytest.raises(OSError, match="File too large"):
+                log.write("train", step=step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    log.write("train", step=1000)
+    assert log.position == {"bytes": path.stat().st_size, "lines": 1000}
+    log.close()
+    assert train_steps(path) == list(range(1, 1001))
 
 
 def test_reading_refuses_what_is_no_line(tmp_path):
