@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from small_run import BASE, run_cli
 
 from megatron_encdec.cli import main
@@ -54,6 +55,7 @@ def here(root, tmp_path, capsys):
     """A function: one rank, trained in this very process (seconds less than a new one)."""
     def call(name: str, *arguments: str, code: int = 0) -> Ended:
         capsys.readouterr()
+        torch.set_num_threads(1)  # as run_cli's processes have it: bits are compared
         ended = main(["pretrain", str(root / "config.yaml"), f"run.dir={tmp_path / name}", *map(str, arguments)])
         captured = capsys.readouterr()
         assert ended == code, captured.out + captured.err
