@@ -129,6 +129,8 @@ def peers():
         if lost:
             print(f"megatron-encdec: rank {environment.rank}: lost contact with another rank ({lost.group()}); the "
                   "same command continues from the newest checkpoint", file=sys.stderr)
+        elif isinstance(error, KeyboardInterrupt):
+            print(f"megatron-encdec: rank {environment.rank}: interrupted", file=sys.stderr)
         else:
             traceback.print_exc()
         sys.stdout.flush()

@@ -17,8 +17,10 @@ import time
 
 GRACE_SECONDS = 3.0  # for the other ranks when one has failed: long enough for what they have to say
 REPEAT_SECONDS = 1.0  # a signal that comes again sooner is the same one (to a process group and forwarded as well)
-_PARENT = "MEGATRON_ENCDEC_LAUNCHER"  # pid of the launcher
-STARTED = "MEGATRON_ENCDEC_STARTED"  # when the command was given, for --time-limit
+
+# Of this process, where it is a rank that was launched by `launch` or by torchrun; else None.
+_launcher_pid: int | None = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+_started: float | None = None
 
 
 def is_orphan() -> bool:
@@ -26,13 +28,9 @@ def is_orphan() -> bool:
     return _launcher_pid is not None and os.getppid() != _launcher_pid
 
 
-def is_rank_of_ours() -> bool:
-    """Whether this process was started by `launch`."""
-    return _PARENT in os.environ and os.environ[_PARENT] == str(_launcher_pid)
-
-
-_launcher_pid = (int(os.environ[_PARENT]) if _PARENT in os.environ
-                 else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None)
+def started() -> float | None:
+    """time.time() when the command was given that launched this rank; None where `launch` did not."""
+    return _started
 
 
 def _free_port() -> int:
@@ -41,26 +39,27 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch(arguments: list[str], ranks: int, started: float) -> int:
+def launch(arguments: list[str], ranks: int, began: float) -> int:
     """Run `megatron-encdec ARGUMENTS` as `ranks` processes; the exit code of the whole.
 
-    started: time.time() when the command was given.
+    began: time.time() when the command was given.
     """
     from megatron_encdec.platform.device import device_type
 
+    signals = _Forwarder()
     fork = device_type() == "cpu"
     if fork:
         import_what_ranks_need()
     context = multiprocessing.get_context("fork" if fork else "spawn")
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // ranks))
     environment = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
-                   "OMP_NUM_THREADS": threads, _PARENT: str(os.getpid()), STARTED: str(started)}
+                   "OMP_NUM_THREADS": threads}
     sys.stdout.flush()
     sys.stderr.flush()
-    processes = [context.Process(target=_rank_main, args=(arguments, {**environment, "RANK": str(rank),
-                                                                      "LOCAL_RANK": str(rank)}))
-                 for rank in range(ranks)]
-    signals = _Forwarder(processes)
+    processes = [context.Process(target=_rank_main, args=(
+        arguments, {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, os.getpid(), began))
+        for rank in range(ranks)]
+    signals.processes = processes
     try:
         for process in processes:
             signal.pthread_sigmask(signal.SIG_BLOCK, _Forwarder.NUMBERS)  # a rank begins with them held back
@@ -76,18 +75,18 @@ def import_what_ranks_need() -> None:
     """What every rank would import for itself: seconds, done once before the fork."""
     import torch._dynamo  # noqa: F401  (torch's optimizers import it in their first step)
 
-    import megatron_encdec.training.job  # noqa: F401
+    import megatron_encdec.training.execute  # noqa: F401
 
 
-def _rank_main(arguments: list[str], environment: dict[str, str]) -> None:
+def _rank_main(arguments: list[str], environment: dict[str, str], launcher_pid: int, began: float) -> None:
     """A rank, from its first instruction to its exit code."""
-    global _launcher_pid
+    global _launcher_pid, _started
     os.setsid()  # a terminal's Ctrl-C goes to the launcher, which forwards it
     os.environ.update(environment)
     for number in _Forwarder.NUMBERS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # the others: by StopSignals, which handles them
-    _launcher_pid = int(environment[_PARENT])
+    _launcher_pid, _started = launcher_pid, began
     if "torch" in sys.modules:  # forked: torch has read OMP_NUM_THREADS already
         sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
     from megatron_encdec.cli import main
@@ -100,8 +99,8 @@ class _Forwarder:
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self, processes: list):
-        self._processes = processes
+    def __init__(self):
+        self.processes: list = []
         self.first: float | None = None  # when the first one came
         self.again = False  # a second one has come
         self._received: list[int] = []  # while ranks were still being started, too
@@ -112,7 +111,7 @@ class _Forwarder:
         self.again |= self.first is not None and now - self.first >= REPEAT_SECONDS
         self.first = self.first or now
         self._received.append(number)
-        for process in self._processes:
+        for process in self.processes:
             self._send(process, number)
 
     def _send(self, process, number: int) -> None:
@@ -145,7 +144,7 @@ def _wait(processes: list, signals: _Forwarder) -> int:
             rank = bad[0][1]
             code = processes[rank].exitcode
             failure = code if code > 0 else 128 - code
-            deadline = time.monotonic() + (GRACE_SECONDS if code != 2 else 0)
+            deadline = time.monotonic() + GRACE_SECONDS
             if code != 2:  # a user's mistake has already said its one line
                 _say_failed(rank, processes[rank])
         if signals.again and deadline is None:

@@ -31,7 +31,8 @@ class StopSignals:
         self._previous = {number: signal.signal(number, lambda *_: None) for number in NUMBERS}
         self._previous_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)  # held back since the launcher started this rank
-        threading.Thread(target=self._listen, args=(read,), name="signals", daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, args=(read,), name="signals", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_exception):
@@ -39,6 +40,7 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         os.close(self._write)  # the thread reads the end of the pipe and ends
+        self._thread.join()
 
     def _listen(self, read: int) -> None:
         while data := os.read(read, 64):

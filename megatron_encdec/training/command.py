@@ -1,11 +1,11 @@
 """The verb `pretrain`: run a config, or continue it; the same command again resumes."""
 
 import argparse
-import os
+import json
 import time
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
-from megatron_encdec.platform.launcher import STARTED, is_rank_of_ours, launch
+from megatron_encdec.platform.launcher import launch, started
 from megatron_encdec.platform.signals import StopSignals
 
 DESCRIPTION = """\
@@ -48,14 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
-    started = float(os.environ[STARTED]) if is_rank_of_ours() else time.time()
-    if arguments.nproc is None or arguments.nproc == 1:
-        with StopSignals() as signals:  # from here on nothing ends a rank between two steps
-            return _rank(arguments, started, signals)
-    plan = _plan(arguments)
+    began = started() or time.time()
+    with StopSignals() as signals:  # from here on nothing ends a rank between two steps
+        if arguments.nproc is None or arguments.nproc == 1:
+            return _rank(arguments, began, signals)
+        plan = _plan(arguments)
     if arguments.dry_run:
         return _dry_run(plan, arguments.nproc)
-    return launch(_arguments_of_a_rank(arguments), arguments.nproc, started)
+    if signals.received:
+        print("stopped before any rank was started; nothing was to be saved")
+        return 0
+    return launch(_arguments_of_a_rank(arguments), arguments.nproc, began)
 
 
 def _plan(arguments: argparse.Namespace):
@@ -90,7 +93,7 @@ def _fork(run: str | None) -> list[str]:
     path, at, step = run.partition("@")
     if at and not step.isdigit():
         raise UserError(f"--fork {run}: after @ comes a step number, found {step!r}")
-    return [f"run.from={{path: {path}, step: {step or 'null'}, state: all}}"]
+    return ["run.from=" + json.dumps({"path": path, "step": int(step) if step else None, "state": "all"})]
 
 
 def _dry_run(plan, ranks: int) -> int:
@@ -102,7 +105,7 @@ def _dry_run(plan, ranks: int) -> int:
     return 0
 
 
-def _rank(arguments: argparse.Namespace, started: float, signals: StopSignals) -> int:
+def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> int:
     """This process's part of the run: all of it, or one rank's."""
     from megatron_encdec.platform import device, distributed
     from megatron_encdec.platform.watchdog import LONG
@@ -110,7 +113,7 @@ def _rank(arguments: argparse.Namespace, started: float, signals: StopSignals) -
     plan = _plan(arguments)
     if arguments.dry_run:
         return _dry_run(plan, distributed.RankEnvironment.read().world_size)
-    from megatron_encdec.training.job import Options, execute
+    from megatron_encdec.training.execute import Options, execute
     from megatron_encdec.training.stop import seconds_of
 
     config = plan.config
@@ -120,7 +123,7 @@ def _rank(arguments: argparse.Namespace, started: float, signals: StopSignals) -
     topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline,
                                       config.run.hang_timeout + LONG)
     with distributed.peers():
-        return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, started), signals)
+        return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, began), signals)
 
 
 def _arguments_of_a_rank(arguments: argparse.Namespace) -> list[str]:

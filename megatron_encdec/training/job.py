@@ -1,40 +1,13 @@
-"""One launch of a run, from the lock on its directory to its exit code, on one rank.
+"""A run together with what watches over it; the loop works on this."""
 
-    1. `RunLock`                 the directory is ours; another launch is refused
-    2. `origin.find`             rank 0 decides where the run goes on from; all ranks load it
-    3. `loop.train`              with a watchdog beside it and a `Stopper` asked after each step
-    4. what is still being written is waited for, however it ends; then the exit code
-"""
-
-import contextlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from megatron_encdec.engine.saver import SaveEvent
-from megatron_encdec.platform.control import Control
-from megatron_encdec.platform.distributed import Topology
-from megatron_encdec.platform.errors import RunFailed, UserError
-from megatron_encdec.platform.signals import StopSignals
-from megatron_encdec.platform.watchdog import LONG, Watchdog, mark
-from megatron_encdec.rundir.files import write_atomic
-from megatron_encdec.rundir.lock import RunLock
-from megatron_encdec.training import loop, origin
+from megatron_encdec.platform.errors import RunFailed
 from megatron_encdec.training.nonfinite import Guard
-from megatron_encdec.training.plan import Plan, resolved_yaml
 from megatron_encdec.training.report import Report
-from megatron_encdec.training.state import Run, start
-from megatron_encdec.training.stop import Stopper, TimeLimit
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says of this launch alone: stop after step `until`; `fallback` from a damaged
-    checkpoint; `time_limit` seconds since `started` (time.time())."""
-
-    until: int | None = None
-    fallback: bool = False
-    time_limit: float | None = None
-    started: float = 0.0
+from megatron_encdec.training.state import Run
+from megatron_encdec.training.stop import Stopper
 
 
 @dataclass
@@ -70,40 +43,3 @@ class Job:
             raise RunFailed(f"{run.directory}: {what} could not be written; make room and give the same command "
                             f"again: it goes on from the last good checkpoint, not from step {run.step}")
         return 0
-
-
-def _record(plan: Plan) -> None:
-    """config.yaml of the run directory, as this launch has it."""
-    try:
-        write_atomic(Path(plan.config.run.dir) / "config.yaml", resolved_yaml(plan.config))
-    except OSError as error:
-        raise UserError(f"run.dir: {plan.config.run.dir}/config.yaml cannot be written ({error.strerror})") from None
-
-
-def execute(plan: Plan, topology: Topology, options: Options, signals: StopSignals | None = None) -> int:
-    """Run `plan` on all ranks; the exit code.
-
-    Raises `AgreedError` for a mistake, `RunFailed` where training cannot go on: the same on all ranks.
-    """
-    settings = plan.config.run
-    control = Control(settings.hang_timeout + LONG)
-    watchdog = Watchdog(control, settings.hang_timeout)
-    with contextlib.ExitStack() as stack:
-        stack.callback(watchdog.close)
-        note = control.from_first(lambda: stack.enter_context(RunLock(Path(settings.dir))).note)
-        mark("looking for a checkpoint", limit=LONG)
-        found = control.from_first(lambda: origin.find(plan, options.fallback))
-        run = start(plan, topology, found)
-        control.from_first(lambda: _record(plan))
-        last = min(plan.timeline.total_steps, options.until or plan.timeline.total_steps)
-        limit = None
-        if options.time_limit is not None:
-            limit = TimeLimit(options.time_limit, options.started, run.bytes_to_save)
-        job = Job(run, Report(run, last, note), Guard(control, settings), Stopper(control, signals, limit), last)
-        try:
-            loop.train(job)
-        except RunFailed:
-            job.tell_saves(run.saver.wait())  # a good state from before, still on its way to the disk
-            job.report.close()
-            raise
-        return job.finish()

@@ -4,17 +4,13 @@ Within a step: train, evaluation, phase end, metrics made durable, then the chec
 boundary belongs to the finished phase, and a run that stops anywhere continues as if it had not.
 """
 
-from typing import TYPE_CHECKING
-
 from megatron_encdec.engine.optimizer import reset_moments
 from megatron_encdec.platform.watchdog import LONG, mark
+from megatron_encdec.training.job import Job
 from megatron_encdec.training.state import Run
 
-if TYPE_CHECKING:
-    from megatron_encdec.training.job import Job
 
-
-def train(job: "Job") -> None:
+def train(job: Job) -> None:
     """Run `job.run` from where it stands to `job.last`, or until something asks it to stop."""
     run, report, stopper = job.run, job.report, job.stopper
     plan, timeline, config = run.plan, run.plan.timeline, run.plan.config

@@ -74,7 +74,10 @@ class TensorBoard:
         """Add each scalar that is not None at `step`."""
         for name, value in scalars.items():
             if self._writer is not None and value is not None:
-                self._writer.add_scalar(name.replace("__", "/"), value, step)
+                try:
+                    self._writer.add_scalar(name.replace("__", "/"), value, step)
+                except (OSError, RuntimeError):  # a full disk: metrics.jsonl holds the same numbers
+                    self._writer = None
 
     def close(self) -> None:
         """Write what is buffered."""

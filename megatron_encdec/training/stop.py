@@ -16,7 +16,7 @@ from megatron_encdec.platform.signals import StopSignals
 
 _UNITS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
-_END_SECONDS = 2.0  # for what comes after the last save
+_END_SECONDS = 5.0  # for what comes after the last save: closing files, leaving the groups
 _GUESSED_BYTES_PER_SECOND = 100e6  # of a rank's disk, before the first save has been timed
 
 _TIME, _ORPHAN, _SIGNAL = 1, 2, 100  # a signal is _SIGNAL + its number

@@ -22,9 +22,9 @@ def test_what_is_none(text):
 
 
 def test_near_when_a_step_and_a_save_no_longer_fit():
-    limit = TimeLimit(10, time.time(), bytes_to_save=0)
+    limit = TimeLimit(20, time.time(), bytes_to_save=0)
     assert not limit.is_near()
-    limit.saved(6)  # 1.5 x 6 s, and 2 s for the end
+    limit.saved(11)  # 1.5 x 11 s, and 5 s for the end
     assert limit.is_near()
-    assert TimeLimit(10, time.time(), bytes_to_save=10**9).is_near()  # a first save of 10 s is expected
-    assert TimeLimit(10, time.time() - 9, bytes_to_save=0).is_near()  # started 9 s ago
+    assert TimeLimit(20, time.time(), bytes_to_save=11 * 10**8).is_near()  # a first save of 11 s is expected
+    assert TimeLimit(20, time.time() - 16, bytes_to_save=0).is_near()  # started 16 s ago
