@@ -12,7 +12,7 @@ byte-level BPE of 16 384 entries is trained on them. Then, in turns, on the same
     megatron classic      Megatron-LM's tools/preprocess_data.py --workers CORES
 
 The last two need `--megatron-lm`, a checkout of it (`--peer-path` puts more on their PYTHONPATH); their ids have to be
-equal to ours. Peak memory is the sum over a command's processes, sampled 50 times a second. At the end our own time is
+equal to ours. Peak memory is the sum over a command's processes, sampled 5 times a second. At the end our own time is
 taken apart, in one process: reading and parsing, encoding, writing. `--json PATH` keeps the figures.
 """
 
@@ -81,7 +81,7 @@ def measure(command: list[str], environment: dict) -> tuple[float, float]:
 
 
 def _watch(pid: int, peak: list[int], over: threading.Event) -> None:
-    while not over.wait(0.02):
+    while not over.wait(0.2):
         try:
             parent = psutil.Process(pid)
             family = [parent, *parent.children(recursive=True)]
@@ -176,7 +176,8 @@ def main() -> None:
     parser.add_argument("--work", default="work_dirs/benchmark_preprocess")
     parser.add_argument("--megatron-lm", metavar="DIR")
     parser.add_argument("--peer-path", nargs="*", default=[], metavar="DIR")
-    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--all", action="store_true", help="ours with --encoder tokenizers, too")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="leave out the others")
     parser.add_argument("--json", metavar="PATH")
     arguments = parser.parse_args()
     from megatron_encdec.text.corpus import list_files
@@ -188,6 +189,8 @@ def main() -> None:
     make_text(arguments.text, arguments.gigabytes, text)
     ensure_tokenizer(list_files(arguments.text), tokenizer, "text", 16384, False)
     found, results = commands(arguments, text, tokenizer), {}
+    if arguments.only:
+        found = {name: command for name, command in found.items() if name in ("ours", *arguments.only)}
     for turn in range(arguments.rounds):
         for name, (command, environment, output) in found.items():
             if turn and name not in ("ours", "megatron fast"):
