@@ -34,7 +34,8 @@ class Job:
         """Say how it ended; the exit code."""
         run, total = self.run, self.run.plan.timeline.total_steps
         if self.stopper.reason:
-            kept = "its checkpoint could NOT be saved" if self.report.save_failed else "checkpoint saved"
+            kept = "checkpoint saved" if run.saved_step == run.step else "nothing was to be saved"
+            kept = "its checkpoint could NOT be saved" if self.report.save_failed else kept
             self.report.say(f"{self.stopper.reason} after step {run.step} of {total}, {kept}; the same command goes on "
                             "from there")
         self.report.close()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from small_run import metrics, ranks_of, run_cli, start_cli, steps_done, wait_until
@@ -66,6 +67,18 @@ def test_the_launcher_saves_and_exits_0(begin, root, expected):
     assert f"stopped by SIGTERM after step {stopped_at(run)} of 4000, checkpoint saved" in said
     assert "the same command goes on" in said and "Traceback" not in said
     continues(root, run, expected[2], "--nproc", "2")
+
+
+def test_a_signal_before_the_first_step_ends_with_nothing_done(root, tmp_path):
+    process = start_cli("pretrain", root / "config.yaml", f"run.dir={tmp_path / 'run'}", *LONG,
+                        output=tmp_path / "output")
+    status = Path(f"/proc/{process.pid}/status")
+    wait_until(lambda: int(status.read_text().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1,
+               "its handlers")  # imports have yet to come
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 0, (tmp_path / "output").read_text()
+    assert "stopped by SIGTERM after step 0 of 4000, nothing was to be saved" in (tmp_path / "output").read_text()
+    assert not (tmp_path / "run/checkpoints/latest").exists()
 
 
 def test_one_rank_alone_is_told_as_under_srun(root, tmp_path, expected):
