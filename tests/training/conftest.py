@@ -1,7 +1,10 @@
 """A corpus, a tokenizer and token files made once, then `megatron-encdec pretrain` as real processes."""
 
 import json
+import os
 import random
+import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,14 +54,32 @@ class Ended:
 
 
 @pytest.fixture
-def here(root, tmp_path, capsys):
-    """A function: one rank, trained in this very process (seconds less than a new one)."""
+def here(root, tmp_path):
+    """A function: one rank, trained in a fork of this process (seconds less than a new one, and gloo's threads,
+    some fifty a run that torch never ends, go with it)."""
     def call(name: str, *arguments: str, code: int = 0) -> Ended:
-        capsys.readouterr()
-        torch.set_num_threads(1)  # as run_cli's processes have it: bits are compared
-        ended = main(["pretrain", str(root / "config.yaml"), f"run.dir={tmp_path / name}", *map(str, arguments)])
-        captured = capsys.readouterr()
-        assert ended == code, captured.out + captured.err
-        return Ended(ended, tmp_path / name, captured.out, captured.err)
+        said = [tmp_path / f".{name.replace('/', '_')}.{stream}" for stream in ("out", "err")]
+        child = os.fork()
+        if child == 0:
+            _train_and_exit(["pretrain", str(root / "config.yaml"), f"run.dir={tmp_path / name}",
+                             *map(str, arguments)], said)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        out, err = (path.read_text() for path in said)
+        assert ended == code, out + err
+        return Ended(ended, tmp_path / name, out, err)
 
     return call
+
+
+def _train_and_exit(command: list[str], said: list[Path]) -> None:
+    code = 70
+    try:
+        sys.stdout, sys.stderr = (open(path, "w") for path in said)  # noqa: SIM115  (closed with the process)
+        torch.set_num_threads(1)  # as run_cli's processes have it: bits are compared
+        code = main(command)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
