@@ -53,7 +53,7 @@ evaluation: {{every: 8, batches: 1}}
 logging: {{tensorboard: false}}
 """
 TIMING = ("tokens_per_second", "mfu")
-PLACES = ("in a save", "near the boundary", "start-up", "training", "after the end")
+PLACES = ("in a save", "at the boundary", "in a save there", "start-up", "training", "after the end")
 VICTIMS = ("all", "one rank", "launcher")
 PATIENCE = 180.0  # seconds that an attempt may take before it counts as hanging
 
@@ -164,7 +164,7 @@ def _launch(arguments: list[str], log: Path) -> None:
 def strike(attempt: Attempt, draw: random.Random) -> tuple[str, str]:
     """Kill the job at a moment drawn at random; (where it hit, whom)."""
     run, before = attempt.run, attempt.lines_before
-    aim = draw.choice(("save", "save", "boundary", "start", "step"))
+    aim = draw.choice(("save", "save", "boundary", "boundary", "start", "step"))
     attempt.wait(lambda: len(attempt.ranks) == 2)
     if aim == "save":
         attempt.wait(lambda: is_saving(run))
@@ -191,10 +191,11 @@ def strike(attempt: Attempt, draw: random.Random) -> tuple[str, str]:
 def place(attempt: Attempt) -> str:
     """Where the job was when it was killed, by what is on disk."""
     lines = train_lines(attempt.run)
+    near = abs(lines - BOUNDARY) <= 1  # within a step
     if is_saving(attempt.run):
-        return "in a save"
-    if abs(lines - BOUNDARY) <= 1 and lines:
-        return "near the boundary"
+        return "in a save there" if near else "in a save"
+    if near:
+        return "at the boundary"
     # lines beyond the checkpoint are cut back before the first new one is written
     return "start-up" if not _has_stepped(attempt.run, attempt.lines_before) else "training"
 
