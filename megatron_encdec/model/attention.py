@@ -44,12 +44,6 @@ def explicit_is_faster(length: int, dtype: torch.dtype) -> bool:
     return device_type() == "cpu" and dtype == torch.bfloat16 and length <= 1024
 
 
-def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device) -> torch.Tensor:
-    """Angles [S, D/2] in fp32: position / theta^(2i/D), the convention of Llama."""
-    frequencies_D = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
-    return torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies_D)
-
-
 def segment_mask(cu_seqlens: torch.Tensor, windows: int, length: int, kind: AttentionKind,
                  dtype: torch.dtype) -> torch.Tensor:
     """Additive mask [B, 1, S, S]: 0 inside a segment (and not ahead, if causal), -inf elsewhere.
@@ -89,6 +83,11 @@ def rotate(x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
     return _Rotate.apply(x, context.cos, context.sin)
 
 
+def rotates(config, layer_number: int) -> bool:
+    """Whether layer `layer_number` (from 1, of the whole trunk) has rotary embeddings at all."""
+    return not (config.no_rope_freq and config.no_rope_freq[layer_number - 1])
+
+
 def _explicit_attention(query_BHSD, key_BGSD, value_BGSD, mask_B1SS):
     """softmax(q k^T / sqrt(D) + mask) v, the H / G queries of a group in one product."""
     windows, heads, length, width = query_BHSD.shape
@@ -106,13 +105,15 @@ class TorchAttention(mcore.MegatronModule):
 
     def __init__(self, config, layer_number, attn_mask_type, attention_type, **_unused):
         super().__init__(config)
+        self._rotates = rotates(config, layer_number)
 
     def forward(self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None,
                 packed_seq_params: AttentionContext = None):
         """query [S, B, H, D], key and value [S, B, G, D] with G dividing H  ->  [S, B, H * D]."""
         context = packed_seq_params
-        query_BHSD = rotate(query, context).permute(1, 2, 0, 3)
-        key_BGSD = rotate(key, context).permute(1, 2, 0, 3)
+        if self._rotates:
+            query, key = rotate(query, context), rotate(key, context)
+        query_BHSD, key_BGSD = query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3)
         value_BGSD = value.permute(1, 2, 0, 3)
         if context.explicit:
             out_BHSD = _explicit_attention(query_BHSD, key_BGSD, value_BGSD, context.mask_B1SS)
@@ -137,8 +138,9 @@ def transformer_engine_attention() -> type:
             context = packed_seq_params
             kind = (mcore.AttnMaskType.padding_causal if context.kind == "causal"
                     else mcore.AttnMaskType.padding)
-            return super().forward(rotate(query, context), rotate(key, context), value, attention_mask,
-                                   attn_mask_type=kind, attention_bias=attention_bias,
-                                   packed_seq_params=context)
+            if rotates(self.config, self.layer_number):
+                query, key = rotate(query, context), rotate(key, context)
+            return super().forward(query, key, value, attention_mask, attn_mask_type=kind,
+                                   attention_bias=attention_bias, packed_seq_params=context)
 
     return PackedAttention

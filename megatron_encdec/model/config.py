@@ -1,9 +1,11 @@
 """The shape of the trunk and its presets (PAPER table of models: 210M, 610M, 1B; `tiny` for a laptop)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from megatron_encdec.model.rope import RopeScaling
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.device import device_type
 from megatron_encdec.platform.errors import UserError
@@ -22,7 +24,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A pre-norm RMSNorm, SwiGLU, RoPE trunk without biases (arXiv 2507.00994, model table)."""
+    """A pre-norm RMSNorm, SwiGLU, RoPE trunk, without biases as the paper has it (arXiv 2507.00994, model table).
+
+    What other families add: `rope_scaling`; `layers_without_rope` (layer numbers from 0, SmolLM3); `qkv_bias`
+    (Qwen2); `qk_norm` (Qwen3). `family` and `max_positions` change no number: which Hugging Face family the trunk
+    was imported from, and how many positions it knew there; an export goes back to them.
+    """
 
     num_layers: int
     hidden_size: int
@@ -34,9 +41,15 @@ class ModelConfig:
     tied_embeddings: bool = False
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    layers_without_rope: list[int] = field(default_factory=list)
+    qkv_bias: bool = False
+    qk_norm: bool = False
     init_std: float = 0.02
     vocabulary_size: int | None = None  # the tokenizer's, filled in when the run starts
     layers: Literal["auto", "torch", "transformer_engine"] = "auto"
+    family: str | None = None
+    max_positions: int | None = None
 
     def __post_init__(self):
         for name in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups"):
@@ -54,18 +67,44 @@ class ModelConfig:
             raise ValueError(f"head_dim: {self.head_dim} is odd; rotary embeddings turn pairs")
         if self.vocabulary_size is not None and self.vocabulary_size < 2:
             raise ValueError(f"vocabulary_size: {self.vocabulary_size} is too small")
+        for layer in self.layers_without_rope:
+            if not 0 <= layer < self.num_layers:
+                raise ValueError(f"layers_without_rope: {layer} is not one of the layers 0..{self.num_layers - 1}")
 
     @classmethod
     def from_yaml(cls, value: Any, where: str) -> "ModelConfig":
-        """A preset's name, or a mapping with `preset:` and overrides, or every size spelt out."""
+        """A preset's name, or a mapping with `preset:` and overrides, or every size spelt out.
+
+        `run: RUN_DIR` in the place of a preset means the trunk of that run, imported ones included.
+        """
         if isinstance(value, str):
             value = {"preset": value}
         if not isinstance(value, dict):
             raise UserError(f"{where}: expected a preset's name ({', '.join(PRESETS)}) or a mapping, found {value!r}")
+        if "run" in value:
+            rest = {key: item for key, item in value.items() if key != "run"}
+            value = {**_of_run(value["run"], f"{where}.run"), **rest}
         preset = value.get("preset")
         if preset is not None and preset not in PRESETS:
             raise UserError(f"{where}.preset: {preset!r} is not one of {', '.join(PRESETS)}")
         return schema.build(cls, {**PRESETS.get(preset, {}), **value}, where)
+
+    def identity(self) -> dict[str, Any]:
+        """What of this determines a state: the part of a run's history. What a trunk does without is left out."""
+        found = schema.to_dict(self)
+        for name in ("preset", "layers", "family", "max_positions"):
+            del found[name]
+        for name in ("rope_scaling", "layers_without_rope", "qkv_bias", "qk_norm"):
+            if not found[name]:
+                del found[name]
+        return found
+
+    @property
+    def rope_pattern(self) -> list[int] | None:
+        """A number for each layer, 1 where it has no rotary embedding; None where all have."""
+        if not self.layers_without_rope:
+            return None
+        return [int(layer in self.layers_without_rope) for layer in range(self.num_layers)]
 
     @property
     def padded_vocabulary_size(self) -> int:
@@ -81,9 +120,13 @@ class ModelConfig:
 
     def parameter_count(self, with_head: bool = True) -> int:
         """Trainable parameters, vocabulary padding left out; the paper counts without the head."""
-        norms = self.hidden_size * (2 * self.num_layers + 1)
+        vectors = self.hidden_size * (2 * self.num_layers + 1)
+        if self.qk_norm:
+            vectors += 2 * self.head_dim * self.num_layers
+        if self.qkv_bias:
+            vectors += self.head_dim * (self.num_attention_heads + 2 * self.num_query_groups) * self.num_layers
         tables = 2 if with_head and not self.tied_embeddings else 1
-        return (self.num_layers * self.parameters_per_layer + norms
+        return (self.num_layers * self.parameters_per_layer + vectors
                 + tables * self.vocabulary_size * self.hidden_size)
 
     def check_parallel(self, tensor: int, pipeline: int) -> None:
@@ -93,6 +136,17 @@ class ModelConfig:
                 raise UserError(f"parallel.tensor: {tensor} does not divide model.{name}={getattr(self, name)}")
         if self.num_layers % pipeline:
             raise UserError(f"parallel.pipeline: {pipeline} does not divide model.num_layers={self.num_layers}")
+
+
+def _of_run(run: Any, where: str) -> dict[str, Any]:
+    """The model section of a run's config.yaml."""
+    path = Path(str(run)) / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{where}: {run}: not a run directory (it has no config.yaml)")
+    model = schema.load_yaml(path).get("model")
+    if not isinstance(model, dict):
+        raise UserError(f"{where}: {path} has no model section")
+    return {key: value for key, value in model.items() if key != "preset"}
 
 
 def choose_layers(wanted: str) -> str:

@@ -4,7 +4,7 @@
     2. the global tensor is drawn in blocks of rows, each from its own counter-based stream
     3. this rank draws only the blocks that cross its slice and keeps its part
 
-N(0, std) for every matrix (arXiv 2507.00994, training code; its table prints sigma^2 = 0.2), 1 for norm weights.
+N(0, std) for every matrix (arXiv 2507.00994, training code; its table prints sigma^2 = 0.2), 1 for norm weights, 0 for biases.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ def _fill(shard: mcore.ShardedTensor, seed: int, std: float) -> None:
     name = "/".join([shard.key, *map(str, shard.global_offset[:lead])])
     shape, offset = shard.global_shape[lead:], shard.global_offset[lead:]
     if len(shape) == 1:
-        shard.data.fill_(1.0)
+        shard.data.fill_(0.0 if shard.key.endswith(".bias") else 1.0)
         return
     rows, columns = shard.data.shape
     values = normal_slice(seed, name, shape, offset, (rows, columns))

@@ -29,22 +29,25 @@ class RMSNorm(torch.nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
-def block_spec(layers: str, num_layers: int) -> mcore.TransformerBlockSubmodules:
-    """Spec of `num_layers` layers and the final norm; `layers` is "torch" or "transformer_engine"."""
+def block_spec(layers: str, num_layers: int, qk_norm: bool = False) -> mcore.TransformerBlockSubmodules:
+    """Spec of `num_layers` layers and the final norm; `layers` is "torch" or "transformer_engine".
+
+    qk_norm: each head's queries and keys are normed before they are rotated (Qwen3, arXiv 2505.09388).
+    """
     if layers == "transformer_engine":
-        layer, norm = _transformer_engine_layer()
+        layer, norm = _transformer_engine_layer(qk_norm)
     else:
-        layer, norm = _torch_layer(), RMSNorm
+        layer, norm = _torch_layer(qk_norm), RMSNorm
     return mcore.TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)
 
 
-def _layer(input_norm, mlp_norm, qkv, core_attention, projection, fc1, fc2, key_map) -> mcore.ModuleSpec:
+def _layer(input_norm, mlp_norm, head_norm, qkv, core_attention, projection, fc1, fc2, key_map) -> mcore.ModuleSpec:
     attention = mcore.ModuleSpec(
         module=mcore.SelfAttention,
         params={"attn_mask_type": mcore.AttnMaskType.no_mask},  # never read: the kind is in AttentionContext
         submodules=mcore.SelfAttentionSubmodules(
             linear_qkv=qkv, core_attention=core_attention, linear_proj=projection,
-            q_layernorm=mcore.IdentityOp, k_layernorm=mcore.IdentityOp))
+            q_layernorm=head_norm, k_layernorm=head_norm))
     mlp = mcore.ModuleSpec(module=mcore.MLP,
                            submodules=mcore.MLPSubmodules(linear_fc1=fc1, linear_fc2=fc2))
     return mcore.ModuleSpec(
@@ -55,17 +58,17 @@ def _layer(input_norm, mlp_norm, qkv, core_attention, projection, fc1, fc2, key_
             sharded_state_dict_keys_map=key_map))
 
 
-def _torch_layer() -> mcore.ModuleSpec:
-    return _layer(RMSNorm, RMSNorm, mcore.ColumnParallelLinear, TorchAttention, mcore.RowParallelLinear,
+def _torch_layer(qk_norm: bool) -> mcore.ModuleSpec:
+    return _layer(RMSNorm, RMSNorm, RMSNorm if qk_norm else mcore.IdentityOp, mcore.ColumnParallelLinear, TorchAttention, mcore.RowParallelLinear,
                   mcore.ColumnParallelLinear, mcore.RowParallelLinear,
                   # Transformer Engine keeps a norm inside the linear layer after it: store ours under its name
                   {"input_layernorm.": "self_attention.linear_qkv.layer_norm_",
                    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"})
 
 
-def _transformer_engine_layer() -> tuple[mcore.ModuleSpec, type]:
+def _transformer_engine_layer(qk_norm: bool) -> tuple[mcore.ModuleSpec, type]:
     te = mcore.transformer_engine_modules()
-    layer = _layer(mcore.IdentityOp, mcore.IdentityOp, te.TELayerNormColumnParallelLinear,
+    layer = _layer(mcore.IdentityOp, mcore.IdentityOp, te.TENorm if qk_norm else mcore.IdentityOp, te.TELayerNormColumnParallelLinear,
                    transformer_engine_attention(), te.TERowParallelLinear,
                    te.TELayerNormColumnParallelLinear, te.TERowParallelLinear, {})
     return layer, te.TENorm

@@ -12,11 +12,12 @@ Shape suffixes: S window length, B windows of a micro-batch, H hidden size, N la
 import torch
 import torch.nn.functional as F
 
-from megatron_encdec.model.attention import AttentionContext, explicit_is_faster, rotary_angles, segment_mask
+from megatron_encdec.model.attention import AttentionContext, explicit_is_faster, segment_mask
 from megatron_encdec.model.config import ModelConfig, choose_layers
 from megatron_encdec.model.head import vocabulary_parallel_cross_entropy
 from megatron_encdec.model.initial import fill_initial_weights
 from megatron_encdec.model.layers import block_spec
+from megatron_encdec.model.rope import rotary_angles
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device
 from megatron_encdec.platform.distributed import Topology
@@ -27,14 +28,15 @@ class Trunk(mcore.GPTModel):
 
     def __init__(self, model: ModelConfig, config: mcore.TransformerConfig, layers: str, topology: Topology,
                  sequence_length: int):
-        spec = block_spec(layers, mcore.get_num_layers_to_build(config))
+        spec = block_spec(layers, mcore.get_num_layers_to_build(config), model.qk_norm)
         super().__init__(
             config, spec, vocab_size=model.padded_vocabulary_size, max_sequence_length=sequence_length,
             pre_process=topology.first_stage, post_process=topology.last_stage,
             share_embeddings_and_output_weights=model.tied_embeddings, position_embedding_type="none")
         self.model = model
         self.packed = layers == "transformer_engine"
-        self._angles_SD = rotary_angles(sequence_length, model.head_dim, model.rope_theta, device())
+        self._angles_SD, self._rotary_factor = rotary_angles(sequence_length, model.head_dim, model.rope_theta,
+                                                             device(), model.rope_scaling)
         if self.post_process:
             # The head gets a few selected rows, not this rank's slice of the sequence: gather before selecting.
             self.output_layer.sequence_parallel = False
@@ -45,11 +47,12 @@ class Trunk(mcore.GPTModel):
         """What the layers need to know of one micro-batch of `windows` x `length` tokens."""
         dtype = self.config.params_dtype
         angles_SD = self._angles_SD[:length]
+        turns = tuple((turn(angles_SD) * self._rotary_factor).to(dtype) for turn in (torch.cos, torch.sin))
         if self.packed:
-            cos, sin = (f(angles_SD).to(dtype).repeat(windows, 1)[:, None] for f in (torch.cos, torch.sin))
+            cos, sin = (turn.repeat(windows, 1)[:, None] for turn in turns)
             return AttentionContext(qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
                                     max_seqlen_q=longest, max_seqlen_kv=longest, kind=kind, cos=cos, sin=sin)
-        cos, sin = (f(angles_SD).to(dtype)[:, None, None] for f in (torch.cos, torch.sin))
+        cos, sin = (turn[:, None, None] for turn in turns)
         explicit, mask_B1SS = explicit_is_faster(length, dtype), None
         if isolated:
             mask_B1SS = segment_mask(cu_seqlens, windows, length, kind, dtype)
@@ -106,7 +109,8 @@ def transformer_config(model: ModelConfig, topology: Topology, dtype: torch.dtyp
         num_layers=model.num_layers, hidden_size=model.hidden_size, ffn_hidden_size=model.ffn_hidden_size,
         num_attention_heads=model.num_attention_heads, num_query_groups=model.num_query_groups,
         kv_channels=model.head_dim, normalization="RMSNorm", layernorm_epsilon=model.norm_eps,
-        gated_linear_unit=True, activation_func=F.silu, add_bias_linear=False, add_qkv_bias=False,
+        gated_linear_unit=True, activation_func=F.silu, add_bias_linear=False, add_qkv_bias=model.qkv_bias,
+        qk_layernorm=model.qk_norm, no_rope_freq=model.rope_pattern,
         hidden_dropout=0.0, attention_dropout=0.0,
         # mcore marks a parameter as split over tensor ranks while it initialises it (grad norms depend on the
         # mark), so let it initialise, with nothing: model/initial.py fills the weights

@@ -111,8 +111,6 @@ class Timeline:
         """What determined the state after `step`; equal histories mean interchangeable states."""
         config = self.config
         data = schema.to_dict(config.data)
-        model = {key: value for key, value in schema.to_dict(config.model).items()
-                 if key not in ("preset", "layers")}
         optimizer = {key: value for key, value in schema.to_dict(config.optimizer).items() if key != "lr"}
         rates = hashlib.sha256()
         for number in range(1, step + 1):
@@ -124,7 +122,7 @@ class Timeline:
                                  in zip(self.fingerprints, config.data.train, strict=True)],
                      **{key: data[key] for key in ("seed", "sequence_length", "isolate_documents",
                                                    "random_length")}},
-            "model": model,
+            "model": config.model.identity(),
             "batch_global_size": config.batch.global_size,
             "optimizer": optimizer,
             "learning_rates": rates.hexdigest(),

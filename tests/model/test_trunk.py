@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from megatron_encdec.data.samples import Sample
-from megatron_encdec.model.attention import AttentionContext, TorchAttention, rotary_angles, segment_mask
+from megatron_encdec.model.attention import AttentionContext, TorchAttention, segment_mask
 from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.rope import rotary_angles
 from megatron_encdec.model.trunk import build_trunk
 from megatron_encdec.objectives import ObjectiveConfig, build_objective, collate
 
@@ -54,12 +55,12 @@ def test_what_a_token_reaches(topology, windows, dtype, groups, cuts, segment):
     assert moved(trunk, "causal", cuts, position, windows) == {s for s in segment if s >= position}
 
 
-def test_both_attention_paths_of_torch_agree():
+def test_both_attention_paths_of_torch_agree(topology):
     draw = torch.Generator().manual_seed(4)
     query, key, value = (torch.randn(7, 2, heads, 8, generator=draw) for heads in (4, 2, 2))
-    attention = TorchAttention(None, 1, None, None)
+    attention = TorchAttention(trunk_of(topology).config, 1, None, None)
     cuts = torch.tensor([0, 3, 7, 14], dtype=torch.int32)
-    angles_SD = rotary_angles(7, 8, 1e4, torch.device("cpu"))[:, None, None]
+    angles_SD = rotary_angles(7, 8, 1e4, torch.device("cpu"))[0][:, None, None]
     for kind in ("causal", "bidirectional"):
         mask_B1SS = segment_mask(cuts, 2, 7, kind, torch.float32)
         outputs = [attention(query, key, value, None, packed_seq_params=AttentionContext(
