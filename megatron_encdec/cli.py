@@ -13,6 +13,7 @@ VERBS = {
     "preprocess": ("megatron_encdec.text.command", "text -> indexed token files (.bin/.idx) and a manifest"),
     "pretrain": ("megatron_encdec.training.command", "run the phases of a config, or continue them"),
     "export": ("megatron_encdec.interop.command", "a checkpoint -> a stock Hugging Face model directory"),
+    "import": ("megatron_encdec.interop.import_command", "a Hugging Face model directory -> a run to train on from"),
     "inspect": ("megatron_encdec.inspection.command", "look into data, a run, or a checkpoint"),
     "doctor": ("megatron_encdec.platform.doctor", "versions, device, backends; what is missing and how to get it"),
 }

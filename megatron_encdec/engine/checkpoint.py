@@ -7,24 +7,26 @@
     latest                   name of the newest, written last
 
     1. `newest`, `saved_names`, `directory_of`, `read_run_state`     finding one
-    2. `load(...)`                                                   into a trunk and optimizer of any topology
+    2. `load(...)`, `load_weights(...)`                              into a trunk and optimizer of any topology
     3. `publish`, `prune`, `clean`                                   the directory's part of saving (saver.py)
 """
 
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_encdec.engine import integrity
 from megatron_encdec.engine.names import LATEST, is_name, name_of, saved_names, step_of
 from megatron_encdec.engine.optimizer import set_update_count
-from megatron_encdec.engine.shards import wanted
-from megatron_encdec.engine.storage import read_shards, read_update_count
+from megatron_encdec.engine.shards import STATE_PREFIX, wanted
+from megatron_encdec.engine.storage import read_shards, read_update_count, stored_names
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
 
-__all__ = ["clean", "directory_of", "load", "name_of", "newest", "prune", "publish", "read_run_state", "saved_names"]
+__all__ = ["clean", "directory_of", "load", "load_weights", "name_of", "newest", "prune", "publish", "read_run_state",
+           "saved_names"]
 
 FORMAT = 2  # 1 had no checksums
 
@@ -83,6 +85,24 @@ def load(checkpoint: Path, trunk, optimizer=None) -> None:
     read_shards(checkpoint, wanted(trunk, optimizer))
     if optimizer is not None:
         set_update_count(optimizer, read_update_count(checkpoint))
+
+
+def load_weights(checkpoint: Path, trunk, optimizer=None) -> None:
+    """Fill `trunk`, and the fp32 masters in `optimizer`, with the weights of `checkpoint` alone; collective.
+
+    From the masters where there are some: they are what the weights were rounded from. Moments and update count stay
+    as they are; a checkpoint without any, such as an import's, will do.
+    """
+    integrity.check(checkpoint)
+    names, prefix = stored_names(checkpoint), f"{STATE_PREFIX}.param."
+
+    def best(shard):
+        name = shard.key.removeprefix(prefix)
+        return replace(shard, key=prefix + name if prefix + name in names else name)
+
+    read_shards(checkpoint, [best(shard) for shard in wanted(trunk, None)])
+    if optimizer is not None:  # by itself: where it holds an fp32 run's weights, its boxes are the same
+        read_shards(checkpoint, [best(shard) for shard in wanted(trunk, optimizer) if shard.key.startswith(prefix)])
 
 
 def publish(temporary: Path, final: Path) -> None:

@@ -14,7 +14,7 @@ rank fails the save on all: the partial directory goes, `latest` stays, and the 
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -52,7 +52,7 @@ class _Job:
     """One save: everything the thread needs, none of it shared with training."""
 
     run_state: dict
-    shards: list[Shard]
+    shards: Iterable[Shard]
     common: dict
     always: frozenset[int]
     started: float
@@ -63,7 +63,7 @@ class _Job:
 
 
 class Saver:
-    """Saves `trunk` and `optimizer` (or None) into `checkpoints`, keeping the newest `keep`; made collectively.
+    """Saves `trunk` and `optimizer` (each may be None) into `checkpoints`, keeping the newest `keep`; made collectively.
 
     asynchronous: `save` returns when the state is copied (host memory of this rank's share: 2 or 4 bytes a
     parameter and 12 / data-parallel ranks); else when the checkpoint is there.
@@ -103,6 +103,14 @@ class Saver:
         self._thread = threading.Thread(target=self._run, args=(job,), name=f"save-{job.step}", daemon=True)
         self._blocked = time.perf_counter() - started
         self._thread.start()
+
+    def save_boxes(self, run_state: dict, boxes: Iterable[Shard]) -> SaveEvent:
+        """Write this rank's `boxes`, each made when it is asked for, as a checkpoint of weights alone; collective.
+
+        No trunk has to be there: it is how an import of any size fits into little memory.
+        """
+        self._run(_Job({"format": FORMAT, **run_state}, boxes, common_state(0, []), frozenset(), time.perf_counter()))
+        return self._events.pop()
 
     def poll(self) -> list[SaveEvent]:
         """Saves finished since the last call; costs nothing. Ranks may see one at different steps."""

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pickle
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def write_bytes(path: Path, data: bytes) -> Written:
         return file.finish()
 
 
-def write_shards(directory: Path, rank: int, shards: list[Shard]) -> Written:
+def write_shards(directory: Path, rank: int, shards: Iterable[Shard]) -> Written:
     """This rank's file."""
     boxes = []
     with HashedFile(directory / f"__{rank}_0.distcp") as file:
@@ -149,6 +150,15 @@ def read_update_count(directory: Path) -> int:
         return int(state["optimizer"]["optimizer"]["param_groups"][0].get("step", 0))
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise IntegrityError(f"{path}: holds no optimizer settings; this checkpoint is damaged or foreign") from None
+
+
+def stored_names(directory: Path) -> set[str]:
+    """Names of the tensors in a checkpoint."""
+    path = directory / ".metadata"
+    try:
+        return set(load_records(path).state_dict_metadata)
+    except (AttributeError, TypeError) as error:
+        raise IntegrityError(f"{path}: {error}; this checkpoint is damaged or foreign") from None
 
 
 def _index(files: list[Written]) -> Metadata:

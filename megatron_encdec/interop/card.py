@@ -1,7 +1,7 @@
 """The model card: what a reader needs to know of the run before using the model."""
 
+from megatron_encdec.interop.families import Target
 from megatron_encdec.interop.source import Source
-from megatron_encdec.interop.targets import Target
 from megatron_encdec.rundir.metrics import read_metrics
 
 _USE = {

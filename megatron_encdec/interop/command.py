@@ -4,13 +4,15 @@ import argparse
 import os
 import sys
 
+from megatron_encdec.interop.families import TARGETS
 from megatron_encdec.platform import device
 from megatron_encdec.platform.distributed import RankEnvironment
 from megatron_encdec.platform.errors import UserError
 
 DESCRIPTION = """\
 Write a checkpoint as a Hugging Face model directory that loads with no code but transformers' own: a causal
-checkpoint as LlamaForCausalLM, a masked-language-model checkpoint as EuroBertForMaskedLM.
+checkpoint as its family's class (LlamaForCausalLM, ...), a masked-language-model checkpoint as EuroBertForMaskedLM or,
+where that cannot hold the trunk, as its family's class with is_causal: false.
 
   megatron-encdec export runs/a models/a                    the newest checkpoint
   megatron-encdec export runs/a@1000 models/a-clm           the checkpoint of step 1000
@@ -28,10 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", metavar="RUN_DIR[@STEP]", help="run directory; default: newest checkpoint")
     parser.add_argument("out", metavar="OUT", help="directory to write; complete or absent")
-    parser.add_argument("--as", dest="as_", choices=("auto", "llama", "eurobert"), default="auto",
-                        help="class; auto: by the objective of that step (default)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32",
-                        help="of the weights (default: fp32)")
+    parser.add_argument("--as", dest="as_", metavar="CLASS", default="auto",
+                        help=f"auto: by the objective of that step and the trunk's family (default); {', '.join(TARGETS)}")
+    parser.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+                        help="of the weights (default: fp32; for an import what it came in)")
+    parser.add_argument("--shard-size", default="5GB", metavar="SIZE",
+                        help="of a safetensors file at most, e.g. 500MB (default: 5GB)")
     parser.add_argument("--force", action="store_true", help="replace another export at OUT")
 
 
@@ -43,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_encdec.interop.hugging_face import ParityError
 
     try:
-        export(arguments.run, arguments.out, arguments.as_, arguments.dtype, arguments.force)
+        export(arguments.run, arguments.out, arguments.as_, arguments.dtype, arguments.force,
+               shard_size=arguments.shard_size)
     except ParityError as error:
         print(f"megatron-encdec: export: {error}; nothing was written", file=sys.stderr)
         return 1

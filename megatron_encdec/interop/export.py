@@ -1,7 +1,7 @@
 """A checkpoint as a Hugging Face model directory: stock classes, compared, complete or absent.
 
     1. `find`            the checkpoint, its config and tokenizer
-    2. `choose`          Llama or EuroBERT, by the objective or by wish
+    2. `choose`          the class, by objective and family or by wish; `way_back` where it is an import's own
     3. destination       nothing there, an empty directory, or an earlier export (the same one: nothing to do)
     4. weights, config, tokenizer, model card into a directory beside OUT
     5. verification      loaded back with the Auto class, every key, logits against the trunk
@@ -18,16 +18,19 @@ from pathlib import Path
 import torch
 
 from megatron_encdec.interop.card import model_card
-from megatron_encdec.interop.hugging_face import load_model, write_model
+from megatron_encdec.interop.families import Target
+from megatron_encdec.interop.hugging_face import SHARD, load_model, write_model
 from megatron_encdec.interop.names import canonical_weights, to_hugging_face
 from megatron_encdec.interop.parity import check_logits
+from megatron_encdec.interop.pooling import write_pooling
 from megatron_encdec.interop.source import Source, find, whole_trunk
-from megatron_encdec.interop.targets import Target, check_fits, choose, hugging_face_config
+from megatron_encdec.interop.targets import check_fits, choose, hugging_face_config
 from megatron_encdec.interop.tokenizer_files import bos_id, write_tokenizer
+from megatron_encdec.interop.way_back import WayBack, way_back
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_json_atomic
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RECORD = "export.json"
 
 
@@ -40,19 +43,25 @@ class Export:
     difference: float | None
 
 
-def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "fp32", force: bool = False,
-           say: Callable[[str], None] = print) -> Export:
+def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", force: bool = False,
+           say: Callable[[str], None] = print, shard_size: str = SHARD) -> Export:
     """Write the checkpoint `RUN_DIR[@STEP]` to the directory `out` as a stock Hugging Face model.
 
-    `as_`: auto (by the objective of that step), llama, eurobert. `dtype`: fp32 or bf16, of the weights.
-    `force` replaces another export at `out`. Raises `UserError` for a mistake, `ParityError` where the
+    `as_`: auto (by the objective of that step and the trunk's family), or a name of `families.TARGETS`. `dtype` of
+    the weights: fp32, bf16, fp16; auto is fp32, and what it came in for an import. `force` replaces another export at
+    `out`. `shard_size`: of a safetensors file at most. Raises `UserError` for a mistake, `ParityError` where the
     result would not compute what the trunk computes; `out` is then as it was.
     """
     source = find(run)
-    target = choose(as_, source.state["objective"])
+    model, imported = source.config.model, source.imported
+    target = choose(as_, source.state["objective"], model, imported and imported["as"])
+    home = way_back(source, target)
+    if dtype == "auto":
+        dtype = imported["dtype"] if imported else "fp32"
     if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype}: not one of {', '.join(DTYPES)}")
-    check_fits(target, source.config.model, source.tokenizer)
+        raise UserError(f"--dtype {dtype}: not one of auto, {', '.join(DTYPES)}")
+    if home is None:
+        check_fits(target, model, source.tokenizer)
     out, record = Path(os.path.realpath(out)), _record(source, target, dtype)
     if _is_there(out, record, force):
         say(f"{out}: is the export of {source.checkpoint.name} as {target.model_class} in {dtype} already")
@@ -62,20 +71,22 @@ def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "fp32", fo
     shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
     work.mkdir(parents=True)
     try:
-        difference = _write(work, source, target, dtype, say)
+        difference = _write(work, source, target, home, dtype, shard_size, say)
         write_json_atomic(work / RECORD, record)
         _make_durable(work)
         _put_in_place(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    say(f"{out}: {target.model_class}, {dtype}; logits differ from the trunk's by at most {difference:.2g}")
+    say(f"{out}: {target.model_class}, {target.attention} attention, {dtype}; logits differ from the trunk's by at most "
+        f"{difference:.2g}")
     return Export(out, target.model_class, difference)
 
 
 def _record(source: Source, target: Target, dtype: str) -> dict:
+    tokenizer = source.tokenizer
     return {"format": 1, "history_hash": source.state["history_hash"], "step": source.state["step"],
             "as": target.name, "dtype": dtype, "tokenizer_fingerprint": source.state["tokenizer_fingerprint"],
-            "special_ids": {"mask": source.tokenizer.mask_id, "eod": source.tokenizer.eod_id}}
+            "special_ids": tokenizer and {"mask": tokenizer.mask_id, "eod": tokenizer.eod_id}}
 
 
 def _is_there(out: Path, record: dict, force: bool) -> bool:
@@ -99,21 +110,31 @@ def _is_there(out: Path, record: dict, force: bool) -> bool:
 
 
 @torch.no_grad()
-def _write(work: Path, source: Source, target: Target, dtype: str, say: Callable[[str], None]) -> float:
+def _write(work: Path, source: Source, target: Target, home: WayBack | None, dtype: str, shard_size: str,
+           say: Callable[[str], None]) -> float:
     """Everything but the record into `work`; the largest difference of logits."""
-    sequence_length = source.config.data.sequence_length
+    model, tokenizer = source.config.model, source.tokenizer
     say(f"loading {source.checkpoint}" + (" (fp32 masters)" if source.has_masters else ""))
     with whole_trunk(source) as trunk:
         for parameter in trunk.parameters():  # what is compared is what is written
             parameter.copy_(parameter.to(DTYPES[dtype]))
-        say(f"writing {target.model_class}, {source.config.model.parameter_count():,} parameters")
-        remarks = write_tokenizer(source.tokenizer, work, sequence_length)
-        config = hugging_face_config(target, source.config.model, sequence_length, source.tokenizer,
-                                     bos_id(source.tokenizer))
-        weights = to_hugging_face(canonical_weights(trunk), source.config.model, target.family)
+        say(f"writing {target.model_class}, {model.parameter_count():,} parameters")
+        if home is not None:
+            config, remarks = home.config, home.write_files(work)
+            weights = home.weights(canonical_weights(trunk))
+        else:
+            length = max(source.config.data.sequence_length, model.max_positions or 0)
+            remarks = write_tokenizer(tokenizer, work, length) if tokenizer else ["there is no tokenizer with it"]
+            config = hugging_face_config(target, model, source.config.data.sequence_length, tokenizer,
+                                         tokenizer and bos_id(tokenizer))
+            weights = to_hugging_face(canonical_weights(trunk), model, target.family.names)
         weights = {name: tensor.to(DTYPES[dtype]) for name, tensor in weights.items()}
-        write_model(target, config, weights, work)
+        write_model(target, config, weights, work, shard_size)
         del weights
+        if home is not None:
+            home.write_generation(work)
+        if target.is_encoder:
+            write_pooling(work, model.hidden_size, config.max_position_embeddings)
         (work / "README.md").write_text(model_card(source, target, dtype, remarks), encoding="utf-8")
         for remark in remarks:
             say(f"note: {remark}")
@@ -123,9 +144,12 @@ def _write(work: Path, source: Source, target: Target, dtype: str, say: Callable
 
 def _make_durable(directory: Path) -> None:
     mode = (directory / RECORD).stat().st_mode  # safetensors leaves its files to their owner alone
-    for file in directory.iterdir():
-        file.chmod(mode)
-        with open(file, "rb") as handle:
+    for entry in sorted(directory.rglob("*")):
+        if entry.is_dir():
+            fsync_directory(entry)
+            continue
+        entry.chmod(mode)
+        with open(entry, "rb") as handle:
             os.fsync(handle.fileno())
     fsync_directory(directory)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from megatron_encdec.interop.targets import Target
+from megatron_encdec.interop.families import Target
 
-_SHARD = "5GB"
+SHARD = "5GB"  # at most, of a safetensors file
 
 
 class ParityError(Exception):
@@ -42,18 +42,21 @@ def build_model(target: Target, config, weights: dict[str, torch.Tensor]):
     with no_init_weights():  # no time for weights that are replaced
         model = getattr(transformers, target.model_class)(config)
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
-    missing = set(missing) - ({target.family.tied[0]} if config.tie_word_embeddings else set())
+    missing = set(missing) - ({target.family.names.tied[0]} if config.tie_word_embeddings else set())
     if missing or unexpected:
         raise ParityError(f"{target.model_class}: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
     model.tie_weights()
     return model.eval()
 
 
-def write_model(target: Target, config, weights: dict[str, torch.Tensor], directory: Path) -> None:
-    """config.json, safetensors (shards of at most 5 GB) and, for a causal model, generation_config.json."""
+def write_model(target: Target, config, weights: dict[str, torch.Tensor], directory: Path,
+                shard_size: str = SHARD) -> None:
+    """config.json, safetensors of at most `shard_size` and, for a causal model, generation_config.json."""
     config.dtype = next(iter(weights.values())).dtype
     with _quiet():
-        build_model(target, config, weights).save_pretrained(directory, max_shard_size=_SHARD)
+        build_model(target, config, weights).save_pretrained(directory, max_shard_size=shard_size)
+    if target.is_encoder:
+        (directory / "generation_config.json").unlink(missing_ok=True)
 
 
 def load_model(target: Target, directory: Path):

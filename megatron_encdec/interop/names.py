@@ -1,10 +1,12 @@
-"""One name table a family: how each tensor of a Hugging Face model comes from the trunk's, and back.
+"""The name table: how each tensor of a Hugging Face model comes from the trunk's, and back.
 
     1. `canonical_weights(trunk)`          the trunk's tensors under their names in a checkpoint
     2. `to_hugging_face(weights, ...)`     trunk tensors -> Hugging Face tensors, vocabulary padding cut off
     3. `from_hugging_face(weights, ...)`   the way back, vocabulary padded with zeros
+    4. `expand(names, model)`, `check_names`   the rows of one model; what is missing or has no place
 
-A new family is a new `Family`: a row for each tensor, with its shapes and the functions that cut and join it.
+All families of `families.py` share one table: they differ in which rows are there. A family with other names is a
+new `NameTable`: a row for each tensor, with its shapes and the functions that cut and join it.
 
 Legend: A query heads, G query groups (key/value heads), D head dimension, F feed-forward width, V vocabulary.
 Rotary positions turn halves on both sides, so no row is permuted for them.
@@ -89,7 +91,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Family:
+class NameTable:
     """All tensors of a family of Hugging Face models."""
 
     name: str
@@ -104,6 +106,14 @@ def _norm_shape(model):
 def _qkv_shapes(model):
     keys = (model.head_dim * model.num_query_groups, model.hidden_size)
     return (model.head_dim * model.num_attention_heads, model.hidden_size), keys, keys
+
+
+def _qkv_bias_shapes(model):
+    return tuple(shape[:1] for shape in _qkv_shapes(model))
+
+
+def _head_norm_shape(model):
+    return ((model.head_dim,),)
 
 
 def _projection_shape(model):
@@ -126,15 +136,30 @@ def _untied(model):
     return not model.tied_embeddings
 
 
+def _qkv_bias(model):
+    return model.qkv_bias
+
+
+def _qk_norm(model):
+    return model.qk_norm
+
+
 _OURS, _THEIRS = "decoder.layers.{}.", "model.layers.{}."
-# LlamaForCausalLM and EuroBertForMaskedLM have these names in common.
-LLAMA = Family("Llama", tied=("lm_head.weight", "model.embed_tokens.weight"), rows=(
+# Llama, Mistral, Qwen2, Qwen3, SmolLM3 and EuroBERT have these names in common.
+LLAMA = NameTable("Llama", tied=("lm_head.weight", "model.embed_tokens.weight"), rows=(
     Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), _table_shape,
         trim_vocabulary, pad_vocabulary),
     Row(_OURS + "self_attention.linear_qkv.layer_norm_weight", (_THEIRS + "input_layernorm.weight",),
         _norm_shape),
     Row(_OURS + "self_attention.linear_qkv.weight",
         tuple(f"{_THEIRS}self_attn.{part}_proj.weight" for part in "qkv"), _qkv_shapes, split_qkv, join_qkv),
+    Row(_OURS + "self_attention.linear_qkv.bias",
+        tuple(f"{_THEIRS}self_attn.{part}_proj.bias" for part in "qkv"), _qkv_bias_shapes, split_qkv, join_qkv,
+        _qkv_bias),
+    Row(_OURS + "self_attention.q_layernorm.weight", (_THEIRS + "self_attn.q_norm.weight",), _head_norm_shape,
+        present=_qk_norm),
+    Row(_OURS + "self_attention.k_layernorm.weight", (_THEIRS + "self_attn.k_norm.weight",), _head_norm_shape,
+        present=_qk_norm),
     Row(_OURS + "self_attention.linear_proj.weight", (_THEIRS + "self_attn.o_proj.weight",),
         _projection_shape),
     Row(_OURS + "mlp.linear_fc1.layer_norm_weight", (_THEIRS + "post_attention_layernorm.weight",),
@@ -161,31 +186,31 @@ def canonical_weights(trunk: torch.nn.Module) -> Tensors:
 
 
 def to_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig,
-                    family: Family = LLAMA) -> Tensors:
+                    names: NameTable = LLAMA) -> Tensors:
     """Hugging Face tensors of a whole trunk's `weights` (canonical names); contiguous, same dtype.
 
-    Raises `UserError` naming tensors that are missing or that the family has no place for.
+    Raises `UserError` naming tensors that are missing or that the table has no place for.
     """
-    table = list(_expand(family, model))
-    _check_names(weights, [ours for ours, _, _ in table], f"trunk, seen as {family.name}")
+    table = list(expand(names, model))
+    check_names(weights, [ours for ours, _, _ in table], f"trunk, seen as {names.name}")
     return {name: tensor.contiguous()
             for ours, theirs, row in table
             for name, tensor in zip(theirs, row.split(weights[ours], model), strict=True)}
 
 
 def from_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig,
-                      family: Family = LLAMA) -> Tensors:
+                      names: NameTable = LLAMA) -> Tensors:
     """The trunk's tensors (canonical names) of a Hugging Face state dict: the inverse of `to_hugging_face`.
 
     A tied model may repeat the embedding as its head. Raises `UserError` naming tensors that are missing,
     unknown, or of a shape that `model` does not have.
     """
-    weights, (repeated, original) = dict(weights), family.tied
+    weights, (repeated, original) = dict(weights), names.tied
     head = weights.pop(repeated, None) if model.tied_embeddings else None
     if head is not None and original in weights and not torch.equal(head, weights[original]):
         raise UserError(f"{repeated}: differs from {original}, but model.tied_embeddings is true")
-    table = list(_expand(family, model))
-    _check_names(weights, [name for _, theirs, _ in table for name in theirs], f"{family.name} model")
+    table = list(expand(names, model))
+    check_names(weights, [name for _, theirs, _ in table for name in theirs], f"{names.name} model")
     out = {}
     for ours, theirs, row in table:
         parts = tuple(weights[name] for name in theirs)
@@ -197,15 +222,16 @@ def from_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig,
     return out
 
 
-def _expand(family: Family, model: ModelConfig) -> Iterator[tuple[str, tuple[str, ...], Row]]:
+def expand(names: NameTable, model: ModelConfig) -> Iterator[tuple[str, tuple[str, ...], Row]]:
     """(our name, their names, row) of every tensor of `model`."""
-    for row in family.rows:
+    for row in names.rows:
         if row.present(model):
             for layer in range(model.num_layers if "{}" in row.ours else 1):
                 yield row.ours.format(layer), tuple(name.format(layer) for name in row.theirs), row
 
 
-def _check_names(found: Iterable[str], expected: Iterable[str], what: str) -> None:
+def check_names(found: Iterable[str], expected: Iterable[str], what: str) -> None:
+    """Refuse `what` where the names found in it are not the expected ones; the first few are named."""
     missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or unknown:
         parts = [f"{word} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"

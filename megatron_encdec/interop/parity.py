@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from megatron_encdec.data.samples import Samples
+from megatron_encdec.interop.families import TARGETS, Target
 from megatron_encdec.interop.hugging_face import ParityError, build_model, load_model
-from megatron_encdec.interop.names import Family, canonical_weights, from_hugging_face
+from megatron_encdec.interop.names import NameTable, canonical_weights, from_hugging_face
 from megatron_encdec.interop.source import Source, find, whole_trunk
-from megatron_encdec.interop.targets import TARGETS, Target, hugging_face_config
+from megatron_encdec.interop.targets import choose, hugging_face_config
 from megatron_encdec.model.trunk import Trunk
 from megatron_encdec.objectives import MicroBatch, Objective, ObjectiveConfig, build_objective, collate
 from megatron_encdec.objectives.base import AttentionKind
@@ -49,10 +50,12 @@ def logits_difference(trunk: Trunk, hugging_face, kind: AttentionKind, windows: 
 
     Windows are no longer than the model's positions.
     """
-    length = min(length, hugging_face.config.max_position_embeddings)
+    length = min(length, hugging_face.config.max_position_embeddings, trunk.max_sequence_length)
+    rows = min(trunk.model.vocabulary_size, hugging_face.config.vocab_size)  # without a mask that an import added
     generator = torch.Generator().manual_seed(0)
-    tokens_BS = torch.randint(0, trunk.model.vocabulary_size, (windows, length), generator=generator)
-    return (trunk_logits(trunk, tokens_BS, kind) - hugging_face(tokens_BS).logits).abs().max().item()
+    tokens_BS = torch.randint(0, rows, (windows, length), generator=generator)
+    ours_BSV = trunk_logits(trunk, tokens_BS, kind)[..., :rows]
+    return (ours_BSV - hugging_face(tokens_BS).logits[..., :rows]).abs().max().item()
 
 
 def check_logits(trunk: Trunk, hugging_face, kind: AttentionKind) -> float:
@@ -103,11 +106,11 @@ def _hugging_face_loss(hugging_face, batch: MicroBatch) -> float:
     return total / len(labels_N)
 
 
-def tensor_differences(trunk: Trunk, hugging_face, family: Family) -> list[str]:
+def tensor_differences(trunk: Trunk, hugging_face, names: NameTable) -> list[str]:
     """Canonical names of the trunk's tensors that the HF model's, mapped back, do not equal bit for bit."""
     model = trunk.model
     back = from_hugging_face({name: tensor.float() for name, tensor in hugging_face.state_dict().items()},
-                             model, family)
+                             model, names)
     ours = canonical_weights(trunk)
 
     def real(name, tensor):  # rows of the padding belong to no token
@@ -151,7 +154,7 @@ def _exported(out: Path) -> tuple[Target, str]:
 
 
 def _compare_weights(trunk: Trunk, model, target: Target):
-    differing = tensor_differences(trunk, model, target.family)
+    differing = tensor_differences(trunk, model, target.family.names)
     found = f"{len(differing)} differ, first {differing[0]}" if differing else "all equal"
     yield not differing, f"tensors, mapped back: {found}"
     difference = logits_difference(trunk, model, target.attention)

@@ -9,7 +9,7 @@ nothing is lost, and rounding them gives the bf16 weights that the run computed 
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,8 +17,9 @@ import torch.distributed as dist
 
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.shards import STATE_PREFIX
+from megatron_encdec.engine.storage import stored_names
 from megatron_encdec.model.trunk import Trunk, transformer_config
-from megatron_encdec.platform import distributed
+from megatron_encdec.platform import distributed, schema
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device
 from megatron_encdec.platform.errors import UserError
@@ -33,7 +34,7 @@ class Source:
     checkpoint: Path
     config: Config
     state: dict  # run_state.json
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # None: an import that had none
 
     @property
     def run(self) -> Path:
@@ -41,9 +42,14 @@ class Source:
         return self.checkpoint.parent.parent
 
     @property
+    def imported(self) -> dict | None:
+        """What an import noted of its source, if this checkpoint is one."""
+        return self.state.get("imported")
+
+    @property
     def has_masters(self) -> bool:
         """Whether the weights to take are the optimizer's."""
-        return self.config.precision.dtype == "bf16"
+        return any(name.startswith(f"{STATE_PREFIX}.param.") for name in stored_names(self.checkpoint))
 
 
 def find(run: str) -> Source:
@@ -54,12 +60,27 @@ def find(run: str) -> Source:
     """
     found = checkpoint.directory_of(run)
     state = checkpoint.read_run_state(found)
-    config = load_config(found.parent.parent / "config.yaml")
+    path = found.parent.parent / "config.yaml"
+    config = _of_import(path) if state.get("imported") else load_config(path)
     return Source(found, config, state, _tokenizer(found, config, state))
 
 
-def _tokenizer(found: Path, config: Config, state: dict) -> Tokenizer:
+def _of_import(path: Path) -> Config:
+    """The config of an import, which leaves data and phases to whoever trains on from it."""
+    content = schema.load_yaml(path)
+    content.setdefault("phases", [{"name": "none", "objective": "clm", "steps": 1}])
+    content["data"] = {"train": [{"path": "none"}], **content.get("data", {})}
+    config = schema.build(Config, content)
+    beside = path.parent / "tokenizer"
+    if beside.is_dir():  # also where the run directory was moved
+        config = replace(config, tokenizer=replace(config.tokenizer, path=str(beside)))
+    return config
+
+
+def _tokenizer(found: Path, config: Config, state: dict) -> Tokenizer | None:
     settings, where = config.tokenizer, found.parent.parent / "config.yaml"
+    if state["tokenizer_fingerprint"] is None:
+        return None
     if not Path(settings.path).exists():
         raise UserError(f"{where}: its tokenizer.path {settings.path} is not there; paths in a config are "
                         "relative to where pretrain ran: export from there, or bring the tokenizer back")
@@ -93,19 +114,5 @@ def whole_trunk(source: Source) -> Iterator[Trunk]:
     with one_rank() as topology:
         settings = transformer_config(model, topology, torch.float32, sequence_parallel=False)
         trunk = Trunk(model, settings, "torch", topology, source.config.data.sequence_length).to(device())
-        checkpoint.load(source.checkpoint, _Masters(trunk) if source.has_masters else trunk)
+        checkpoint.load_weights(source.checkpoint, trunk)
         yield trunk.eval()
-
-
-class _Masters:
-    """A trunk whose parameters are stored under the names of the optimizer's fp32 masters."""
-
-    def __init__(self, trunk: Trunk):
-        self._trunk = trunk
-
-    def sharded_state_dict(self, metadata: dict | None = None) -> dict:
-        """The trunk's tensors, with the masters' names."""
-        state = self._trunk.sharded_state_dict(metadata=metadata)
-        for entry in mcore.nested_values(state):
-            entry.key = f"{STATE_PREFIX}.param.{entry.key}"
-        return state

@@ -115,7 +115,7 @@ def _write_config(tokenizer: Tokenizer, own: dict, directory: Path, sequence_len
 def _write_sentencepiece(tokenizer: Tokenizer, file: Path, directory: Path,
                          sequence_length: int) -> list[str]:
     try:
-        converted = _convert_sentencepiece(file)
+        converted = convert_sentencepiece(file)
         content = json.loads(converted.to_str())
         for token in content["added_tokens"]:
             token["lstrip"] = token["lstrip"] or token["id"] == tokenizer.mask_id
@@ -133,7 +133,7 @@ def _write_sentencepiece(tokenizer: Tokenizer, file: Path, directory: Path,
             "it is: encode with the sentencepiece package"]
 
 
-def _convert_sentencepiece(file: Path):
+def convert_sentencepiece(file: Path):
     """A `tokenizers.Tokenizer` of the SentencePiece model, with the blanks handled as the model says.
 
     Where the model keeps blanks as they are, a text that starts with one differs by one token: the price of

@@ -14,10 +14,9 @@ import torch
 from megatron_encdec import __version__
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.names import saved_names, step_of
-from megatron_encdec.engine.optimizer import build_optimizer, reset_moments, wrap
+from megatron_encdec.engine.optimizer import build_optimizer, wrap
 from megatron_encdec.engine.saver import Saver
-from megatron_encdec.engine.shards import STATE_PREFIX, owned, wanted
-from megatron_encdec.engine.storage import read_shards
+from megatron_encdec.engine.shards import owned
 from megatron_encdec.model.trunk import build_trunk
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.distributed import Topology
@@ -142,11 +141,8 @@ def start(plan: Plan, topology: Topology, origin: Origin) -> Run:
 
 def _load(origin: Origin, trunk, optimizer) -> None:
     """Fill trunk and optimizer; weights alone leave the optimizer as new, its fp32 masters the other run's."""
+    load = checkpoint.load_weights if origin.kind == "weights" else checkpoint.load
     try:
-        checkpoint.load(origin.checkpoint, trunk, optimizer)
+        load(origin.checkpoint, trunk, optimizer)
     except IntegrityError as error:
         raise AgreedError(str(error)) from None  # checked by all ranks together
-    if origin.kind == "weights":
-        reset_moments(optimizer)
-        read_shards(origin.checkpoint, [  # the other run may have held its weights in less precision
-            replace(shard, key=f"{STATE_PREFIX}.param.{shard.key}") for shard in wanted(trunk, None)])

@@ -1,0 +1,69 @@
+"""The verb `import`: a Hugging Face model directory to a run directory with a checkpoint at step 0."""
+
+import argparse
+import os
+import time
+
+from megatron_encdec.platform import device
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.launcher import is_rank_of_ours, launch
+
+DESCRIPTION = """\
+Take over a released model: Llama, Mistral, Qwen2, Qwen3, SmolLM2/3, EuroBERT, from a directory with config.json,
+safetensors and tokenizer. What the trunk would not compute exactly is refused by name. No code of it is run.
+
+  megatron-encdec import models/SmolLM2-135M runs/smollm2
+  megatron-encdec import models/Llama-3.1-8B runs/llama --nproc 8             eight ranks share the reading
+
+The run directory holds config.yaml (model, tokenizer), the tokenizer with a mask token, and the checkpoint of step 0.
+Train on from it (continued pretraining: fresh optimizer, own schedule) with
+
+  run: {dir: runs/mlm, from: {path: runs/smollm2, state: weights}}
+  model: {run: runs/smollm2}
+  tokenizer: {path: runs/smollm2/tokenizer}
+
+or write it back with `export`. The mask is the tokenizer's own, else a reserved token, else one added whose embedding
+is the mean of all rows.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `import`."""
+    parser.description = DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("model", metavar="HF_DIR", help="directory with config.json and safetensors")
+    parser.add_argument("run", metavar="RUN_DIR", help="run directory to make; complete or absent")
+    parser.add_argument("--mask-token", default="auto", metavar="TOKEN",
+                        help="auto (default), none, or the name of a token that the tokenizer has")
+    parser.add_argument("--eod-token", metavar="TOKEN", help="end of document (default: the tokenizer's own)")
+    parser.add_argument("--tokenizer", metavar="PATH", help="another tokenizer than the directory's")
+    parser.add_argument("--new-head", action="store_true",
+                        help="the model has no language-model head (a fine-tuned encoder): give it a random one")
+    parser.add_argument("--ignore", action="append", default=[], metavar="KEY",
+                        help="a key of config.json that is known to change nothing")
+    parser.add_argument("--nproc", type=int, metavar="N", help="read and write with N ranks on this machine")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; the exit code."""
+    device.choose("cpu")  # before megatron.core is imported
+    if arguments.nproc is not None and arguments.nproc < 1:
+        raise UserError(f"--nproc {arguments.nproc}: at least one rank")
+    if (arguments.nproc or 1) > 1 and not is_rank_of_ours():
+        return launch(_arguments_of_a_rank(arguments), arguments.nproc, time.time())
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from megatron_encdec.interop.importing import Wish, import_model
+    from megatron_encdec.platform.distributed import peers
+
+    wish = Wish(arguments.mask_token, arguments.tokenizer, arguments.eod_token, arguments.ignore, arguments.new_head)
+    with peers():
+        import_model(arguments.model, arguments.run, wish)
+    return 0
+
+
+def _arguments_of_a_rank(arguments: argparse.Namespace) -> list[str]:
+    """The same command for one rank."""
+    named = (("--mask-token", arguments.mask_token), ("--eod-token", arguments.eod_token),
+             ("--tokenizer", arguments.tokenizer), *(("--ignore", key) for key in arguments.ignore))
+    options = [word for option, value in named if value is not None for word in (option, value)]
+    return ["import", arguments.model, arguments.run, *options, *(["--new-head"] if arguments.new_head else [])]

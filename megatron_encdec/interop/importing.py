@@ -1,0 +1,236 @@
+"""A Hugging Face directory as a run directory with a checkpoint at step 0: complete or absent.
+
+    RUN_DIR/
+      config.yaml                 model, tokenizer, sequence length; data and phases are the user's to add
+      checkpoints/step_00000000/  the weights in the dtype that they came in, no optimizer
+      tokenizer/                  with its mask token (mask_token.py)
+      source/                     config.json, generation_config.json, tokenizer as they came: the exact way back
+
+    1. `read_source`, `TensorFiles`, `Conversion`   everything that can be refused, before anything is written
+    2. tokenizer and mask                           into a directory beside RUN_DIR
+    3. weights                                      every rank reads and writes its share, a tensor at a time
+    4. rename
+
+Any number of ranks gives the same checkpoint, and any topology loads it.
+"""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import yaml
+from safetensors.torch import save_file
+
+from megatron_encdec.engine.saver import Saver
+from megatron_encdec.engine.shards import Shard
+from megatron_encdec.interop.conversion import Conversion
+from megatron_encdec.interop.mask_token import Mask, choose_mask, copy_tokenizer_files, write_with_mask
+from megatron_encdec.interop.source_config import SourceModel, read_source
+from megatron_encdec.interop.tensor_files import TensorFiles
+from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.platform import distributed, schema
+from megatron_encdec.platform import megatron as mcore
+from megatron_encdec.platform.control import Control
+from megatron_encdec.platform.errors import AgreedError, UserError
+from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
+from megatron_encdec.rundir.lineage import history_hash
+from megatron_encdec.text.tokenizer import Tokenizer, find_model_file, load_tokenizer
+from megatron_encdec.training.state import versions
+
+USUAL_LENGTH = 2048  # tokens of a window, where the model has as many positions
+REPLACED_ROWS = "replaced_rows.safetensors"
+_MINUTES_TO_WRITE = 60
+_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user said. mask: auto, none, or a token. tokenizer: another than the directory's own."""
+
+    mask: str = "auto"
+    tokenizer: str | None = None
+    eod_token: str | None = None
+    ignore: Collection[str] = ()
+    new_head: bool = False
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What rank 0 tells the others: everything about the model but its tensors."""
+
+    model: ModelConfig
+    mask: Mask
+    known_rows: int
+    tokenizer: str | None  # fingerprint
+    eod_token: str | None
+    remarks: tuple[str, ...]
+
+
+def import_model(directory: str | Path, run: str | Path, wish: Wish | None = None,
+                 say: Callable[[str], None] = print) -> Path:
+    """Make the run directory `run` of the model in `directory`; its checkpoint. Collective over the ranks there are.
+
+    Raises `UserError` naming what is wrong or not supported; `run` is then not there.
+    """
+    directory, run, wish = Path(directory), Path(os.path.normpath(run)), wish or Wish()
+    with _ranks() as (rank, ranks):
+        control = Control(60 * _MINUTES_TO_WRITE)
+        work = run.with_name(f".{run.name}.import.tmp")
+        try:
+            prepared = control.from_first(lambda: _prepare(work, directory, run, wish))
+            source, files = read_source(directory, wish.ignore), TensorFiles(directory)
+            conversion = _conversion(source, files, prepared, wish)
+            state = _run_state(source, conversion, prepared, wish, control)
+            tell = say if rank == 0 else lambda _line: None
+            saver = Saver(work / "checkpoints", None, None, keep=1, asynchronous=False)
+            event = saver.save_boxes(state, _with_progress(conversion, conversion.share(rank, ranks), tell))
+            if event.error:
+                raise AgreedError(f"{directory}: {event.error}")
+            control.from_first(lambda: _finish(work, run, source, conversion, prepared))
+            _tell(run, source, conversion, prepared, event.seconds_total, tell)
+        finally:
+            if rank == 0:
+                shutil.rmtree(work, ignore_errors=True)
+    return run / "checkpoints" / event.path.name
+
+
+@contextlib.contextmanager
+def _ranks() -> Iterator[tuple[int, int]]:
+    """This rank and their number: of the groups that are there, or of new ones."""
+    if mcore.parallel_state.model_parallel_is_initialized():
+        yield dist.get_rank(), dist.get_world_size()
+        return
+    distributed.initialize()
+    try:
+        yield dist.get_rank(), dist.get_world_size()
+    finally:
+        distributed.shutdown()
+
+
+def _prepare(work: Path, directory: Path, run: Path, wish: Wish) -> _Prepared:
+    """Everything that can be refused, then tokenizer and mask in `work`; rank 0 alone."""
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"{run}: is there already; name a directory that is not, or remove it")
+    source = read_source(directory, wish.ignore)
+    if not source.has_head and not wish.new_head:
+        raise UserError(f"{directory / 'config.json'}: {source.architecture} has no language-model head; with --new-head "
+                        "its body is imported under a new, random one, and a task's head is left out")
+    files = TensorFiles(directory)
+    _conversion(source, files, _Prepared(source.model, Mask("none"), source.model.vocabulary_size, None, None, ()), wish)
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        (work / "source").mkdir(parents=True)
+        (work / "tokenizer").mkdir()
+    except OSError as error:
+        raise UserError(f"{work.parent}: cannot be written to ({error.strerror})") from None
+    for name in ("config.json", "generation_config.json"):
+        if (directory / name).is_file():
+            shutil.copyfile(directory / name, work / "source" / name)
+    copy_tokenizer_files(directory, work / "source")
+    return _with_tokenizer(work, directory, source, wish)
+
+
+def _with_tokenizer(work: Path, directory: Path, source: SourceModel, wish: Wish) -> _Prepared:
+    path, rows = wish.tokenizer or directory, source.model.vocabulary_size
+    if wish.tokenizer is None and find_model_file(directory) is None:
+        return _Prepared(source.model, Mask("none"), rows, None, None, (
+            "there is no tokenizer in the directory: name one with --tokenizer to train with this import",))
+    tokenizer = load_tokenizer(path, None, wish.eod_token)
+    if tokenizer.vocabulary_size > rows:
+        raise UserError(f"{path}: its tokens go up to id {tokenizer.vocabulary_size - 1}, the model has {rows} rows "
+                        "(vocab_size): it is another model's, or tokens were added without resizing the embeddings")
+    mask, known = choose_mask(tokenizer, wish.mask), tokenizer.vocabulary_size
+    tokenizer, mask = write_with_mask(tokenizer, mask, work / "tokenizer")
+    model = replace(source.model, vocabulary_size=max(rows, tokenizer.vocabulary_size))
+    return _Prepared(model, mask, known, tokenizer.fingerprint, tokenizer.token(tokenizer.eod_id),
+                     (_about_mask(mask, tokenizer),))
+
+
+def _about_mask(mask: Mask, tokenizer: Tokenizer) -> str:
+    if mask.kind == "none":
+        return "no mask token, as was wished: an MLM phase needs one" if tokenizer.mask_id is None else (
+            f"the mask token {tokenizer.token(tokenizer.mask_id)!r} stays the tokenizer's")
+    said = {"own": "the tokenizer's own", "reserved": "a reserved token that nothing used",
+            "added": "added, its row the mean of all rows"}[mask.kind]
+    return f"mask token {mask.token!r} (id {mask.id}): {said}"
+
+
+def _conversion(source: SourceModel, files: TensorFiles, prepared: _Prepared, wish: Wish) -> Conversion:
+    return Conversion(files, source.family.names, prepared.model, source.model.vocabulary_size, prepared.mask,
+                      prepared.known_rows, wish.new_head)
+
+
+def _run_state(source: SourceModel, conversion: Conversion, prepared: _Prepared, wish: Wish,
+               control: Control) -> dict:
+    """run_state.json: a state that nothing was trained for, determined by the files it came from."""
+    rank, ranks, files = dist.get_rank(), dist.get_world_size(), conversion.files
+    hashed = control.gathered(files.fingerprint(files.files[rank::ranks]))
+    weights = dict(sorted((name, digest) for part in hashed for name, digest in part.items()))
+    mask = {"kind": prepared.mask.kind, "id": prepared.mask.id}
+    history = {"step": 0, "imported": {"weights": weights, "mask": mask}, "model": prepared.model.identity(),
+               "phases": []}
+    topology = distributed.Topology(ranks, rank, 1, 1, ranks, 0, 0, rank)
+    return {"step": 0, "phase": 0, "phase_name": "import", "objective": "mlm" if source.bidirectional else "clm",
+            "samples": 0, "tokens": 0, "targets": 0, "skipped": 0, "metrics_position": None,
+            "history_hash": history_hash(history), "history": history, "data_fingerprints": [],
+            "tokenizer_fingerprint": prepared.tokenizer, "topology": topology.as_dict(), "versions": versions(),
+            "imported": {"as": source.target, "architecture": source.architecture, "weights": weights, "mask": mask,
+                         "vocabulary_size": source.model.vocabulary_size, "dtype": _DTYPES[conversion.dtype],
+                         "ignore": list(wish.ignore)}}
+
+
+def _with_progress(conversion: Conversion, units: list, say: Callable[[str], None]) -> Iterator[Shard]:
+    """The boxes of `units`, with a line for every tenth of a share that takes a while."""
+    total, done, told, started = sum(unit.bytes for unit in units), 0, 0, time.monotonic()
+    for unit in units:
+        yield from conversion.boxes([unit])
+        done += unit.bytes
+        if done * 10 // total > told and time.monotonic() - started > 2:
+            told = done * 10 // total
+            say(f"{done / 1e9:.2f} of {total / 1e9:.2f} GB")
+
+
+def _finish(work: Path, run: Path, source: SourceModel, conversion: Conversion, prepared: _Prepared) -> None:
+    """Everything but the weights, then the name."""
+    model = prepared.model
+    config = {
+        "run": {"dir": str(run)},
+        "tokenizer": {"path": str(run / "tokenizer"), "mask_token": prepared.mask.token,
+                      "eod_token": prepared.eod_token},
+        "data": {"sequence_length": min(USUAL_LENGTH, model.max_positions or USUAL_LENGTH)},
+        "model": {key: value for key, value in schema.to_dict(model).items() if value not in (None, [])}}
+    if model.rope_scaling is not None:
+        config["model"]["rope_scaling"] = model.rope_scaling.given
+    write_atomic(work / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    rows = conversion.replaced_rows()
+    if rows:
+        save_file(rows, work / "source" / REPLACED_ROWS)
+    for path in sorted(work.rglob("*")):
+        if path.is_file() and path.parent.name in ("source", "tokenizer"):
+            with open(path, "rb") as handle:
+                os.fsync(handle.fileno())
+        elif path.is_dir():
+            fsync_directory(path)
+    fsync_directory(work)
+    if run.is_dir():
+        run.rmdir()
+    replace_durably(work, run)
+
+
+def _tell(run: Path, source: SourceModel, conversion: Conversion, prepared: _Prepared, seconds: float,
+          say: Callable[[str], None]) -> None:
+    for remark in (*source.remarks, *prepared.remarks):
+        say(f"note: {remark}")
+    if conversion.dropped:
+        say(f"note: left out: {', '.join(conversion.dropped)}")
+    dtype = str(conversion.dtype).removeprefix("torch.")
+    say(f"{run}: {source.architecture}, {prepared.model.parameter_count():,} parameters in {dtype}, "
+        f"{seconds:.1f} s")
+    say(f"train on from it with run.from={{path: {run}, state: weights}}, model={{run: {run}}}, "
+        f"tokenizer.path={run / 'tokenizer'}")

@@ -1,0 +1,212 @@
+"""A Hugging Face config.json as a trunk's shape; what the trunk would not do is refused by the name of its key.
+
+    1. `read_source(directory)`     family, attention kind, `ModelConfig`, remarks  ->  `SourceModel`
+    2. refused                      architectures without a table; features that would be dropped; unknown keys
+
+Unknown keys are refused, not skipped: in this format a key is often all that tells one architecture from another
+(logit soft-capping, multipliers, experts). `--ignore KEY` is the way past one that is known to mean nothing.
+Defaults are transformers' own for the class: a saved config may leave them out.
+"""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_encdec.interop.families import FAMILIES, Family, Target
+from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.rope import RopeScaling
+from megatron_encdec.platform import schema
+from megatron_encdec.platform.errors import UserError
+
+# What a body without a language-model head is called, after the family's own prefix.
+HEADLESS = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+# Keys that change nothing in a forward pass, of whatever version wrote them.
+_COSMETIC = {
+    "model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "auto_map", "is_llama_config",
+    "transformers.js_config", "use_cache", "pretraining_tp", "initializer_range", "classifier_pooling", "clf_pooling",
+    "classifier_dropout", "num_labels", "id2label", "label2id", "problem_type", "is_causal", "is_decoder", "unsloth_fixed",
+    "unsloth_version", "rope_theta", "rope_scaling", "rope_parameters", "chunk_size_feed_forward", "output_attentions",
+    "output_hidden_states", "return_dict", "finetuning_task", "task_specific_params", "name_or_path", "max_window_layers",
+    "sep_token_id", "decoder_start_token_id", "attention_dropout", "layer_types", "no_rope_layer_interval"}
+_MEANT_BY = {
+    "num_local_experts": "mixture of experts", "num_experts": "mixture of experts", "n_routed_experts": "mixture of experts",
+    "num_experts_per_tok": "mixture of experts", "moe_intermediate_size": "mixture of experts",
+    "final_logit_softcapping": "logit soft-capping", "attn_logit_softcapping": "logit soft-capping",
+    "logit_softcapping": "logit soft-capping", "router_logits_soft_cap": "logit soft-capping",
+    "logit_scale": "scaled logits", "logits_scaling": "scaled logits", "embedding_multiplier": "scaled embeddings",
+    "scale_emb": "scaled embeddings", "residual_multiplier": "scaled residuals", "scale_depth": "scaled residuals",
+    "attention_multiplier": "another attention scale", "query_pre_attn_scalar": "another attention scale",
+    "clip_qkv": "clipped queries, keys and values", "use_qk_norm": "norms on queries and keys",
+    "parallel_attn": "attention beside the MLP", "use_parallel_residual": "attention beside the MLP",
+    "rope_interleaved": "rotary embeddings of neighbouring pairs", "alibi": "ALiBi positions",
+    "quantization_config": "quantised weights", "sliding_window": "a sliding window",
+    "attention_chunk_size": "chunked attention"}
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A released model, understood. `content` is its config.json; `has_head` whether its class has the LM's head."""
+
+    family: Family
+    architecture: str
+    bidirectional: bool
+    has_head: bool
+    model: ModelConfig
+    content: dict[str, Any]
+    remarks: list[str]
+
+    @property
+    def target(self) -> str:
+        """Name of the target that it is."""
+        kind = "-bidirectional" if self.bidirectional and not self.family.bidirectional else ""
+        return self.family.name + kind
+
+    def configuration(self):
+        """Its own config, as an instance of transformers' class."""
+        return _hugging_face(self.family, self.content)
+
+    def as_target(self) -> Target:
+        """The target that it is."""
+        from megatron_encdec.interop.families import TARGETS
+
+        return TARGETS[self.target]
+
+
+def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:
+    """What `directory` holds, by its config.json. Raises `UserError` naming what cannot be taken over."""
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{directory}: not a Hugging Face model directory (it has no config.json)") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected an object of keys")
+    family, architecture = _family(path, content)
+    config = _hugging_face(family, content, path)
+    refusals = [*_refused_settings(content, config), *_unknown(family, content, config, ignore)]
+    if refusals:
+        raise UserError(f"{path}: {architecture} with {'; '.join(refusals)}: the trunk does not do that, and "
+                        "leaving it out would make another model")
+    remarks = []
+    if content.get("auto_map"):
+        remarks.append("auto_map names code that came with the model; none of it is run, the weights are taken for "
+                       f"transformers' own {architecture}")
+    if config.attention_dropout:
+        remarks.append(f"attention_dropout {config.attention_dropout} is not used: the trunk trains without dropout")
+    bidirectional = family.bidirectional or getattr(config, "is_causal", True) is False
+    has_head = architecture == family.model_class
+    return SourceModel(family, architecture, bidirectional, has_head, _model(path, family, config), content, remarks)
+
+
+def _family(path: Path, content: dict) -> tuple[Family, str]:
+    """Family and class name, by `architectures`, else by `model_type`."""
+    named = content.get("architectures") or []
+    known = {family.model_class: family for family in FAMILIES.values()}
+    for family in FAMILIES.values():
+        stem = family.model_class.partition("For")[0]
+        known |= {stem + ending: family for ending in HEADLESS}
+    if not named:
+        by_type = {family.model_type: family for family in FAMILIES.values()}
+        family = by_type.get(content.get("model_type"))
+        if family is not None:
+            return family, family.model_class
+    if len(named) == 1 and named[0] in known:
+        family = known[named[0]]
+        if content.get("model_type", family.model_type) != family.model_type:
+            raise UserError(f"{path}: architectures says {named[0]}, model_type says {content['model_type']!r}: one of "
+                            "them is wrong")
+        return family, named[0]
+    said = f"architecture {', '.join(map(str, named)) or 'not named'} (model_type {content.get('model_type')!r})"
+    raise UserError(f"{path}: {said} is not supported; known are "
+                    f"{', '.join(family.model_class for family in FAMILIES.values())}, and their headless classes")
+
+
+def _hugging_face(family: Family, content: dict, path: Path | None = None):
+    """The config as transformers reads it, its defaults filled in; no code of the directory is run."""
+    import transformers
+
+    try:
+        return getattr(transformers, family.config_class).from_dict(dict(content))
+    except Exception as error:  # its checks raise what they like
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path or 'config.json'}: transformers refuses it: {reason}") from None
+
+
+def _refused_settings(content: dict, config) -> list[str]:
+    """Settings of the family's own config that the trunk does not have."""
+    found = []
+    if config.hidden_act not in ("silu", "swish"):
+        found.append(f"hidden_act={config.hidden_act!r} (the trunk's activation is SwiGLU's silu)")
+    for key, where in (("attention_bias", "on the attention's output"), ("mlp_bias", "in the MLP")):
+        if getattr(config, key, False):
+            found.append(f"{key}=true (biases {where})")
+    window, positions = getattr(config, "sliding_window", None), config.max_position_embeddings
+    types = set(getattr(config, "layer_types", None) or [])
+    if window is not None and config.model_type == "mistral":
+        types.add("sliding_attention")
+    if strange := types - {"full_attention", "sliding_attention"}:
+        found.append(f"layer_types {', '.join(sorted(strange))}")
+    if "sliding_attention" in types and window is not None and window < positions:
+        found.append(f"sliding_window={window} (attention within {window} of {positions} positions; for texts no longer "
+                     "than that, set max_position_embeddings to it in config.json)")
+    return found + _refused_rope(config)
+
+
+def _refused_rope(config) -> list[str]:
+    rope, found = config.rope_parameters or {}, []
+    if any(isinstance(value, dict) for value in rope.values()):
+        return ["rope_parameters that differ between layers"]
+    if rope.get("partial_rotary_factor", 1.0) != 1.0 or getattr(config, "partial_rotary_factor", 1.0) not in (1.0, None):
+        found.append(f"partial_rotary_factor={rope.get('partial_rotary_factor')} (rotary embeddings of a part of a head)")
+    if rope.get("rope_type") not in ("default", "linear", "llama3", "yarn"):
+        found.append(f"rope_type={rope.get('rope_type')!r} (known: default, linear, llama3, yarn)")
+    return found
+
+
+def _unknown(family: Family, content: dict, config, ignore: Collection[str]) -> list[str]:
+    """Keys that say something and that neither the family's config nor this module knows."""
+    import transformers
+
+    read = set(vars(type(config)())) | set(transformers.GenerationConfig().to_dict()) | _COSMETIC | set(ignore)
+    found = []
+    for key, value in content.items():
+        known = key in read or key.startswith("_") or key.endswith(("_token", "_token_id"))
+        if known and key != "quantization_config" or value in (None, False, 0, "", [], {}):
+            continue
+        meant = f" ({_MEANT_BY[key]})" if key in _MEANT_BY else " (a key this family does not have; --ignore " \
+            f"{key} if it changes nothing)"
+        found.append(f"{key}={json.dumps(value)[:60]}{meant}")
+    return found
+
+
+def _model(path: Path, family: Family, config) -> ModelConfig:
+    """The trunk's shape."""
+    rope = dict(config.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0})
+    for key in ("type", "partial_rotary_factor", "mrope_section"):
+        rope.pop(key, None)
+    theta, scaling = float(rope.pop("rope_theta")), None
+    if rope["rope_type"] == "default":
+        rope = {}
+    if rope.get("rope_type") == "yarn" and rope.get("factor") is None and "original_max_position_embeddings" in rope:
+        rope["factor"] = config.max_position_embeddings / rope["original_max_position_embeddings"]
+    rope_layers = getattr(config, "no_rope_layers", None) or []
+    try:
+        if rope:
+            scaling = schema.build(RopeScaling, rope, "rope_parameters")
+        return ModelConfig(
+            num_layers=config.num_hidden_layers, hidden_size=config.hidden_size,
+            ffn_hidden_size=config.intermediate_size, num_attention_heads=config.num_attention_heads,
+            num_query_groups=config.num_key_value_heads, head_dim=getattr(config, "head_dim", None),
+            tied_embeddings=config.tie_word_embeddings, norm_eps=config.rms_norm_eps, rope_theta=theta,
+            rope_scaling=scaling, layers_without_rope=[layer for layer, has in enumerate(rope_layers) if not has],
+            qkv_bias=bool(family.features.get("qkv_bias")), qk_norm=bool(family.features.get("qk_norm")),
+            init_std=config.initializer_range, vocabulary_size=config.vocab_size, family=family.name,
+            max_positions=config.max_position_embeddings)
+    except (UserError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None

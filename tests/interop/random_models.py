@@ -1,0 +1,56 @@
+"""Small random models of every family, saved as transformers saves them: what import and export are tried on."""
+
+from pathlib import Path
+
+import torch
+
+# name -> (class, what its config says besides the sizes); heads odd per group, head dimension not a power of two
+SIZES = dict(vocab_size=301, hidden_size=72, intermediate_size=44, num_hidden_layers=4, num_attention_heads=6,
+             num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, bos_token_id=None, eos_token_id=0,
+             pad_token_id=2)
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 16}
+YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+MODELS = {
+    "llama2": ("LlamaForCausalLM", {}),
+    "llama3": ("LlamaForCausalLM", {"rope_parameters": LLAMA3, "tie_word_embeddings": True, "head_dim": 20}),
+    "llama-linear": ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}}),
+    "smollm2": ("LlamaForCausalLM", {"tie_word_embeddings": True, "rms_norm_eps": 1e-2}),
+    "mistral": ("MistralForCausalLM", {"sliding_window": None, "num_attention_heads": 10, "head_dim": 12}),
+    "qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
+    "qwen2-yarn": ("Qwen2ForCausalLM", {"rope_parameters": YARN}),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 16}),
+    "smollm3": ("SmolLM3ForCausalLM", {"tie_word_embeddings": True}),
+    "eurobert": ("EuroBertForMaskedLM", {"mask_token_id": 1, "rms_norm_eps": 1e-6}),
+}
+
+
+def build(name: str, **changes):
+    """(model in evaluation mode) with weights large enough for attention to matter, norms and biases apart."""
+    import transformers
+
+    model_class, settings = MODELS[name]
+    model_class = getattr(transformers, model_class)
+    config = model_class.config_class(**{**SIZES, **settings, **changes})
+    torch.manual_seed(len(name))
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.copy_(0.5 + torch.rand_like(parameter))
+            else:
+                parameter.normal_(std=0.15)
+    return model
+
+
+def save(name: str, directory: Path, tokenizer: Path | None = None, dtype: torch.dtype = torch.float32,
+         shard_size: str = "5GB", **changes):
+    """The model of `name` in `directory`, with the tokenizer files of `tokenizer`; the model."""
+    import shutil
+
+    model = build(name, **changes).to(dtype)
+    model.save_pretrained(directory, max_shard_size=shard_size)
+    if tokenizer is not None:
+        for file in tokenizer.iterdir():
+            shutil.copyfile(file, directory / file.name)
+    return model
