@@ -63,7 +63,8 @@ class _Job:
 
 
 class Saver:
-    """Saves `trunk` and `optimizer` (each may be None) into `checkpoints`, keeping the newest `keep`; made collectively.
+    """Saves `trunk` and `optimizer` (each may be None) into `checkpoints`, keeping the newest `keep`;
+    made collectively.
 
     asynchronous: `save` returns when the state is copied (host memory of this rank's share: 2 or 4 bytes a
     parameter and 12 / data-parallel ranks); else when the checkpoint is there.

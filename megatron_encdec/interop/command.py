@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN_DIR[@STEP]", help="run directory; default: newest checkpoint")
     parser.add_argument("out", metavar="OUT", help="directory to write; complete or absent")
     parser.add_argument("--as", dest="as_", metavar="CLASS", default="auto",
-                        help=f"auto: by the objective of that step and the trunk's family (default); {', '.join(TARGETS)}")
+                        help="auto (default): by the objective of that step and the trunk's family; "
+                             f"{', '.join(TARGETS)}")
     parser.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
                         help="of the weights (default: fp32; for an import what it came in)")
     parser.add_argument("--shard-size", default="5GB", metavar="SIZE",

@@ -77,8 +77,8 @@ def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", fo
         _put_in_place(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    say(f"{out}: {target.model_class}, {target.attention} attention, {dtype}; logits differ from the trunk's by at most "
-        f"{difference:.2g}")
+    say(f"{out}: {target.model_class}, {target.attention} attention, {dtype}; logits differ from the trunk's by at "
+        f"most {difference:.2g}")
     return Export(out, target.model_class, difference)
 
 

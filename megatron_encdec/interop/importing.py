@@ -119,10 +119,11 @@ def _prepare(work: Path, directory: Path, run: Path, wish: Wish) -> _Prepared:
         raise UserError(f"{run}: is there already; name a directory that is not, or remove it")
     source = read_source(directory, wish.ignore)
     if not source.has_head and not wish.new_head:
-        raise UserError(f"{directory / 'config.json'}: {source.architecture} has no language-model head; with --new-head "
-                        "its body is imported under a new, random one, and a task's head is left out")
+        raise UserError(f"{directory / 'config.json'}: {source.architecture} has no language-model head; with "
+                        "--new-head its body is imported under a new, random one, and a task's head is left out")
     files = TensorFiles(directory)
-    _conversion(source, files, _Prepared(source.model, Mask("none"), source.model.vocabulary_size, None, None, ()), wish)
+    rows = source.model.vocabulary_size
+    _conversion(source, files, _Prepared(source.model, Mask("none"), rows, None, None, ()), wish)
     shutil.rmtree(work, ignore_errors=True)
     try:
         (work / "source").mkdir(parents=True)

@@ -20,7 +20,7 @@ from megatron_encdec.interop.families import TARGETS, Target
 from megatron_encdec.interop.hugging_face import ParityError, build_model, load_model
 from megatron_encdec.interop.names import NameTable, canonical_weights, from_hugging_face
 from megatron_encdec.interop.source import Source, find, whole_trunk
-from megatron_encdec.interop.targets import choose, hugging_face_config
+from megatron_encdec.interop.targets import hugging_face_config
 from megatron_encdec.model.trunk import Trunk
 from megatron_encdec.objectives import MicroBatch, Objective, ObjectiveConfig, build_objective, collate
 from megatron_encdec.objectives.base import AttentionKind

@@ -26,13 +26,13 @@ HEADLESS = ("Model", "ForSequenceClassification", "ForTokenClassification", "For
 _COSMETIC = {
     "model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "auto_map", "is_llama_config",
     "transformers.js_config", "use_cache", "pretraining_tp", "initializer_range", "classifier_pooling", "clf_pooling",
-    "classifier_dropout", "num_labels", "id2label", "label2id", "problem_type", "is_causal", "is_decoder", "unsloth_fixed",
-    "unsloth_version", "rope_theta", "rope_scaling", "rope_parameters", "chunk_size_feed_forward", "output_attentions",
-    "output_hidden_states", "return_dict", "finetuning_task", "task_specific_params", "name_or_path", "max_window_layers",
-    "sep_token_id", "decoder_start_token_id", "attention_dropout", "layer_types", "no_rope_layer_interval"}
+    "classifier_dropout", "num_labels", "id2label", "label2id", "problem_type", "is_causal", "is_decoder",
+    "unsloth_fixed", "unsloth_version", "rope_theta", "rope_scaling", "rope_parameters", "chunk_size_feed_forward", "output_attentions",
+    "output_hidden_states", "return_dict", "finetuning_task", "task_specific_params", "name_or_path",
+    "max_window_layers", "sep_token_id", "decoder_start_token_id", "attention_dropout", "layer_types", "no_rope_layer_interval"}
 _MEANT_BY = {
-    "num_local_experts": "mixture of experts", "num_experts": "mixture of experts", "n_routed_experts": "mixture of experts",
-    "num_experts_per_tok": "mixture of experts", "moe_intermediate_size": "mixture of experts",
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok",
+                     "moe_intermediate_size"), "mixture of experts"),
     "final_logit_softcapping": "logit soft-capping", "attn_logit_softcapping": "logit soft-capping",
     "logit_softcapping": "logit soft-capping", "router_logits_soft_cap": "logit soft-capping",
     "logit_scale": "scaled logits", "logits_scaling": "scaled logits", "embedding_multiplier": "scaled embeddings",
@@ -153,17 +153,18 @@ def _refused_settings(content: dict, config) -> list[str]:
     if strange := types - {"full_attention", "sliding_attention"}:
         found.append(f"layer_types {', '.join(sorted(strange))}")
     if "sliding_attention" in types and window is not None and window < positions:
-        found.append(f"sliding_window={window} (attention within {window} of {positions} positions; for texts no longer "
-                     "than that, set max_position_embeddings to it in config.json)")
+        found.append(f"sliding_window={window} (attention within {window} of {positions} positions; for texts no "
+                     "longer than that, set max_position_embeddings to it in config.json)")
     return found + _refused_rope(config)
 
 
 def _refused_rope(config) -> list[str]:
     rope, found = config.rope_parameters or {}, []
+    part = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
     if any(isinstance(value, dict) for value in rope.values()):
         return ["rope_parameters that differ between layers"]
-    if rope.get("partial_rotary_factor", 1.0) != 1.0 or getattr(config, "partial_rotary_factor", 1.0) not in (1.0, None):
-        found.append(f"partial_rotary_factor={rope.get('partial_rotary_factor')} (rotary embeddings of a part of a head)")
+    if part not in (None, 1.0):
+        found.append(f"partial_rotary_factor={part} (rotary embeddings of a part of each head)")
     if rope.get("rope_type") not in ("default", "linear", "llama3", "yarn"):
         found.append(f"rope_type={rope.get('rope_type')!r} (known: default, linear, llama3, yarn)")
     return found

@@ -148,8 +148,8 @@ def _what_is_there(directory: Path) -> str:
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
         return (f"{directory}: only pickled weights ({pickles[0]}), and reading a pickle can run code; where you "
-                "trust them, convert them once: python -c \"from transformers import AutoModelForCausalLM as M; "
-                f"M.from_pretrained('{directory}').save_pretrained('{directory}-safetensors')\"")
+                "trust them, convert them once: python -c 'from transformers import AutoModelForCausalLM as M; "
+                f'M.from_pretrained("{directory}").save_pretrained("{directory}-safetensors")\'')
     if any(name.endswith(".gguf") for name in names):
         return (f"{directory}: a GGUF file is quantised; load it with transformers (gguf_file=...), which dequantises "
                 "it, and save it as safetensors")

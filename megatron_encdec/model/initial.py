@@ -4,7 +4,8 @@
     2. the global tensor is drawn in blocks of rows, each from its own counter-based stream
     3. this rank draws only the blocks that cross its slice and keeps its part
 
-N(0, std) for every matrix (arXiv 2507.00994, training code; its table prints sigma^2 = 0.2), 1 for norm weights, 0 for biases.
+N(0, std) for every matrix (arXiv 2507.00994, training code; its table prints sigma^2 = 0.2), 1 for norm weights, 0 for
+biases.
 """
 
 import hashlib

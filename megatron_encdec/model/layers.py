@@ -41,7 +41,8 @@ def block_spec(layers: str, num_layers: int, qk_norm: bool = False) -> mcore.Tra
     return mcore.TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)
 
 
-def _layer(input_norm, mlp_norm, head_norm, qkv, core_attention, projection, fc1, fc2, key_map) -> mcore.ModuleSpec:
+def _layer(input_norm, mlp_norm, qkv, core_attention, projection, fc1, fc2, key_map,
+           head_norm=mcore.IdentityOp) -> mcore.ModuleSpec:
     attention = mcore.ModuleSpec(
         module=mcore.SelfAttention,
         params={"attn_mask_type": mcore.AttnMaskType.no_mask},  # never read: the kind is in AttentionContext
@@ -59,16 +60,18 @@ def _layer(input_norm, mlp_norm, head_norm, qkv, core_attention, projection, fc1
 
 
 def _torch_layer(qk_norm: bool) -> mcore.ModuleSpec:
-    return _layer(RMSNorm, RMSNorm, RMSNorm if qk_norm else mcore.IdentityOp, mcore.ColumnParallelLinear, TorchAttention, mcore.RowParallelLinear,
+    return _layer(RMSNorm, RMSNorm, mcore.ColumnParallelLinear, TorchAttention, mcore.RowParallelLinear,
                   mcore.ColumnParallelLinear, mcore.RowParallelLinear,
                   # Transformer Engine keeps a norm inside the linear layer after it: store ours under its name
                   {"input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-                   "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"})
+                   "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"},
+                  RMSNorm if qk_norm else mcore.IdentityOp)
 
 
 def _transformer_engine_layer(qk_norm: bool) -> tuple[mcore.ModuleSpec, type]:
     te = mcore.transformer_engine_modules()
-    layer = _layer(mcore.IdentityOp, mcore.IdentityOp, te.TENorm if qk_norm else mcore.IdentityOp, te.TELayerNormColumnParallelLinear,
+    layer = _layer(mcore.IdentityOp, mcore.IdentityOp, te.TELayerNormColumnParallelLinear,
                    transformer_engine_attention(), te.TERowParallelLinear,
-                   te.TELayerNormColumnParallelLinear, te.TERowParallelLinear, {})
+                   te.TELayerNormColumnParallelLinear, te.TERowParallelLinear, {},
+                   te.TENorm if qk_norm else mcore.IdentityOp)
     return layer, te.TENorm

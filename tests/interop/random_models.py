@@ -10,11 +10,12 @@ SIZES = dict(vocab_size=301, hidden_size=72, intermediate_size=44, num_hidden_la
              pad_token_id=2)
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}
 YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 MODELS = {
     "llama2": ("LlamaForCausalLM", {}),
     "llama3": ("LlamaForCausalLM", {"rope_parameters": LLAMA3, "tie_word_embeddings": True, "head_dim": 20}),
-    "llama-linear": ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}}),
+    "llama-linear": ("LlamaForCausalLM", {"rope_parameters": LINEAR}),
     "smollm2": ("LlamaForCausalLM", {"tie_word_embeddings": True, "rms_norm_eps": 1e-2}),
     "mistral": ("MistralForCausalLM", {"sliding_window": None, "num_attention_heads": 10, "head_dim": 12}),
     "qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),

@@ -22,7 +22,7 @@ def environment(monkeypatch):
 def test_exports_then_finds_it_done(run_directory, tmp_path, capsys):
     arguments = ["export", f"{run_directory}@6", str(tmp_path / "model")]
     assert main(arguments) == 0
-    assert "LlamaForCausalLM, fp32; logits differ" in capsys.readouterr().out
+    assert "LlamaForCausalLM, causal attention, fp32; logits differ" in capsys.readouterr().out
     assert main(arguments) == 0
     assert "already" in capsys.readouterr().out
 

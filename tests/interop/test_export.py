@@ -11,10 +11,10 @@ import torch
 
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.interop.export import export
+from megatron_encdec.interop.families import TARGETS
 from megatron_encdec.interop.names import canonical_weights
 from megatron_encdec.interop.parity import compare, trunk_logits
 from megatron_encdec.interop.source import find, whole_trunk
-from megatron_encdec.interop.targets import TARGETS
 from megatron_encdec.model.trunk import Trunk, transformer_config
 from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.platform.errors import UserError
@@ -91,11 +91,11 @@ def test_the_masters_are_what_the_bf16_weights_were_rounded_from(run_directory):
 def test_the_same_export_again_does_nothing_another_needs_force(exported, run_directory, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(exported[0], out)
-    before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
     said = []
     assert export(f"{run_directory}@{END}", out, say=said.append).difference is None
     assert "already" in said[0]
-    assert before == {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert before == {file: file.stat().st_mtime_ns for file in out.rglob("*")}
 
     with pytest.raises(UserError, match="another export.*step 9, as eurobert, fp32.*--force"):
         export(str(run_directory), out, dtype="bf16")
@@ -105,7 +105,7 @@ def test_the_same_export_again_does_nothing_another_needs_force(exported, run_di
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     assert compare(str(run_directory), out, say=said.append)
     assert [entry.name for entry in tmp_path.iterdir()] == ["copy"]
-    assert {file.stat().st_mode for file in out.iterdir()} == {(out / "config.json").stat().st_mode}
+    assert {file.stat().st_mode for file in out.rglob("*") if file.is_file()} == {(out / "config.json").stat().st_mode}
     assert not (out / "junk").exists()
 
 

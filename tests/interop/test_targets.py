@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_encdec.interop.families import TARGETS
 from megatron_encdec.interop.targets import check_fits, choose, hugging_face_config
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.platform.errors import UserError
@@ -21,21 +22,46 @@ def model_of(**changes):
 
 
 def test_auto_follows_the_objective_and_a_wish_goes_before_it():
-    assert choose("auto", "clm").model_class == "LlamaForCausalLM"
-    assert choose("auto", "mlm").model_class == "EuroBertForMaskedLM"
-    assert choose("eurobert", "clm").attention == "bidirectional"
+    assert choose("auto", "clm", model_of()).model_class == "LlamaForCausalLM"
+    assert choose("auto", "mlm", model_of()).model_class == "EuroBertForMaskedLM"
+    assert choose("eurobert", "clm", model_of()).attention == "bidirectional"
+    assert choose("auto", "clm", model_of(), source="mistral-bidirectional").attention == "bidirectional"
     with pytest.raises(UserError, match="--as gpt2: not one of auto, llama, eurobert"):
-        choose("gpt2", "clm")
+        choose("gpt2", "clm", model_of())
     with pytest.raises(UserError, match="no class is known for the objective 'denoise'"):
-        choose("auto", "denoise")
+        choose("auto", "denoise", model_of())
 
 
-def test_sizes_that_the_class_cannot_hold_are_refused(tokenizer):
+@pytest.mark.parametrize(("changes", "causal", "encoder"), [
+    ({}, "llama", "eurobert"),
+    ({"family": "mistral"}, "mistral", "eurobert"),
+    ({"family": "eurobert"}, "llama", "eurobert"),
+    ({"hidden_size": 36, "num_attention_heads": 5, "num_query_groups": 1, "head_dim": 8}, "mistral",
+     "mistral-bidirectional"),
+    ({"qkv_bias": True}, "qwen2", "qwen2-bidirectional"),
+    ({"qk_norm": True, "family": "qwen3"}, "qwen3", "qwen3-bidirectional"),
+    ({"layers_without_rope": [0]}, "smollm3", "smollm3-bidirectional"),
+    ({"family": "smollm3"}, "smollm3", "eurobert"),
+])
+def test_auto_takes_the_trunks_family_or_the_first_class_that_holds_it(changes, causal, encoder):
+    assert choose("auto", "clm", model_of(**changes)).name == causal
+    assert choose("auto", "mlm", model_of(**changes)).name == encoder
+
+
+def test_what_no_class_or_not_this_class_can_hold_is_refused(tokenizer):
     uneven = model_of(hidden_size=36, num_attention_heads=5, num_query_groups=1, head_dim=8)
     for wish in ("llama", "eurobert"):
         with pytest.raises(UserError, match=f"--as {wish}.*hidden_size=36.*num_attention_heads=5"):
-            check_fits(choose(wish, "clm"), uneven, tokenizer)
-        check_fits(choose(wish, "clm"), model_of(head_dim=20), tokenizer)
+            check_fits(TARGETS[wish], uneven, tokenizer)
+        check_fits(TARGETS[wish], model_of(head_dim=20), tokenizer)
+    for wish, changes, words in (("eurobert", {"qkv_bias": True}, "no biases on queries, keys and values"),
+                                 ("llama", {"qk_norm": True}, "no norms on queries and keys"),
+                                 ("qwen2", {}, "always has biases"),
+                                 ("mistral", {"layers_without_rope": [0]}, "rotary")):
+        with pytest.raises(UserError, match=f"--as {wish}: .* cannot hold this trunk: .*{words}"):
+            check_fits(TARGETS[wish], model_of(**changes), tokenizer)
+    with pytest.raises(UserError, match="no causal class of transformers holds this trunk.*Qwen2ForCausalLM: it has"):
+        choose("auto", "clm", model_of(qkv_bias=True, qk_norm=True))
 
 
 def test_an_encoder_needs_a_mask_token(tokenizer, tmp_path):
@@ -44,14 +70,14 @@ def test_an_encoder_needs_a_mask_token(tokenizer, tmp_path):
     without = load_tokenizer(plain)
     assert without.mask_id is None
     with pytest.raises(UserError, match="needs a mask token"):
-        check_fits(choose("eurobert", "clm"), model_of(), without)
-    check_fits(choose("llama", "clm"), model_of(), without)
+        check_fits(TARGETS["eurobert"], model_of(), without)
+    check_fits(TARGETS["llama"], model_of(), without)
 
 
 def test_every_size_reaches_the_config(tokenizer):
     model = model_of(tied_embeddings=True, norm_eps=1e-3, rope_theta=777.0, head_dim=20)
     for wish in ("llama", "eurobert"):
-        config = hugging_face_config(choose(wish, "clm"), model, 48, tokenizer)
+        config = hugging_face_config(TARGETS[wish], model, 48, tokenizer)
         found = (config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers,
                  config.num_attention_heads, config.num_key_value_heads, config.head_dim,
                  config.max_position_embeddings, config.rms_norm_eps, config.rope_parameters["rope_theta"],
