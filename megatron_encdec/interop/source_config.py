@@ -22,14 +22,16 @@ from megatron_encdec.platform.errors import UserError
 
 # What a body without a language-model head is called, after the family's own prefix.
 HEADLESS = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
-# Keys that change nothing in a forward pass, of whatever version wrote them.
+# Keys that change nothing in a forward pass, of whatever version wrote them, or that are read below in any family.
 _COSMETIC = {
     "model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "auto_map", "is_llama_config",
     "transformers.js_config", "use_cache", "pretraining_tp", "initializer_range", "classifier_pooling", "clf_pooling",
     "classifier_dropout", "num_labels", "id2label", "label2id", "problem_type", "is_causal", "is_decoder",
-    "unsloth_fixed", "unsloth_version", "rope_theta", "rope_scaling", "rope_parameters", "chunk_size_feed_forward", "output_attentions",
+    "unsloth_fixed", "unsloth_version",
+    "rope_theta", "rope_scaling", "rope_parameters", "chunk_size_feed_forward", "output_attentions",
     "output_hidden_states", "return_dict", "finetuning_task", "task_specific_params", "name_or_path",
-    "max_window_layers", "sep_token_id", "decoder_start_token_id", "attention_dropout", "layer_types", "no_rope_layer_interval"}
+    "max_window_layers", "sep_token_id", "decoder_start_token_id", "attention_dropout", "layer_types",
+    "no_rope_layer_interval", "head_dim"}
 _MEANT_BY = {
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok",
                      "moe_intermediate_size"), "mixture of experts"),

@@ -97,6 +97,8 @@ class ModelConfig:
         for name in ("rope_scaling", "layers_without_rope", "qkv_bias", "qk_norm"):
             if not found[name]:
                 del found[name]
+        if self.rope_scaling is not None:
+            found["rope_scaling"] = self.rope_scaling.given
         return found
 
     @property

@@ -84,7 +84,7 @@ def fused(monkeypatch):
     """Build trunks as Transformer Engine's spec does: no norm modules, no key map, the norm inside the linear."""
     torch_layer = layers._torch_layer
 
-    def fused_layer():
+    def fused_layer(_qk_norm):
         return layers._layer(mcore.IdentityOp, mcore.IdentityOp, NormThenLinear, layers.TorchAttention,
                              mcore.RowParallelLinear, NormThenLinear, mcore.RowParallelLinear, {})
 

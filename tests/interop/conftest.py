@@ -10,6 +10,7 @@ from small_run import BASE, run_cli
 from megatron_encdec.interop.source import one_rank
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.trunk import build_trunk
+from megatron_encdec.text.tokenizer import train_tokenizer
 
 CLM_END, END = 6, 9
 
@@ -54,3 +55,11 @@ def random_trunk(topology):
                     parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
         return trunk
     return build
+
+
+@pytest.fixture(scope="session")
+def tokenizer_directory(tmp_path_factory) -> Path:
+    """Our own tokenizer of at most 300 entries, its mask among them."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(iter(["the encoder reads every word", "a mask hides one word in three"] * 20), 300, directory)
+    return directory

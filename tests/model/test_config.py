@@ -26,3 +26,27 @@ def test_padding_is_the_same_for_every_tensor_parallel_size():
     model = ModelConfig.from_yaml({"preset": "610m", "vocabulary_size": 8191}, "model")
     assert model.padded_vocabulary_size >= 8191
     assert all(model.padded_vocabulary_size % tensor == 0 for tensor in (1, 2, 3, 6))
+
+
+def test_a_run_can_stand_in_the_place_of_a_preset(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "model: {preset: null, num_layers: 3, hidden_size: 32, ffn_hidden_size: 48, num_attention_heads: 4,\n"
+        "        num_query_groups: 2, qkv_bias: true, vocabulary_size: 301,\n"
+        "        rope_scaling: {rope_type: linear, factor: 2}}\n")
+    model = ModelConfig.from_yaml({"run": str(tmp_path), "layers": "torch"}, "model")
+    assert (model.num_layers, model.qkv_bias, model.rope_scaling.factor, model.layers) == (3, True, 2.0, "torch")
+    with pytest.raises(UserError, match="model.run: .*no config.yaml"):
+        ModelConfig.from_yaml({"run": str(tmp_path / "none")}, "model")
+
+
+def test_what_a_trunk_does_without_is_no_part_of_its_identity():
+    plain = dict(preset="tiny", vocabulary_size=301)
+    before = ModelConfig.from_yaml(plain, "model").identity()
+    assert not before.keys() & {"qkv_bias", "qk_norm", "rope_scaling", "layers_without_rope", "family", "preset"}
+    same = ModelConfig.from_yaml({**plain, "family": "mistral", "max_positions": 99, "layers": "torch"}, "model")
+    assert same.identity() == before
+    for key, value in (("qk_norm", True), ("layers_without_rope", [1]),
+                       ("rope_scaling", {"rope_type": "linear", "factor": 2.0})):
+        assert ModelConfig.from_yaml({**plain, key: value}, "model").identity()[key] == value
+    with pytest.raises(UserError, match="layers_without_rope: 4 is not one of the layers 0..3"):
+        ModelConfig.from_yaml({**plain, "layers_without_rope": [4]}, "model")
