@@ -1,7 +1,7 @@
 """The model card: what a reader needs to know of the run before using the model."""
 
 from megatron_encdec.interop.families import Target
-from megatron_encdec.interop.source import Source
+from megatron_encdec.interop.source import Source, parent_of
 from megatron_encdec.rundir.metrics import read_metrics
 
 _USE = {
@@ -43,18 +43,44 @@ attention, weights in {dtype}.
 
 ## Training
 
-{_phases(source)}
-
-{state["tokens"]:,} input tokens and {state["targets"]:,} predicted tokens in all, in windows of \
-{config.data.sequence_length} tokens.
+{_training(source)}
 
 {_metrics(source)}## Origin
 
 - history hash: `{state["history_hash"]}`
-- training data: {", ".join(f"`{fingerprint}`" for fingerprint in state["data_fingerprints"])}
+- training data: {", ".join(f"`{fingerprint}`" for fingerprint in state["data_fingerprints"]) or "none"}
 - tokenizer: `{state["tokenizer_fingerprint"]}`
 - versions: {", ".join(f"{name} {version}" for name, version in state["versions"].items())}{notes}
 """
+
+
+def _training(source: Source) -> str:
+    """Where the weights began, and what was done to them."""
+    state, began = source.state, _began(source)
+    if source.imported:
+        return began
+    return f"""{began}{_phases(source)}
+
+{state["tokens"]:,} input tokens and {state["targets"]:,} predicted tokens in all, in windows of \
+{source.config.data.sequence_length} tokens."""
+
+
+def _began(source: Source) -> str:
+    """Of an imported model, or a run that began with the weights of another: which."""
+    imported, weights = source.imported, source.state.get("history", {}).get("weights")
+    if imported is None and weights is None:
+        return ""
+    if imported is None:
+        parent = parent_of(source)
+        imported = parent and parent.get("imported")
+        if imported is None:
+            return (f"Begun with the weights of another run at step {weights['step']} (history hash "
+                    f"`{weights['history_hash']}`), with a fresh optimizer.\n\n")
+    files = ", ".join(f"`{name}` (sha256 `{digest}`)" for name, digest in imported["weights"].items())
+    mask = {"own": "its own", "reserved": "a reserved token", "added": "added: its row was the mean of all rows",
+            "none": "none"}[imported["mask"]["kind"]]
+    said = f"the weights of a `{imported['architecture']}`: {files}; mask token: {mask}."
+    return f"Imported, not trained: {said}" if source.imported else f"Begun with {said}\n\n"
 
 
 def _phases(source: Source) -> str:

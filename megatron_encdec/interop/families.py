@@ -5,7 +5,7 @@
     3. `Family.refuses(...)`   why a trunk is not of this family, or None
 
 To add a family whose tensors have the names of `names.LLAMA`: add an entry, and its row to the tests' table of
-random configs (tests/interop/random_models.py). Everything else reads this module.
+random configs (tests/random_models.py). Everything else reads this module.
 """
 
 from collections.abc import Callable

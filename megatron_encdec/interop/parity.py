@@ -2,14 +2,16 @@
 
     1. `logits_difference`   largest difference of logits on random tokens, under one attention kind
     2. `losses`              loss of both on the same validation windows under an objective
-    3. `tensor_differences`  names of tensors that are not equal after mapping the HF model back
-    4. `compare`             all of it for a checkpoint and its export, line by line
+    3. `text_losses`         loss of both on texts, one by one, whole and alone
+    4. `tensor_differences`  names of tensors that are not equal after mapping the HF model back
+    5. `compare`             all of it for a checkpoint and its export, or an import and its source, line by line
 
 Legend: B windows, S tokens of a window, V vocabulary, N labelled positions.
 """
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,15 +22,19 @@ from megatron_encdec.interop.families import TARGETS, Target
 from megatron_encdec.interop.hugging_face import ParityError, build_model, load_model
 from megatron_encdec.interop.names import NameTable, canonical_weights, from_hugging_face
 from megatron_encdec.interop.source import Source, find, whole_trunk
+from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.targets import hugging_face_config
 from megatron_encdec.model.trunk import Trunk
 from megatron_encdec.objectives import MicroBatch, Objective, ObjectiveConfig, build_objective, collate
 from megatron_encdec.objectives.base import AttentionKind
 from megatron_encdec.platform.device import device
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.tokenizer import Tokenizer
 
 TOLERANCE = 1e-3  # on logits in fp32: two orders above what rounding does, far below what any mistake does
 _LOSS_TOLERANCE = 1e-4
+_MASK_EVERY = 5  # tokens
+_ROUNDED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @torch.no_grad()
@@ -106,59 +112,116 @@ def _hugging_face_loss(hugging_face, batch: MicroBatch) -> float:
     return total / len(labels_N)
 
 
-def tensor_differences(trunk: Trunk, hugging_face, names: NameTable) -> list[str]:
-    """Canonical names of the trunk's tensors that the HF model's, mapped back, do not equal bit for bit."""
-    model = trunk.model
+@torch.no_grad()
+def text_losses(trunk: Trunk, hugging_face, tokenizer: Tokenizer, texts: Iterable[str],
+                kind: AttentionKind) -> list[tuple[float, float]]:
+    """(trunk's, HF model's) mean loss per target of each text, by itself, in fp32.
+
+    Under causal attention every next token is a target; under bidirectional every `_MASK_EVERY`-th token, masked.
+    Texts are cut at the trunk's length; those of fewer than two tokens are left out.
+    """
+    found, masked = [], torch.arange(1, trunk.max_sequence_length, _MASK_EVERY)
+    for text in texts:
+        labels_S = torch.tensor(tokenizer.encode(text)[: trunk.max_sequence_length])
+        if len(labels_S) < 2:
+            continue
+        inputs_S = labels_S.clone()
+        if kind == "causal":
+            positions_N, labels_N = torch.arange(len(labels_S) - 1), labels_S[1:]
+        else:
+            positions_N = masked[masked < len(labels_S)]
+            labels_N, inputs_S[positions_N] = labels_S[positions_N], tokenizer.mask_id
+        length = len(inputs_S)
+        context = trunk.attention_context(kind, torch.tensor([0, length], dtype=torch.int32, device=device()), length,
+                                          False, 1, length)
+        ours_N = trunk(inputs_S[None].to(device()), context, positions_N.to(device()), labels_N.to(device()))
+        theirs_NV = hugging_face(inputs_S[None]).logits[0, positions_N].float()
+        found.append((ours_N.double().mean().item(), F.cross_entropy(theirs_NV, labels_N).item()))
+    return found
+
+
+def tensor_differences(trunk: Trunk, hugging_face, names: NameTable, but_row: int | None = None) -> list[str]:
+    """Canonical names of the trunk's tensors that the HF model's, mapped back, do not equal bit for bit.
+
+    Rows of a vocabulary that only one of them has do not count (a mask that an import added), nor does row `but_row`.
+    """
+    rows = min(trunk.model.vocabulary_size, hugging_face.config.vocab_size)
+    model = replace(trunk.model, vocabulary_size=hugging_face.config.vocab_size)
     back = from_hugging_face({name: tensor.float() for name, tensor in hugging_face.state_dict().items()},
                              model, names)
     ours = canonical_weights(trunk)
 
     def real(name, tensor):  # rows of the padding belong to no token
-        return tensor[: model.vocabulary_size] if tensor.shape[0] == model.padded_vocabulary_size else tensor
+        if not name.startswith(("embedding.", "output_layer.")):
+            return tensor
+        kept = torch.ones(rows, dtype=torch.bool)
+        if but_row is not None and but_row < rows:
+            kept[but_row] = False
+        return tensor[:rows][kept]
 
     return [name for name in ours if not torch.equal(real(name, ours[name]), real(name, back[name]))]
 
 
 @torch.no_grad()
-def compare(run: str, out: str | Path, windows: int = 4, say: Callable[[str], None] = print) -> bool:
-    """Compare the checkpoint `RUN_DIR[@STEP]` with its export `out`, a line an answer; whether all agree.
+def compare(run: str, out: str | Path, windows: int = 4, say: Callable[[str], None] = print,
+            texts: list[str] | None = None) -> bool:
+    """Compare the checkpoint `RUN_DIR[@STEP]` with the Hugging Face model `out`, a line an answer; whether all agree.
 
-    Losses are those of the run's first `windows` validation samples under every objective: an objective that
-    the exported class is not made for is computed by the other class from the same weights.
+    `out`: an export of it, or the directory that it was imported from. Losses are those of the run's first `windows`
+    validation samples under every objective (one that the exported class is not made for is computed by a class of
+    that attention from the same weights) and, where `texts` are given, of each of them.
     """
-    source, (target, dtype) = find(run), _exported(Path(out))
+    source, out = find(run), Path(out)
+    target, dtype = _what_is(out)
     with whole_trunk(source) as trunk:
-        if dtype == "bf16":
+        if dtype in ("bf16", "fp16"):
             for parameter in trunk.parameters():
-                parameter.copy_(parameter.bfloat16())
-        model = load_model(target, Path(out))
-        answers = [*_compare_weights(trunk, model, target)]
+                parameter.copy_(parameter.to(_ROUNDED[dtype]))
+        model = load_model(target, out)
+        answers = [*_compare_weights(trunk, model, target, source)]
+        if texts:
+            answers += _compare_texts(trunk, model, target, source, texts)
         try:
-            samples = Samples(source.config.data, "validation")
+            samples = None if source.imported else Samples(source.config.data, "validation")
         except UserError as error:
             say(f"losses are not compared: {error}")
-        else:
+            samples = None
+        if samples is not None:
             answers += _compare_losses(trunk, model, source, samples, range(windows))
     for agrees, line in answers:
         say(f"{'ok   ' if agrees else 'WRONG'}  {line}")
     return all(agrees for agrees, _ in answers)
 
 
-def _exported(out: Path) -> tuple[Target, str]:
-    """Target and dtype of an export, from its record."""
+def _what_is(out: Path) -> tuple[Target, str | None]:
+    """Target and dtype of an export, from its record; of another model, from its config.json."""
     try:
         record = json.loads((out / "export.json").read_text(encoding="utf-8"))
         return TARGETS[record["as"]], record["dtype"]
+    except FileNotFoundError:
+        return read_source(out).as_target(), None
     except (OSError, ValueError, KeyError):
-        raise UserError(f"{out}: no export is there (export.json is missing or unreadable)") from None
+        raise UserError(f"{out}: its export.json is unreadable") from None
 
 
-def _compare_weights(trunk: Trunk, model, target: Target):
-    differing = tensor_differences(trunk, model, target.family.names)
+def _compare_weights(trunk: Trunk, model, target: Target, source: Source):
+    imported = source.imported or {"mask": {"kind": "own", "id": None}}
+    mask = imported["mask"]["id"] if imported["mask"]["kind"] in ("reserved", "added") else None
+    differing = tensor_differences(trunk, model, target.family.names, mask)
     found = f"{len(differing)} differ, first {differing[0]}" if differing else "all equal"
-    yield not differing, f"tensors, mapped back: {found}"
+    yield not differing, f"tensors, mapped back: {found}{'' if mask is None else f' (row {mask}, the mask, apart)'}"
     difference = logits_difference(trunk, model, target.attention)
     yield difference <= TOLERANCE, f"logits, {target.attention}: largest difference {difference:.3g}"
+
+
+def _compare_texts(trunk: Trunk, model, target: Target, source: Source, texts: list[str]):
+    if source.tokenizer is None or (target.is_encoder and source.tokenizer.mask_id is None):
+        raise UserError("texts cannot be compared: the run has no tokenizer, or no mask token")
+    found = text_losses(trunk, model, source.tokenizer, texts, target.attention)
+    worst = max((abs(ours - theirs) for ours, theirs in found), default=0.0)
+    ours, theirs = (sum(column) / max(len(found), 1) for column in zip(*found, strict=True)) if found else (0.0, 0.0)
+    yield worst <= TOLERANCE, (f"loss per target on {len(found)} texts, {target.attention}: trunk {ours:.6f}, "
+                               f"{target.model_class} {theirs:.6f}; largest difference of one text {worst:.2g}")
 
 
 def _compare_losses(trunk: Trunk, model, source: Source, samples: Samples, numbers: range):
@@ -170,7 +233,8 @@ def _compare_losses(trunk: Trunk, model, source: Source, samples: Samples, numbe
     for name, setting in sorted(settings.items()):
         objective = build_objective(setting, tokenizer.mask_id, tokenizer.special_ids,
                                     tokenizer.vocabulary_size)
-        target = next(target for target in TARGETS.values() if target.attention == objective.attention)
+        target = next(target for target in TARGETS.values()
+                      if target.attention == objective.attention and target.family.refuses(config.model) is None)
         settings_there = hugging_face_config(target, config.model, config.data.sequence_length, tokenizer)
         same_weights = build_model(target, settings_there, model.state_dict())
         ours, theirs = losses(trunk, same_weights, samples, objective, numbers)

@@ -92,6 +92,17 @@ def _tokenizer(found: Path, config: Config, state: dict) -> Tokenizer | None:
     return tokenizer
 
 
+def parent_of(source: Source) -> dict | None:
+    """run_state.json of the checkpoint whose weights the run began with; None where it is not there any more."""
+    origin = source.config.run.from_
+    if origin is None or origin.step is None:
+        return None
+    try:
+        return checkpoint.read_run_state(checkpoint.directory_of(f"{origin.path}@{origin.step}"))
+    except UserError:
+        return None
+
+
 @contextlib.contextmanager
 def one_rank() -> Iterator[distributed.Topology]:
     """A topology of one rank: the groups that are there, or new ones for as long as the context lasts."""
