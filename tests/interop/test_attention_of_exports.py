@@ -75,7 +75,8 @@ import json, sys
 from transformers import pipeline
 for path in sys.argv[1:]:
     fill = pipeline("fill-mask", path, device="cpu")
-    print(json.dumps([type(fill.model).__name__, len(fill("the encoder " + fill.tokenizer.mask_token + " every word"))]))
+    guesses = fill("the encoder " + fill.tokenizer.mask_token + " every word")
+    print(json.dumps([type(fill.model).__name__, len(guesses)]))
 """
 
 

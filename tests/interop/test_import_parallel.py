@@ -8,12 +8,9 @@ import torch
 from random_models import MODELS, save
 from trunk_states import run_ranks
 
-from megatron_encdec.engine.checkpoint import load_weights, newest
-from megatron_encdec.interop.families import TARGETS
 from megatron_encdec.interop.importing import import_model
 from megatron_encdec.interop.names import canonical_weights
 from megatron_encdec.interop.source import find, whole_trunk
-from megatron_encdec.platform import megatron as mcore
 
 RANKS = """
 import sys
