@@ -126,4 +126,4 @@ def test_a_sentencepiece_model_becomes_a_tokenizer_json_with_one_more_token(topo
     assert source.imported["mask"] == {"kind": "added", "id": size}
     assert sorted(file.name for file in (tmp_path / "run" / "tokenizer").iterdir()) == [
         "tokenizer.json", "tokenizer_config.json"]
-    assert [file.name for file in (tmp_path / "run" / "source").iterdir() if "token" in file.name] == ["tokenizer.model"]
+    assert [file.name for file in (tmp_path / "run" / "source").glob("token*")] == ["tokenizer.model"]

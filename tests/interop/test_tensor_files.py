@@ -98,13 +98,13 @@ FAULTS = {
     "index wrong": (_misnamed, r"does not hold .*, which model.safetensors.index.json says"),
     "index points elsewhere": (_outside, r"index.json: not an index.*no safetensors file beside it"),
     "index missing": (_no_index, r"model-00001-of.* is there, but neither .* nor model.safetensors.index.json"),
-    "pickle only": (_pickle, r"only pickled weights \(pytorch_model.bin\).*reading a pickle can run code.*save_pretrained"),
+    "pickle only": (_pickle, r"only pickled weights \(pytorch_model.bin\).*a pickle can run code.*save_pretrained"),
     "no weights": (_nothing, r"no weights there"),
     "quantised": (_integers, r"is stored as I8; only F32, F16, BF16"),
     "wrong width": (_config(intermediate_size=45), r"has the shape \[.*\], config.json asks for \["),
     "layer too many": (_config(num_hidden_layers=5), r"lacks model.layers.4"),
     "layer too few": (_config(num_hidden_layers=3), r"has no place for model.layers.3"),
-    "tied, but differing": (_config(tie_word_embeddings=True), r"lm_head.weight differs from model.embed_tokens.weight"),
+    "tied, but differing": (_config(tie_word_embeddings=True), r"lm_head.weight differs from model.embed_tokens"),
     "vocabulary": (_config(vocab_size=300), r"has the shape \[301, 72\], config.json asks for \[300, 72\]"),
 }
 
