@@ -27,8 +27,8 @@ def exported(topology, tokenizer_directory, tmp_path_factory):
     """Target name -> directory of its export."""
     directory, found = tmp_path_factory.mktemp("probes"), {}
     for family, name in OF.items():
-        save(name, directory / family, tokenizer_directory)
-        import_model(directory / family, directory / f"{family}-run", say=lambda _line: None)
+        save(name, directory / f"{family}-source", tokenizer_directory)
+        import_model(directory / f"{family}-source", directory / f"{family}-run", say=lambda _line: None)
         for target in TARGETS.values():
             if target.family.name == family:
                 export(str(directory / f"{family}-run"), directory / target.name, target.name, say=lambda _line: None)
