@@ -139,7 +139,8 @@ def _write(work: Path, source: Source, target: Target, home: WayBack | None, dty
         for remark in remarks:
             say(f"note: {remark}")
         say("comparing with the trunk")
-        return check_logits(trunk, load_model(target, work), target.attention)
+        apart = home.replaced_token if home is not None else None
+        return check_logits(trunk, load_model(target, work), target.attention, apart)
 
 
 def _make_durable(directory: Path) -> None:

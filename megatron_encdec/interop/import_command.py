@@ -6,7 +6,7 @@ import time
 
 from megatron_encdec.platform import device
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.launcher import is_rank_of_ours, launch
+from megatron_encdec.platform.launcher import launch
 
 DESCRIPTION = """\
 Take over a released model: Llama, Mistral, Qwen2, Qwen3, SmolLM2/3, EuroBERT, from a directory with config.json,
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     device.choose("cpu")  # before megatron.core is imported
     if arguments.nproc is not None and arguments.nproc < 1:
         raise UserError(f"--nproc {arguments.nproc}: at least one rank")
-    if (arguments.nproc or 1) > 1 and not is_rank_of_ours():
+    if (arguments.nproc or 1) > 1:
         return launch(_arguments_of_a_rank(arguments), arguments.nproc, time.time())
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from megatron_encdec.interop.importing import Wish, import_model

@@ -51,22 +51,24 @@ def trunk_logits(trunk: Trunk, tokens_BS: torch.Tensor, kind: AttentionKind) -> 
 
 @torch.no_grad()
 def logits_difference(trunk: Trunk, hugging_face, kind: AttentionKind, windows: int = 2,
-                      length: int = 64) -> float:
+                      length: int = 64, apart: int | None = None) -> float:
     """max |trunk - HF| over all logits of `windows` x `length` random tokens; NaN if one is.
 
-    Windows are no longer than the model's positions.
+    Windows are no longer than the model's positions. The token `apart` is neither read nor predicted: a mask whose
+    rows an import replaced.
     """
     length = min(length, hugging_face.config.max_position_embeddings, trunk.max_sequence_length)
     rows = min(trunk.model.vocabulary_size, hugging_face.config.vocab_size)  # without a mask that an import added
     generator = torch.Generator().manual_seed(0)
-    tokens_BS = torch.randint(0, rows, (windows, length), generator=generator)
-    ours_BSV = trunk_logits(trunk, tokens_BS, kind)[..., :rows]
-    return (ours_BSV - hugging_face(tokens_BS).logits[..., :rows]).abs().max().item()
+    read = torch.tensor([token for token in range(rows) if token != apart])
+    tokens_BS = read[torch.randint(0, len(read), (windows, length), generator=generator)]
+    ours_BSV, theirs_BSV = trunk_logits(trunk, tokens_BS, kind), hugging_face(tokens_BS).logits
+    return (ours_BSV[..., read] - theirs_BSV[..., read]).abs().max().item()
 
 
-def check_logits(trunk: Trunk, hugging_face, kind: AttentionKind) -> float:
+def check_logits(trunk: Trunk, hugging_face, kind: AttentionKind, apart: int | None = None) -> float:
     """`logits_difference`; raises `ParityError` where it is above `TOLERANCE` or NaN."""
-    difference = logits_difference(trunk, hugging_face, kind)
+    difference = logits_difference(trunk, hugging_face, kind, apart=apart)
     if not difference <= TOLERANCE:
         cause = "the weights hold NaN or infinity" if difference != difference else "the conversion is wrong"
         raise ParityError(f"logits of {type(hugging_face).__name__} and of the trunk differ by "
@@ -210,7 +212,7 @@ def _compare_weights(trunk: Trunk, model, target: Target, source: Source):
     differing = tensor_differences(trunk, model, target.family.names, mask)
     found = f"{len(differing)} differ, first {differing[0]}" if differing else "all equal"
     yield not differing, f"tensors, mapped back: {found}{'' if mask is None else f' (row {mask}, the mask, apart)'}"
-    difference = logits_difference(trunk, model, target.attention)
+    difference = logits_difference(trunk, model, target.attention, apart=mask)
     yield difference <= TOLERANCE, f"logits, {target.attention}: largest difference {difference:.3g}"
 
 

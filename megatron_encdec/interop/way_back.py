@@ -36,11 +36,19 @@ class WayBack:
     def weights(self, trunk: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Hugging Face tensors of the trunk's, of as many rows as there were."""
         found = to_hugging_face(trunk, self.model, self.target.family.names)
-        path = self.directory / REPLACED_ROWS
-        for name, row in (load_file(path) if path.is_file() else {}).items():
+        for name, row in self._replaced_rows().items():
             found[name] = found[name].clone()
             found[name][self.mask] = row.to(found[name].dtype)
         return found
+
+    @property
+    def replaced_token(self) -> int | None:
+        """The token whose rows are others in the trunk; None where all are the same."""
+        return self.mask if self._replaced_rows() else None
+
+    def _replaced_rows(self) -> dict[str, torch.Tensor]:
+        path = self.directory / REPLACED_ROWS
+        return load_file(path) if path.is_file() else {}
 
     def write_files(self, directory: Path) -> list[str]:
         """The tokenizer as it was; remarks for the user."""
