@@ -29,7 +29,8 @@ def config_of(run_directory, tmp_path, **sections):
     config |= {"run": {"dir": str(tmp_path / "mlm"), "from": {"path": str(tmp_path / "run"), "state": "weights"}},
                "model": {"run": str(tmp_path / "run")},
                "tokenizer": {"path": str(tmp_path / "run" / "tokenizer")},
-               "phases": [{"name": "mlm", "objective": "mlm", "steps": 4}], "optimizer": {"lr": 1e-3}}
+               "phases": [{"name": "mlm", "objective": "mlm", "steps": 4}], "optimizer": {"lr": 1e-3},
+               "schedule": {"name": "wsd", "warmup_steps": 2, "decay_steps": 2}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, **sections}))
     return tmp_path / "config.yaml"
 
