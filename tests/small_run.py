@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,25 @@ def run_cli(*arguments: str, check: bool = True, **environment: str) -> subproce
     if check and result.returncode:
         raise AssertionError(f"exit {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result
+
+
+def run_verb(command: list[str], said: list[Path]) -> None:
+    """End this process, a fork, with the exit code of `megatron-encdec COMMAND`; out and err go to the files `said`."""
+    code = 70
+    try:
+        sys.stdout, sys.stderr = (open(path, "w") for path in said)  # noqa: SIM115  (closed with the process)
+        import torch
+
+        from megatron_encdec.cli import main
+
+        torch.set_num_threads(1)  # as run_cli's processes have it: bits are compared
+        code = main(command)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def start_cli(*arguments: str, output: Path, **environment: str) -> subprocess.Popen:

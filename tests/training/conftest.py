@@ -1,18 +1,13 @@
 """A corpus, a tokenizer and token files made once, then `megatron-encdec pretrain` as real processes."""
 
 import json
-import os
+import multiprocessing
 import random
-import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from small_run import BASE, run_cli
-
-from megatron_encdec.cli import main
+from small_run import BASE, run_cli, run_verb
 
 
 @pytest.fixture(scope="session")
@@ -55,31 +50,21 @@ class Ended:
 
 @pytest.fixture
 def here(root, tmp_path):
-    """A function: one rank, trained in a fork of this process (seconds less than a new one, and gloo's threads,
-    some fifty a run that torch never ends, go with it)."""
+    """A function: one rank, trained in a fork of a server that has imported everything: seconds less than a new
+    process. Not of this one: gloo's threads, some fifty a run, never end, and a fork of a process that has them hangs.
+    """
     def call(name: str, *arguments: str, code: int = 0) -> Ended:
         said = [tmp_path / f".{name.replace('/', '_')}.{stream}" for stream in ("out", "err")]
-        child = os.fork()
-        if child == 0:
-            _train_and_exit(["pretrain", str(root / "config.yaml"), f"run.dir={tmp_path / name}",
-                             *map(str, arguments)], said)
-        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        child = forks.Process(target=run_verb, args=(
+            ["pretrain", str(root / "config.yaml"), f"run.dir={tmp_path / name}", *map(str, arguments)], said))
+        child.start()
+        child.join(300)
+        if child.is_alive():
+            child.kill()
         out, err = (path.read_text() for path in said)
-        assert ended == code, out + err
-        return Ended(ended, tmp_path / name, out, err)
+        assert child.exitcode == code, out + err
+        return Ended(child.exitcode, tmp_path / name, out, err)
 
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["small_run", "megatron_encdec.training.execute", "torch._dynamo"])
     return call
-
-
-def _train_and_exit(command: list[str], said: list[Path]) -> None:
-    code = 70
-    try:
-        sys.stdout, sys.stderr = (open(path, "w") for path in said)  # noqa: SIM115  (closed with the process)
-        torch.set_num_threads(1)  # as run_cli's processes have it: bits are compared
-        code = main(command)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
