@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-TIMING = ("tokens_per_second", "mfu", "seconds_blocked", "seconds_total")
+TIMING = ("tokens_per_second", "tokens_per_second_per_device", "mfu", "seconds_blocked", "seconds_total")
 BASE = """
 run: {{dir: RUN, seed: 3}}
 tokenizer: {{path: {root}/tokenizer}}

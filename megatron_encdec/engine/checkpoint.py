@@ -18,10 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_encdec.engine import integrity
+from megatron_encdec.engine.fp8_state import PREFIX as FP8_PREFIX
 from megatron_encdec.engine.names import LATEST, is_name, name_of, saved_names, step_of
 from megatron_encdec.engine.optimizer import set_update_count
 from megatron_encdec.engine.shards import STATE_PREFIX, wanted
-from megatron_encdec.engine.storage import read_shards, read_update_count, stored_names
+from megatron_encdec.engine.storage import read_shards, read_update_count, stored_dtypes
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
 
@@ -80,9 +81,17 @@ def load(checkpoint: Path, trunk, optimizer=None) -> None:
     """Fill `trunk` (and `optimizer`, if given) from `checkpoint`, whatever topology wrote it; collective.
 
     Every byte is checked first: `IntegrityError` on every rank, naming the file and the newest intact checkpoint.
+    Weights of another dtype come from the fp32 masters. FP8's scales begin anew where the checkpoint has none.
     """
     integrity.check(checkpoint)
-    read_shards(checkpoint, wanted(trunk, optimizer))
+    dtypes, prefix = stored_dtypes(checkpoint), f"{STATE_PREFIX}.param."
+
+    def source(shard):
+        other = dtypes.get(shard.key) not in (None, shard.values.dtype) and not shard.key.startswith(STATE_PREFIX)
+        return replace(shard, key=prefix + shard.key) if other and prefix + shard.key in dtypes else shard
+
+    read_shards(checkpoint, [source(shard) for shard in wanted(trunk, optimizer)
+                             if shard.key in dtypes or not shard.key.startswith(f"{FP8_PREFIX}.")])
     if optimizer is not None:
         set_update_count(optimizer, read_update_count(checkpoint))
 
@@ -94,7 +103,7 @@ def load_weights(checkpoint: Path, trunk, optimizer=None) -> None:
     as they are; a checkpoint without any, such as an import's, will do.
     """
     integrity.check(checkpoint)
-    names, prefix = stored_names(checkpoint), f"{STATE_PREFIX}.param."
+    names, prefix = stored_dtypes(checkpoint), f"{STATE_PREFIX}.param."
 
     def best(shard):
         name = shard.key.removeprefix(prefix)

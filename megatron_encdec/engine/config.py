@@ -1,4 +1,4 @@
-"""Config of the engine: optimizer, schedule, batch, parallel sizes, precision, checkpoints."""
+"""Config of the engine: optimizer, schedule, batch, parallel sizes, checkpoints."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -78,14 +78,6 @@ class ParallelSettings:
                              "use 1")
         if self.sequence and self.tensor == 1:
             raise ValueError("sequence: true needs parallel.tensor of 2 or more")
-
-
-@dataclass(frozen=True)
-class PrecisionSettings:
-    """dtype: bf16 keeps bf16 parameters with fp32 masters; left out, bf16 where the device has it, else fp32."""
-
-    dtype: Literal["bf16", "fp32"] | None = None
-    fp8: Literal["delayed", "current", "blockwise"] | None = None
 
 
 @dataclass(frozen=True)

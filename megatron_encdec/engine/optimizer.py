@@ -1,6 +1,6 @@
 """megatron.core's DDP and DistributedOptimizer around the trunk, at every size, GPU or CPU.
 
-    1. `wrap(trunk)`              gradient buffers, reduction over data-parallel ranks (fp32)
+    1. `wrap(trunk)`              gradient buffers, reduction over data-parallel ranks (fp32); `whole_parameters`
     2. `build_optimizer(ddp)`     AdamW with fp32 masters split over data-parallel ranks; decay on every parameter
     3. `set_learning_rate`, `update`, `reset_moments`
     4. `local_states`, `group_settings`, `update_count`, `set_update_count`    what a checkpoint holds, in place
@@ -19,13 +19,26 @@ from megatron_encdec.model.trunk import Trunk
 from megatron_encdec.platform import megatron as mcore
 
 
-def wrap(trunk: Trunk) -> torch.nn.Module:
-    """The trunk in megatron.core's DistributedDataParallel."""
+def wrap(trunk: Trunk, overlap_gradients: bool = False, overlap_parameters: bool = False) -> torch.nn.Module:
+    """The trunk in megatron.core's DistributedDataParallel.
+
+    overlap_gradients: each bucket of gradients is reduced while the backward pass goes on to the next;
+    overlap_parameters: updated weights are gathered while the next forward pass begins (`whole_parameters`).
+    """
     settings = mcore.DistributedDataParallelConfig(
-        use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False)
+        use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=overlap_gradients,
+        overlap_param_gather=overlap_gradients and overlap_parameters)
     ddp = mcore.DistributedDataParallel(trunk.config, settings, trunk)
     trunk.config.finalize_model_grads_func = mcore.finalize_model_grads
+    if overlap_gradients:
+        trunk.config.no_sync_func = ddp.no_sync  # all micro-batches but the last: nothing is reduced yet
     return ddp
+
+
+def whole_parameters(ddp: torch.nn.Module) -> None:
+    """Every rank has every updated weight when this returns; collective. Before anything but training reads them."""
+    if ddp.ddp_config.overlap_param_gather:
+        ddp.start_param_sync(force_sync=True)
 
 
 def build_optimizer(ddp: torch.nn.Module, settings: OptimizerSettings):
@@ -34,7 +47,8 @@ def build_optimizer(ddp: torch.nn.Module, settings: OptimizerSettings):
         mcore.OptimizerConfig(
             optimizer="adam", lr=settings.lr, adam_beta1=settings.betas[0], adam_beta2=settings.betas[1],
             adam_eps=settings.eps, weight_decay=settings.weight_decay, clip_grad=settings.clip_grad,
-            bf16=ddp.config.bf16, params_dtype=ddp.config.params_dtype, use_distributed_optimizer=True),
+            bf16=ddp.config.bf16, params_dtype=ddp.config.params_dtype, use_distributed_optimizer=True,
+            overlap_param_gather=ddp.ddp_config.overlap_param_gather),
         [ddp], config_overrides={})  # no overrides: norm weights decay too, as in the paper
     for part in optimizer.chained_optimizers:
         _begin(part.optimizer)

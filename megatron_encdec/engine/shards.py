@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from megatron_encdec.engine.fp8_state import fp8_state
 from megatron_encdec.engine.optimizer import LocalState, local_states
 from megatron_encdec.platform import megatron as mcore
 
@@ -86,7 +87,7 @@ def _in_row(shape, number: int, start: int, stop: int, row: int):
 def pieces(trunk) -> list[Piece]:
     """The boxes of every tensor of `trunk`, under its names in a checkpoint; what is no tensor is left out.
 
-    What is no tensor is `_extra_state`: scales of FP8 kernels, empty without them, and other in every layer spec.
+    What is no tensor is `_extra_state`, pickles of FP8 kernels: what is in them is kept as tensors (fp8_state.py).
     """
     found = []
     for entry in mcore.nested_values(trunk.sharded_state_dict(metadata=SHARDING)):
@@ -120,7 +121,10 @@ def owned(trunk, optimizer) -> list[Shard]:
         elif (state := states[piece.parameter]) is not None:
             shards += piece.cut(piece.key, flat[state.start : state.stop], state.start)
             shards += _state_shards(piece, state)
-    return shards
+    groups = mcore.parallel_state  # FP8's numbers are the same on all tensor and data ranks: the first ones write
+    if optimizer is None or groups.get_tensor_model_parallel_rank() or groups.get_data_parallel_rank():
+        return shards
+    return shards + _fp8_shards(trunk)
 
 
 def wanted(trunk, optimizer) -> list[Shard]:
@@ -131,7 +135,12 @@ def wanted(trunk, optimizer) -> list[Shard]:
         shards += piece.cut(piece.key, piece.parameter.detach().view(-1), 0)
         if (state := states.get(piece.parameter)) is not None:
             shards += _state_shards(piece, state)
-    return shards
+    return shards + (_fp8_shards(trunk) if optimizer is not None else [])
+
+
+def _fp8_shards(trunk) -> list[Shard]:
+    return [Shard(name, tuple(value.shape), (0,) * value.dim(), value.detach())
+            for name, value in fp8_state(trunk).items()]
 
 
 def _state_shards(piece: Piece, state: LocalState) -> Iterator[Shard]:

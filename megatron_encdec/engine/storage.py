@@ -154,9 +154,15 @@ def read_update_count(directory: Path) -> int:
 
 def stored_names(directory: Path) -> set[str]:
     """Names of the tensors in a checkpoint."""
+    return set(stored_dtypes(directory))
+
+
+def stored_dtypes(directory: Path) -> dict[str, torch.dtype | None]:
+    """The tensors in a checkpoint: name -> dtype."""
     path = directory / ".metadata"
     try:
-        return set(load_records(path).state_dict_metadata)
+        return {name: getattr(getattr(about, "properties", None), "dtype", None)
+                for name, about in load_records(path).state_dict_metadata.items()}
     except (AttributeError, TypeError) as error:
         raise IntegrityError(f"{path}: {error}; this checkpoint is damaged or foreign") from None
 

@@ -10,9 +10,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_encdec.engine.config import ParallelSettings, PrecisionSettings
+from megatron_encdec.engine.config import ParallelSettings
 from megatron_encdec.inspection.tables import objective_label, say
 from megatron_encdec.inspection.windows import indented, marks_of, show
+from megatron_encdec.model.performance import PerformanceSettings
+from megatron_encdec.model.precision import PrecisionSettings
 from megatron_encdec.objectives import Labelled
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
@@ -34,7 +36,7 @@ def plan_of(path: str, overrides: list[str]) -> Plan:
             raise UserError(f"{path}: not a run directory (it has no config.yaml); name a CONFIG.yaml or a run.dir")
     config = load_config(file, overrides)
     portable = replace(config, parallel=ParallelSettings(), precision=PrecisionSettings(),
-                       model=replace(config.model, layers="torch"))
+                       performance=PerformanceSettings(), model=replace(config.model, layers="torch"))
     return make_plan(portable, world_size=1)
 
 

@@ -2,14 +2,18 @@
 
     1. `AttentionContext`       what one micro-batch carries through every layer: kind, segments, rotary angles
     2. `rotate`                 rotary position embedding of queries and keys
-    3. `TorchAttention`         the torch layer spec's: `scaled_dot_product_attention`, or explicit products
-    4. `transformer_engine_attention()`   the same contract on Transformer Engine's packed (THD) kernels
+    3. `TorchAttention`         the torch layers', on windows: `scaled_dot_product_attention`, or explicit products
+    4. `PackedTorchAttention`   the torch layers', on packed segments (THD): flash attention, or one by one on a CPU
+    5. `transformer_engine_attention()`   the same on Transformer Engine's packed kernels
 
 Shape suffixes: S window length, B windows, H heads, D head dimension, T = B * S packed tokens.
 Rotary positions count from the window's start. Attention between tokens of one segment depends only on their
 distance, so a segment's outputs are those it would have alone.
 """
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,6 +129,71 @@ class TorchAttention(mcore.MegatronModule):
         return out_BHSD.permute(2, 0, 1, 3).flatten(2)
 
 
+class PackedTorchAttention(mcore.MegatronModule):
+    """Core attention in plain torch over segments laid end to end: no mask, no work between segments."""
+
+    def __init__(self, config, layer_number, attn_mask_type, attention_type, **_unused):
+        super().__init__(config)
+        self._rotates = rotates(config, layer_number)
+
+    def forward(self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None,
+                packed_seq_params: AttentionContext = None):
+        """query [T, H, D], key and value [T, G, D] with G dividing H  ->  [T, H * D]."""
+        context = packed_seq_params
+        if self._rotates:
+            query, key = rotate(query, context), rotate(key, context)
+        attend = _flash_over_segments() if query.is_cuda else _one_segment_after_another
+        return attend(query, key, value, context).flatten(1)
+
+
+def _one_segment_after_another(query_THD, key_TGD, value_TGD, context: AttentionContext):
+    """[T, H, D], for a CPU, where reading the cuts costs nothing."""
+    cuts = context.cu_seqlens_q.tolist()
+    outputs = []
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        query_1HSD, key_1GSD, value_1GSD = (x[start:end].transpose(0, 1)[None] for x in (query_THD, key_TGD, value_TGD))
+        out_1HSD = F.scaled_dot_product_attention(
+            query_1HSD, key_1GSD, value_1GSD, is_causal=context.kind == "causal",
+            enable_gqa=query_1HSD.shape[1] != key_1GSD.shape[1])
+        outputs.append(out_1HSD[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def varlen_call(attention: Callable) -> Callable:
+    """`attention`, torch's varlen_attn of whatever version, as a function of (query, key, value, context).
+
+    Its way to say causal and its grouped queries differ between versions: 2.10 has `is_causal` and wants as many key
+    heads as query heads; later ones have `window_size` and `enable_gqa`.
+    """
+    known = inspect.signature(attention).parameters
+
+    def call(query_THD, key_TGD, value_TGD, context: AttentionContext):
+        options = {}
+        if context.kind == "causal":
+            options = {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
+        share = query_THD.shape[1] // key_TGD.shape[1]
+        if share > 1 and "enable_gqa" in known:
+            options["enable_gqa"] = True
+        elif share > 1:
+            key_TGD, value_TGD = (x.repeat_interleave(share, dim=1) for x in (key_TGD, value_TGD))
+        return attention(query_THD, key_TGD, value_TGD, context.cu_seqlens_q, context.cu_seqlens_kv,
+                         context.max_seqlen_q, context.max_seqlen_kv, **options)
+
+    return call
+
+
+@functools.cache
+def _flash_over_segments() -> Callable:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_call(varlen_attn)
+
+
+def packed_mask_type(kind: AttentionKind) -> mcore.AttnMaskType:
+    """Transformer Engine's name for `kind` over packed segments: its THD kernels know no other two."""
+    return mcore.AttnMaskType.padding_causal if kind == "causal" else mcore.AttnMaskType.padding
+
+
 def transformer_engine_attention() -> type:
     """The core-attention class for the Transformer Engine spec; imports TE."""
     te = mcore.transformer_engine_modules()
@@ -136,11 +205,9 @@ def transformer_engine_attention() -> type:
                     packed_seq_params: AttentionContext = None):
             """query [T, H, D], key and value [T, G, D]  ->  [T, H * D]."""
             context = packed_seq_params
-            kind = (mcore.AttnMaskType.padding_causal if context.kind == "causal"
-                    else mcore.AttnMaskType.padding)
             if rotates(self.config, self.layer_number):
                 query, key = rotate(query, context), rotate(key, context)
-            return super().forward(query, key, value, attention_mask, attn_mask_type=kind,
+            return super().forward(query, key, value, attention_mask, attn_mask_type=packed_mask_type(context.kind),
                                    attention_bias=attention_bias, packed_seq_params=context)
 
     return PackedAttention

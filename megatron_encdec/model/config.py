@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from megatron_encdec.model.rope import RopeScaling
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.device import device_type
@@ -151,12 +153,15 @@ def _of_run(run: Any, where: str) -> dict[str, Any]:
     return {key: value for key, value in model.items() if key != "preset"}
 
 
-def choose_layers(wanted: str) -> str:
-    """"torch" or "transformer_engine" for the configured `model.layers`."""
+def choose_layers(wanted: str, dtype: torch.dtype) -> str:
+    """"torch" or "transformer_engine" for the configured `model.layers`; the latter's attention takes 16 bits only."""
     usable = device_type() == "cuda" and is_available("transformer_engine")
     if wanted == "transformer_engine" and not usable:
         raise UserError("model.layers: transformer_engine needs a CUDA GPU and the package: "
                         f"{INSTALL['transformer_engine']}; or set model.layers=torch")
+    if wanted == "transformer_engine" and dtype != torch.bfloat16:
+        raise UserError("model.layers: transformer_engine needs precision.dtype=bf16: its attention over packed "
+                        "documents has no fp32 kernels; or set model.layers=torch")
     if wanted == "auto":
-        return "transformer_engine" if usable else "torch"
+        return "transformer_engine" if usable and dtype == torch.bfloat16 else "torch"
     return wanted

@@ -1,6 +1,7 @@
 """Layer specs: which classes a transformer layer is made of.
 
-    torch                `RMSNorm` and `TorchAttention` around megatron.core's parallel linear layers: CPU and GPU
+    torch                `RMSNorm` and torch's attention, masked or packed, around megatron.core's parallel linear
+                         layers: CPU and GPU
     transformer_engine   fused norm + linear, packed attention kernels, FP8: where Transformer Engine is there
 
 Both give a layer the same parameter names in a checkpoint, so one loads what the other wrote.
@@ -9,7 +10,7 @@ Both give a layer the same parameter names in a checkpoint, so one loads what th
 import torch
 import torch.nn.functional as F
 
-from megatron_encdec.model.attention import TorchAttention, transformer_engine_attention
+from megatron_encdec.model.attention import PackedTorchAttention, TorchAttention, transformer_engine_attention
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device
 
@@ -29,15 +30,17 @@ class RMSNorm(torch.nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
-def block_spec(layers: str, num_layers: int, qk_norm: bool = False) -> mcore.TransformerBlockSubmodules:
+def block_spec(layers: str, num_layers: int, qk_norm: bool = False,
+               packed: bool = False) -> mcore.TransformerBlockSubmodules:
     """Spec of `num_layers` layers and the final norm; `layers` is "torch" or "transformer_engine".
 
+    packed: the torch layers see segments laid end to end; Transformer Engine's always do.
     qk_norm: each head's queries and keys are normed before they are rotated (Qwen3, arXiv 2505.09388).
     """
     if layers == "transformer_engine":
         layer, norm = _transformer_engine_layer(qk_norm)
     else:
-        layer, norm = _torch_layer(qk_norm), RMSNorm
+        layer, norm = _torch_layer(qk_norm, PackedTorchAttention if packed else TorchAttention), RMSNorm
     return mcore.TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)
 
 
@@ -59,12 +62,14 @@ def _layer(input_norm, mlp_norm, qkv, core_attention, projection, fc1, fc2, key_
             sharded_state_dict_keys_map=key_map))
 
 
-def _torch_layer(qk_norm: bool) -> mcore.ModuleSpec:
-    return _layer(RMSNorm, RMSNorm, mcore.ColumnParallelLinear, TorchAttention, mcore.RowParallelLinear,
-                  mcore.ColumnParallelLinear, mcore.RowParallelLinear,
-                  # Transformer Engine keeps a norm inside the linear layer after it: store ours under its name
-                  {"input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-                   "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"},
+# Transformer Engine keeps a norm inside the linear layer after it: ours are stored under its names.
+TORCH_KEYS = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+              "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
+
+
+def _torch_layer(qk_norm: bool, attention: type) -> mcore.ModuleSpec:
+    return _layer(RMSNorm, RMSNorm, mcore.ColumnParallelLinear, attention, mcore.RowParallelLinear,
+                  mcore.ColumnParallelLinear, mcore.RowParallelLinear, TORCH_KEYS,
                   RMSNorm if qk_norm else mcore.IdentityOp)
 
 

@@ -1,7 +1,7 @@
 """The trunk: one megatron.core GPTModel for every objective.
 
     1. `build_trunk(...)`      this rank's part (tensor slice, pipeline stage) with its initial weights
-    2. `Trunk.forward(...)`    tokens -> hidden states -> loss per labelled position
+    2. `Trunk.forward(...)`    tokens -> hidden states -> loss of the labelled positions
 
 What an objective changes comes with the micro-batch: inputs, labels and the attention kind. Parameter names and
 shapes never change, so a switch of objective is nothing but the next micro-batch.
@@ -9,14 +9,24 @@ shapes never change, so a switch of objective is nothing but the next micro-batc
 Shape suffixes: S window length, B windows of a micro-batch, H hidden size, N labelled positions.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 
 from megatron_encdec.model.attention import AttentionContext, explicit_is_faster, segment_mask
 from megatron_encdec.model.config import ModelConfig, choose_layers
-from megatron_encdec.model.head import vocabulary_parallel_cross_entropy
+from megatron_encdec.model.head import Head
 from megatron_encdec.model.initial import fill_initial_weights
 from megatron_encdec.model.layers import block_spec
+from megatron_encdec.model.performance import (
+    PerformanceSettings,
+    accumulation_fusion,
+    choose_attention,
+    core_options,
+)
+from megatron_encdec.model.precision import PrecisionSettings, fp8_options
 from megatron_encdec.model.rope import rotary_angles
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device
@@ -24,23 +34,26 @@ from megatron_encdec.platform.distributed import Topology
 
 
 class Trunk(mcore.GPTModel):
-    """A GPTModel that computes logits only where a label is and takes attention from the micro-batch."""
+    """A GPTModel that computes logits only where a label is and takes attention from the micro-batch.
+
+    packed: activations are [B * S, 1, H], windows end to end, instead of [S, B, H].
+    """
 
     def __init__(self, model: ModelConfig, config: mcore.TransformerConfig, layers: str, topology: Topology,
-                 sequence_length: int):
-        spec = block_spec(layers, mcore.get_num_layers_to_build(config), model.qk_norm)
+                 sequence_length: int, performance: PerformanceSettings | None = None):
+        performance = performance or PerformanceSettings()
+        self.packed = (layers == "transformer_engine"
+                       or choose_attention(performance.attention, config.params_dtype) == "packed")
+        spec = block_spec(layers, mcore.get_num_layers_to_build(config), model.qk_norm, self.packed)
         super().__init__(
             config, spec, vocab_size=model.padded_vocabulary_size, max_sequence_length=sequence_length,
             pre_process=topology.first_stage, post_process=topology.last_stage,
             share_embeddings_and_output_weights=model.tied_embeddings, position_embedding_type="none")
         self.model = model
-        self.packed = layers == "transformer_engine"
         self._angles_SD, self._rotary_factor = rotary_angles(sequence_length, model.head_dim, model.rope_theta,
                                                              device(), model.rope_scaling)
         if self.post_process:
-            # The head gets a few selected rows, not this rank's slice of the sequence: gather before selecting.
-            self.output_layer.sequence_parallel = False
-            self.output_layer.allreduce_dgrad = topology.tensor > 1
+            Head.adopt(self.output_layer, performance.head_chunk, bool(performance.compile))
 
     def attention_context(self, kind: str, cu_seqlens: torch.Tensor, longest: int, isolated: bool,
                           windows: int, length: int) -> AttentionContext:
@@ -75,36 +88,56 @@ class Trunk(mcore.GPTModel):
 
     def logits(self, hidden: torch.Tensor, positions_N: torch.Tensor, windows: int) -> torch.Tensor:
         """Logits [N, V] of this rank's vocabulary columns at the flat positions `b * S + s`."""
-        if self.config.sequence_parallel:
-            hidden = mcore.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-        rows = hidden.reshape(-1, hidden.shape[-1])
-        if not self.packed:  # rows are ordered s * B + b
-            length = rows.shape[0] // windows
-            positions_N = (positions_N % length) * windows + positions_N // length
-        weight = self.shared_embedding_or_output_weight() if self.model.tied_embeddings else None
-        logits_N1V, _ = self.output_layer(rows.index_select(0, positions_N)[:, None], weight=weight)
+        rows_NH = self._rows(hidden, positions_N, windows)
+        logits_N1V, _ = self.output_layer(rows_NH[:, None], weight=self._table())
         return logits_N1V.flatten(0, 1)
 
-    def forward(self, inputs_BS, context: AttentionContext, positions_N=None, labels_N=None):
-        """Loss per labelled position [N] in fp32 on the last stage; hidden states on the others.
+    def forward(self, inputs_BS, context: AttentionContext, positions_N=None, labels_N=None, summed: bool = False):
+        """Loss per labelled position [N] in fp32, to be looked at, or `summed`, to be learnt from: a scalar with
+        gradients. That on the last stage; hidden states on the others.
 
         inputs_BS: int64 token ids. positions_N: flat positions b * S + s of the labels, ascending.
         """
         hidden = self.hidden_states(inputs_BS, context)
         if not self.post_process:
             return hidden
-        logits_NV = self.logits(hidden, positions_N, inputs_BS.shape[0])
-        return vocabulary_parallel_cross_entropy(logits_NV, labels_N, self.model.vocabulary_size,
-                                                 self.pg_collection.tp)
+        rows_NH = self._rows(hidden, positions_N, inputs_BS.shape[0])
+        total, losses_N = self.output_layer(rows_NH, weight=self._table(), labels_N=labels_N,
+                                            vocabulary_size=self.model.vocabulary_size)
+        return total if summed else losses_N
+
+    def _rows(self, hidden: torch.Tensor, positions_N: torch.Tensor, windows: int) -> torch.Tensor:
+        """Hidden states [N, H] at the flat positions `b * S + s`, whole on every tensor rank."""
+        if self.config.sequence_parallel:
+            hidden = mcore.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        if not self.packed:  # rows are ordered s * B + b
+            length = rows.shape[0] // windows
+            positions_N = (positions_N % length) * windows + positions_N // length
+        return rows.index_select(0, positions_N)
+
+    def _table(self) -> torch.Tensor | None:
+        return self.shared_embedding_or_output_weight() if self.model.tied_embeddings else None
+
+    @contextlib.contextmanager
+    def without_fp8(self) -> Iterator[None]:
+        """The layers' products in bf16 while this is open, and no FP8 state touched."""
+        recipe, self.config.fp8 = self.config.fp8, None
+        try:
+            yield
+        finally:
+            self.config.fp8 = recipe
 
 
 def _leave(weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-def transformer_config(model: ModelConfig, topology: Topology, dtype: torch.dtype,
-                       sequence_parallel: bool) -> mcore.TransformerConfig:
-    """megatron.core's view of the trunk; every fusion that needs a CUDA kernel of its own is off."""
+def transformer_config(model: ModelConfig, topology: Topology, dtype: torch.dtype, sequence_parallel: bool,
+                       extra: dict | None = None) -> mcore.TransformerConfig:
+    """megatron.core's view of the trunk; `extra`: what `performance` and `precision` come to, if not the defaults."""
+    if extra is None:
+        extra = core_options(PerformanceSettings(), None)
     return mcore.TransformerConfig(
         num_layers=model.num_layers, hidden_size=model.hidden_size, ffn_hidden_size=model.ffn_hidden_size,
         num_attention_heads=model.num_attention_heads, num_query_groups=model.num_query_groups,
@@ -118,15 +151,22 @@ def transformer_config(model: ModelConfig, topology: Topology, dtype: torch.dtyp
         tensor_model_parallel_size=topology.tensor, pipeline_model_parallel_size=topology.pipeline,
         sequence_parallel=sequence_parallel and topology.tensor > 1,
         params_dtype=dtype, pipeline_dtype=dtype, bf16=dtype == torch.bfloat16,
-        calculate_per_token_loss=True, masked_softmax_fusion=False, bias_activation_fusion=False,
-        bias_dropout_fusion=False, apply_rope_fusion=False, gradient_accumulation_fusion=False,
-        persist_layer_norm=False)
+        calculate_per_token_loss=True, masked_softmax_fusion=False, bias_dropout_fusion=False,
+        apply_rope_fusion=False, persist_layer_norm=False, **extra)
 
 
-def build_trunk(model: ModelConfig, topology: Topology, dtype: torch.dtype, sequence_length: int,
-                seed: int, sequence_parallel: bool = False) -> Trunk:
+def build_trunk(model: ModelConfig, topology: Topology, dtype: torch.dtype, sequence_length: int, seed: int,
+                sequence_parallel: bool = False, performance: PerformanceSettings | None = None,
+                precision: PrecisionSettings | None = None) -> Trunk:
     """This rank's part of the trunk; weights are a function of `seed`, name and global position alone."""
-    config = transformer_config(model, topology, dtype, sequence_parallel)
-    trunk = Trunk(model, config, choose_layers(model.layers), topology, sequence_length).to(device())
+    performance, layers = performance or PerformanceSettings(), choose_layers(model.layers, dtype)
+    fusion = accumulation_fusion(performance.fuse_gradients, layers)
+    extra = core_options(performance, fusion) | fp8_options(precision or PrecisionSettings())
+    config = transformer_config(model, topology, dtype, sequence_parallel, extra)
+    trunk = Trunk(model, config, layers, topology, sequence_length, performance).to(device())
+    if fusion == "transformer_engine":  # its layers alone: megatron.core's own would want Apex
+        for module in trunk.modules():
+            if hasattr(module, "fuse_wgrad_accumulation"):
+                module.fuse_wgrad_accumulation = True
     fill_initial_weights(trunk, seed, model.init_std)
     return trunk

@@ -10,6 +10,7 @@ import os
 import torch
 
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.optional import is_available
 
 _VARIABLE = "MEGATRON_ENCDEC_DEVICE"  # an environment variable, so that child processes agree
 
@@ -40,6 +41,13 @@ def bf16_is_native() -> bool:
     if device_type() == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def varlen_is_usable() -> bool:
+    """Whether torch's attention over packed segments runs here: on a GPU that flash attention knows, torch 2.10 on."""
+    if device_type() != "cuda" or torch.cuda.get_device_capability() < (8, 0):
+        return False
+    return is_available("torch.nn.attention.varlen")
 
 
 def use_deterministic_kernels() -> None:

@@ -93,6 +93,8 @@ def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 1800.0) -> T
     environment = RankEnvironment.read()
     data = check_parallel_sizes(environment.world_size, tensor, pipeline)
     if device_type() == "cuda":
+        if tensor > 1:  # one hardware queue: a slice's exchange starts before the product that is to hide it
+            os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         os.environ.setdefault("LOCAL_RANK", str(environment.local_rank))
         torch.cuda.set_device(device())
     if not dist.is_initialized():

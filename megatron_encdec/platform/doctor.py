@@ -77,7 +77,6 @@ try:
 except BaseException as error:
     sys.exit(f"{{type(error).__name__}}: {{' '.join(str(error).split())[:300]}}")
 """
-_FP8_CAPABILITY = (8, 9)  # Ada and later have FP8 tensor cores
 
 
 def examine_package(package: Package) -> dict:
@@ -155,13 +154,14 @@ def _device() -> dict:
     """The device that a run here would use; imports torch, which has been seen to import."""
     import torch
 
-    from megatron_encdec.platform.device import bf16_is_native, device_type
+    from megatron_encdec.platform.device import bf16_is_native, device_type, varlen_is_usable
 
     facts = {"type": device_type(), "driver": _driver(), "problem": None, "gpus": [], **_cpu(),
              "threads": torch.get_num_threads(), "cuda": torch.version.cuda, "nccl": None,
-             "bf16_native": None}
+             "bf16_native": None, "varlen": False}
     try:
         facts["bf16_native"] = bf16_is_native()
+        facts["varlen"] = varlen_is_usable()
         if facts["type"] == "cuda":
             cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
             facts["gpus"] = [{"name": card.name, "memory_bytes": card.total_memory,
@@ -203,7 +203,9 @@ def _backends(device: dict, packages: dict) -> dict:
     on_gpu = device["type"] == "cuda"
     backends = {"communication": "nccl" if on_gpu else "gloo", "layers": "torch",
                 "attention": "scaled_dot_product_attention of torch",
-                "dtype": "bf16" if device["bf16_native"] else "fp32", "fp8": fp8_refusal(device, engine)}
+                "dtype": "bf16" if device["bf16_native"] else "fp32", "fp8": fp8_recipes(device, engine)}
+    if device["varlen"] and device["bf16_native"]:
+        backends["attention"] = "packed attention of torch, flash kernels"
     if on_gpu and engine == "usable":
         backends["layers"] = "transformer_engine"
         backends["attention"] = ("packed attention of Transformer Engine, "
@@ -213,18 +215,14 @@ def _backends(device: dict, packages: dict) -> dict:
     return backends
 
 
-def fp8_refusal(device: dict, transformer_engine: str) -> str:
-    """Why `precision.fp8` is not possible on `device` (as `examine` describes it) with TE in that state."""
-    reasons = []
-    if device["type"] != "cuda":
-        reasons.append("there is no CUDA GPU")
-    elif any(tuple(card["capability"]) < _FP8_CAPABILITY for card in device["gpus"]):
-        reasons.append("the GPU is older than compute capability 8.9 (L40, H100 and later have FP8)")
-    if transformer_engine != "usable":
-        reasons.append(f"Transformer Engine is {transformer_engine}")
-    if not reasons:  # the machine could; `pretrain` refuses the key
-        reasons.append("GPU and Transformer Engine have it, but this version of pretrain does not use it yet")
-    return "not possible: " + " and ".join(reasons)
+def fp8_recipes(device: dict, transformer_engine: str) -> str:
+    """What `precision.fp8` may be on `device` (as `examine` describes it) with TE in that state, or why nothing."""
+    from megatron_encdec.platform.fp8 import Fp8Facts, cuda_version, fp8_refusal
+
+    lowest = min((tuple(card["capability"]) for card in device["gpus"]), default=None)
+    facts = Fp8Facts(lowest if device["type"] == "cuda" else None, cuda_version(device["cuda"]), transformer_engine)
+    possible = [recipe for recipe in ("delayed", "current", "blockwise") if not fp8_refusal(recipe, facts)]
+    return f"precision.fp8: {', '.join(possible)}" if possible else f"not possible: {fp8_refusal(None, facts)}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -74,6 +74,23 @@ def transformer_engine_modules():
     return te
 
 
+def start_tensor_overlap(rows: int, width: int, tensor: int, fp8: bool) -> None:
+    """Make the buffers through which Transformer Engine's layers exchange slices while they multiply.
+
+    rows, width: of the activations [B * S, H] of a micro-batch.
+    """
+    from transformer_engine.pytorch.module.base import initialize_ub
+
+    initialize_ub(shape=[rows, width], tp_size=tensor, use_fp8=fp8, bootstrap_backend="nccl")
+
+
+def fp8_recipe(config):
+    """Transformer Engine's recipe object for a TransformerConfig with `fp8` set."""
+    from megatron.core.fp8_utils import get_fp8_recipe
+
+    return get_fp8_recipe(config)
+
+
 __version__ = megatron.core.__version__
 
 __all__ = [
@@ -82,9 +99,9 @@ __all__ = [
     "PackedSeqParams", "RowParallelLinear", "SelfAttention", "SelfAttentionSubmodules", "ShardedTensor",
     "ShardedTensorFactory", "TransformerBlockSubmodules", "TransformerConfig", "TransformerLayer",
     "TransformerLayerSubmodules",
-    "apply_factories", "clip_grad_by_total_norm_fp32", "dist_checkpointing", "finalize_model_grads",
+    "apply_factories", "clip_grad_by_total_norm_fp32", "dist_checkpointing", "finalize_model_grads", "fp8_recipe",
     "gather_from_sequence_parallel_region",
     "get_bias_dropout_add", "get_forward_backward_func", "get_megatron_optimizer", "get_num_layers_to_build",
-    "make_viewless_tensor", "nested_values", "parallel_state", "tensor_parallel",
+    "make_viewless_tensor", "nested_values", "parallel_state", "start_tensor_overlap", "tensor_parallel",
     "transformer_engine_modules", "unwrap_model", "__version__",
 ]

@@ -40,8 +40,12 @@ _progress = _Progress()
 
 
 def mark(what: str, limit: float | None = None) -> None:
-    """`what` begins. limit: seconds it may take where that is more than the watchdog's own timeout."""
-    _progress.mark(what, limit)
+    """`what` begins. limit: seconds it may take where that is more than the watchdog's own timeout.
+
+    Other threads may say it too, and it counts for nothing: that they get on does not mean that training does.
+    """
+    if threading.current_thread() is threading.main_thread():
+        _progress.mark(what, limit)
 
 
 class Watchdog:

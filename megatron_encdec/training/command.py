@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="stop after this step with a checkpoint, as a cluster's time limit would")
     parser.add_argument("--time-limit", metavar="TIME",
                         help="save and end in time, e.g. 3h30m, 90s, 02:30:00; exit code 0")
+    parser.add_argument("--profile", metavar="STEPS",
+                        help="a torch profiler trace of these steps, e.g. 10 or 10..12, under profile/ of the run")
     parser.add_argument("--fork", metavar="RUN_DIR[@STEP]",
                         help="begin as a continuation of another run, in a directory of its own (= run.from)")
     parser.add_argument("--fallback", action="store_true",
@@ -67,6 +69,7 @@ def _plan(arguments: argparse.Namespace):
     from megatron_encdec.training import origin
     from megatron_encdec.training.config import load_config
     from megatron_encdec.training.plan import make_plan
+    from megatron_encdec.training.profiling import steps_of
     from megatron_encdec.training.stop import seconds_of
 
     device.choose(arguments.device)
@@ -77,6 +80,8 @@ def _plan(arguments: argparse.Namespace):
         raise UserError(f"--nproc {arguments.nproc}: at least one rank")
     if arguments.time_limit is not None:
         seconds_of(arguments.time_limit)
+    if arguments.profile is not None:
+        steps_of(arguments.profile)
     try:
         plan = make_plan(config, arguments.nproc)
         origin.find(plan)
@@ -114,21 +119,25 @@ def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> 
     if arguments.dry_run:
         return _dry_run(plan, distributed.RankEnvironment.read().world_size)
     from megatron_encdec.training.execute import Options, execute
+    from megatron_encdec.training.profiling import steps_of
     from megatron_encdec.training.stop import seconds_of
 
     config = plan.config
+    profile = steps_of(arguments.profile) if arguments.profile else range(0)
     if config.run.deterministic:
         device.use_deterministic_kernels()
     limit = None if arguments.time_limit is None else seconds_of(arguments.time_limit)
     topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline,
                                       config.run.hang_timeout + LONG)
     with distributed.peers():
-        return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, began), signals)
+        return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, began, profile),
+                       signals)
 
 
 def _arguments_of_a_rank(arguments: argparse.Namespace) -> list[str]:
     """The same command for one rank."""
-    options = [("--until", arguments.until), ("--time-limit", arguments.time_limit), ("--fork", arguments.fork)]
+    options = [("--until", arguments.until), ("--time-limit", arguments.time_limit), ("--fork", arguments.fork),
+               ("--profile", arguments.profile)]
     given = [str(word) for option in options if option[1] is not None for word in option]
     return ["pretrain", arguments.config, *arguments.overrides, *given, *(["--fallback"] if arguments.fallback else []),
             "--device", arguments.device]

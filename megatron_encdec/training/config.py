@@ -10,10 +10,11 @@ from megatron_encdec.engine.config import (
     CheckpointSettings,
     OptimizerSettings,
     ParallelSettings,
-    PrecisionSettings,
     ScheduleSettings,
 )
 from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.performance import PerformanceSettings
+from megatron_encdec.model.precision import PrecisionSettings
 from megatron_encdec.objectives.config import ObjectiveConfig
 from megatron_encdec.platform import schema
 from megatron_encdec.text.config import TokenizerConfig
@@ -137,6 +138,7 @@ class Config:
     batch: BatchSettings = field(default_factory=BatchSettings)
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
     precision: PrecisionSettings = field(default_factory=PrecisionSettings)
+    performance: PerformanceSettings = field(default_factory=PerformanceSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     logging: LoggingSettings = field(default_factory=LoggingSettings)

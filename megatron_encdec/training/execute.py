@@ -21,6 +21,7 @@ from megatron_encdec.training import loop, origin
 from megatron_encdec.training.job import Job
 from megatron_encdec.training.nonfinite import Guard
 from megatron_encdec.training.plan import Plan, resolved_yaml
+from megatron_encdec.training.profiling import Profiler
 from megatron_encdec.training.report import Report
 from megatron_encdec.training.state import start
 from megatron_encdec.training.stop import Stopper, TimeLimit
@@ -29,12 +30,13 @@ from megatron_encdec.training.stop import Stopper, TimeLimit
 @dataclass(frozen=True)
 class Options:
     """What the command line says of this launch alone: stop after step `until`; `fallback` from a damaged
-    checkpoint; `time_limit` seconds since `started` (time.time())."""
+    checkpoint; `time_limit` seconds since `started` (time.time()); the steps to `profile`."""
 
     until: int | None = None
     fallback: bool = False
     time_limit: float | None = None
     started: float = 0.0
+    profile: range = range(0)
 
 
 def _record(plan: Plan) -> None:
@@ -64,7 +66,9 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
         limit = None
         if options.time_limit is not None:
             limit = TimeLimit(options.time_limit, options.started, run.bytes_to_save)
-        job = Job(run, Report(run, last, note), Guard(control, settings), Stopper(control, signals, limit), last)
+        profiler = Profiler(options.profile, run.directory / "profile", topology.rank)
+        job = Job(run, Report(run, last, note), Guard(control, settings), Stopper(control, signals, limit), profiler,
+                  last)
         try:
             loop.train(job)
         except RunFailed:

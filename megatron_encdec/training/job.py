@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from megatron_encdec.engine.saver import SaveEvent
 from megatron_encdec.platform.errors import RunFailed
 from megatron_encdec.training.nonfinite import Guard
+from megatron_encdec.training.profiling import Profiler
 from megatron_encdec.training.report import Report
 from megatron_encdec.training.state import Run
 from megatron_encdec.training.stop import Stopper
@@ -18,12 +19,19 @@ class Job:
     report: Report
     guard: Guard
     stopper: Stopper
+    profiler: Profiler
     last: int
 
     def save(self, suspect: bool) -> None:
         """Begin a checkpoint of the current step, if its weights are finite."""
+        self.run.engine.state_is_whole()
         self.guard.check_weights(self.run.engine.trunk, self.run.step)
         self.run.save(self.report.position(), suspect)
+
+    def tell(self, line: str | None) -> None:
+        """Say `line`, if there is one."""
+        if line:
+            self.report.say(line)
 
     def tell_saves(self, events: list[SaveEvent]) -> None:
         """Report finished saves."""

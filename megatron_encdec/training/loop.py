@@ -23,7 +23,9 @@ def train(job: Job) -> None:
             reset_moments(run.engine.optimizer)
 
         lr = timeline.learning_rate(step)
+        job.profiler.begins(step)
         result = run.engine.train_step(plan.train, plan.objectives[phase.index], step, lr)
+        job.tell(job.profiler.ended(step))
         nonfinite = job.guard.judge(step, result, run.skipped)
         run.count(step, result)
         report.train(phase, result, lr, nonfinite)
@@ -36,6 +38,7 @@ def train(job: Job) -> None:
         if step % config.checkpoint.every == 0 or step in (phase.end, job.last) or stopper.reason:
             job.save(suspect=not result.finite)
         job.tell_saves(run.saver.poll())
+    job.tell(job.profiler.close(run.step))
     mark("waiting for the last checkpoint", limit=LONG)
     job.tell_saves(run.saver.wait())
 

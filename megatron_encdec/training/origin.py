@@ -5,7 +5,8 @@
     3. `refusal(...)`                       what of the past differs: one line a key, recorded and asked for
 
 The history up to the checkpoint's step must be the recorded one, by its hash; everything later, and everything
-cosmetic, may change, and what changed is in `Origin.changed`.
+cosmetic, may change, and what changed is in `Origin.changed`. So may the precision: the history keeps in which one
+each step was done.
 """
 
 from dataclasses import dataclass, field, replace
@@ -84,7 +85,8 @@ def find(plan, fallback: bool = False) -> Origin:
         _check_trunk(plan, state, found)
         return Origin("weights", found, state, {}, parent, passed_over)
     check_history(plan, state, found, Path(run.from_.path))
-    return Origin("fork", found, state, {}, parent, passed_over)
+    then, now = _last_precision(state["history"]), plan.config.precision.identity()
+    return Origin("fork", found, state, changed_keys(then, now, "precision"), parent, passed_over)
 
 
 def check_history(plan, state: dict, found: Path, run: Path) -> None:
@@ -94,6 +96,8 @@ def check_history(plan, state: dict, found: Path, run: Path) -> None:
         raise UserError(f"{found}: the run is at step {step}, the config ends at {plan.timeline.total_steps}; "
                         "raise run.total or use another run.dir")
     history = plan.timeline.history(step)
+    if "precision" in state["history"]:  # it may change from here on: what was done was done in the recorded one
+        history["precision"] = state["history"]["precision"]
     if history_hash(history) != state["history_hash"]:
         if problems := verify(found):  # what is recorded may itself be altered
             raise damaged(found, problems)
@@ -151,6 +155,13 @@ def _check_trunk(plan, state: dict, found: Path) -> None:
     if changed:
         raise UserError("\n".join([f"{found}: these weights are of another trunk (theirs -> asked for):",
                                    *(f"  {line}" for line in changed), "Give the model its keys."]))
+
+
+def _last_precision(history: dict) -> dict:
+    """That of a history's last step."""
+    recorded = history.get("precision", {})
+    recorded = recorded[-1] if isinstance(recorded, list) else recorded
+    return {key: value for key, value in recorded.items() if key != "until"}
 
 
 def _changes(plan, run: str) -> dict[str, list]:

@@ -95,6 +95,7 @@ class Timeline:
         self.config, self.fingerprints, self.masking, self.weights = config, fingerprints, masking, weights
         self.phases = lay_out(config)
         self.total_steps = self.phases[-1].end
+        self._earlier: list[dict] = []  # precisions of steps that were done in another one, each `until` a step
 
     def at(self, step: int) -> Phase:
         """The phase that update `step` (1 .. total_steps) belongs to; the last one beyond the end."""
@@ -106,6 +107,23 @@ class Timeline:
         if phase.schedule is not None:
             return learning_rate(step - phase.start, phase.end - phase.start, peak, phase.schedule)
         return learning_rate(step, self.total_steps, peak, self.config.schedule)
+
+    def adopt_precision(self, recorded: dict | list[dict], step: int) -> None:
+        """Steps up to `step` were done in the `recorded` precision (of a history); what comes is the config's."""
+        earlier = recorded if isinstance(recorded, list) else [recorded | {"until": step}]
+        earlier = [*earlier[:-1], earlier[-1] | {"until": step}]
+        now = self.config.precision.identity()
+        if _without_until(earlier[-1]) == now:
+            earlier = earlier[:-1]  # still going on
+        self._earlier = earlier
+
+    def _precision(self, step: int) -> dict | list[dict]:
+        """Of the steps up to `step`: one, or all of them in order, where a resume has changed it."""
+        past = [one for one in self._earlier if one["until"] < step]
+        current = next((one for one in self._earlier if one["until"] >= step), self.config.precision.identity())
+        if not past:
+            return _without_until(current)
+        return [*past, _without_until(current) | {"until": step}]
 
     def history(self, step: int) -> dict:
         """What determined the state after `step`; equal histories mean interchangeable states."""
@@ -126,9 +144,13 @@ class Timeline:
             "batch_global_size": config.batch.global_size,
             "optimizer": optimizer,
             "learning_rates": rates.hexdigest(),
-            "precision": schema.to_dict(config.precision),
+            "precision": self._precision(step),
             "phases": [{"start": phase.start, "end": min(phase.end, step),
                         "objective": schema.to_dict(phase.objective), "optimizer_state": phase.optimizer_state,
                         "masking": self.masking if phase.objective.name == "mlm" else None}
                        for phase in self.phases if phase.start < step],
         }
+
+
+def _without_until(precision: dict) -> dict:
+    return {key: value for key, value in precision.items() if key != "until"}

@@ -11,12 +11,15 @@ import yaml
 
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.model.config import choose_layers
-from megatron_encdec.model.flops import training_flops_per_token
+from megatron_encdec.model.flops import training_flops, whole_pairs
+from megatron_encdec.model.performance import accumulation_fusion, choose_attention
+from megatron_encdec.model.precision import fp8_shape_problems
 from megatron_encdec.objectives import Objective, ObjectiveConfig, build_objective
 from megatron_encdec.platform import schema
-from megatron_encdec.platform.device import bf16_is_native, device_type
+from megatron_encdec.platform.device import bf16_is_native
 from megatron_encdec.platform.distributed import RankEnvironment, check_parallel_sizes
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.fp8 import fp8_facts, fp8_refusal
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer, require_mask
 from megatron_encdec.training import origin
 from megatron_encdec.training.config import Config
@@ -64,6 +67,7 @@ def make_plan(config: Config, world_size: int | None = None) -> Plan:
             raise UserError(f"tokenizer.path: {config.tokenizer.path} is not the tokenizer that wrote "
                             f"{samples.stores[0].prefix}; name that one, or preprocess again with this one")
     config = _resolve(config, phases, tokenizer)
+    _check_kernels(config)
 
     def build(objective: ObjectiveConfig) -> Objective:
         return build_objective(objective, tokenizer.mask_id, tokenizer.special_ids, tokenizer.vocabulary_size)
@@ -94,7 +98,6 @@ def _resolve(config: Config, phases, tokenizer: Tokenizer) -> Config:
 def _check_machine(config: Config, world_size: int) -> None:
     data_size = check_parallel_sizes(world_size, config.parallel.tensor, config.parallel.pipeline)
     config.model.check_parallel(config.parallel.tensor, config.parallel.pipeline)
-    choose_layers(config.model.layers)  # refuses what is not usable here
     share = data_size * config.batch.micro_size
     if config.batch.global_size % share:
         raise UserError(f"batch.global_size: {config.batch.global_size} windows cannot be split over {data_size} "
@@ -103,16 +106,36 @@ def _check_machine(config: Config, world_size: int) -> None:
     if config.parallel.sequence and config.data.sequence_length % config.parallel.tensor:
         raise UserError(f"data.sequence_length: {config.data.sequence_length} is no multiple of "
                         f"parallel.tensor={config.parallel.tensor}, which parallel.sequence needs")
-    if config.precision.fp8:
-        if device_type() == "cpu":
-            raise UserError(f"precision.fp8: {config.precision.fp8} needs an H100 or later and Transformer Engine; "
-                            "there is no GPU here")
-        raise UserError(f"precision.fp8: {config.precision.fp8} is not supported yet; use precision.dtype bf16")
+
+
+def _check_kernels(config: Config) -> None:
+    """Refuse what the machine's kernels cannot do with this trunk; the dtype is resolved."""
+    precision, performance, dtype = config.precision, config.performance, DTYPES[config.precision.dtype]
+    layers = choose_layers(config.model.layers, dtype)
+    choose_attention(performance.attention, dtype)
+    accumulation_fusion(performance.fuse_gradients, layers)
+    if performance.overlap_tensor and (layers != "transformer_engine" or not config.parallel.sequence):
+        raise UserError("performance.overlap_tensor: true needs Transformer Engine's layers and parallel.sequence=true")
+    if precision.fp8 is None:
+        return
+    if refusal := fp8_refusal(precision.fp8, fp8_facts()):
+        raise UserError(f"precision.fp8: {precision.fp8} is not possible here: {refusal}")
+    if layers != "transformer_engine":
+        raise UserError(f"precision.fp8: {precision.fp8} needs Transformer Engine's layers; leave model.layers out")
+    problems = fp8_shape_problems(config.model, precision.fp8, config.parallel.tensor,
+                                  config.batch.micro_size * config.data.sequence_length)
+    if problems:
+        offer = "; precision.fp8=current may do" if precision.fp8 == "blockwise" else ""
+        raise UserError(f"precision.fp8: {precision.fp8} cannot take {'; '.join(problems)}{offer}")
+    for name in ("fp8_bf16_first", "fp8_bf16_last"):
+        if getattr(precision, name) > config.model.num_layers // config.parallel.pipeline:
+            raise UserError(f"precision.{name}: {getattr(precision, name)} is more than the layers of a pipeline stage")
 
 
 def describe(plan: Plan, data_size: int) -> str:
     """The resolved config, the phases with their tokens, and estimates of parameters and memory."""
     config, model, tokens = plan.config, plan.config.model, tokens_per_step(plan.config)
+    length = config.data.sequence_length
     shards = config.parallel.tensor * config.parallel.pipeline
     mine = model.parameter_count() / shards
     weights, moments = (6, 12 / data_size) if config.precision.dtype == "bf16" else (8, 12 / data_size)
@@ -127,8 +150,8 @@ def describe(plan: Plan, data_size: int) -> str:
         "",
         f"parameters   {model.parameter_count():,} ({model.parameter_count(with_head=False):,} without the head)",
         f"tokens       {total:,} = {epochs:.2f} epochs of the training data",
-        f"compute      {training_flops_per_token(model, config.data.sequence_length, 'bidirectional') * total:.3g} "
-        "FLOP at most",
+        f"compute      {training_flops(model, total, whole_pairs(total, length, 'bidirectional'), total):.3g} FLOP at "
+        "most",
         f"memory       {mine * (weights + moments) / 2**30:.2f} GiB a rank for weights, gradients and optimizer; "
         "activations come on top",
         *(f"note         {note}" for note in plan.notes),

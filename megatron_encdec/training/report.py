@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 
 from megatron_encdec.engine.saver import SaveEvent
-from megatron_encdec.model.flops import training_flops_per_token
+from megatron_encdec.model.flops import training_flops
 from megatron_encdec.platform.peak import peak_flops
 from megatron_encdec.rundir.metrics import MetricsLog
 from megatron_encdec.training.phases import Phase, tokens_per_step
@@ -66,13 +66,14 @@ class Report:
         speed = self._tokens_per_step / (now - self._clock)
         self._clock = now
         model, objective = run.plan.config.model, run.plan.objectives[phase.index]
-        flops = training_flops_per_token(model, run.plan.config.data.sequence_length, objective.attention,
-                                         result.targets / self._tokens_per_step)
+        flops = training_flops(model, self._tokens_per_step, result.pairs, result.targets)
+        mfu = speed * flops / self._tokens_per_step / self._peak
         loss, norm = (result.loss, result.grad_norm) if nonfinite is None else (None, None)
         if run.step % self._every == 0 or run.step == phase.end or nonfinite:
             self._write("train", step=run.step, phase=phase.name, objective=objective.name, loss=loss, lr=lr,
                         grad_norm=norm, tokens=run.tokens, samples=run.samples, targets=run.targets,
-                        tokens_per_second=speed, mfu=speed * flops / self._peak,
+                        tokens_per_second=speed, tokens_per_second_per_device=speed / run.topology.world_size,
+                        mfu=mfu,
                         **({"nonfinite": nonfinite} if nonfinite else {}))
             self._board.write(run.step, train__loss=loss, train__lr=lr, train__grad_norm=norm,
                               train__tokens_per_second=speed)
@@ -81,7 +82,7 @@ class Report:
                      f"samples {nonfinite['samples'][0]}..{nonfinite['samples'][1]}; "
                      f"{run.skipped} of at most {run.plan.config.run.max_skipped}")
         shown = "no target" if loss is None else f"loss {loss:.4f}"
-        self._progress.step(run.step, phase.name, f"{shown}  {speed:,.0f} tokens/s")
+        self._progress.step(run.step, phase.name, f"{shown}  {speed:,.0f} tokens/s  MFU {mfu:.1%}")
 
     def evaluation(self, phase: Phase, losses: dict[str, float | None]) -> None:
         """Validation losses by objective."""

@@ -13,6 +13,7 @@ import torch
 
 from megatron_encdec import __version__
 from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine.fp8_state import make_fp8_state
 from megatron_encdec.engine.names import saved_names, step_of
 from megatron_encdec.engine.optimizer import build_optimizer, wrap
 from megatron_encdec.engine.saver import Saver
@@ -118,11 +119,17 @@ def start(plan: Plan, topology: Topology, origin: Origin) -> Run:
     """The run of `plan` with the state that `origin` names; collective."""
     config = plan.config
     mark("building the trunk", limit=LONG)
+    performance, precision = config.performance, config.precision
     trunk = build_trunk(config.model, topology, plan.dtype, config.data.sequence_length, config.run.seed,
-                        config.parallel.sequence)
-    ddp = wrap(trunk)
+                        config.parallel.sequence, performance, precision)
+    if performance.overlap_tensor:
+        mcore.start_tensor_overlap(config.batch.micro_size * config.data.sequence_length, config.model.hidden_size,
+                                   topology.tensor, precision.fp8 is not None)
+    ddp = wrap(trunk, *(topology.data > 1 and performance.on_gpu(name)
+                        for name in ("overlap_gradients", "overlap_parameters")))
     engine = Engine(ddp, build_optimizer(ddp, config.optimizer), topology, config.batch.micro_size,
-                    config.batch.global_size)
+                    config.batch.global_size, performance.batches_ahead, precision.fp8_evaluation)
+    make_fp8_state(trunk)
     if origin.checkpoint is not None:
         mark(f"loading {origin.checkpoint}", limit=LONG)
         _load(origin, trunk, engine.optimizer)
@@ -133,6 +140,7 @@ def start(plan: Plan, topology: Topology, origin: Origin) -> Run:
         state = origin.state
         run.step, run.targets, run.skipped = state["step"], state["targets"], state.get("skipped", 0)
         run.saved_step = run.step
+        plan.timeline.adopt_precision(state["history"]["precision"], run.step)
         now = {"topology": topology.as_dict(), "versions": versions()}
         run.origin = replace(origin, changed=origin.changed | changed_keys(
             {name: state.get(name) for name in now}, now))

@@ -1,7 +1,7 @@
 """One optimizer step, and one evaluation, over a global batch.
 
     1. `share_of_batch`       the sample numbers of this data-parallel rank, micro-batch by micro-batch
-    2. `MicroBatches`         sample -> objective -> tensors on the device, one micro-batch at a time
+    2. `micro_batches`        sample -> objective -> arrays, one micro-batch at a time (prefetch.py may be ahead)
     3. `Engine.train_step`    megatron.core's schedule: forward, backward, reduction, clipping, update; no update
                               where loss or gradient norm is not finite
     4. `Engine.evaluate`      forward only, on fixed samples
@@ -10,6 +10,7 @@ The loss is the sum over the labelled tokens of the whole global batch over thei
 micro-batches hold, and so is the gradient (megatron.core divides by the summed counts).
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,20 +20,24 @@ import torch
 import torch.distributed as dist
 
 from megatron_encdec.data.samples import Samples
-from megatron_encdec.engine.optimizer import set_learning_rate, update
+from megatron_encdec.engine.optimizer import set_learning_rate, update, whole_parameters
+from megatron_encdec.model.flops import attended_pairs
 from megatron_encdec.objectives import MicroBatch, Objective, collate
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device
 from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.platform.watchdog import mark
+from megatron_encdec.training.prefetch import Staged, staged
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured; `loss` is None where nothing was labelled."""
+    """What a step measured; `loss` is None where nothing was labelled. pairs: of positions that had to attend to each
+    other, in the whole global batch (model/flops.py)."""
 
     loss: float | None
     targets: int
+    pairs: float = 0.0
     grad_norm: float | None = None
     samples: range = range(0)
     finite: bool = True  # False: the update was not made
@@ -55,34 +60,37 @@ def micro_batches(samples: Samples, objective: Objective, shares: list[range]) -
         yield batch
 
 
-def _forward(batches: Iterator[MicroBatch], model):
+def _forward(batches: Iterator[Staged], model):
     """megatron.core's forward_step_func: one micro-batch through this stage, and how its loss is summed."""
-    batch = next(batches)
-
-    def tensor(array):
-        return torch.from_numpy(array).to(device(), non_blocking=True)
-
+    staged = next(batches)
+    batch = staged.batch
     trunk = mcore.unwrap_model(model)
     windows, length = batch.inputs_BS.shape
-    context = trunk.attention_context(batch.attention, tensor(batch.cu_seqlens), batch.longest, batch.isolated,
+    context = trunk.attention_context(batch.attention, staged.tensor("cu_seqlens"), batch.longest, batch.isolated,
                                       windows, length)
-    output = model(tensor(batch.inputs_BS), context, tensor(batch.label_positions_N), tensor(batch.labels_N))
-    return output, partial(_sum_of_losses, count=len(batch.labels_N))
+    output = model(staged.tensor("inputs_BS"), context, staged.tensor("label_positions_N"), staged.tensor("labels_N"),
+                   summed=True)
+    return output, partial(_sums, count=len(batch.labels_N), pairs=attended_pairs(batch.cu_seqlens, batch.attention))
 
 
-def _sum_of_losses(loss_N, count: int):
-    """(sum to differentiate, number of targets, what to report)."""
-    total = loss_N.sum()
-    counted = torch.tensor(count, dtype=torch.int, device=loss_N.device)
-    return total, counted, torch.stack((total.detach().double(), counted.double()))
+def _sums(total, count: int, pairs: float):
+    """(sum to differentiate, number of targets, what to report). No number is copied to the device and waited for."""
+    counted = torch.full((), count, dtype=torch.int, device=total.device)
+    reported = torch.full((3,), pairs, dtype=torch.double, device=total.device)
+    reported[1].fill_(count)
+    reported[0].copy_(total.detach())
+    return total, counted, reported
 
 
 class Engine:
     """The trunk, its optimizer, and the two things done with them."""
 
-    def __init__(self, ddp, optimizer, topology: Topology, micro_size: int, global_size: int):
+    def __init__(self, ddp, optimizer, topology: Topology, micro_size: int, global_size: int, ahead: int = 0,
+                 fp8_evaluation: bool = False):
+        """ahead: micro-batches that a thread prepares while the device computes."""
         self.ddp, self.optimizer, self.topology = ddp, optimizer, topology
         self.micro_size, self.global_size = micro_size, global_size
+        self._ahead, self._fp8_evaluation = ahead, fp8_evaluation
         self._schedule = mcore.get_forward_backward_func()
 
     @property
@@ -99,29 +107,41 @@ class Engine:
         first = (step - 1) * self.global_size
         numbers = range(first, first + self.global_size)
         sums = self._run(samples, objective, first, self.global_size, forward_only=False)
-        result = self._reduce(sums)
-        finite = result.loss is None or math.isfinite(result.loss)
+        totals_3 = self._reduce(sums)
         mark(f"updating the weights in step {step}")
-        norm = update(self.optimizer, lambda norm: finite and math.isfinite(norm))
-        if finite and math.isfinite(norm):
-            return replace(result, grad_norm=norm, samples=numbers)
-        return replace(result, grad_norm=norm, samples=numbers, finite=False, bad=self._bad(sums, first))
+        seen: list[StepResult] = []
+
+        def wanted(norm: float) -> bool:  # the device has been waited for: the loss costs no second wait
+            result = replace(_result(totals_3), grad_norm=norm, samples=numbers)
+            finite = math.isfinite(norm) and (result.loss is None or math.isfinite(result.loss))
+            seen.append(result if finite else replace(result, finite=False, bad=self._bad(sums, first)))
+            return finite
+
+        update(self.optimizer, wanted)
+        return seen[0]
 
     @torch.no_grad()
     def evaluate(self, samples: Samples, objective: Objective, windows: int) -> StepResult:
-        """Mean loss over the targets of the first `windows` samples."""
+        """Mean loss over the targets of the first `windows` samples; in bf16, unless told otherwise, also with FP8."""
         self.ddp.eval()
-        return self._reduce(self._run(samples, objective, 0, windows, forward_only=True))
+        self.state_is_whole()
+        with contextlib.nullcontext() if self._fp8_evaluation else self.trunk.without_fp8():
+            return _result(self._reduce(self._run(samples, objective, 0, windows, forward_only=True)))
+
+    def state_is_whole(self) -> None:
+        """Wait for weights that data-parallel ranks still exchange, before anybody reads them."""
+        whole_parameters(self.ddp)
 
     def _run(self, samples, objective, first: int, windows: int, forward_only: bool) -> list[torch.Tensor]:
         shares = share_of_batch(first, windows, self.micro_size, self.topology)
         length = samples.sequence_length
         packed = self.trunk.packed
-        return self._schedule(
-            forward_step_func=_forward, data_iterator=micro_batches(samples, objective, shares),
-            model=[self.ddp], num_microbatches=len(shares), forward_only=forward_only,
-            seq_length=length * self.micro_size if packed else length,
-            micro_batch_size=1 if packed else self.micro_size)
+        with staged(micro_batches(samples, objective, shares), self._ahead) as batches:
+            return self._schedule(
+                forward_step_func=_forward, data_iterator=batches,
+                model=[self.ddp], num_microbatches=len(shares), forward_only=forward_only,
+                seq_length=length * self.micro_size if packed else length,
+                micro_batch_size=1 if packed else self.micro_size)
 
     def _bad(self, sums: list[torch.Tensor], first: int) -> tuple[tuple[int, int, range], ...]:
         """Which micro-batches of this rank have a loss that is not finite; told once a data-parallel rank."""
@@ -131,14 +151,18 @@ class Engine:
         return tuple((self.topology.rank, number, shares[number]) for number, sum_2 in enumerate(sums)
                      if not math.isfinite(float(sum_2[0])))
 
-    def _reduce(self, sums: list[torch.Tensor]) -> StepResult:
-        """Sums of the last stage over all data-parallel ranks, told to every rank."""
+    def _reduce(self, sums: list[torch.Tensor]) -> torch.Tensor:
+        """Sums [3] of the last stage over all data-parallel ranks, on every rank; not waited for."""
         state = mcore.parallel_state
-        total_2 = torch.stack(sums).sum(dim=0) if sums else torch.zeros(2, dtype=torch.double, device=device())
+        total_3 = torch.stack(sums).sum(dim=0) if sums else torch.zeros(3, dtype=torch.double, device=device())
         if self.topology.data > 1:
-            dist.all_reduce(total_2, group=state.get_data_parallel_group())
+            dist.all_reduce(total_3, group=state.get_data_parallel_group())
         if self.topology.pipeline > 1:
-            dist.broadcast(total_2, state.get_pipeline_model_parallel_last_rank(),
+            dist.broadcast(total_3, state.get_pipeline_model_parallel_last_rank(),
                            group=state.get_pipeline_model_parallel_group())
-        loss_sum, targets = total_2.tolist()
-        return StepResult(loss_sum / targets if targets else None, int(targets))
+        return total_3
+
+
+def _result(totals_3: torch.Tensor) -> StepResult:
+    loss_sum, targets, pairs = totals_3.tolist()
+    return StepResult(loss_sum / targets if targets else None, int(targets), pairs)

@@ -10,6 +10,7 @@ import torch
 from megatron_encdec.data.samples import Sample
 from megatron_encdec.model.attention import AttentionContext, TorchAttention, segment_mask
 from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.rope import rotary_angles
 from megatron_encdec.model.trunk import build_trunk
 from megatron_encdec.objectives import ObjectiveConfig, build_objective, collate
@@ -17,10 +18,11 @@ from megatron_encdec.objectives import ObjectiveConfig, build_objective, collate
 LENGTH, VOCABULARY, MASK = 24, 101, 1
 
 
-def trunk_of(topology, dtype=torch.float32, **changes):
+def trunk_of(topology, dtype=torch.float32, performance=None, **changes):
     sizes = dict(num_layers=2, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, num_query_groups=2,
                  vocabulary_size=VOCABULARY, init_std=0.2)
-    return build_trunk(ModelConfig(**{**sizes, **changes}), topology, dtype, LENGTH, seed=5)
+    return build_trunk(ModelConfig(**{**sizes, **changes}), topology, dtype, LENGTH, seed=5,
+                       performance=performance)
 
 
 def hidden_states(trunk, tokens_BS, kind, cuts):
@@ -88,11 +90,11 @@ def test_batch_size_does_not_change_a_window(topology):
                                        atol=2e-6, rtol=1e-5)
 
 
-def loss_of(trunk, batch):
+def loss_of(trunk, batch, summed=False):
     context = trunk.attention_context(batch.attention, torch.from_numpy(batch.cu_seqlens), batch.longest,
                                       batch.isolated, *batch.inputs_BS.shape)
     return trunk(*(torch.from_numpy(array) for array in (batch.inputs_BS,)), context,
-                 torch.from_numpy(batch.label_positions_N), torch.from_numpy(batch.labels_N))
+                 torch.from_numpy(batch.label_positions_N), torch.from_numpy(batch.labels_N), summed)
 
 
 def batch_of(objective, windows=2):
@@ -113,15 +115,17 @@ def test_loss_is_cross_entropy_at_the_labels(topology, objective, tied):
     expected_N = torch.nn.functional.cross_entropy(
         logits_TV[torch.from_numpy(batch.label_positions_N)], torch.from_numpy(batch.labels_N), reduction="none")
     torch.testing.assert_close(loss_of(trunk, batch), expected_N, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss_of(trunk, batch, summed=True), expected_N.sum(), atol=1e-4, rtol=1e-5)
 
 
 def test_a_batch_without_labels_has_no_loss_and_no_gradient(topology):
     trunk, batch = trunk_of(topology), batch_of("mlm:0.5")
     empty = type(batch)(**{**vars(batch), "label_positions_N": np.zeros(0, np.int64),
                            "labels_N": np.zeros(0, np.int64)})
-    loss_N = loss_of(trunk, empty)
-    assert loss_N.numel() == 0
-    loss_N.sum().backward()
+    assert loss_of(trunk, empty).numel() == 0
+    total = loss_of(trunk, empty, summed=True)
+    assert total.item() == 0
+    total.backward()
     assert all(not p.grad.any() for p in trunk.parameters() if p.grad is not None)
 
 
@@ -132,3 +136,39 @@ def test_the_switch_changes_no_parameter(topology):
     after = dict(trunk.named_parameters())
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, (_, value) in before.items())
+
+
+@pytest.mark.parametrize("objective", ["clm", "mlm:0.5"])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_packed_segments_give_the_losses_and_gradients_of_masked_windows(topology, objective, qk_norm):
+    """Cuts, rotary angles, rows of the labels: everything about the packed layout, through the whole trunk."""
+    masked = trunk_of(topology, qk_norm=qk_norm)
+    packed = trunk_of(topology, qk_norm=qk_norm, performance=PerformanceSettings(attention="packed"))
+    assert (masked.packed, packed.packed) == (False, True)
+    batch = batch_of(objective, windows=3)
+    torch.testing.assert_close(loss_of(packed, batch), loss_of(masked, batch), atol=1e-5, rtol=1e-5)
+    for trunk in (masked, packed):
+        loss_of(trunk, batch, summed=True).backward()
+    for (name, ours), (other, theirs) in zip(packed.named_parameters(), masked.named_parameters(), strict=True):
+        assert name == other
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("recompute", ["mlp", "full"])
+@pytest.mark.parametrize("attention", ["masked", "packed"])
+def test_recomputing_changes_no_gradient(topology, recompute, attention):
+    batch, gradients = batch_of("mlm:0.5"), []
+    for settings in (PerformanceSettings(attention=attention),
+                     PerformanceSettings(attention=attention, recompute=recompute)):
+        trunk = trunk_of(topology, performance=settings).train()
+        loss_of(trunk, batch, summed=True).backward()
+        gradients.append({name: parameter.grad for name, parameter in trunk.named_parameters()})
+    for name, before in gradients[0].items():
+        assert torch.equal(before, gradients[1][name]), name
+
+
+def test_the_fused_activation_is_the_same_function(topology):
+    batch = batch_of("clm")
+    losses = [loss_of(trunk_of(topology, performance=PerformanceSettings(fuse_activation=fused)), batch)
+              for fused in (False, True)]
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)

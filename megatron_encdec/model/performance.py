@@ -1,0 +1,109 @@
+"""How fast, never what: the config section `performance`, and what its `auto`s come to on a machine.
+
+Nothing here changes what a run computes beyond the rounding of sums, and nothing here is part of its history.
+
+    1. `PerformanceSettings`       the keys
+    2. `choose_attention(...)`     which attention the torch layers use: masked windows, or packed segments
+    3. `accumulation_fusion(...)`  who can add a weight's gradient to the buffer inside the product, if anybody
+    4. `core_options(...)`         megatron.core's fields for recomputation, fusion and overlap
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from megatron_encdec.platform.device import device_type, varlen_is_usable
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.optional import is_available
+
+Attention = Literal["masked", "packed"]
+
+
+@dataclass(frozen=True)
+class PerformanceSettings:
+    """Left out, each is what suits the machine.
+
+    attention: of the torch layers. `masked` windows, or `packed` segments (no work between documents; a GPU needs
+    bf16). head_chunk: labelled positions whose logits exist at a time. compile: torch.compile for the head's passes
+    over its logits (off unless asked for). fuse_activation: SwiGLU as one kernel. fuse_gradients: weight gradients are
+    added to the fp32 buffer by the product itself (Transformer Engine, or Apex).
+    recompute: in the backward pass instead of being kept: `mlp`, or `full` layers, with recompute_layers only the
+    first so many of a pipeline stage. overlap_gradients, overlap_parameters: data-parallel communication beside
+    computation. overlap_tensor: tensor-parallel communication inside Transformer Engine's products (needs
+    parallel.sequence). prefetch: micro-batches that a thread prepares ahead.
+    """
+
+    attention: Attention | None = None
+    head_chunk: int | None = None
+    compile: bool | None = None
+    fuse_activation: bool | None = None
+    fuse_gradients: bool | None = None
+    recompute: Literal["mlp", "full"] | None = None
+    recompute_layers: int | None = None
+    overlap_gradients: bool | None = None
+    overlap_parameters: bool | None = None
+    overlap_tensor: bool = False
+    prefetch: int | None = None
+
+    def __post_init__(self):
+        for name in ("head_chunk", "recompute_layers"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        if self.recompute_layers is not None and self.recompute != "full":
+            raise ValueError(f"recompute_layers: {self.recompute_layers} goes with recompute: full")
+        if self.prefetch is not None and self.prefetch < 0:
+            raise ValueError(f"prefetch: {self.prefetch} is negative; 0 turns it off")
+        if self.overlap_parameters and self.overlap_gradients is False:
+            raise ValueError("overlap_parameters: true needs overlap_gradients, which is false")
+
+    def on_gpu(self, name: str) -> bool:
+        """The switch `name`: as set, else on for a GPU."""
+        value = getattr(self, name)
+        return device_type() == "cuda" if value is None else value
+
+    @property
+    def batches_ahead(self) -> int:
+        """Micro-batches that a thread prepares ahead."""
+        if self.prefetch is None:
+            return 2 if device_type() == "cuda" else 0
+        return self.prefetch
+
+
+def choose_attention(wanted: Attention | None, dtype: torch.dtype) -> Attention:
+    """Attention of the torch layers. Packed segments are what a GPU is quick at; its kernels take 16 bits only."""
+    packed_works = device_type() == "cpu" or (varlen_is_usable() and dtype == torch.bfloat16)
+    if wanted == "packed" and not packed_works:
+        raise UserError("performance.attention: packed needs torch's variable-length attention: torch 2.10 or later, "
+                        "compute capability 8.0 or later and precision.dtype=bf16; leave the key out")
+    if wanted is None:
+        return "packed" if device_type() == "cuda" and packed_works else "masked"
+    return wanted
+
+
+def accumulation_fusion(wanted: bool | None, layers: str) -> Literal["transformer_engine", "apex"] | None:
+    """Who adds weight gradients to the buffer: Transformer Engine's layers themselves, megatron.core's with Apex."""
+    if wanted is False or (wanted is None and device_type() == "cpu"):
+        return None
+    if layers == "transformer_engine":
+        return "transformer_engine"
+    if device_type() == "cuda" and is_available("fused_weight_gradient_mlp_cuda"):
+        return "apex"
+    if wanted:
+        raise UserError("performance.fuse_gradients: true needs Transformer Engine's layers or Apex built with "
+                        "--cuda_ext, and a GPU; leave the key out")
+    return None
+
+
+def core_options(settings: PerformanceSettings, fusion: str | None) -> dict[str, Any]:
+    """Fields of megatron.core's TransformerConfig."""
+    options = {"bias_activation_fusion": settings.on_gpu("fuse_activation"),
+               "gradient_accumulation_fusion": fusion == "apex",
+               "tp_comm_overlap": settings.overlap_tensor}
+    if settings.recompute == "mlp":
+        options |= {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
+    elif settings.recompute == "full":
+        layers = settings.recompute_layers
+        options |= {"recompute_granularity": "full", "recompute_method": "block" if layers else "uniform",
+                    "recompute_num_layers": layers or 1}
+    return options

@@ -1,0 +1,69 @@
+"""`--profile 10` or `--profile 10..12`: a torch profiler trace of chosen steps, under `profile/` of the run directory.
+
+    1. `steps_of(text)`     the steps asked for
+    2. `Profiler`           told when a step begins and ends; every rank records its own
+    3. files                steps_10-12.rank0.json.gz (for chrome://tracing or Perfetto) and .txt, the costs by operator
+
+Profiled steps are slower, and so are their speeds in the log; their numbers are the same.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+
+from megatron_encdec.platform.device import device_type
+from megatron_encdec.platform.errors import UserError
+
+_STEPS = re.compile(r"(\d+)(?:(?:\.\.|-)(\d+))?")
+_ROWS = 40  # operators in the table
+
+
+def steps_of(text: str) -> range:
+    """The steps of `10` or `10..12` (both ends included)."""
+    match = _STEPS.fullmatch(text)
+    first = int(match[1]) if match else 0
+    last = int(match[2] or first) if match else 0
+    if not 1 <= first <= last:
+        raise UserError(f"--profile {text}: write a step or a range of steps, like 10 or 10..12")
+    return range(first, last + 1)
+
+
+class Profiler:
+    """Records `steps` (empty: nothing at all) into `directory`."""
+
+    def __init__(self, steps: range, directory: Path, rank: int):
+        self._steps, self._rank, self._directory = steps, rank, directory
+        self._profile: torch.profiler.profile | None = None
+        self._begun = 0
+
+    def begins(self, step: int) -> None:
+        """Step `step` is about to be done."""
+        if step not in self._steps or self._profile is not None:
+            return
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if device_type() == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profile, self._begun = torch.profiler.profile(activities=activities), step
+        self._profile.start()
+
+    def ended(self, step: int) -> str | None:
+        """Step `step` is done; after the last one to record, where the trace is."""
+        if self._profile is None or step != self._steps[-1]:
+            return None
+        return self.close(step)
+
+    def close(self, step: int) -> str | None:
+        """Write what was recorded up to `step`, if anything."""
+        if self._profile is None:
+            return None
+        profile, self._profile = self._profile, None
+        if device_type() == "cuda":
+            torch.cuda.synchronize()
+        profile.stop()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        stem = self._directory / f"steps_{self._begun}-{step}.rank{self._rank}"
+        profile.export_chrome_trace(f"{stem}.json.gz")
+        by = "self_cuda_time_total" if device_type() == "cuda" else "self_cpu_time_total"
+        Path(f"{stem}.txt").write_text(profile.key_averages().table(sort_by=by, row_limit=_ROWS) + "\n")
+        return f"profile of steps {self._begun}..{step}: {stem}.json.gz"

@@ -1,0 +1,59 @@
+"""The FLOP count against torch's own counter, which sees every product that is really done."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from megatron_encdec.data.samples import Sample
+from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.flops import attended_pairs, head_flops, training_flops, trunk_flops, whole_pairs
+from megatron_encdec.model.performance import PerformanceSettings
+from megatron_encdec.model.trunk import build_trunk
+from megatron_encdec.objectives import ObjectiveConfig, build_objective, collate
+
+LENGTH, WINDOWS = 96, 2
+MODEL = ModelConfig(num_layers=2, hidden_size=64, ffn_hidden_size=160, num_attention_heads=4, num_query_groups=2,
+                    vocabulary_size=384)
+
+
+def counted(topology, objective: str, ends: list[int]) -> tuple[float, float, float]:
+    """(torch's count of a forward and backward pass, of which attention, ours); segments end at `ends`."""
+    samples = [Sample(i, 0, 0, i, np.random.default_rng(i).integers(2, 300, LENGTH), np.array(ends))
+               for i in range(WINDOWS)]
+    batch = collate(build_objective(ObjectiveConfig.from_yaml(objective, "objective"), 1, [0, 1], 384), samples, 0)
+    trunk = build_trunk(MODEL, topology, torch.float32, LENGTH, seed=1,
+                        performance=PerformanceSettings(attention="packed"))
+    inputs, cuts, positions, labels = (torch.from_numpy(array) for array in (
+        batch.inputs_BS, batch.cu_seqlens, batch.label_positions_N, batch.labels_N))
+    context = trunk.attention_context(batch.attention, cuts, batch.longest, batch.isolated, WINDOWS, LENGTH)
+    with FlopCounterMode(display=False) as counter:
+        trunk(inputs, context, positions, labels, summed=True).backward()
+    attention = sum(flops for operator, flops in counter.get_flop_counts()["Global"].items()
+                    if "attention" in str(operator))
+    return counter.get_total_flops(), attention, training_flops(
+        MODEL, inputs.numel(), attended_pairs(batch.cu_seqlens, batch.attention), len(labels))
+
+
+@pytest.mark.parametrize("objective", ["mlm:0.15", "mlm:0.4"])
+@pytest.mark.parametrize("ends", [[LENGTH], [10, 64, LENGTH]], ids=["whole", "isolated"])
+def test_bidirectional(topology, objective, ends):
+    theirs, attention, ours = counted(topology, objective, ends)
+    # attention's backward has five products for the two of the forward pass, one of them done again: the counter has
+    # 2.5 times, the mathematics needs 2
+    assert ours == pytest.approx(theirs - attention * 0.5 / 3.5, rel=0.02)
+
+
+@pytest.mark.parametrize("ends", [[LENGTH], [10, 64, LENGTH]], ids=["whole", "isolated"])
+def test_causal_attention_counts_half(topology, ends):
+    theirs, attention, ours = counted(topology, "clm", ends)
+    assert ours == pytest.approx(theirs - attention * (1 - 3 / 3.5 / 2), rel=0.02)
+
+
+def test_parts_add_up():
+    pairs = whole_pairs(1000, 50, "bidirectional")
+    assert pairs == 50 * 1000 and whole_pairs(1000, 50, "causal") == pairs / 2
+    assert attended_pairs(np.array([0, 3, 10]), "bidirectional") == 9 + 49
+    assert attended_pairs(np.array([0, 3, 10]), "causal") == (9 + 49) / 2
+    assert training_flops(MODEL, 1000, pairs, 30) == 3 * (trunk_flops(MODEL, 1000, pairs) + head_flops(MODEL, 30))
+    assert head_flops(MODEL, 30) == 2 * 64 * 384 * 30
