@@ -1,0 +1,228 @@
+"""The measurements of `benchmarks/gpu.sh` that need the engine itself, each in a process of its own.
+
+    python benchmarks/gpu_cells.py '{"kind": "throughput", "preset": "610m", ...}'
+
+prints one JSON object as its last line. A process a cell: what one leaves in the GPU's memory is no other's matter,
+and running out of it is an answer.
+
+    throughput    tokens/s, MFU, peak memory of our training step
+    peer          the same model and batch in transformers under torch.compile
+    specs         the loss and gradients of both layer specs on the same weights
+    costs         where the time of a step goes: the largest kernels
+"""
+
+import json
+import statistics
+import sys
+import time
+
+import numpy as np
+
+VOCABULARY, MASK_ID, RATIO = 128256, 128002, 0.4
+
+
+class RandomDocuments:
+    """Windows of random tokens; documents of lognormal length (median about 400 tokens), or none."""
+
+    def __init__(self, length: int, vocabulary: int, isolated: bool):
+        self.sequence_length, self.seed, self._vocabulary, self._isolated = length, 7, vocabulary, isolated
+
+    def sample(self, index: int):
+        """Window number `index`."""
+        from megatron_encdec.data.samples import Sample
+
+        draw = np.random.default_rng(index)
+        tokens_S = draw.integers(8, self._vocabulary - 300, self.sequence_length)
+        ends = np.cumsum(np.maximum(16, draw.lognormal(6.0, 1.0, self.sequence_length // 16)).astype(np.int64))
+        ends = ends[ends < self.sequence_length] if self._isolated else ends[:0]
+        return Sample(index, 0, 0, index, tokens_S, np.append(ends, self.sequence_length))
+
+
+def objective_of(name: str, vocabulary: int):
+    """`clm`, or `mlm` at 40 %."""
+    from megatron_encdec.objectives import ObjectiveConfig, build_objective
+
+    return build_objective(ObjectiveConfig(name, RATIO if name == "mlm" else None), min(MASK_ID, vocabulary - 1),
+                           range(8), vocabulary)
+
+
+def model_of(cell: dict):
+    """The trunk's shape."""
+    from megatron_encdec.model.config import ModelConfig
+
+    return ModelConfig.from_yaml({"preset": cell["preset"], "vocabulary_size": cell.get("vocabulary", VOCABULARY),
+                                  "layers": cell.get("layers", "auto")}, "model")
+
+
+def dtype_of(cell: dict):
+    """bf16 unless the cell says otherwise."""
+    import torch
+
+    return torch.float32 if cell.get("dtype") == "fp32" else torch.bfloat16
+
+
+def engine_of(cell: dict):
+    """Our engine as `pretrain` makes it."""
+    from megatron_encdec.engine.config import OptimizerSettings
+    from megatron_encdec.engine.fp8_state import make_fp8_state
+    from megatron_encdec.engine.optimizer import build_optimizer, wrap
+    from megatron_encdec.model.performance import PerformanceSettings
+    from megatron_encdec.model.precision import PrecisionSettings
+    from megatron_encdec.model.trunk import build_trunk
+    from megatron_encdec.platform.distributed import initialize
+    from megatron_encdec.training.step import Engine
+
+    performance, topology = PerformanceSettings(**cell.get("performance", {})), initialize()
+    trunk = build_trunk(model_of(cell), topology, dtype_of(cell), cell["length"], 1, performance=performance,
+                        precision=PrecisionSettings(cell.get("dtype", "bf16"), cell.get("fp8")))
+    ddp = wrap(trunk)
+    optimizer = build_optimizer(ddp, OptimizerSettings(lr=1e-4))
+    make_fp8_state(trunk)
+    windows = cell["micro"] * cell.get("micro_batches", 2)
+    return Engine(ddp, optimizer, topology, cell["micro"], windows, performance.batches_ahead)
+
+
+def throughput(cell: dict) -> dict:
+    """Median over steps, after a warm-up."""
+    import torch
+
+    from megatron_encdec.model.flops import training_flops
+    from megatron_encdec.platform.device import device_type
+    from megatron_encdec.platform.peak import peak_flops
+
+    engine, model = engine_of(cell), model_of(cell)
+    samples = RandomDocuments(cell["length"], model.vocabulary_size, cell.get("isolated", True))
+    objective = objective_of(cell["objective"], model.vocabulary_size)
+    tokens, seconds, flops, loss = engine.global_size * cell["length"], [], [], None
+    for step in range(1, cell["warmup"] + cell["steps"] + 1):
+        start = time.perf_counter()
+        result = engine.train_step(samples, objective, step, 1e-4)
+        if device_type() == "cuda":
+            torch.cuda.synchronize()
+        if step > cell["warmup"]:
+            seconds.append(time.perf_counter() - start)
+            flops.append(training_flops(model, tokens, result.pairs, result.targets))
+            loss = result.loss
+    median = statistics.median(seconds)
+    rate = statistics.median(count / taken for count, taken in zip(flops, seconds, strict=True))
+    memory = torch.cuda.max_memory_allocated() if device_type() == "cuda" else 0
+    return {"tokens_per_second": tokens / median, "mfu": rate / peak_flops(dtype_of(cell)), "flops_per_second": rate,
+            "flops_per_token": statistics.mean(flops) / tokens, "seconds_a_step": seconds, "loss": loss,
+            "peak_memory_bytes": memory, "packed": engine.trunk.packed,
+            "layers": type(engine.trunk.decoder.layers[0].mlp.linear_fc1).__name__}
+
+
+def peer(cell: dict) -> dict:
+    """transformers' class under torch.compile with `attention`, whole windows, fused AdamW on bf16 parameters."""
+    import torch
+    from transformers import EuroBertConfig, EuroBertForMaskedLM, LlamaConfig, LlamaForCausalLM
+
+    from megatron_encdec.objectives import collate
+    from megatron_encdec.platform.device import device, device_type
+
+    shape = model_of(cell)
+    sizes = dict(vocab_size=shape.vocabulary_size, hidden_size=shape.hidden_size,
+                 intermediate_size=shape.ffn_hidden_size, num_hidden_layers=shape.num_layers,
+                 num_attention_heads=shape.num_attention_heads, num_key_value_heads=shape.num_query_groups,
+                 max_position_embeddings=cell["length"], tie_word_embeddings=False, pad_token_id=0, bos_token_id=0,
+                 eos_token_id=0, use_cache=False, attn_implementation=cell["attention"])
+    causal = cell["objective"] == "clm"
+    model = LlamaForCausalLM(LlamaConfig(**sizes)) if causal else EuroBertForMaskedLM(EuroBertConfig(**sizes))
+    model = model.to(device(), dtype_of(cell)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    compiled = torch.compile(model) if cell["compile"] else model
+    samples = RandomDocuments(cell["length"], shape.vocabulary_size, False)
+    objective, seconds = objective_of(cell["objective"], shape.vocabulary_size), []
+    for step in range(cell["warmup"] + cell["steps"]):
+        start = time.perf_counter()
+        for number in range(cell.get("micro_batches", 2)):
+            first = (step * cell.get("micro_batches", 2) + number) * cell["micro"]
+            batch = collate(objective, [samples.sample(first + i) for i in range(cell["micro"])], samples.seed)
+            inputs = torch.from_numpy(batch.inputs_BS)
+            labels = inputs.clone() if causal else torch.full((inputs.numel(),), -100)
+            if not causal:
+                labels[torch.from_numpy(batch.label_positions_N)] = torch.from_numpy(batch.labels_N)
+            loss = compiled(input_ids=inputs.to(device()), labels=labels.view_as(inputs).to(device())).loss
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss = loss.item()
+        if step >= cell["warmup"]:
+            seconds.append(time.perf_counter() - start)
+    tokens = cell["micro"] * cell.get("micro_batches", 2) * cell["length"]
+    return {"tokens_per_second": tokens / statistics.median(seconds), "seconds_a_step": seconds, "loss": loss,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() if device_type() == "cuda" else 0}
+
+
+def specs(cell: dict) -> dict:
+    """Loss and gradients of `layers` against the torch layers on masked windows in fp32, same weights and batch."""
+    import torch
+
+    from megatron_encdec.model.performance import PerformanceSettings
+    from megatron_encdec.model.trunk import build_trunk
+    from megatron_encdec.objectives import collate
+    from megatron_encdec.platform.device import device
+    from megatron_encdec.platform.distributed import initialize
+
+    topology, found = initialize(), {}
+    samples = RandomDocuments(cell["length"], cell["vocabulary"], True)
+    batch = collate(objective_of(cell["objective"], cell["vocabulary"]),
+                    [samples.sample(i) for i in range(cell["micro"])], 7)
+    inputs, cuts, positions, labels = (torch.from_numpy(array).to(device()) for array in (
+        batch.inputs_BS, batch.cu_seqlens, batch.label_positions_N, batch.labels_N))
+    ways = {"reference": ("torch", torch.float32, "masked"), "torch": ("torch", torch.bfloat16, None),
+            **({"transformer_engine": ("transformer_engine", torch.bfloat16, None)} if cell["te"] else {})}
+    for name, (layers, dtype, attention) in ways.items():
+        trunk = build_trunk(model_of({**cell, "layers": layers}), topology, dtype, cell["length"], 1,
+                            performance=PerformanceSettings(attention=attention, fuse_gradients=False))
+        context = trunk.attention_context(batch.attention, cuts, batch.longest, batch.isolated, *inputs.shape)
+        total = trunk(inputs, context, positions, labels, summed=True)
+        total.backward()
+        gradients = torch.cat([parameter.grad.float().flatten() for key, parameter in sorted(
+            trunk.named_parameters(), key=lambda pair: canonical(pair[0]))])
+        found[name] = (total.item() / len(labels), gradients.cpu())
+        del trunk
+    loss, gradient = found["reference"]
+    return {name: {"loss": value, "loss_error": abs(value / loss - 1),
+                   "gradient_error": float((one - gradient).norm() / gradient.norm())}
+            for name, (value, one) in found.items()}
+
+
+def canonical(name: str) -> str:
+    """A parameter's name as Transformer Engine's layers have it."""
+    from megatron_encdec.model.layers import TORCH_KEYS
+
+    for ours, theirs in TORCH_KEYS.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def costs(cell: dict) -> dict:
+    """The kernels that take most of a step."""
+    import torch
+
+    from megatron_encdec.platform.device import device_type
+
+    engine, model = engine_of(cell), model_of(cell)
+    samples = RandomDocuments(cell["length"], model.vocabulary_size, True)
+    objective = objective_of(cell["objective"], model.vocabulary_size)
+    for step in (1, 2, 3):
+        engine.train_step(samples, objective, step, 1e-4)
+    on_gpu = device_type() == "cuda"
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if on_gpu else [kinds.CPU]) as profile:
+        engine.train_step(samples, objective, 4, 1e-4)
+        if on_gpu:
+            torch.cuda.synchronize()
+    averages = [(event.key, event.self_device_time_total if on_gpu else event.self_cpu_time_total)
+                for event in profile.key_averages()]
+    total = sum(taken for _, taken in averages) or 1
+    largest = sorted(averages, key=lambda pair: -pair[1])[:20]
+    return {"microseconds": total, "largest": [{"name": name[:160], "share": taken / total} for name, taken in largest]}
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    answer = {"throughput": throughput, "peer": peer, "specs": specs, "costs": costs}[asked["kind"]](asked)
+    print("\n" + json.dumps(answer), flush=True)
