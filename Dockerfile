@@ -11,7 +11,10 @@
 
 FROM nvidia/cuda:13.0.3-cudnn-devel-ubuntu24.04
 
-# The ib and rdma packages: NCCL over InfiniBand.
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+
+# The ib and rdma packages: NCCL over InfiniBand. Their versions are the base image's release's.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends \
         ibverbs-providers libibverbs1 librdmacm1 python3-dev python3-venv rdma-core tini \
@@ -24,15 +27,14 @@ ENV VIRTUAL_ENV=/opt/venv \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONUNBUFFERED=1
 
-# From what changes least to what changes most: torch, then Transformer Engine, which is compiled against it for
-# Hopper and Blackwell, then this project's other dependencies.
+# From what changes least to what changes most: torch, then Transformer Engine, then this project's other dependencies.
+# Transformer Engine's kernels come compiled (core_cu13); its binding to torch is C++ that is compiled here against it.
 COPY tools/constraints.txt /tmp/constraints.txt
 RUN python3 -m venv "$VIRTUAL_ENV" \
-    && pip install --constraint /tmp/constraints.txt --upgrade pip setuptools \
-    && pip install --constraint /tmp/constraints.txt torch==2.13.0 numpy
-ARG NVTE_CUDA_ARCHS="90;100"
-RUN pip install wheel ninja pybind11 \
-    && MAX_JOBS=8 pip install --constraint /tmp/constraints.txt --no-build-isolation \
+    && pip install --constraint /tmp/constraints.txt --upgrade pip==26.3 setuptools==84.2.1 \
+    && pip install --constraint /tmp/constraints.txt torch==2.13.0 numpy==2.4.6
+RUN pip install --constraint /tmp/constraints.txt wheel==0.46.3 ninja==1.13.0 pybind11==3.0.4 \
+    && NVTE_FRAMEWORK=pytorch MAX_JOBS=8 pip install --constraint /tmp/constraints.txt --no-build-isolation \
         "transformer-engine[core_cu13,pytorch]==2.20.2"
 
 # Ubuntu's image has a user 1000 already.

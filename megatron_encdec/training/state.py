@@ -140,7 +140,8 @@ def start(plan: Plan, topology: Topology, origin: Origin) -> Run:
         state = origin.state
         run.step, run.targets, run.skipped = state["step"], state["targets"], state.get("skipped", 0)
         run.saved_step = run.step
-        plan.timeline.adopt_precision(state["history"]["precision"], run.step)
+        if "precision" in state["history"]:
+            plan.timeline.adopt_precision(state["history"]["precision"], run.step)
         now = {"topology": topology.as_dict(), "versions": versions()}
         run.origin = replace(origin, changed=origin.changed | changed_keys(
             {name: state.get(name) for name in now}, now))

@@ -1,7 +1,7 @@
-"""The trunk on a GPU: packed attention of torch and of Transformer Engine, FP8, fused gradients. Real kernels only.
+"""The trunk on a GPU: packed attention of torch and of Transformer Engine, FP8, fused gradients. Real kernels.
 
-Each is held against torch's layers on masked windows in fp32 with the same weights, or probed: one token is changed, and
-which outputs move is looked at.
+Each is held against torch's layers on masked windows in fp32 with the same weights, or probed: one token is changed,
+and which outputs move is looked at.
 """
 
 import numpy as np
@@ -36,7 +36,8 @@ def trunk_of(topology, layers, dtype=torch.bfloat16, fp8=None, **performance):
 def batch_of(objective, windows=2):
     draw = np.random.default_rng(3)
     samples = [Sample(i, 0, 0, i, draw.integers(2, VOCABULARY, LENGTH), np.array(CUTS)) for i in range(windows)]
-    return collate(build_objective(ObjectiveConfig.from_yaml(objective, "objective"), 1, [0, 1], VOCABULARY), samples, 0)
+    built = build_objective(ObjectiveConfig.from_yaml(objective, "objective"), 1, [0, 1], VOCABULARY)
+    return collate(built, samples, 0)
 
 
 def summed_loss(trunk, batch):

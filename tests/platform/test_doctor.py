@@ -110,13 +110,25 @@ def test_json_and_exit_code_follow_the_report(report, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines() == doctor.report_lines(report)
 
 
+def machine(kind, *capabilities, cuda="13.0"):
+    return {"type": kind, "cuda": cuda, "gpus": [{"capability": list(one)} for one in capabilities]}
+
+
 @pytest.mark.parametrize(("device", "engine", "reasons"), [
-    ({"type": "cpu", "gpus": []}, "missing", ["no CUDA GPU", "Transformer Engine is missing"]),
-    ({"type": "cuda", "gpus": [{"capability": [8, 0]}]}, "usable", ["older than compute capability 8.9"]),
-    ({"type": "cuda", "gpus": [{"capability": [9, 0]}]}, "broken", ["Transformer Engine is broken"]),
-    ({"type": "cuda", "gpus": [{"capability": [9, 0]}]}, "usable", ["does not use it yet"]),
+    (machine("cpu", cuda=None), "missing", ["no CUDA GPU", "Transformer Engine is missing"]),
+    (machine("cuda", (8, 0)), "usable", ["older than compute capability 8.9"]),
+    (machine("cuda", (9, 0), (8, 0)), "usable", ["older than compute capability 8.9"]),
+    (machine("cuda", (9, 0)), "broken", ["Transformer Engine is broken"]),
 ])
-def test_fp8_reasons(device, engine, reasons):
-    refusal = doctor.fp8_refusal(device, engine)
-    assert refusal.removeprefix("not possible: ").count(" and ") >= len(reasons) - 1
+def test_why_there_is_no_fp8(device, engine, reasons):
+    refusal = doctor.fp8_recipes(device, engine)
+    assert refusal.startswith("not possible: ") and refusal.count(" and ") >= len(reasons) - 1
     assert all(reason in refusal for reason in reasons)
+
+
+@pytest.mark.parametrize(("device", "recipes"), [
+    (machine("cuda", (9, 0)), "delayed, current, blockwise"),
+    (machine("cuda", (9, 0), cuda="12.8"), "delayed, current"),
+    (machine("cuda", (8, 9)), "delayed, current")])
+def test_fp8_recipes_that_are_possible(device, recipes):
+    assert doctor.fp8_recipes(device, "usable") == f"precision.fp8: {recipes}"
