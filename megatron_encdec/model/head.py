@@ -151,7 +151,7 @@ class _Compiled(_Chunk):
         if self.parallel:
             local_C = self.maximum_C.clone()
             dist.all_reduce(self.maximum_C, dist.ReduceOp.MAX, group=self.group)
-            total_C = total_C * torch.nan_to_num(local_C - self.maximum_C, neginf=float("-inf")).exp()
+            total_C = total_C * (local_C - self.maximum_C).exp()
         own_C = own_C - self.maximum_C * self.here_C
         sums_2C = torch.stack((total_C, own_C))
         if self.parallel:

@@ -63,8 +63,9 @@ class Trunk(mcore.GPTModel):
         turns = tuple((turn(angles_SD) * self._rotary_factor).to(dtype) for turn in (torch.cos, torch.sin))
         if self.packed:
             cos, sin = (turn.repeat(windows, 1)[:, None] for turn in turns)
+            most = min(length, 1 << (longest - 1).bit_length())  # few values: some kernels are planned anew for each
             return AttentionContext(qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
-                                    max_seqlen_q=longest, max_seqlen_kv=longest, kind=kind, cos=cos, sin=sin)
+                                    max_seqlen_q=most, max_seqlen_kv=most, kind=kind, cos=cos, sin=sin)
         cos, sin = (turn[:, None, None] for turn in turns)
         explicit, mask_B1SS = explicit_is_faster(length, dtype), None
         if isolated:

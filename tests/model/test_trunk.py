@@ -172,3 +172,16 @@ def test_the_fused_activation_is_the_same_function(topology):
     losses = [loss_of(trunk_of(topology, performance=PerformanceSettings(fuse_activation=fused)), batch)
               for fused in (False, True)]
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("longest", "bound"), [(1, 1), (2, 2), (3, 4), (9, 16), (17, 24), (24, 24)])
+def test_bookkeeping_of_packed_segments(topology, longest, bound):
+    """Windows of 24 laid end to end: cuts as they come, a bound on segments that takes few values, angles per window."""
+    trunk = trunk_of(topology, performance=PerformanceSettings(attention="packed"))
+    cuts = torch.tensor([0, 24 - longest, 24, 48], dtype=torch.int32)
+    context = trunk.attention_context("causal", cuts, longest, True, 2, LENGTH)
+    assert (context.qkv_format, context.kind, context.max_seqlen_q, context.max_seqlen_kv) == ("thd", "causal", bound,
+                                                                                               bound)
+    assert context.cu_seqlens_q is cuts and context.cu_seqlens_kv is cuts and context.mask_B1SS is None
+    assert context.cos.shape == (2 * LENGTH, 1, 4) and torch.equal(context.cos[:LENGTH], context.cos[LENGTH:])
+    assert context.cos[0].eq(1).all() and not context.sin[0].any()
