@@ -176,7 +176,7 @@ def test_the_fused_activation_is_the_same_function(topology):
 
 @pytest.mark.parametrize(("longest", "bound"), [(1, 1), (2, 2), (3, 4), (9, 16), (17, 24), (24, 24)])
 def test_bookkeeping_of_packed_segments(topology, longest, bound):
-    """Windows of 24 laid end to end: cuts as they come, a bound on segments that takes few values, angles per window."""
+    """Windows laid end to end: cuts as they come, a bound on segments that takes few values, angles per window."""
     trunk = trunk_of(topology, performance=PerformanceSettings(attention="packed"))
     cuts = torch.tensor([0, 24 - longest, 24, 48], dtype=torch.int32)
     context = trunk.attention_context("causal", cuts, longest, True, 2, LENGTH)
