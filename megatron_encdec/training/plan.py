@@ -87,7 +87,7 @@ def _resolve(config: Config, phases, tokenizer: Tokenizer) -> Config:
     if given is not None and given < tokenizer.vocabulary_size:  # released models often have rows to spare
         raise UserError(f"model.vocabulary_size: {given}, but the tokenizer {config.tokenizer.path} has "
                         f"{tokenizer.vocabulary_size} tokens; leave the key out")
-    dtype = config.precision.dtype or ("bf16" if bf16_is_native() else "fp32")
+    dtype = config.precision.dtype or ("bf16" if bf16_is_native() or config.precision.fp8 else "fp32")
     resolved = with_phase_steps(config, phases)
     return replace(resolved,
                    model=replace(config.model, vocabulary_size=given or tokenizer.vocabulary_size),

@@ -62,13 +62,13 @@ def micro_batches(samples: Samples, objective: Objective, shares: list[range]) -
 
 def _forward(batches: Iterator[Staged], model):
     """megatron.core's forward_step_func: one micro-batch through this stage, and how its loss is summed."""
-    staged = next(batches)
-    batch = staged.batch
+    ready = next(batches)
+    batch = ready.batch
     trunk = mcore.unwrap_model(model)
     windows, length = batch.inputs_BS.shape
-    context = trunk.attention_context(batch.attention, staged.tensor("cu_seqlens"), batch.longest, batch.isolated,
+    context = trunk.attention_context(batch.attention, ready.tensor("cu_seqlens"), batch.longest, batch.isolated,
                                       windows, length)
-    output = model(staged.tensor("inputs_BS"), context, staged.tensor("label_positions_N"), staged.tensor("labels_N"),
+    output = model(ready.tensor("inputs_BS"), context, ready.tensor("label_positions_N"), ready.tensor("labels_N"),
                    summed=True)
     return output, partial(_sums, count=len(batch.labels_N), pairs=attended_pairs(batch.cu_seqlens, batch.attention))
 
@@ -148,8 +148,8 @@ class Engine:
         shares = share_of_batch(first, self.global_size, self.micro_size, self.topology)
         if self.topology.tensor_rank:
             return ()
-        return tuple((self.topology.rank, number, shares[number]) for number, sum_2 in enumerate(sums)
-                     if not math.isfinite(float(sum_2[0])))
+        return tuple((self.topology.rank, number, shares[number]) for number, sum_3 in enumerate(sums)
+                     if not math.isfinite(float(sum_3[0])))
 
     def _reduce(self, sums: list[torch.Tensor]) -> torch.Tensor:
         """Sums [3] of the last stage over all data-parallel ranks, on every rank; not waited for."""
