@@ -146,3 +146,33 @@ def test_the_chunked_loss_on_this_device(topology, compile_):
     assert total.item() == pytest.approx(expected.item(), rel=1e-2)
     for ours, theirs in ((hidden_NH, wide[0]), (table_VH, wide[1])):
         assert (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm() < 1e-2
+
+
+def test_a_step_waits_for_the_device_where_megatron_core_does_and_once_for_the_loss(topology):
+    """Every synchronizing call of a step is reported by torch with the line that made it."""
+    import warnings
+
+    from megatron_encdec.training.step import Engine
+
+    class Windows:
+        sequence_length, seed = LENGTH, 3
+
+        def sample(self, index):
+            tokens_S = np.random.default_rng(index).integers(2, VOCABULARY, LENGTH)
+            return Sample(index, 0, 0, index, tokens_S, np.array(CUTS))
+
+    ddp = wrap(trunk_of(topology, "auto"))
+    engine = Engine(ddp, build_optimizer(ddp, OptimizerSettings()), topology, 2, 4, ahead=2)
+    objective = build_objective(ObjectiveConfig("mlm"), 1, [0, 1], VOCABULARY)
+    for step in (1, 2):
+        engine.train_step(Windows(), objective, step, 1e-3)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            engine.train_step(Windows(), objective, 3, 1e-3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    ours = [f"{one.filename}:{one.lineno}" for one in caught
+            if "synchronizing" in str(one.message) and "megatron_encdec" in one.filename]
+    assert len(ours) <= 1, ours  # the loss, once the gradient norm has been waited for
