@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_encdec.data.samples import Sample
@@ -27,10 +28,11 @@ def counted(topology, objective: str, ends: list[int]) -> tuple[float, float, fl
     inputs, cuts, positions, labels = (torch.from_numpy(array) for array in (
         batch.inputs_BS, batch.cu_seqlens, batch.label_positions_N, batch.labels_N))
     context = trunk.attention_context(batch.attention, cuts, batch.longest, batch.isolated, WINDOWS, LENGTH)
-    with FlopCounterMode(display=False) as counter:
+    # attention as plain products: the counter does not know the CPU's fused kernel
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trunk(inputs, context, positions, labels, summed=True).backward()
     attention = sum(flops for operator, flops in counter.get_flop_counts()["Global"].items()
-                    if "attention" in str(operator))
+                    if "bmm" in str(operator))
     return counter.get_total_flops(), attention, training_flops(
         MODEL, inputs.numel(), attended_pairs(batch.cu_seqlens, batch.attention), len(labels))
 
@@ -39,15 +41,14 @@ def counted(topology, objective: str, ends: list[int]) -> tuple[float, float, fl
 @pytest.mark.parametrize("ends", [[LENGTH], [10, 64, LENGTH]], ids=["whole", "isolated"])
 def test_bidirectional(topology, objective, ends):
     theirs, attention, ours = counted(topology, objective, ends)
-    # attention's backward has five products for the two of the forward pass, one of them done again: the counter has
-    # 2.5 times, the mathematics needs 2
-    assert ours == pytest.approx(theirs - attention * 0.5 / 3.5, rel=0.02)
+    assert attention > 0.05 * theirs
+    assert ours == pytest.approx(theirs, rel=0.02)
 
 
 @pytest.mark.parametrize("ends", [[LENGTH], [10, 64, LENGTH]], ids=["whole", "isolated"])
 def test_causal_attention_counts_half(topology, ends):
     theirs, attention, ours = counted(topology, "clm", ends)
-    assert ours == pytest.approx(theirs - attention * (1 - 3 / 3.5 / 2), rel=0.02)
+    assert ours == pytest.approx(theirs - attention / 2, rel=0.02)
 
 
 def test_parts_add_up():
