@@ -84,8 +84,8 @@ def fused(monkeypatch):
     """Build trunks as Transformer Engine's spec does: no norm modules, no key map, the norm inside the linear."""
     torch_layer = layers._torch_layer
 
-    def fused_layer(_qk_norm):
-        return layers._layer(mcore.IdentityOp, mcore.IdentityOp, NormThenLinear, layers.TorchAttention,
+    def fused_layer(_qk_norm, attention):
+        return layers._layer(mcore.IdentityOp, mcore.IdentityOp, NormThenLinear, attention,
                              mcore.RowParallelLinear, NormThenLinear, mcore.RowParallelLinear, {})
 
     def use(on: bool):
