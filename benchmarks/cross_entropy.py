@@ -19,6 +19,16 @@ import resource
 import time
 
 
+def bytes_now(device: str) -> int:
+    """Memory in use."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.memory_allocated()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
 def peak_bytes(device: str) -> int:
     """The most memory that was in use so far."""
     import torch
@@ -72,10 +82,9 @@ def measure(variant: str, arguments, answer) -> None:
 
     once(64)  # libraries are loaded, and compilers have run, before anything is measured
     table_VH.grad = None
-    before = peak_bytes(device)
+    before = bytes_now(device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
     seconds, value = zip(*(once(arguments.positions) for _ in range(arguments.repeat)), strict=True)
     answer.put({"bytes": peak_bytes(device) - before, "seconds": min(seconds), "loss": value[0]})
 
