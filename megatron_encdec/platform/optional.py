@@ -13,6 +13,7 @@ INSTALL = {
     "tensorboard": "pip install tensorboard",
     "datasets": "pip install datasets",
     "nemo_automodel": "pip install 'megatron_encdec[nemo]'",
+    "matplotlib": "pip install 'megatron_encdec[study]'",
     "sentencepiece": "pip install sentencepiece",
 }
 

@@ -1,0 +1,1 @@
+"""From a tree of fine-tuning results to tables, figures and one page."""
