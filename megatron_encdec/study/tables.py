@@ -57,8 +57,8 @@ def text_of(value: Any, kind: str, digits: int) -> str:
         digits = digits if value.count else 2  # of no runs here: a printed number
         mean = f"{100 * value.mean:{'+' if kind == 'signed' else ''}.{digits}f}"
         return mean if value.half_width is None else f"{mean} ± {100 * value.half_width:.{digits}f}"
-    return {"printed": lambda: f"{100 * value:.2f}", "percent": lambda: f"{100 * value:.{digits}f}", "rate": lambda: rate_text(value),
-            "count": lambda: f"{value:,}", "text": lambda: str(value)}[kind]()
+    return {"printed": lambda: f"{100 * value:.2f}", "percent": lambda: f"{100 * value:.{digits}f}",
+            "rate": lambda: rate_text(value), "count": lambda: f"{value:,}", "text": lambda: str(value)}[kind]()
 
 
 def rate_text(rate: float) -> str:
