@@ -53,10 +53,19 @@ class Holder:
         return f"pid {self.pid} on {self.host} since {self.since} ({self.command})"
 
 
+class InUse(UserError):
+    """Another process holds the directory; `holder` says who, None where the lock file does not."""
+
+    def __init__(self, message: str, holder: Holder | None):
+        super().__init__(message)
+        self.holder = holder
+
+
 class RunLock:
     """Holds `directory` for this process as long as the context lasts; made where missing.
 
-    Raises `UserError` where another launch holds it (host, pid, start, command) or the directory cannot be written.
+    Raises `InUse` where another launch holds it (host, pid, start, command), another `UserError` where the directory
+    cannot be written.
     """
 
     def __init__(self, directory: Path):
@@ -91,8 +100,8 @@ class RunLock:
         locked = self._flock()
         found = self._read()
         if locked is False or (locked is None and found is not None and not found.is_gone):
-            raise UserError(f"run.dir: {self._path.parent} is in use by {found or 'another process'}; wait for it, "
-                            f"end it, or train in another run.dir{self._if_stuck(locked)}")
+            raise InUse(f"run.dir: {self._path.parent} is in use by {found or 'another process'}; wait for it, "
+                        f"end it, or train in another run.dir{self._if_stuck(locked)}", found)
         if found is not None:
             self.note = f"took over the lock of a launch that ended without letting go: {found}"
         ours = Holder.this_process()
@@ -104,7 +113,7 @@ class RunLock:
         except OSError as error:
             raise UserError(f"run.dir: {self._path} cannot be written ({error.strerror})") from None
         if locked is None and (last := self._read()) != ours:  # two launches at once: the last to write has it
-            raise UserError(f"run.dir: {self._path.parent} was taken just now by {last}")
+            raise InUse(f"run.dir: {self._path.parent} was taken just now by {last}", last)
 
     def _if_stuck(self, locked: bool | None) -> str:
         return "" if locked is False else f"; if it runs no more, delete {self._path}"
