@@ -58,9 +58,12 @@ setup(
     extras_require={
         # Fine-tuning recipes. Those for retrieval import wandb; triton 3.9 breaks nemo_automodel's import.
         "nemo": ["nemo-automodel==0.7.0", "wandb>=0.30", "triton>=3.7,<3.9; sys_platform == 'linux'"],
+        # Figures of `study report`; not for training, so not in the base.
+        "study": ["matplotlib>=3.9"],
         # Slurm, Docker and torchrun executors; nemo-run 0.11.1 does not work with every leptonai.
         "launch": ["nemo-run==0.11.1", "leptonai>=0.26.6,<0.28"],
-        "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.6", "tensorboard>=2.18"],
+        "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.6", "tensorboard>=2.18",
+                "matplotlib>=3.9"],
     },
     entry_points={"console_scripts": ["megatron-encdec = megatron_encdec.cli:main"]},
     classifiers=[

@@ -2,7 +2,8 @@
 
 The data's way through the package, a room a folder, each importing only from the ones before it:
 
-    platform -> rundir -> text -> data -> objectives -> model -> engine -> training -> interop -> inspection -> cli
+    platform -> rundir -> text -> data -> objectives -> model -> engine -> training -> interop -> inspection
+    -> finetune -> study -> cli
 """
 
 __version__ = "0.1.0"

@@ -60,6 +60,7 @@ PACKAGES = (
     Package("sentencepiece", ("sentencepiece",), "SentencePiece tokenizers"),
     Package("tensorboard", ("tensorboard",), "curves in the browser"),
     Package("datasets", ("datasets",), "fine-tuning data"),
+    Package("matplotlib", ("matplotlib",), "figures of study report"),
     Package("nemo_automodel", ("nemo-automodel", "nemo_automodel"), "fine-tuning recipes"),
     Package("transformer_engine", ("transformer-engine", "transformer_engine", "transformer-engine-torch"),
             "fused layers and FP8 on GPUs"),
