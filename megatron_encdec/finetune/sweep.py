@@ -65,7 +65,8 @@ class Sweep:
     def __init__(self, cells: Sequence[HasDirectory], function: str, workers: int = 1, gpus: Sequence[str] = (),
                  threads: int = 1, retry_failed: bool = False,
                  group: Callable[[Any], Any] = lambda cell: cell.directory.parent):
-        self._function, self._group, self._gpus, self._threads = function, group, list(gpus), threads
+        self._cells, self._function, self._group = list(cells), function, group
+        self._gpus, self._threads = list(gpus), threads
         self._size, self._retry_failed = workers, retry_failed
         states = {cell.directory: state_of(cell.directory) for cell in cells}
         again = (TODO, FAILED) if retry_failed else (TODO,)
@@ -92,8 +93,16 @@ class Sweep:
                     self._hear(shown, signals)
             finally:
                 self._end(signals)
-            outcome.stopped_by = signals.received
+            if signals.received is not None:
+                self._count_stopped(signals.received)
         return outcome
+
+    def _count_stopped(self, number: int) -> None:
+        """A run may have ended between the signal and its worker's end: only the disk knows."""
+        outcome, cells = self._outcome, self._cells
+        finished = sum(state_of(cell.directory) == FINISHED for cell in cells)
+        outcome.ran += finished - outcome.finished
+        outcome.finished, outcome.stopped_by = finished, number
 
     @property
     def _busy(self) -> list[Worker]:
