@@ -38,9 +38,10 @@ def overview(analysis: Analysis) -> Table:
         if len(tasks) > 1:
             columns.append(Column(AVERAGE, "interval", family))
             places.append((family, None))
-    rows, ours = [], []
+    rows, ours, incomplete = [], [], set()
     for model in analysis.results.models:
         ours.append(len(rows))
+        incomplete |= {(len(rows), place) for place, task in enumerate(places, 1) if _lacks_runs(analysis, task, model)}
         rows.append([model, *(_score(analysis, place, model) for place in places)])
         papers_row = [_published(analysis, place, model) for place in places]
         if any(papers_row):
@@ -53,7 +54,8 @@ def overview(analysis: Analysis) -> Table:
             rows.append([f"{name.replace('_', ' ')} (baseline)", *row])
     return Table("overview", "Test scores", columns, rows,
                  "Per cent. For each seed the learning rate with the best validation score; mean of those test scores "
-                 "± 1.96 · std / √n over seeds. Bold: the best model.", best,
+                 "± 1.96 · std / √n over seeds. Bold: the best model."
+                 + (" †: some of its runs failed or are missing." if incomplete else ""), best, incomplete,
                  set(range(len(rows))) - set(ours))
 
 
@@ -61,6 +63,12 @@ def _score(analysis: Analysis, place: tuple, model: str) -> Interval | None:
     family, task = place
     found = analysis.averages.get((family, model)) if task is None else analysis.summary(task, model)
     return found.score if found else None
+
+
+def _lacks_runs(analysis: Analysis, place: tuple, model: str) -> bool:
+    family, task = place
+    found = [analysis.summary(one, model) for one in (analysis.tasks(family) if task is None else [task])]
+    return any(summary is not None and not summary.is_complete for summary in found)
 
 
 def _published(analysis: Analysis, place: tuple, model: str) -> Interval | None:
@@ -79,12 +87,12 @@ def _baseline(analysis: Analysis, place: tuple, name: str) -> Interval | None:
 
 
 def _best(rows: list, candidates: list[int]) -> set[tuple[int, int]]:
-    """Places of the highest mean in each column, where there is more than one to choose from."""
+    """Places of the highest means in each column, where there is more than one to choose from."""
     best = set()
     for place in range(1, len(rows[0]) if rows else 0):
         means = {row: rows[row][place].mean for row in candidates if rows[row][place] is not None}
         if len(means) > 1:
-            best.add((max(means, key=means.get), place))
+            best |= {(row, place) for row, mean in means.items() if mean == max(means.values())}
     return best
 
 

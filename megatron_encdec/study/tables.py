@@ -18,7 +18,7 @@ from typing import Any
 
 from megatron_encdec.study.statistics import Interval
 
-DASH = "–"
+DASH, DAGGER = "–", " †"
 LONG = 60  # characters of a cell that is folded into lines
 
 
@@ -38,7 +38,8 @@ class Column:
 
 @dataclass
 class Table:
-    """`name` is its file's; `best` are (row, column) places to set in bold, `aside` rows to set in grey."""
+    """`name` is its file's; `best` are (row, column) places to set in bold, `incomplete` ones to mark with a
+    dagger, `aside` rows to set in grey."""
 
     name: str
     title: str
@@ -46,6 +47,7 @@ class Table:
     rows: list[Sequence[Any]]
     note: str = ""
     best: set[tuple[int, int]] = field(default_factory=set)
+    incomplete: set[tuple[int, int]] = field(default_factory=set)
     aside: set[int] = field(default_factory=set)
 
 
@@ -75,7 +77,8 @@ def markdown(table: Table) -> str:
         lines += [table.note, ""]
     lines += [_markdown_row(names), _markdown_row("---:" if column.is_number else "---" for column in table.columns)]
     for number, row in enumerate(table.rows):
-        cells = [text_of(value, column.kind, 4) for value, column in zip(row, table.columns, strict=True)]
+        cells = [text_of(value, column.kind, 4) + DAGGER * ((number, place) in table.incomplete)
+                 for place, (value, column) in enumerate(zip(row, table.columns, strict=True))]
         lines.append(_markdown_row(f"**{cell}**" if (number, place) in table.best else cell
                                    for place, cell in enumerate(cells)))
     return "\n".join(lines) + "\n"
@@ -116,7 +119,7 @@ def html(table: Table) -> str:
     """A <table> that scrolls inside its box."""
     body = []
     for number, row in enumerate(table.rows):
-        cells = "".join(_html_cell(value, column, (number, place) in table.best)
+        cells = "".join(_html_cell(value, column, (number, place) in table.best, (number, place) in table.incomplete)
                         for place, (value, column) in enumerate(zip(row, table.columns, strict=True)))
         kind = ' class="aside"' if number in table.aside else ""
         body.append(f"<tr{kind}>{cells}</tr>")
@@ -138,7 +141,7 @@ def _html_head(columns: Sequence[Column]) -> str:
     return f"<tr>{''.join(groups)}</tr><tr>{names}</tr>"
 
 
-def _html_cell(value: Any, column: Column, best: bool) -> str:
+def _html_cell(value: Any, column: Column, best: bool, is_incomplete: bool) -> str:
     shown = text_of(value, column.kind, 2)
     if isinstance(value, Interval) and value.half_width is not None:
         mean, _, half = shown.partition(" ± ")
@@ -147,4 +150,4 @@ def _html_cell(value: Any, column: Column, best: bool) -> str:
         shown = escape(shown)
     kind = "n" if column.is_number else "t long" if len(shown) > LONG else "t"
     title = f' title="{escape(text_of(value, column.kind, 4))}"' if isinstance(value, Interval) else ""
-    return f'<td class="{kind}{" best" if best else ""}"{title}>{shown}</td>'
+    return f'<td class="{kind}{" best" if best else ""}"{title}>{shown}{DAGGER * is_incomplete}</td>'

@@ -119,6 +119,8 @@ def test_failures_are_said_and_not_averaged_away(tmp_path, capsys):
                  and row["dataset"] == "library")
     assert found["seeds"] == "2" and found["failed_runs"] == "1"
     page = (out / "index.html").read_text()
+    overview = (out / "report.md").read_text()
+    assert "| 610m-clm-42k | **69.6333 ± 2.9775 †** |" in overview and "†: some of its runs" in overview
     assert "loss is not finite at step 7 &lt;of 10&gt;" in page and "majority (baseline)" in page
 
 
