@@ -1,0 +1,230 @@
+"""What is fine-tuned on what, and how: the YAML of `megatron-encdec finetune`, and its cells.
+
+    1. `load_config(path, overrides)`     YAML -> `FinetuneConfig`, mistakes named by their key
+    2. `FinetuneConfig.cells()`           one `Cell` for each model x dataset x learning rate x seed
+    3. `Cell.directory`                   RESULTS/<model>/<SC|TC|QA|IR>/<dataset>/[<train set>_]lr<LR>_sd<seed>
+
+Defaults are the protocol of arXiv 2507.00994 (fine-tuning): its rates and seeds, batch 32, at most 1000 steps or one
+epoch, 10 % warm-up then linear decay, betas .9/.95, eps 1e-5, weight decay 0.1, round(0.99 * 2048) tokens.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.schema import apply_override, build, load_yaml
+
+FAMILIES = ("SC", "TC", "QA", "IR")
+RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4)
+SEEDS = (0, 1, 2, 3, 4)
+MAX_LENGTH = round(0.99 * 2048)
+_TASKS = {"library": "SC", "identifiers": "TC", "summary_span": "QA", "summary_body": "IR"}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Hugging Face directory. `weights: random` keeps its shape and tokenizer and draws new weights."""
+
+    path: str
+    name: str | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
+
+    @property
+    def label(self) -> str:
+        """The model's folder in the results tree: `name`, or made from `path`."""
+        return self.name or Path(self.path).name + ("-random" if self.weights == "random" else "")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """A labelled set: local files, a set of the hub, or a task derived from the docstring corpus.
+
+    Local files: `train`, `test` and, optionally, `validation` (else 5 % of train, drawn with seed 42, as the paper's).
+    Hub: `hub` NAME[:CONFIG], the three being names of splits. Docstrings: `docstrings` names the task, `corpus` its
+    JSON lines and `manifest` the pretraining data made of them, which says which documents were held out.
+    `columns` maps our names to the file's: text, text_pair, label | tokens, tags | question, context, answers |
+    query, positive. `labels` fixes the labels and their order; else they are those of the training set, sorted.
+    `train_set` (retrieval) names what was trained on.
+    """
+
+    name: str
+    family: Literal["SC", "TC", "QA", "IR"]
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    hub: str | None = None
+    docstrings: Literal["library", "identifiers", "summary_span", "summary_body"] | None = None
+    corpus: str | None = None
+    manifest: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
+    train_set: str | None = None
+    max_train: int | None = None
+    max_eval: int | None = None
+
+    def __post_init__(self):
+        if not self.name or "/" in self.name or self.name.startswith((".", "_")):
+            raise ValueError(f"name: {self.name!r} is to be the name of a folder")
+        if self.docstrings:
+            if _TASKS[self.docstrings] != self.family:
+                raise ValueError(f"family: the task {self.docstrings} is {_TASKS[self.docstrings]}, not {self.family}")
+            if not self.corpus or not self.manifest:
+                raise ValueError("corpus: a task of docstrings needs `corpus` (its JSON lines) and `manifest` (of the "
+                                 "pretraining data made from them)")
+        elif not self.train or not self.test:
+            raise ValueError("train: give `train` and `test` (files, or splits of `hub`), or a task `docstrings`")
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: one is given twice")
+        for key in ("max_train", "max_eval"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ValueError(f"{key}: expected at least 1, found {value}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One run's protocol. `batch_size` is global (pairs in retrieval), in micro-batches of `micro_batch_size` a rank.
+
+    max_steps and epochs: whichever ends first. `warmup` is the share of steps in which the rate rises from 0.
+    `max_length` is in tokens and never more than the model has positions. `precision` null: bf16 on a GPU, else fp32.
+    `temperature` divides the cosines of retrieval. `doc_stride`: tokens that two windows of a question's context
+    share. `checkpoint_every` steps a run can be continued from (null: a run that was killed begins again).
+    """
+
+    batch_size: int = 32
+    micro_batch_size: int = 32
+    retrieval_micro_batch_size: int = 4
+    max_steps: int = 1000
+    epochs: int = 1
+    warmup: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-5
+    weight_decay: float = 0.1
+    clip_grad: float = 1.0
+    max_length: int = MAX_LENGTH
+    precision: Literal["fp32", "bf16"] | None = None
+    temperature: float = 0.05
+    query_prefix: str = "Query: "
+    document_prefix: str = "Document: "
+    doc_stride: int = 128
+    max_answer_length: int = 30
+    checkpoint_every: int | None = None
+    save_model: bool = False
+
+    def __post_init__(self):
+        for key in ("batch_size", "micro_batch_size", "retrieval_micro_batch_size", "max_steps", "epochs", "max_length",
+                    "max_answer_length"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: expected at least 1, found {getattr(self, key)}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup: a share of the steps from 0 to below 1, found {self.warmup}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature: expected more than 0, found {self.temperature}")
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every: expected at least 1, found {self.checkpoint_every}")
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """The sweep: learning rates x seeds."""
+
+    learning_rates: tuple[float, ...] = RATES
+    seeds: tuple[int, ...] = SEEDS
+
+    def __post_init__(self):
+        if not self.learning_rates or any(rate <= 0 for rate in self.learning_rates):
+            raise ValueError(f"learning_rates: expected rates above 0, found {list(self.learning_rates)}")
+        if not self.seeds or any(seed < 0 for seed in self.seeds):
+            raise ValueError(f"seeds: expected numbers from 0, found {list(self.seeds)}")
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """How runs are spread. `workers` null: one for each GPU, else one for each two cores, at most 8."""
+
+    workers: int | None = None
+    retry_failed: bool = False
+
+    def __post_init__(self):
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers: expected at least 1, found {self.workers}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a model on a dataset with a learning rate and a seed."""
+
+    model: ModelConfig
+    dataset: DatasetConfig
+    lr: float
+    seed: int
+    results: str
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    @property
+    def family(self) -> str:
+        """SC, TC, QA or IR."""
+        return self.dataset.family
+
+    @property
+    def dataset_directory(self) -> Path:
+        """RESULTS/<model>/<family>/<dataset>."""
+        return Path(self.results) / self.model.label / self.family / self.dataset.name
+
+    @property
+    def directory(self) -> Path:
+        """The run's folder, as the paper's published runs are laid out."""
+        prefix = f"{self.dataset.train_set or self.dataset.name}_" if self.family == "IR" else ""
+        return self.dataset_directory / f"{prefix}lr{self.lr:g}_sd{self.seed}"
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """All of a fine-tuning config. `model` is short for `models` with one of them."""
+
+    results: str
+    datasets: tuple[DatasetConfig, ...]
+    models: tuple[ModelConfig, ...] = ()
+    model: str | None = None
+    grid: GridConfig = field(default_factory=GridConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+    def __post_init__(self):
+        if bool(self.models) == bool(self.model):
+            raise ValueError("models: give either `models` or one `model`")
+        if not self.datasets:
+            raise ValueError("datasets: at least one is needed")
+        labels = [model.label for model in self.all_models]
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"models: two have the same name ({', '.join(labels)}); give each a `name`")
+        places = [(dataset.family, dataset.name, dataset.train_set) for dataset in self.datasets]
+        if len(set(places)) != len(places):
+            raise ValueError("datasets: two of one family have the same name")
+
+    @property
+    def all_models(self) -> tuple[ModelConfig, ...]:
+        """`models`, or the one `model`."""
+        return self.models or (ModelConfig(self.model),)
+
+    def cells(self) -> list[Cell]:
+        """Every run: datasets within models, so that what one has loaded serves the next."""
+        return [Cell(model, dataset, rate, seed, self.results, self.training)
+                for model in self.all_models for dataset in self.datasets
+                for rate in self.grid.learning_rates for seed in self.grid.seeds]
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> FinetuneConfig:
+    """The config in the YAML file at `path` with `dotted.key=value` overrides; `UserError` names a wrong key."""
+    data = load_yaml(path)
+    for override in overrides:
+        apply_override(data, override)
+    config = build(FinetuneConfig, data)
+    for model in config.all_models:
+        if not (Path(model.path) / "config.json").is_file():
+            raise UserError(f"{model.path}: no Hugging Face model (no config.json there); "
+                            "make one with `megatron-encdec export`")
+    if os.path.isfile(config.results):
+        raise UserError(f"results: {config.results} is a file; name a folder for the results tree")
+    return config
