@@ -59,6 +59,7 @@ def panels(titles: Sequence[str], height: float, share_y: bool = False, margin: 
     columns = min(len(titles), 4)
     rows = -(-len(titles) // columns)
     figure = Figure(figsize=(max(PANEL_WIDTH * columns + margin, 5.6), height * rows), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)
     grid = figure.subplots(rows, columns, squeeze=False, sharey="row" if share_y else False)
     axes = list(grid.flat)
     for unused in axes[len(titles):]:

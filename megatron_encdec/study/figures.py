@@ -19,6 +19,7 @@ FAMILY_NAMES = {"SC": "Sequence classification", "TC": "Token classification", "
                 "IR": "Retrieval"}
 DASHES = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
 LINES = 12  # models up to which learning rates are drawn as lines; more are a map of colours
+MAP_END = 20.0  # points below the best rate at which that map ends
 
 
 def all_figures(analysis: Analysis) -> list[Picture]:
@@ -81,29 +82,34 @@ def _differences(analysis: Analysis, family: str) -> Picture | None:
     tasks = [task for task in analysis.tasks(family) if analysis.comparisons[task]]
     if not tasks or not analysis.shows_pairs:
         return None
-    values = {task: {f"{one.a} − {one.b}": one.difference for one in _ordered(analysis, task)} for task in tasks}
-    rows = list(dict.fromkeys(name for task in tasks for name in values[task]))
+    pairs = _pairs(analysis, tasks)
+    values = {task: {f"{a} − {b}": found.difference for a, b in pairs if (found := _compared(analysis, task, a, b))}
+              for task in tasks}
+    rows = [f"{a} − {b}" for a, b in pairs]
     titles = [analysis.label(task) for task in tasks]
     figure, axes = panels(titles, 1.15 + 0.3 * len(rows), share_y=True, margin=0.075 * max(map(len, rows)))
     for axis, task in zip(axes, tasks, strict=True):
         axis.axvline(0, color=INK, lw=1)
         dots(axis, rows, values[task],
-              lambda row, shown=values[task]: COLOURS[0] if shown[row].excludes_zero else MUTED)
+             lambda row, shown=values[task]: COLOURS[0] if shown[row].excludes_zero else MUTED)
         axis.set_xlabel("difference, points")
     return Picture(f"differences_{family}", "comparisons", f"{FAMILY_NAMES[family]}: differences over the same seeds",
                    "Mean of the differences seed by seed and its interval; grey where the interval reaches zero.",
                    figure)
 
 
-def _ordered(analysis: Analysis, task: Task) -> list[Comparison]:
-    """Comparisons of a task with each pair the same way round in all panels of the family."""
-    if analysis.reference is not None:
-        return analysis.comparisons[task]
-    models, found = analysis.results.models, []
-    for one in analysis.comparisons[task]:
-        first, second = sorted((one.a, one.b), key=models.index, reverse=True)
-        found.append(compare(analysis.summary(task, first), analysis.summary(task, second)))
-    return found
+def _pairs(analysis: Analysis, tasks: Sequence[Task]) -> list[tuple[str, str]]:
+    """Pairs of models, each the same way round in all panels: the one that is better in sum first."""
+    sums: dict[tuple[str, str], float] = {}
+    for one in (one for task in tasks for one in analysis.comparisons[task]):
+        a, b = (one.a, one.b) if (one.b, one.a) not in sums else (one.b, one.a)
+        sums[a, b] = sums.get((a, b), 0.0) + (one.difference.mean if a == one.a else -one.difference.mean)
+    return [pair if total >= 0 or analysis.reference is not None else pair[::-1] for pair, total in sums.items()]
+
+
+def _compared(analysis: Analysis, task: Task, a: str, b: str) -> Comparison | None:
+    ours, theirs = analysis.summary(task, a), analysis.summary(task, b)
+    return compare(ours, theirs) if ours is not None and theirs is not None else None
 
 
 def _checkpoints(analysis: Analysis, family: str) -> Picture | None:
@@ -170,7 +176,12 @@ def _rates(analysis: Analysis, family: str) -> Picture | None:
     return Picture(f"learning_rates_{family}", "sensitivity", f"{FAMILY_NAMES[family]}: over learning rates",
                    "Mean test score over seeds at each learning rate"
                    + (", in points below the model's best." if len(models) > LINES else
-                      ", with its interval. A cross at the bottom: a run that failed there."), figure)
+                      ", with its interval." + _cross(analysis, tasks)), figure)
+
+
+def _cross(analysis: Analysis, tasks: Sequence[Task]) -> str:
+    failed = any(cell.failures for task in tasks for cell in analysis.results.of_task(task))
+    return " A cross at the bottom: a run that failed there." if failed else ""
 
 
 def _rate_lines(analysis: Analysis, task: Task, axis) -> None:
@@ -197,7 +208,7 @@ def _maps(analysis: Analysis, tasks: Sequence[Task], figure, axes: Sequence) -> 
         cells = {cell.key.model: analysis.sensitivities.get(cell.key) for cell in analysis.results.of_task(task)}
         rates = sorted({rate for found in cells.values() if found for rate in found.by_rate})
         drops = [[_drop(cells.get(model), rate) for rate in rates] for model in models]
-        image = axis.imshow(drops, cmap="viridis_r", vmin=0, vmax=20, aspect="auto")
+        image = axis.imshow(drops, cmap="YlGnBu", vmin=0, vmax=MAP_END, aspect="auto")
         axis.set_xticks(range(len(rates)), [rate_text(rate) for rate in rates])
         axis.set_yticks(range(len(models)), models)
         axis.grid(visible=False)

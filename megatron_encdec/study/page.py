@@ -18,7 +18,7 @@ SECTIONS = {
     "comparisons": ("Comparisons", ("comparisons",), ()),
     "checkpoints": ("Checkpoints", (), ("checkpoints",)),
     "sensitivity": ("Learning rate", ("sensitivity",), ("rates",)),
-    "published": ("Published", (), ("published",)),
+    "published": ("Published", ("published",), ()),
     "problems": ("Failed or missing", ("problems",), ()),
 }
 FOLDED_ROWS = 40  # a longer table is folded away, except the first of the page
@@ -53,11 +53,14 @@ nav .wide{display:flex;flex-wrap:wrap;gap:0 1.5rem}
 nav a{padding:.75rem 0;color:var(--ink);text-decoration:none;font-size:.9rem}
 nav a:hover{color:var(--accent)}
 section{padding:2rem 0 1rem}
-.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:10px;margin:.7rem 0 1.2rem}
-table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:tabular-nums}
+.scroll{overflow-x:auto;width:fit-content;max-width:100%;border:1px solid var(--line);border-radius:10px;
+margin:.7rem 0 1.2rem}
+table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 th,td{padding:.45rem .8rem;white-space:nowrap;border-bottom:1px solid var(--line);vertical-align:baseline}
 tbody tr:last-child td{border-bottom:0}
 tbody tr:hover{background:var(--soft)}
+th:first-child,td:first-child{position:sticky;left:0;background:#fff}
+tbody tr:hover td:first-child,thead th:first-child{background:var(--soft)}
 th{background:var(--soft);font-weight:600;font-size:.8rem;color:var(--muted)}
 th.g{text-align:center;color:var(--ink);border-left:1px solid var(--line)}
 .n{text-align:right}
@@ -67,7 +70,8 @@ td small{color:var(--muted);font-size:.82em}
 td.best{font-weight:700}
 td.best small{font-weight:400}
 tr.aside td{color:var(--muted)}
-figure{margin:1.4rem 0 2rem}
+.figures{display:flex;flex-wrap:wrap;gap:1.2rem 2.2rem;margin:1.4rem 0 2rem}
+figure{margin:0;max-width:100%}
 figure img{display:block;max-width:100%;height:auto}
 figcaption{margin-bottom:.6rem}
 figcaption b{display:block}
@@ -133,6 +137,7 @@ def _section(name: str, tables: dict[str, Table], pictures: Sequence[Picture]) -
     """A section with its tables and figures; empty where it has neither."""
     title, shown, folded = SECTIONS[name]
     figures = "".join(map(_figure, (picture for picture in pictures if picture.section == name)))
+    figures = f'<div class="figures">{figures}</div>' if figures else ""
     first = "".join(_table(tables[one], len(tables[one].rows) > FOLDED_ROWS and one != "overview")
                     for one in shown if one in tables)
     rest = "".join(_table(tables[one], True) for one in folded if one in tables)
@@ -144,7 +149,7 @@ def _section(name: str, tables: dict[str, Table], pictures: Sequence[Picture]) -
 def _table(table: Table, is_folded: bool) -> str:
     note = f'<p class="note">{escape(table.note).replace("`", "")}</p>' if table.note else ""
     if is_folded:
-        summary = f"{escape(table.title)} ({len(table.rows)} rows)"
+        summary = f"{escape(table.title)} ({len(table.rows)} row{'s' * (len(table.rows) != 1)})"
         return f"<details><summary>{summary}</summary>{note}{html(table)}</details>"
     return f"{note}{html(table)}"
 
@@ -152,6 +157,7 @@ def _table(table: Table, is_folded: bool) -> str:
 def _figure(picture: Picture) -> str:
     source = base64.b64encode(svg(picture)).decode()
     width = round(96 * picture.figure.get_figwidth())
-    return (f'<figure><figcaption><b>{escape(picture.title)}</b><span>{escape(picture.caption)}</span></figcaption>'
-            f'<img width="{width}" alt="{escape(picture.title)}. {escape(picture.caption)}" '
-            f'src="data:image/svg+xml;base64,{source}"></figure>')
+    title, caption = escape(picture.title), escape(picture.caption)
+    return (f'<figure style="max-width:{max(width, 480)}px">'
+            f"<figcaption><b>{title}</b><span>{caption}</span></figcaption>"
+            f'<img width="{width}" alt="{title}. {caption}" src="data:image/svg+xml;base64,{source}"></figure>')

@@ -21,7 +21,7 @@ DATASETS = {
            "ReCoRD": ("record",)},
     "IR": {"MS MARCO": ("msmarco", "msmarcopassage"), "NQ": ("nq", "naturalquestions"), "MLDR": ("mldr", "mldren")},
 }
-TRAIN_SETS = ("", "msmarco_pairs")  # of retrieval; other train sets are another experiment
+TRAIN_SETS = ("", "msmarco_pairs", "msmarco")  # of retrieval; other train sets are another experiment
 
 _BASE = {  # objective -> averages at 42k steps for 210M, 610M, 1B
     "mlm20": ("85.07/92.17/51.73/74.74", "87.56/92.79/65.00/77.01", "87.97/92.72/68.41/79.22"),

@@ -1,8 +1,10 @@
 """`study report` as users call it: the acceptance number, every file, a page that needs no network."""
 
 import base64
+import contextlib
 import csv
 import hashlib
+import io
 import json
 import re
 import struct
@@ -82,12 +84,20 @@ def test_acceptance(tmp_path):
     assert float(spread["spread"]) == pytest.approx(9.5872, abs=1e-4) and spread["seeds"] == "5"
 
 
-def test_every_file_of_a_full_report(tmp_path):
-    tree, out = tmp_path / "tree", tmp_path / "out"
-    write_four_families(tree)
-    (out / "figures").mkdir(parents=True)
-    (out / "figures/scores_XX.png").write_bytes(b"of an earlier report")
-    report([tree], out)
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """(folder of the report on four families, what was said)."""
+    root = tmp_path_factory.mktemp("full")
+    write_four_families(root / "tree")
+    (root / "out/figures").mkdir(parents=True)
+    (root / "out/figures/scores_XX.png").write_bytes(b"of an earlier report")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        report([root / "tree"], root / "out")
+    return root / "out", said.getvalue()
+
+
+def test_every_file_of_a_full_report(full):
+    out, _ = full
     figures = {path.stem for path in (out / "figures").iterdir()}
     assert figures == {*(f"scores_{family}" for family in ("SC", "TC", "QA", "IR")),
                        *(f"differences_{family}" for family in ("SC", "TC", "QA", "IR")),
@@ -104,11 +114,8 @@ def test_every_file_of_a_full_report(tmp_path):
         assert (out / link).is_file()
 
 
-def test_failures_are_said_and_not_averaged_away(tmp_path, capsys):
-    tree, out = tmp_path / "tree", tmp_path / "out"
-    write_four_families(tree)
-    report([tree], out)
-    said = capsys.readouterr().out
+def test_failures_are_said_and_not_averaged_away(full):
+    out, said = full
     assert "failed: 610m-clm-42k/SC/library lr0.0001_sd2: loss is not finite at step 7 <of 10>" in said
     assert "missing: 610m-clm-42k/TC/code: 1 of 9 runs are not there: lr0.0001_sd2" in said
     row = next(row for row in rows_of(out / "tables/scores.csv") if row["model"] == "610m-clm-42k"
@@ -124,10 +131,8 @@ def test_failures_are_said_and_not_averaged_away(tmp_path, capsys):
     assert "loss is not finite at step 7 &lt;of 10&gt;" in page and "majority (baseline)" in page
 
 
-def test_the_page_stands_alone(tmp_path):
-    write_four_families(tmp_path / "tree")
-    report([tmp_path / "tree"], tmp_path / "out")
-    text = (tmp_path / "out/index.html").read_text()
+def test_the_page_stands_alone(full):
+    text = (full[0] / "index.html").read_text()
     page = Page(text)
     assert not page.open
     assert page.sources and all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
@@ -140,7 +145,7 @@ def test_the_page_stands_alone(tmp_path):
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path):
-    write_four_families(tmp_path / "tree")
+    write_grid(tmp_path / "tree", "a/SC/x", {1e-5: [0.5, 0.6], 1e-4: [0.7, 0.8]})
     prints = []
     for name in ("one", "two"):
         report([tmp_path / "tree"], tmp_path / name)

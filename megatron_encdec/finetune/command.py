@@ -1,0 +1,94 @@
+"""The verb `finetune`: run the sweep that a config lists, or what is left of it."""
+
+import argparse
+import os
+import signal
+
+from megatron_encdec.finetune.config import FinetuneConfig, load_config
+from megatron_encdec.finetune.sweep import Outcome, Sweep
+from megatron_encdec.finetune.sweep_tree import FAILED, FINISHED, state_of
+from megatron_encdec.platform.errors import RunFailed, UserError
+from megatron_encdec.platform.optional import INSTALL, is_available
+from megatron_encdec.text.workers import available_cores
+
+DESCRIPTION = """\
+Fine-tune models on labelled sets: every learning rate and seed of the config's grid, each a run with a folder of its
+own under `results`. A finished run is never repeated, one that was killed is: the same command goes on.
+
+  megatron-encdec finetune CONFIG.yaml
+  megatron-encdec finetune CONFIG.yaml grid.learning_rates=[5e-5] grid.seeds=[0]      one run is a sweep of one
+  megatron-encdec finetune CONFIG.yaml --workers 4                                    four processes at a time
+  megatron-encdec study report RESULTS --output report                                what it comes to
+
+SIGTERM or Ctrl-C ends the runs in hand; they begin again with the next call. A run that failed has its reason in
+failure.json, and is tried again only with --retry-failed. The same command may run twice at once: the two share the runs.
+"""
+FUNCTION = "megatron_encdec.finetune.run:run_one"
+CORES_A_WORKER, MOST_WORKERS = 2, 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `finetune`."""
+    parser.description = DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("config", metavar="CONFIG.yaml", help="models, datasets, grid and protocol")
+    parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="set a key of the config")
+    parser.add_argument("--workers", type=int, metavar="N", help="runs at a time (= sweep.workers; default: one for each "
+                        "GPU, on a CPU one for each two cores)")
+    parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (= sweep.retry_failed)")
+    parser.add_argument("--dry-run", action="store_true", help="say what is to be done; run nothing")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; the exit code."""
+    workers = [] if arguments.workers is None else [f"sweep.workers={arguments.workers}"]
+    retry = ["sweep.retry_failed=true"] if arguments.retry_failed else []
+    config = load_config(arguments.config, [*arguments.overrides, *workers, *retry])
+    cells = config.cells()
+    states = [state_of(cell.directory) for cell in cells]
+    finished, failed = states.count(FINISHED), states.count(FAILED)
+    todo = len(cells) - finished - (0 if config.sweep.retry_failed else failed)
+    print(f"{config.results}: {len(cells)} runs ({len(config.all_models)} models × {len(config.datasets)} datasets × "
+          f"{len(config.grid.learning_rates)} learning rates × {len(config.grid.seeds)} seeds): {finished} finished, "
+          f"{failed} failed, {todo} to do")
+    if arguments.dry_run:
+        return 0
+    if todo and not is_available("nemo_automodel"):
+        raise UserError(f"finetune needs the package nemo_automodel; install it: {INSTALL['nemo_automodel']}")
+    return _end(config, _sweep(config, cells, todo).run() if todo else Sweep(cells, FUNCTION).run())
+
+
+def _sweep(config: FinetuneConfig, cells: list, todo: int) -> Sweep:
+    """The sweep, with workers for this machine."""
+    gpus, cores = _gpus(), available_cores()
+    workers = config.sweep.workers or len(gpus) or min(MOST_WORKERS, max(1, cores // CORES_A_WORKER))
+    workers = min(workers, todo)
+    threads = max(1, cores // workers)
+    where = f"{len(gpus)} GPU{'s' * (len(gpus) != 1)}" if gpus else f"{threads} of {cores} cores each"
+    print(f"{workers} worker{'s' * (workers != 1)}, {where}", flush=True)
+    return Sweep(cells, FUNCTION, workers, gpus, threads, config.sweep.retry_failed)
+
+
+def _gpus() -> list[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
+
+
+def _end(config: FinetuneConfig, outcome: Outcome) -> int:
+    """Say how it ended; the exit code."""
+    if outcome.stopped_by is not None:
+        print(f"stopped by {signal.Signals(outcome.stopped_by).name}: {outcome.finished} of {outcome.total} runs are "
+              "finished; the same command goes on")
+        return 130 if outcome.stopped_by == signal.SIGINT else 0
+    if outcome.mistakes:
+        raise UserError(f"{'; '.join(outcome.mistakes)}  ({outcome.left} of {outcome.total} runs are left; the same "
+                        "command goes on)")
+    if outcome.failed:
+        raise RunFailed(f"{len(outcome.failed)} of {outcome.total} runs failed, the first ({outcome.failed[0][0]}): "
+                        f"{outcome.failed[0][1]}  (--retry-failed runs them again)")
+    print(f"all {outcome.total} runs are finished: megatron-encdec study report {config.results} --output report")
+    return 0

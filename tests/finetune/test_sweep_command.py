@@ -1,0 +1,59 @@
+"""`finetune` up to where workers begin: what is to do, and mistakes in one line."""
+
+import pytest
+from small_run import run_cli
+
+from megatron_encdec.finetune.sweep_tree import write_failure, write_results
+from megatron_encdec.platform.optional import is_available
+
+CONFIG = """
+model: {root}/tiny
+results: {root}/results
+datasets:
+  - {{name: reviews, family: SC, train: {root}/train.jsonl, test: {root}/test.jsonl}}
+grid: {{learning_rates: [1e-5, 1e-4], seeds: [0, 1]}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A config whose grid has four runs, of which one is finished and one failed."""
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/config.json").write_text("{}")
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.format(root=tmp_path))
+    runs = tmp_path / "results/tiny/SC/reviews"
+    (runs / "lr1e-05_sd0").mkdir(parents=True)
+    write_results(runs / "lr1e-05_sd0", {"validation": {"score": 0.5}, "test": {"score": 0.5}})
+    write_failure(runs / "lr1e-05_sd1", "loss is not finite")
+    return path
+
+
+def test_what_is_to_do(config):
+    said = run_cli("finetune", config, "--dry-run").stdout
+    assert "4 runs (1 models × 1 datasets × 2 learning rates × 2 seeds): 1 finished, 1 failed, 2 to do" in said
+    assert "3 to do" in run_cli("finetune", config, "--dry-run", "--retry-failed").stdout
+    assert "0 to do" in run_cli("finetune", config, "--dry-run", "grid.learning_rates=[1e-5]").stdout
+
+
+def test_a_sweep_without_anything_to_do(config):
+    done = run_cli("finetune", config, "grid.learning_rates=[1e-5]", "grid.seeds=[0]")
+    assert "all 1 runs are finished: megatron-encdec study report" in done.stdout
+    failed = run_cli("finetune", config, "grid.learning_rates=[1e-5]", check=False)
+    assert failed.returncode == 1 and "1 of 2 runs failed" in failed.stderr and "loss is not finite" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["--workers", "0"], "sweep.workers"), (["grid.learning_rates=[0]"], "grid.learning_rates"),
+    (["model=nowhere"], "nowhere"), (["datasets.0.family=XX"], "family"),
+])
+def test_mistakes_are_one_line(config, words, says):
+    done = run_cli("finetune", config, *words, check=False)
+    assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(is_available("nemo_automodel"), reason="is about its absence")
+def test_without_nemo(config):
+    done = run_cli("finetune", config, check=False)
+    assert done.returncode == 2 and "pip install 'megatron_encdec[nemo]'" in done.stderr
