@@ -21,7 +21,7 @@ own under `results`. A finished run is never repeated, one that was killed is: t
   megatron-encdec study report RESULTS --output report                                what it comes to
 
 SIGTERM or Ctrl-C ends the runs in hand; they begin again with the next call. A run that failed has its reason in
-failure.json, and is tried again only with --retry-failed. The same command may run twice at once: the two share the runs.
+failure.json, and is tried again only with --retry-failed. The same command twice at once shares the runs.
 """
 FUNCTION = "megatron_encdec.finetune.run:run_one"
 CORES_A_WORKER, MOST_WORKERS = 2, 8
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", metavar="CONFIG.yaml", help="models, datasets, grid and protocol")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="set a key of the config")
-    parser.add_argument("--workers", type=int, metavar="N", help="runs at a time (= sweep.workers; default: one for each "
-                        "GPU, on a CPU one for each two cores)")
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="runs at a time (= sweep.workers; default: one for each GPU, else for each two cores)")
     parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (= sweep.retry_failed)")
     parser.add_argument("--dry-run", action="store_true", help="say what is to be done; run nothing")
 
