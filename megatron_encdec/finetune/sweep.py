@@ -57,9 +57,11 @@ class Outcome:
 class Sweep:
     """Does `cells` with `function`, a "package.module:name" called in the workers as `function(cell[, report])`.
 
-    It returns what results.json is to hold. group: what cells share that is worth keeping loaded (default: the folder
-    of their dataset). workers: processes at a time. gpus: their numbers as CUDA_VISIBLE_DEVICES knows them, dealt out
-    in turn; empty on a CPU, where `threads` is each worker's share of the cores.
+    It returns what results.json is to hold, which the worker writes; it may call `report(step, total)`. A `UserError`
+    of it is a mistake to mend (nothing is recorded), any other exception a failure of that run. group: what cells
+    share that is worth keeping loaded (default: the folder of their dataset). workers: processes at a time. gpus:
+    their numbers as CUDA_VISIBLE_DEVICES knows them, dealt out in turn; empty on a CPU, where `threads` is each
+    worker's share of the cores.
     """
 
     def __init__(self, cells: Sequence[HasDirectory], function: str, workers: int = 1, gpus: Sequence[str] = (),

@@ -50,6 +50,15 @@ def test_interval_by_hand():
     assert not interval([0.3]).excludes_zero
 
 
+def test_against_scipy():
+    """Recorded from scipy 1.17: stats.sem(A) and stats.ttest_rel(A, B).statistic."""
+    a, b = [0.910, 0.909, 0.907, 0.911, 0.919], [0.900, 0.902, 0.909, 0.901, 0.906]
+    assert interval(a).half_width == pytest.approx(1.96 * 0.002059126028197405)
+    one, two = (summarise(cell_of({(1e-5, seed): (0.5, test) for seed, test in enumerate(row)})) for row in (a, b))
+    difference = compare(one, two).difference
+    assert 1.96 * difference.mean / difference.half_width == pytest.approx(2.944940181510078)
+
+
 @given(st.lists(SCORES, min_size=2, max_size=12))
 def test_interval_against_numpy(values):
     found = interval(values)
