@@ -20,7 +20,7 @@ FAMILIES = ("SC", "TC", "QA", "IR")
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4)
 SEEDS = (0, 1, 2, 3, 4)
 MAX_LENGTH = round(0.99 * 2048)
-_TASKS = {"library": "SC", "identifiers": "TC", "summary_span": "QA", "summary_body": "IR"}
+_TASKS = {"library": "SC", "identifiers": "TC", "parameter_type": "QA", "summary_body": "IR"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,10 @@ class DatasetConfig:
     """A labelled set: local files, a set of the hub, or a task derived from the docstring corpus.
 
     Local files: `train`, `test` and, optionally, `validation` (else 5 % of train, drawn with seed 42, as the paper's).
-    Hub: `hub` NAME[:CONFIG], the three being names of splits. Docstrings: `docstrings` names the task, `corpus` its
-    JSON lines and `manifest` the pretraining data made of them, which says which documents were held out.
+    Hub: `hub` NAME[:CONFIG], the three being names of splits; `local` a folder that holds <split>.parquet (or .jsonl,
+    .csv) instead, for a machine that is offline. `documents` (retrieval): further texts to search.
+    Docstrings: `docstrings` names the task, `corpus` its JSON lines and `manifest` the pretraining data made of them,
+    which says which documents were held out.
     `columns` maps our names to the file's: text, text_pair, label | tokens, tags | question, context, answers |
     query, positive. `labels` fixes the labels and their order; else they are those of the training set, sorted.
     `train_set` (retrieval) names what was trained on.
@@ -54,8 +56,10 @@ class DatasetConfig:
     train: str | None = None
     validation: str | None = None
     test: str | None = None
+    documents: str | None = None
     hub: str | None = None
-    docstrings: Literal["library", "identifiers", "summary_span", "summary_body"] | None = None
+    local: str | None = None
+    docstrings: Literal["library", "identifiers", "parameter_type", "summary_body"] | None = None
     corpus: str | None = None
     manifest: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
@@ -87,9 +91,10 @@ class TrainingConfig:
     """One run's protocol. `batch_size` is global (pairs in retrieval), in micro-batches of `micro_batch_size` a rank.
 
     max_steps and epochs: whichever ends first. `warmup` is the share of steps in which the rate rises from 0.
-    `max_length` is in tokens and never more than the model has positions. `precision` null: bf16 on a GPU, else fp32.
-    `temperature` divides the cosines of retrieval. `doc_stride`: tokens that two windows of a question's context
-    share. `checkpoint_every` steps a run can be continued from (null: a run that was killed begins again).
+    `max_length` is in tokens; null: 0.99 of the model's positions, at most the paper's 2028. `precision` null: bf16 on
+    a GPU, else fp32. `temperature` divides the cosines of retrieval. `doc_stride`: tokens that two windows of a
+    question's context share. `checkpoint_every` steps a run can be continued from (null: one that was killed begins
+    again).
     """
 
     batch_size: int = 32
@@ -102,7 +107,7 @@ class TrainingConfig:
     eps: float = 1e-5
     weight_decay: float = 0.1
     clip_grad: float = 1.0
-    max_length: int = MAX_LENGTH
+    max_length: int | None = None
     precision: Literal["fp32", "bf16"] | None = None
     temperature: float = 0.05
     query_prefix: str = "Query: "
@@ -113,7 +118,7 @@ class TrainingConfig:
     save_model: bool = False
 
     def __post_init__(self):
-        for key in ("batch_size", "micro_batch_size", "retrieval_micro_batch_size", "max_steps", "epochs", "max_length",
+        for key in ("batch_size", "micro_batch_size", "retrieval_micro_batch_size", "max_steps", "epochs",
                     "max_answer_length"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: expected at least 1, found {getattr(self, key)}")
@@ -121,8 +126,9 @@ class TrainingConfig:
             raise ValueError(f"warmup: a share of the steps from 0 to below 1, found {self.warmup}")
         if self.temperature <= 0:
             raise ValueError(f"temperature: expected more than 0, found {self.temperature}")
-        if self.checkpoint_every is not None and self.checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every: expected at least 1, found {self.checkpoint_every}")
+        for key in ("checkpoint_every", "max_length"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ValueError(f"{key}: expected at least 1, found {value}")
 
 
 @dataclass(frozen=True)

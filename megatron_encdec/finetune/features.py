@@ -1,0 +1,321 @@
+"""Examples as tokens, and what a model answers as scores: one `Task` for each family.
+
+    1. `load_task(cell)`              examples, tokenizer, features; the last ones are kept for the next run
+    2. `Task.train`                   a list of features, each a dict of lists; `collate` makes a batch
+    3. `Task.features(split)`         what to run the model on; `Task.score(split, outputs)` its scores
+
+A feature: `ids` (tokens) and `labels` (SC: one class; TC: a label a token, -100 where none; QA: start, end). Retrieval
+has `ids` and `document_ids` in training, `ids` alone when texts are embedded. Longest inputs: `max_length` tokens; a
+text of classification or retrieval that is longer is cut (counted in `Task.cut`), a context goes into windows, and a
+sentence of token classification is refused, for its last words would have no tags.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_encdec.finetune import metrics
+from megatron_encdec.finetune.config import MAX_LENGTH, Cell, TrainingConfig
+from megatron_encdec.finetune.examples import Examples, load_examples
+from megatron_encdec.finetune.models import encoder_config
+from megatron_encdec.platform.errors import UserError
+
+IGNORED = -100
+Feature = dict[str, Any]
+SPLITS = ("validation", "test")
+
+
+def load_task(cell: Cell) -> "Task":
+    """The task of `cell`; runs that differ in learning rate or seed share it, those of other models its examples."""
+    files = [name for name in (cell.dataset.train, cell.dataset.validation, cell.dataset.test, cell.dataset.documents,
+                               cell.dataset.corpus, cell.dataset.manifest) if name and Path(name).is_file()]
+    changed = tuple(Path(name).stat().st_mtime_ns for name in files)
+    dataset = replace(cell.dataset, columns=tuple(sorted(cell.dataset.columns.items())))
+    training = replace(cell.training, batch_size=1)
+    return _load_task(_Key((cell.model.path, dataset, training, changed), cell))
+
+
+class _Key:
+    """Hashes as `identity`, carries the cell."""
+
+    def __init__(self, identity: tuple, cell: Cell):
+        self.identity, self.cell = repr(identity), cell
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.identity == other.identity
+
+
+@lru_cache(maxsize=2)
+def _load_task(key: _Key) -> "Task":
+    tasks = {"SC": Classification, "TC": Tagging, "QA": Spans, "IR": Retrieval}
+    return tasks[key.cell.family](key.cell, load_examples(key.cell.dataset))
+
+
+def load_tokenizer(path: str):
+    """The tokenizer of the model in `path`, with something to pad with."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no tokenizer there ({str(error).splitlines()[0]})") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"{path}: its tokenizer has no tokenizer.json, which spans need for their offsets")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+class Task:
+    """What a family does with examples. `labels` are those of the model's head."""
+
+    metric = ""
+
+    def __init__(self, cell: Cell, examples: Examples):
+        self.training: TrainingConfig = cell.training
+        self.examples, self.labels = examples, examples.labels
+        self.tokenizer = load_tokenizer(cell.model.path)
+        self.pad = self.tokenizer.pad_token_id
+        self.max_length = self._length(cell)
+        self.cut = 0
+        self.train: list[Feature] = self._train()
+        self._features: dict[str, list[Feature]] = {}
+
+    def _length(self, cell: Cell) -> int:
+        positions = encoder_config(cell.model.path).max_position_embeddings
+        asked = cell.training.max_length
+        if asked is not None and asked > positions:
+            raise UserError(f"training.max_length: {asked} tokens, but {cell.model.path} has {positions} positions")
+        return asked or min(MAX_LENGTH, round(0.99 * positions))
+
+    def features(self, split: str) -> list[Feature]:
+        """Of `validation` or `test`, made once."""
+        if split not in self._features:
+            self._features[split] = self._evaluated(getattr(self.examples, split))
+        return self._features[split]
+
+    def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        """Tokens of each text, cut at `max_length`."""
+        rows = self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+        self.cut += sum(len(row) > self.max_length for row in rows)
+        return [row[: self.max_length] for row in rows]
+
+    def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, Any]:
+        """A batch, padded on the right: input_ids and attention_mask [B, S], and `labels` where there are some."""
+        import torch
+
+        length = max(len(feature[key]) for feature in features)
+        batch = {"input_ids": torch.full((len(features), length), self.pad),
+                 "attention_mask": torch.zeros((len(features), length), dtype=torch.long)}
+        for row, feature in enumerate(features):
+            count = len(feature[key])
+            batch["input_ids"][row, :count] = torch.as_tensor(feature[key])
+            batch["attention_mask"][row, :count] = 1
+        if "labels" in features[0]:
+            batch["labels"] = self._labels([feature["labels"] for feature in features], length)
+        return batch
+
+    def _labels(self, labels: list, length: int):
+        import torch
+
+        return torch.tensor(labels)
+
+    def _train(self) -> list[Feature]:
+        return self._evaluated(self.examples.train)
+
+    def _evaluated(self, examples: list) -> list[Feature]:
+        raise NotImplementedError
+
+    def score(self, split: str, outputs: list) -> dict:
+        """{"score", "scores_i"} of the model's outputs, one for each of `features(split)`."""
+        raise NotImplementedError
+
+
+class Classification(Task):
+    """SC: outputs are class numbers."""
+
+    metric = "accuracy"
+
+    def _evaluated(self, examples: list) -> list[Feature]:
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        rows = self.encode([example.text for example in examples])
+        if any(example.pair is not None for example in examples):
+            pairs = self.encode([example.pair or "" for example in examples], special=False)
+            separator = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else self.pad
+            rows = [_two(row, separator, pair, self.max_length) for row, pair in zip(rows, pairs, strict=True)]
+        return [{"ids": row, "labels": numbers[example.label]} for row, example in zip(rows, examples, strict=True)]
+
+    def score(self, split: str, outputs: list) -> dict:
+        """Accuracy."""
+        return metrics.accuracy([self.labels[int(one)] for one in outputs],
+                                [example.label for example in getattr(self.examples, split)])
+
+
+def _two(first: list[int], separator: int, second: list[int], limit: int) -> list[int]:
+    """first, separator, second; of both, the longer is cut until they fit into `limit`."""
+    room = limit - 1
+    keep = max(min(len(first), room - len(second)), min(len(first), room // 2))
+    return [*first[:keep], separator, *second[: room - keep]]
+
+
+class Tagging(Task):
+    """TC: a word's tag stands at its first token (arXiv 2507.00994 follows CoNLL); outputs are a label a token."""
+
+    metric = "entity F1 (seqeval)"
+
+    def _evaluated(self, examples: list) -> list[Feature]:
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        words = [(" " if place else "") + word for example in examples for place, word in enumerate(example.words)]
+        tokens = iter(self.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"])
+        features = []
+        for example in examples:
+            ids, labels = [], []
+            for tag in example.tags:
+                word = next(tokens) or [self.pad]
+                ids += word
+                labels += [numbers[tag]] + [IGNORED] * (len(word) - 1)
+            if len(ids) > self.max_length:
+                raise UserError(f"{example.where}: {len(ids)} tokens, more than the {self.max_length} that the model "
+                                "takes; split the sentence")
+            features.append({"ids": ids, "labels": labels})
+        return features
+
+    def _labels(self, labels: list, length: int):
+        import torch
+
+        return torch.tensor([row + [IGNORED] * (length - len(row)) for row in labels])
+
+    def score(self, split: str, outputs: list) -> dict:
+        """Entity F1."""
+        predicted = [[self.labels[int(label)] for label, place in zip(output, feature["labels"], strict=True)
+                      if place != IGNORED]
+                     for output, feature in zip(outputs, self.features(split), strict=True)]
+        return metrics.entity_f1(predicted, [example.tags for example in getattr(self.examples, split)])
+
+
+class Spans(Task):
+    """QA: question, separator, a window of the context. Position 0 stands for "no answer here".
+
+    Outputs are (start, end) logits, a row for each token. The answer is the best pair over all windows of a question;
+    none, where the training set has questions without answers and position 0 beats it (SQuAD 2.0).
+    """
+
+    metric = "answer F1 (SQuAD)"
+    BEST = 20  # starts and ends that are paired
+
+    def _evaluated(self, examples: list) -> list[Feature]:
+        questions = self.tokenizer([example.question for example in examples], add_special_tokens=False,
+                                   verbose=False)["input_ids"]
+        contexts = self.tokenizer([example.context for example in examples], add_special_tokens=False,
+                                  return_offsets_mapping=True, verbose=False)
+        features = []
+        for number, example in enumerate(examples):
+            features += self._windows(number, example, questions[number], contexts["input_ids"][number],
+                                      contexts["offset_mapping"][number])
+        return features
+
+    def _windows(self, number: int, example, question: list[int], context: list[int], offsets: list) -> list[Feature]:
+        separator = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else self.pad
+        prefix = [*question[: self.max_length // 2], separator]
+        room = self.max_length - len(prefix)
+        step = max(1, room - min(self.training.doc_stride, room // 2))
+        span = _token_span(example.answers[0], offsets) if example.answers else None
+        windows = []
+        for begin in range(0, len(context), step):
+            end = min(begin + room, len(context))
+            inside = span is not None and begin <= span[0] and span[1] < end
+            labels = [span[0] - begin + len(prefix), span[1] - begin + len(prefix)] if inside else [0, 0]
+            windows.append({"ids": prefix + context[begin:end], "labels": labels, "example": number,
+                            "prefix": len(prefix), "offsets": offsets[begin:end]})
+            if end == len(context):
+                break
+        return windows
+
+    def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, Any]:
+        """With `allowed` [B, S]: where an answer may start and end (the context, and position 0)."""
+        import torch
+
+        batch = super().collate(features, key)
+        allowed = batch["attention_mask"].bool()
+        for row, feature in enumerate(features):
+            allowed[row, 1 : feature["prefix"]] = False
+        return {**batch, "allowed": torch.as_tensor(allowed)}
+
+    def score(self, split: str, outputs: list) -> dict:
+        """SQuAD's F1."""
+        examples = getattr(self.examples, split)
+        may_be_none = any(not example.answers for example in self.examples.train)
+        best = [(-np.inf, "") for _ in examples]
+        null = np.full(len(examples), np.inf)
+        for feature, output in zip(self.features(split), outputs, strict=True):
+            number = feature["example"]
+            null[number] = min(null[number], float(output[0, 0] + output[0, 1]))
+            value, first, last = self._best_span(output[feature["prefix"] :])
+            if value > best[number][0]:
+                offsets = feature["offsets"]
+                best[number] = value, examples[number].context[offsets[first][0] : offsets[last][1]]
+        answers = ["" if may_be_none and null[number] > value else text for number, (value, text) in enumerate(best)]
+        return metrics.answer_f1(answers, [[text for text, _ in example.answers] for example in examples])
+
+    def _best_span(self, logits_T2: np.ndarray) -> tuple[float, int, int]:
+        starts = np.argsort(-logits_T2[:, 0])[: self.BEST]
+        ends = np.argsort(-logits_T2[:, 1])[: self.BEST]
+        pairs = [(float(logits_T2[first, 0] + logits_T2[last, 1]), int(first), int(last))
+                 for first in starts for last in ends if first <= last < first + self.training.max_answer_length]
+        return max(pairs, default=(-np.inf, 0, 0))
+
+
+def _token_span(answer: tuple[str, int], offsets: list) -> tuple[int, int] | None:
+    """First and last token that touch the answer's characters."""
+    text, start = answer
+    touched = [place for place, (first, last) in enumerate(offsets) if first < start + len(text) and last > start]
+    return (touched[0], touched[-1]) if touched else None
+
+
+class Retrieval(Task):
+    """IR: outputs are embeddings of unit length; every positive of the split and all `documents` are searched."""
+
+    metric = "NDCG@10"
+
+    def _train(self) -> list[Feature]:
+        pairs = [(example.query, positive) for example in self.examples.train for positive in example.positives[:1]]
+        queries = self.encode([self.training.query_prefix + query for query, _ in pairs])
+        documents = self.encode([self.training.document_prefix + document for _, document in pairs])
+        return [{"ids": query, "document_ids": document} for query, document in zip(queries, documents, strict=True)]
+
+    def _evaluated(self, examples: list) -> list[Feature]:
+        queries = self.encode([self.training.query_prefix + example.query for example in examples])
+        corpus = self.encode([self.training.document_prefix + text for text in self._corpus(examples)])
+        return [{"ids": ids} for ids in [*queries, *corpus]]
+
+    def _corpus(self, examples: list) -> list[str]:
+        return list(dict.fromkeys([text for example in examples for text in example.positives]
+                                  + self.examples.documents))
+
+    def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, Any]:
+        """In training the documents stand beside the queries, as `document_input_ids` and its mask."""
+        batch = super().collate(features, key)
+        if "document_ids" in features[0] and key == "ids":
+            documents = super().collate(features, "document_ids")
+            batch |= {f"document_{name}": tensor for name, tensor in documents.items()}
+        return batch
+
+    def score(self, split: str, outputs: list) -> dict:
+        """NDCG@10 by cosine."""
+        examples = getattr(self.examples, split)
+        embeddings = np.stack(outputs)
+        queries, documents = embeddings[: len(examples)], embeddings[len(examples) :]
+        numbers = {text: number for number, text in enumerate(self._corpus(examples))}
+        ranked = []
+        for begin in range(0, len(queries), 256):
+            scores = queries[begin : begin + 256] @ documents.T
+            ranked += np.argsort(-scores, axis=1, kind="stable")[:, : metrics.RANKS].tolist()
+        return metrics.ndcg(ranked, [{numbers[text] for text in example.positives} for example in examples])

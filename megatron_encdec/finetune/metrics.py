@@ -1,0 +1,77 @@
+"""Scores of the four families, 0 to 1, with a value for each example.
+
+    accuracy          share of equal labels
+    entity F1         seqeval (strict CoNLL spans over B-/I- tags)
+    answer F1         SQuAD's official rules: lower case, no punctuation, no articles, bag of words; best over answers
+    NDCG@10           binary relevance, 1 / log2(rank + 1), as trec_eval computes it
+
+Each returns {"score", "scores_i"}; `scores_i` of entity F1 is 1 for a sentence whose entities are all right.
+"""
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_encdec.platform.optional import require
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
+_PUNCTUATION = set(string.punctuation)
+RANKS = 10
+
+
+def _mean(values: Sequence[float]) -> dict:
+    return {"score": float(np.mean(values)), "scores_i": [float(value) for value in values]}
+
+
+def accuracy(predicted: Sequence[str], gold: Sequence[str]) -> dict:
+    """Share of examples whose label was found."""
+    return _mean([float(one == other) for one, other in zip(predicted, gold, strict=True)])
+
+
+def entity_f1(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict:
+    """Micro F1 of entities over all sentences, by seqeval."""
+    seqeval = require("seqeval.metrics", "entity F1")
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    score = float(seqeval.f1_score([list(tags) for tags in gold], [list(tags) for tags in predicted], zero_division=0))
+    exact = [float(get_entities(list(one)) == get_entities(list(other)))
+             for one, other in zip(predicted, gold, strict=True)]
+    return {"score": score, "scores_i": exact}
+
+
+def normalize_answer(text: str) -> str:
+    """SQuAD's normal form of an answer (official evaluation script, versions 1.1 and 2.0)."""
+    text = "".join(character for character in text.lower() if character not in _PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def answer_f1_of(predicted: str, gold: str) -> float:
+    """Overlap of two answers' words; where either is empty, 1 if both are."""
+    ours, theirs = normalize_answer(predicted).split(), normalize_answer(gold).split()
+    if not ours or not theirs:
+        return float(ours == theirs)
+    common = sum((Counter(ours) & Counter(theirs)).values())
+    if not common:
+        return 0.0
+    precision, recall = common / len(ours), common / len(theirs)
+    return 2 * precision * recall / (precision + recall)
+
+
+def answer_f1(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict:
+    """Mean over questions of the best F1 over their answers; a question without answers wants an empty text."""
+    return _mean([max(answer_f1_of(one, answer) for answer in ([a for a in answers if normalize_answer(a)] or [""]))
+                  for one, answers in zip(predicted, gold, strict=True)])
+
+
+def ndcg(ranked: Sequence[Sequence[int]], relevant: Sequence[set[int]]) -> dict:
+    """Mean NDCG@10 over queries; `ranked` are document numbers, best first."""
+    values = []
+    for documents, wanted in zip(ranked, relevant, strict=True):
+        gain = sum(1 / math.log2(rank + 2) for rank, one in enumerate(documents[:RANKS]) if one in wanted)
+        best = sum(1 / math.log2(rank + 2) for rank in range(min(RANKS, len(wanted))))
+        values.append(gain / best)
+    return _mean(values)

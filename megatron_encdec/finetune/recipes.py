@@ -1,0 +1,290 @@
+"""The four families as recipes of NeMo AutoModel: subclasses of its sequence classification, run by its application.
+
+    torchrun --nproc-per-node 2 -m nemo_automodel.cli.app RUN/nemo.yaml      (`run.py: nemo_config` writes that file)
+
+NeMo's recipe owns the process group, model and DDP, optimizer, schedule, data loader, step scheduler and checkpoints.
+Ours:
+
+    1. `setup`                       the device, the task (tokenised once a process), the batches' collation
+    2. `_run_train_optim_step`       the loss is a sum over targets divided by their number in the *global* batch, so
+                                     ranks and micro-batches change nothing
+    3. `run_train_validation_loop`   NeMo's loop, then scores of validation and test, shared among ranks
+
+Legend of shapes: B texts of a micro-batch, S tokens, C classes, H hidden size, N pairs of the global batch.
+"""
+
+import contextlib
+import math
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from nemo_automodel.components.loggers.metric_logger import MetricsSample
+from nemo_automodel.components.training.utils import clip_grad_norm
+from nemo_automodel.recipes.llm.train_seq_cls import TrainFinetuneRecipeForSequenceClassification
+
+from megatron_encdec.finetune import compat
+from megatron_encdec.finetune.features import IGNORED, SPLITS, Task, load_task
+from megatron_encdec.finetune.models import mean_pool
+from megatron_encdec.finetune.record import finish, read_cell
+from megatron_encdec.platform.errors import RunFailed
+
+EVALUATED_TOKENS = 16384  # of a batch without gradients, padding included
+
+
+class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
+    """What the families share; they say what a batch's loss and a feature's output are."""
+
+    report = None  # called as report(step, total) after each step
+    task: Task
+
+    def __init__(self, cfg):
+        self.began = time.perf_counter()
+        compat.prepare()
+        super().__init__(cfg)
+        self.cell_of_run = read_cell(self.cfg.get("cell"))
+        self.task = load_task(self.cell_of_run)
+
+    def setup(self):
+        """NeMo's, then what only we know: the device where there is no GPU, and how features become batches."""
+        super().setup()
+        if self.dist_env.device is None:
+            self.dist_env.device = torch.device("cpu")
+        elif isinstance(self.dist_env.device, int):  # what NeMo says when the group was there already
+            self.dist_env.device = torch.device("cuda", self.dist_env.device)
+        self.dataloader.collate_fn = self.task.collate
+        scheduler = self.step_scheduler
+        self.total_steps = min(scheduler.max_steps, scheduler.num_epochs * scheduler.epoch_len)
+
+    def _autocast_context(self):
+        precision = self.cell_of_run.training.precision or ("bf16" if torch.cuda.is_available() else "fp32")
+        if precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.dist_env.device.type, dtype=torch.bfloat16)
+
+    def _on_device(self, batch: dict) -> dict:
+        return {name: tensor.to(self.dist_env.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _run_train_optim_step(self, batches: list[dict]) -> MetricsSample:
+        """One step over the global batch; gradients are those of (sum of losses) / (number of targets)."""
+        began, ranks = time.perf_counter(), self._get_dp_group_size()
+        count = torch.tensor(sum(self._targets(batch) for batch in batches))
+        count = max(int(self._dp_allreduce(count)), 1)
+        total = sum(self._backward(batch, ranks / count, last=number == len(batches) - 1)
+                    for number, batch in enumerate(batches))
+        norm = clip_grad_norm(self.max_grad_norm, self.model_parts, device_mesh=self.device_mesh,
+                              use_torch_clip_grad_norm=True)
+        rate = self.optimizer[0].param_groups[0]["lr"]
+        for optimizer in self.optimizer:
+            optimizer.step()
+            optimizer.zero_grad()
+        for scheduler in self.lr_scheduler or ():
+            scheduler.step(1)
+        loss = float(self._dp_allreduce(total.detach().float().cpu())) / count
+        return MetricsSample(self.step_scheduler.step, self.step_scheduler.epoch, {
+            "loss": loss, "grad_norm": float(norm), "lr": rate, "targets": count,
+            "seconds": time.perf_counter() - began})
+
+    def _backward(self, batch: dict, scale: float, last: bool) -> torch.Tensor:
+        """Gradients of one micro-batch, `scale` times the sum of its losses; that sum. Ranks meet at the last one."""
+        model = self.model_parts[0]
+        alone = contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
+        with alone:
+            with self._autocast_context():
+                loss = self._loss_sum(model, self._on_device(batch))
+            (loss * scale).backward()
+        return loss.detach()
+
+    def _targets(self, batch: dict) -> int:
+        return len(batch["labels"])
+
+    def _loss_sum(self, model, batch: dict) -> torch.Tensor:
+        raise NotImplementedError
+
+    def log_train_metrics(self, log_data: MetricsSample) -> None:
+        """A line of training.jsonl, and the progress of whoever asked for it."""
+        if self.dist_env.is_main:
+            self.metric_logger_train.log(log_data)
+        if self.report is not None:
+            self.report(self.step_scheduler.step + 1, self.total_steps)
+
+    def _make_progress_bar(self, *_, **__):
+        return None
+
+    def _log_experiment_details(self) -> None:
+        """Nothing: the run's folder has its cell and NeMo's YAML."""
+
+    def _log_library_versions(self) -> None:
+        """Nothing: the run's record has them."""
+
+    def _log_model_and_optimizer_details(self, *_, **__) -> None:
+        """Nothing: it would print the model's modules for each run."""
+
+    def run_train_validation_loop(self) -> None:
+        """Train, then write the scores of validation and test beside the cell."""
+        if (self.step_scheduler.step) < self.total_steps:
+            super().run_train_validation_loop()
+        self.results = {split: self.task.score(split, self.outputs(split)) for split in SPLITS}
+        self._refuse_nonfinite()
+        if self.dist_env.is_main:
+            finish(self.cell_of_run, self.results, self.encoder, self.task, {
+                "steps": self.total_steps, "ranks": self.dist_env.world_size,
+                "seconds": time.perf_counter() - self.began})
+
+    def _refuse_nonfinite(self) -> None:
+        """Weights that are no numbers still give scores; such a run has failed."""
+        total = sum(float(parameter.detach().float().sum()) for parameter in self.encoder.parameters())
+        if not math.isfinite(total):
+            raise RunFailed(f"training diverged: the weights are not finite after step {self.total_steps}")
+
+    @property
+    def encoder(self) -> torch.nn.Module:
+        """The model without DDP."""
+        model = self.model_parts[0]
+        return getattr(model, "module", model)
+
+    @torch.no_grad()
+    def outputs(self, split: str) -> list[np.ndarray]:
+        """One for each feature of `split`, on every rank; each computes its share, texts of like length together."""
+        features, model = self.task.features(split), self.encoder.eval()
+        order = sorted(range(len(features)), key=lambda number: -len(features[number]["ids"]))
+        found: dict[int, np.ndarray] = {}
+        for numbers in _batches([len(features[number]["ids"]) for number in order], order)[
+                self.dist_env.rank :: self.dist_env.world_size]:
+            batch = self._on_device(self.task.collate([features[number] for number in numbers]))
+            with self._autocast_context():
+                values = self._outputs(model, batch).float().cpu().numpy()
+            for row, number in enumerate(numbers):
+                found[number] = values[row, : len(features[number]["ids"])] if values.ndim > 1 and self.per_token \
+                    else values[row]
+        if self.dist_env.world_size > 1:
+            shares = [None] * self.dist_env.world_size
+            torch.distributed.all_gather_object(shares, found)
+            found = {number: value for share in shares for number, value in share.items()}
+        return [found[number] for number in range(len(features))]
+
+    per_token = False  # whether an output has a row for each token
+
+    def _outputs(self, model, batch: dict) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def _batches(lengths: list[int], order: list[int]) -> list[list[int]]:
+    """`order` (longest first) in batches of at most EVALUATED_TOKENS tokens, padding included."""
+    batches, begin = [], 0
+    while begin < len(order):
+        size = max(1, EVALUATED_TOKENS // max(1, lengths[begin]))
+        batches.append(order[begin : begin + size])
+        begin += size
+    return batches
+
+
+def _logits(model, batch: dict) -> torch.Tensor:
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+
+class SequenceClassification(EncoderRecipe):
+    """SC: mean pooling, cross-entropy over classes."""
+
+    def _loss_sum(self, model, batch: dict) -> torch.Tensor:
+        return F.cross_entropy(_logits(model, batch).float(), batch["labels"], reduction="sum")
+
+    def _outputs(self, model, batch: dict) -> torch.Tensor:
+        return _logits(model, batch).argmax(-1)  # [B]
+
+
+class TokenClassification(EncoderRecipe):
+    """TC: cross-entropy at the first token of each word."""
+
+    per_token = True
+
+    def _targets(self, batch: dict) -> int:
+        return int((batch["labels"] != IGNORED).sum())
+
+    def _loss_sum(self, model, batch: dict) -> torch.Tensor:
+        logits_BSC = _logits(model, batch).float()
+        return F.cross_entropy(logits_BSC.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED,
+                               reduction="sum")
+
+    def _outputs(self, model, batch: dict) -> torch.Tensor:
+        return _logits(model, batch).argmax(-1)  # [B, S]
+
+
+class SpanExtraction(EncoderRecipe):
+    """QA: cross-entropy over positions, of the start and of the end."""
+
+    per_token = True
+
+    def _span_logits(self, model, batch: dict) -> torch.Tensor:
+        """[B, S, 2]; -inf where no answer can be."""
+        return _logits(model, batch).float().masked_fill(~batch["allowed"].unsqueeze(-1), -torch.inf)
+
+    def _loss_sum(self, model, batch: dict) -> torch.Tensor:
+        logits_BS2 = self._span_logits(model, batch)
+        return F.cross_entropy(logits_BS2, batch["labels"], reduction="sum") / 2  # over S, for start and end
+
+    def _outputs(self, model, batch: dict) -> torch.Tensor:
+        return self._span_logits(model, batch)
+
+
+class Retrieval(EncoderRecipe):
+    """IR: a query's own document against all documents of the global batch, which never is in memory at once.
+
+    Gao et al. 2021 (GradCache): embed everything without gradients, take the loss's gradient with respect to the
+    embeddings, then run each micro-batch again and carry that gradient on into the encoder.
+    """
+
+    def _targets(self, batch: dict) -> int:
+        return len(batch["input_ids"])
+
+    def _chunks(self, batch: dict) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(ids, mask) of queries, then of documents, in micro-batches."""
+        size, chunks = self.cell_of_run.training.retrieval_micro_batch_size, []
+        for prefix in ("", "document_"):
+            ids_BS, mask_BS = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"]
+            for begin in range(0, len(ids_BS), size):
+                mask = mask_BS[begin : begin + size]
+                longest = int(mask.sum(1).max())
+                chunks.append((ids_BS[begin : begin + size, :longest], mask[:, :longest]))
+        return chunks
+
+    def _embed(self, model, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+        with self._autocast_context():
+            hidden_BSH = model(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
+        return F.normalize(mean_pool(hidden_BSH.float(), mask_BS), dim=-1)
+
+    def _backward(self, batch: dict, scale: float, last: bool) -> torch.Tensor:
+        model, batch = self.model_parts[0], self._on_device(batch)
+        chunks, count = self._chunks(batch), len(batch["input_ids"])
+        with torch.no_grad():
+            embeddings = torch.cat([self._embed(self.encoder, *chunk) for chunk in chunks])
+        loss, gradient = self._loss_and_gradient(embeddings, count)
+        begin = 0
+        for number, chunk in enumerate(chunks):
+            meet = last and number == len(chunks) - 1
+            with contextlib.nullcontext() if meet or not hasattr(model, "no_sync") else model.no_sync():
+                part = self._embed(model, *chunk)
+                (part * gradient[begin : begin + len(part)]).sum().mul(scale).backward()
+            begin += len(part)
+        return loss
+
+    def _loss_and_gradient(self, embeddings: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum of this rank's losses, and the gradient of all ranks' losses at its queries and documents."""
+        queries = embeddings[:count].detach().requires_grad_()
+        own = embeddings[count:].detach()
+        documents, first = own, 0
+        if self.dist_env.world_size > 1:
+            shares = [None] * self.dist_env.world_size
+            torch.distributed.all_gather_object(shares, own.cpu())
+            first = sum(len(share) for share in shares[: self.dist_env.rank])
+            documents = torch.cat(shares).to(own.device)
+        documents = documents.clone().requires_grad_()
+        scores_BN = queries @ documents.T / self.cell_of_run.training.temperature
+        loss = F.cross_entropy(scores_BN, torch.arange(count, device=scores_BN.device) + first, reduction="sum")
+        loss.backward()
+        of_documents = self._dp_allreduce(documents.grad).to(own.device)
+        return loss.detach(), torch.cat([queries.grad, of_documents[first : first + count]])
+
+    def _outputs(self, model, batch: dict) -> torch.Tensor:
+        return self._embed(model, batch["input_ids"], batch["attention_mask"])  # [B, H]
