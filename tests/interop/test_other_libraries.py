@@ -54,6 +54,9 @@ def test_sentence_transformers_pools_the_mean(encoder, tmp_path):
 
 NEMO = """
 import sys, torch
+if not torch.cuda.is_available():  # it asks CUDA for a device's number, then for where to put the model
+    number = iter([0])
+    torch.cuda.current_device = lambda: next(number, torch.device("cpu"))
 from nemo_automodel import NeMoAutoModelForCausalLM, NeMoAutoModelForSequenceClassification
 path, kind, out = sys.argv[1:]
 auto = NeMoAutoModelForSequenceClassification if kind == "classify" else NeMoAutoModelForCausalLM
