@@ -60,7 +60,8 @@ if not torch.cuda.is_available():  # it asks CUDA for a device's number, then fo
 from nemo_automodel import NeMoAutoModelForCausalLM, NeMoAutoModelForSequenceClassification
 path, kind, out = sys.argv[1:]
 auto = NeMoAutoModelForSequenceClassification if kind == "classify" else NeMoAutoModelForCausalLM
-model = auto.from_pretrained(path, torch_dtype=torch.float32).eval()
+# force_hf: it has a Qwen2ForCausalLM of its own, which it would take here and which knows no is_causal
+model = auto.from_pretrained(path, torch_dtype=torch.float32, force_hf=True).eval()
 torch.save(model(input_ids=torch.arange(9)[None]).logits.detach(), out)
 print(type(model).__name__)
 """
