@@ -238,5 +238,9 @@ def brief(found: dict) -> str:
     if "largest" in found:
         return "; ".join(f"{one['share']:.1%} {one['name'][:40]}" for one in found["largest"][:3])
     shown = {key: value for key, value in found.items() if isinstance(value, int | float | str | bool)}
+    for name, one in found.items():  # results by way of doing it
+        if isinstance(one, dict):
+            shown |= {f"{name} {key}": f"{value:.2e}" for key, value in one.items()
+                      if key in ("loss_error", "gradient_error", "largest_difference")}
     return ", ".join(f"{key} {str(value).strip().splitlines()[-1][:90] if str(value).strip() else ''}"
                      for key, value in shown.items())
