@@ -56,8 +56,9 @@ setup(
         "rich>=13.0",
     ],
     extras_require={
-        # Fine-tuning recipes. Those for retrieval import wandb; triton 3.9 breaks nemo_automodel's import.
-        "nemo": ["nemo-automodel==0.7.0", "wandb>=0.30", "triton>=3.7,<3.9; sys_platform == 'linux'"],
+        # Fine-tuning recipes. triton 3.9 breaks nemo_automodel's import; it imports wandb where that is installed.
+        "nemo": ["nemo-automodel==0.7.0", "seqeval>=1.2.2", "wandb>=0.30",
+                 "triton>=3.7,<3.9; sys_platform == 'linux'"],
         # Figures of `study report`; not for training, so not in the base.
         "study": ["matplotlib>=3.9"],
         # Slurm, Docker and torchrun executors; nemo-run 0.11.1 does not work with every leptonai.

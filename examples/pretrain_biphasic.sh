@@ -87,7 +87,7 @@ demo() {
 
     step "2/6 tokens: train a tokenizer, write .bin and .idx"
     "${encdec[@]}" preprocess --input "$work/corpus.jsonl" --tokenizer "$work/tokenizer" --train-tokenizer 4096 \
-        --validation-percent 2 --output "$work/data/docstrings"
+        --validation-percent 10 --output "$work/data/docstrings"
 
     step "3/6 pretraining: CLM, then MLM"
     "${encdec[@]}" pretrain examples/biphasic_tiny.yaml "$@"

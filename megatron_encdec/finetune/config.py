@@ -43,7 +43,8 @@ class DatasetConfig:
 
     Local files: `train`, `test` and, optionally, `validation` (else 5 % of train, drawn with seed 42, as the paper's).
     Hub: `hub` NAME[:CONFIG], the three being names of splits; `local` a folder that holds <split>.parquet (or .jsonl,
-    .csv) instead, for a machine that is offline. `documents` (retrieval): further texts to search.
+    .csv) instead, for a machine that is offline. `train_hub` and `train_columns`: where training is on another set of
+    the hub. `documents` (retrieval): further texts to search.
     Docstrings: `docstrings` names the task, `corpus` its JSON lines and `manifest` the pretraining data made of them,
     which says which documents were held out.
     `columns` maps our names to the file's: text, text_pair, label | tokens, tags | question, context, answers |
@@ -58,11 +59,13 @@ class DatasetConfig:
     test: str | None = None
     documents: str | None = None
     hub: str | None = None
+    train_hub: str | None = None
     local: str | None = None
     docstrings: Literal["library", "identifiers", "parameter_type", "summary_body"] | None = None
     corpus: str | None = None
     manifest: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    train_columns: dict[str, str] | None = None
     labels: tuple[str, ...] | None = None
     train_set: str | None = None
     max_train: int | None = None

@@ -7,13 +7,14 @@ empty text become one `UserError` that names the file and line. Without a valida
 with seed 42 (arXiv 2507.00994, fine-tuning).
 """
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from megatron_encdec.finetune.config import DatasetConfig
-from megatron_encdec.finetune.readers import Row, read_file, read_split
+from megatron_encdec.finetune.readers import Row, read_split
 from megatron_encdec.platform.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -73,25 +74,19 @@ def load_examples(dataset: DatasetConfig) -> Examples:
         found = derive(dataset)
     else:
         parse = _PARSERS[dataset.family]
-        found = {split: [parse(row, dataset.columns) for row in read_split(dataset, split)]
+        columns = {"train": dataset.columns if dataset.train_columns is None else dataset.train_columns}
+        found = {split: [parse(row, columns.get(split, dataset.columns)) for row in read_split(dataset, split)]
                  for split in SPLITS if getattr(dataset, split)}
     if "validation" not in found:
         found["train"], found["validation"] = _split_off(found["train"], dataset)
     documents = []
     if dataset.documents:
-        rows = read_split(replace(dataset, test=dataset.documents), "test") if dataset.hub or dataset.local \
-            else read_file(_path(dataset.documents))
+        rows = read_split(replace(dataset, test=dataset.documents), "test")
         documents = [_text(row, dataset.columns, "document") for row in rows]
     examples = Examples(*(_first(found[split], dataset, split) for split in SPLITS), documents=documents)
     if dataset.family in ("SC", "TC"):
         examples = replace(examples, labels=_labels(dataset, examples))
     return examples
-
-
-def _path(name: str):
-    from pathlib import Path
-
-    return Path(name)
 
 
 def _split_off(train: list, dataset: DatasetConfig) -> tuple[list, list]:
@@ -174,8 +169,6 @@ def _parse_question(row: Row, columns: dict[str, str]) -> Question:
     where, context = row[0], _text(row, columns, "context")
     answers = _value(row, columns, "answers")
     if isinstance(answers, str):  # CSV: SQuAD's answers as JSON
-        import json
-
         try:
             answers = json.loads(answers)
         except ValueError:

@@ -11,7 +11,6 @@ sentence of token classification is refused, for its last words would have no ta
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,7 @@ def load_task(cell: Cell) -> "Task":
     files = [name for name in (cell.dataset.train, cell.dataset.validation, cell.dataset.test, cell.dataset.documents,
                                cell.dataset.corpus, cell.dataset.manifest) if name and Path(name).is_file()]
     changed = tuple(Path(name).stat().st_mtime_ns for name in files)
-    dataset = replace(cell.dataset, columns=tuple(sorted(cell.dataset.columns.items())))
-    training = replace(cell.training, batch_size=1)
-    return _load_task(_Key((cell.model.path, dataset, training, changed), cell))
+    return _load_task(_Key((cell.model.path, cell.dataset, cell.training, changed), cell))
 
 
 class _Key:

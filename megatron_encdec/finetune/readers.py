@@ -28,7 +28,8 @@ def read_split(dataset: DatasetConfig, split: str) -> list[Row]:
             if (path := Path(dataset.local) / f"{name}{suffix}").is_file():
                 return read_file(path)
         raise UserError(f"{dataset.local}: no {name}{{{','.join(LOCAL_SUFFIXES)}}} there (dataset {dataset.name})")
-    return _read_hub(dataset, name) if dataset.hub else read_file(Path(name))
+    hub = dataset.train_hub if split == "train" and dataset.train_hub else dataset.hub
+    return _read_hub(hub, name) if hub else read_file(Path(name))
 
 
 def read_file(path: Path) -> list[Row]:
@@ -105,25 +106,25 @@ def _read_columns(path: Path) -> list[Row]:
     return rows
 
 
-def _read_hub(dataset: DatasetConfig, split: str) -> list[Row]:
+def _read_hub(hub: str, split: str) -> list[Row]:
     """A split of the hub (or of its cache); class numbers become their names, -1 (no label) drops the row."""
     import datasets
 
-    name, _, subset = dataset.hub.partition(":")
+    name, _, subset = hub.partition(":")
     try:
         table = datasets.load_dataset(name, subset or None, split=split)
     except Exception as error:  # noqa: BLE001  (the library raises many kinds; all mean that it cannot be had)
-        raise UserError(f"{dataset.hub}: split {split} cannot be loaded ({str(error).splitlines()[0]}); offline, give "
+        raise UserError(f"{hub}: split {split} cannot be loaded ({str(error).splitlines()[0]}); offline, give "
                         f"`local`, a folder with {split}.parquet") from None
     named = {column: kind for column, kind in table.features.items() if _names(kind)}
     rows = []
     for number, row in enumerate(table, 1):
         if any(row[column] == -1 for column in named):
             continue
-        rows.append((f"{dataset.hub}/{split}: row {number}",
+        rows.append((f"{hub}/{split}: row {number}",
                      {**row, **{column: _named(row[column], _names(kind)) for column, kind in named.items()}}))
     if not rows:
-        raise UserError(f"{dataset.hub}: split {split} is empty")
+        raise UserError(f"{hub}: split {split} is empty")
     return rows
 
 

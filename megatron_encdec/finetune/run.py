@@ -1,12 +1,11 @@
 """One fine-tuning run, in a process that may do many: what it loads serves the next.
 
     1. `run_one(cell, report)`     the files of the run, NeMo's recipe, its scores
-    2. `nemo_config(cell, ...)`    the cell as NeMo's YAML
+    2. `prepare_files(cell, ranks)`    its folder with NeMo's YAML, for `nemo_automodel.cli.app`
 """
 
 import gc
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import yaml
 from megatron_encdec.finetune import compat
 from megatron_encdec.finetune.config import Cell
 from megatron_encdec.finetune.record import write_cell
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_atomic
 
 NEMO = "nemo.yaml"
@@ -31,13 +31,11 @@ def run_one(cell: Cell, report: Callable[[int, int], None] | None = None) -> dic
     from nemo_automodel.components.config.loader import ConfigNode
 
     from megatron_encdec.finetune import recipes
+    from megatron_encdec.finetune.baselines import ensure_baselines
     from megatron_encdec.finetune.features import load_task
 
-    task = load_task(cell)
-    cell_file = write_cell(cell)
-    config = nemo_config(cell, cell_file, len(task.train))
-    if os.environ.get("RANK", "0") == "0":
-        write_atomic(cell.directory / NEMO, yaml.safe_dump(config, sort_keys=False))
+    ensure_baselines(cell, load_task(cell))
+    config = yaml.safe_load(prepare_files(cell).read_text(encoding="utf-8"))
     recipe = getattr(recipes, RECIPES[cell.family])(ConfigNode(config))
     recipe.report = report
     recipe.setup()
@@ -48,11 +46,22 @@ def run_one(cell: Cell, report: Callable[[int, int], None] | None = None) -> dic
     return results
 
 
-def nemo_config(cell: Cell, cell_file: Path, features: int) -> dict:
+def prepare_files(cell: Cell, ranks: int = 1) -> Path:
+    """Write cell.json and nemo.yaml, for NeMo's application on `ranks`, into the run's folder; the YAML's path."""
+    from megatron_encdec.finetune.features import load_task
+
+    config = nemo_config(cell, write_cell(cell), len(load_task(cell).train), ranks)
+    write_atomic(cell.directory / NEMO, yaml.safe_dump(config, sort_keys=False))
+    return cell.directory / NEMO
+
+
+def nemo_config(cell: Cell, cell_file: Path, features: int, ranks: int = 1) -> dict:
     """NeMo's YAML for `cell`, whose training set has `features`; relative paths are taken from where it is run."""
     import torch
 
-    training, ranks = cell.training, int(os.environ.get("WORLD_SIZE", "1"))
+    training = cell.training
+    if training.batch_size % ranks:
+        raise UserError(f"training.batch_size: {training.batch_size} cannot be shared by {ranks} ranks")
     steps = min(training.max_steps, training.epochs * math.ceil(features / training.batch_size))
     micro = training.batch_size // ranks
     if cell.family != "IR":  # retrieval cuts its batch itself, after it has seen all of it

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# From the demo's encoder to a report: four tasks, pretrained beside random weights, on a laptop without a download.
+#
+#   bash examples/pretrain_biphasic.sh                        first, if it has not run yet
+#   bash examples/finetune.sh                                 again: only what is missing
+#   bash examples/finetune.sh grid.seeds=[0] --workers 2      with other settings
+#
+# Needs the recipes of NeMo AutoModel: `pip install -e '.[nemo,study]'` into .venv (or MEGATRON_ENCDEC_PYTHON).
+# Runs go to work_dirs/demo/finetuned, the report to work_dirs/demo/report; the config is examples/finetune_tiny.yaml.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+case "${1:-}" in
+    -h | --help)
+        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' examples/finetune.sh
+        exit 0
+        ;;
+esac
+
+source tools/setup_env.sh
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+"$PYTHON" -m megatron_encdec finetune examples/finetune_tiny.yaml "$@"
+"$PYTHON" -m megatron_encdec study report work_dirs/demo/finetuned --output work_dirs/demo/report

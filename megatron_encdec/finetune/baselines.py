@@ -1,0 +1,136 @@
+"""What a dataset gives without an encoder, written once beside the tree of results (format: study/baselines.py).
+
+    SC   majority; naive_bayes (multinomial over lower-cased words, add-one)
+    TC   majority (no entity), word_tag (a word's most frequent tag in training)
+    QA   no_answer (of use where questions may have none), random_span (a seeded guess of five words)
+    IR   bm25 (Okapi, k1 = 1.2, b = 0.75, over the same documents)
+
+    1. `ensure_baselines(cell, task)`     RESULTS/baselines/<family>/<dataset>.json, if it is not there
+"""
+
+import math
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megatron_encdec.finetune import metrics
+from megatron_encdec.finetune.config import Cell
+from megatron_encdec.finetune.features import SPLITS, Task
+from megatron_encdec.rundir.files import write_json_atomic
+from megatron_encdec.study.baselines import FOLDER
+
+_WORD = re.compile(r"\w+")
+K1, B = 1.2, 0.75
+
+
+def ensure_baselines(cell: Cell, task: Task) -> None:
+    """Compute and write the baselines of the cell's dataset, unless an earlier run did."""
+    path = Path(cell.results) / FOLDER / cell.family / f"{cell.dataset.name}.json"
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {"SC": _classification, "TC": _tagging, "QA": _spans, "IR": _retrieval}[cell.family](task)
+    write_json_atomic(path, {"metric": task.metric, "baselines": {
+        name: {split: {"score": of(getattr(task.examples, split))["score"]} for split in SPLITS}
+        for name, of in found.items()}})
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-cased words."""
+    return _WORD.findall(text.lower())
+
+
+def _classification(task: Task) -> dict[str, Callable]:
+    train = task.examples.train
+    most = Counter(example.label for example in train).most_common(1)[0][0]
+    bayes = NaiveBayes([f"{one.text} {one.pair or ''}" for one in train], [one.label for one in train])
+    return {"majority": lambda rows: metrics.accuracy([most] * len(rows), [one.label for one in rows]),
+            "naive_bayes": lambda rows: metrics.accuracy(
+                [bayes.label(f"{one.text} {one.pair or ''}") for one in rows], [one.label for one in rows])}
+
+
+class NaiveBayes:
+    """Multinomial naive Bayes with add-one smoothing."""
+
+    def __init__(self, texts: Sequence[str], labels: Sequence[str]):
+        self._counts: dict[str, Counter] = defaultdict(Counter)
+        for text, label in zip(texts, labels, strict=True):
+            self._counts[label].update(words_of(text))
+        self._priors = {label: math.log(count / len(labels)) for label, count in Counter(labels).items()}
+        known = len({word for counts in self._counts.values() for word in counts})
+        self._totals = {label: counts.total() + known for label, counts in self._counts.items()}
+
+    def label(self, text: str) -> str:
+        """The likeliest label."""
+        words = words_of(text)
+        return max(sorted(self._priors), key=lambda label: self._priors[label] + sum(
+            math.log((self._counts[label][word] + 1) / self._totals[label]) for word in words))
+
+
+def _tagging(task: Task) -> dict[str, Callable]:
+    tags: dict[str, Counter] = defaultdict(Counter)
+    for example in task.examples.train:
+        for word, tag in zip(example.words, example.tags, strict=True):
+            tags[word][tag] += 1
+    usual = {word: counts.most_common(1)[0][0] for word, counts in tags.items()}
+
+    def score(rows: list, tag_of: Callable[[str], str]) -> dict:
+        return metrics.entity_f1([[tag_of(word) for word in one.words] for one in rows], [one.tags for one in rows])
+
+    return {"majority": lambda rows: score(rows, lambda word: "O"),
+            "word_tag": lambda rows: score(rows, lambda word: usual.get(word, "O"))}
+
+
+def _spans(task: Task) -> dict[str, Callable]:
+    def guess(rows: list) -> dict:
+        draw, guesses = random.Random(0), []
+        for example in rows:
+            words = example.context.split()
+            first = draw.randrange(len(words))
+            guesses.append(" ".join(words[first : first + 5]))
+        return metrics.answer_f1(guesses, [[text for text, _ in one.answers] for one in rows])
+
+    def nothing(rows: list) -> dict:
+        return metrics.answer_f1([""] * len(rows), [[text for text, _ in one.answers] for one in rows])
+
+    return {"no_answer": nothing, "random_span": guess}
+
+
+def _retrieval(task: Task) -> dict[str, Callable]:
+    def score(rows: list) -> dict:
+        corpus = list(dict.fromkeys([text for one in rows for text in one.positives] + task.examples.documents))
+        numbers = {text: number for number, text in enumerate(corpus)}
+        ranked = Bm25(corpus)
+        return metrics.ndcg([ranked.best(one.query, metrics.RANKS) for one in rows],
+                            [{numbers[text] for text in one.positives} for one in rows])
+
+    return {"bm25": score}
+
+
+class Bm25:
+    """Okapi BM25 (Robertson and Zaragoza 2009) by an inverted index."""
+
+    def __init__(self, documents: Sequence[str]):
+        self._postings: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        lengths = []
+        for number, text in enumerate(documents):
+            counts = Counter(words_of(text))
+            lengths.append(counts.total())
+            for word, count in counts.items():
+                self._postings[word].append((number, count))
+        self._lengths_D = np.array(lengths, dtype=float)
+        self._norm_D = K1 * (1 - B + B * self._lengths_D / max(self._lengths_D.mean(), 1e-9))
+
+    def best(self, query: str, count: int) -> list[int]:
+        """Numbers of the `count` best documents, best first; ties by number."""
+        scores_D = np.zeros(len(self._lengths_D))
+        for word in words_of(query):
+            postings = self._postings.get(word, ())
+            weight = math.log(1 + (len(scores_D) - len(postings) + 0.5) / (len(postings) + 0.5))
+            for number, frequency in postings:
+                scores_D[number] += weight * frequency * (K1 + 1) / (frequency + self._norm_D[number])
+        return np.argsort(-scores_D, kind="stable")[:count].tolist()

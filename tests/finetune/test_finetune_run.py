@@ -1,0 +1,152 @@
+"""Whole runs through NeMo's recipes on tiny encoders: learning, records, one rank against two, resuming, reloading."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nemo_automodel", reason="needs megatron_encdec[nemo]")
+
+from finetune_sets import write_model, write_set
+
+from megatron_encdec.finetune.config import Cell, DatasetConfig, ModelConfig, TrainingConfig
+from megatron_encdec.finetune.run import run_one
+from megatron_encdec.platform.errors import UserError
+
+FAMILIES = ("SC", "TC", "QA", "IR")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetune")
+    write_model(folder / "euro")
+    write_model(folder / "llama", "llama")
+    return folder
+
+
+def cell_of(root, family, results="results", model="euro", steps=30, **training):
+    dataset = DatasetConfig(**write_set(root / family, family))
+    settings = dict(batch_size=16, micro_batch_size=8, max_steps=steps, epochs=100, max_length=48)
+    return Cell(ModelConfig(str(root / model)), dataset, 3e-3, 0, str(root / results),
+                TrainingConfig(**{**settings, **training}))
+
+
+@pytest.mark.parametrize(("family", "at_least"), [("SC", 0.9), ("TC", 0.9), ("QA", 0.6), ("IR", 0.8)])
+def test_each_family_learns(root, family, at_least):
+    cell, steps = cell_of(root, family, steps=60), []
+    results = run_one(cell, lambda step, total: steps.append((step, total)))
+    assert steps[-1] == (60, 60) and len(steps) == 60
+    assert results["test"]["score"] >= at_least and len(results["test"]["scores_i"]) == 24
+    assert json.loads((cell.directory / "results.json").read_text()) == results
+    record = json.loads((cell.directory / "record.json").read_text())
+    assert record["versions"]["nemo-automodel"] == "0.7.0" and record["steps"] == 60
+    baselines = json.loads((root / f"results/baselines/{family}/toy.json").read_text())["baselines"]
+    assert all(0 <= one["test"]["score"] <= 1 for one in baselines.values())
+
+
+def test_again_in_one_process_and_from_a_causal_export(root):
+    """The same cell gives the same bits; a Llama with the same weights is the same bidirectional encoder."""
+    first = run_one(cell_of(root, "SC", "a", steps=8))
+    assert run_one(cell_of(root, "SC", "b", steps=8)) == first
+    assert run_one(cell_of(root, "SC", "c", model="llama", steps=8)) == first
+    loss = [(root / f"{name}/{model}/SC/toy/lr0.003_sd0/checkpoints/training.jsonl").read_text()
+            for name, model in (("a", "euro"), ("c", "llama"))]
+    assert [json.loads(line)["loss"] for line in loss[0].splitlines()] == \
+        [json.loads(line)["loss"] for line in loss[1].splitlines()]
+
+
+def losses(cell):
+    lines = (cell.directory / "checkpoints/training.jsonl").read_text().splitlines()
+    return {record["step"]: record["loss"] for record in map(json.loads, lines)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_ranks_are_one(root, family):
+    """By NeMo's own application, from the YAML that a run on one rank left."""
+    one = cell_of(root, family, "one", steps=6)
+    expected = run_one(one)
+    two = replace(one, results=str(root / "two"))
+    from megatron_encdec.finetune.run import prepare_files
+
+    config = prepare_files(two, ranks=2)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend",
+         "c10d", "--rdzv-endpoint", "localhost:0", "-m", "nemo_automodel.cli.app", str(config)],
+        text=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((two.directory / "results.json").read_text())
+    assert losses(two) == pytest.approx(losses(one), rel=2e-4)
+    assert found["validation"]["score"] == pytest.approx(expected["validation"]["score"], abs=0.07)
+    assert json.loads((two.directory / "record.json").read_text())["ranks"] == 2
+
+
+class _Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("family", ("SC", "IR"))
+def test_resume_is_never_stopped(root, family):
+    straight = run_one(cell_of(root, family, "straight", steps=10, checkpoint_every=4))
+    stopped = cell_of(root, family, "stopped", steps=10, checkpoint_every=4)
+
+    def stop(step, total):
+        if step == 7:
+            raise _Stop
+
+    with pytest.raises(_Stop):
+        run_one(stopped, stop)
+    assert not (stopped.directory / "results.json").exists()
+    first = []
+    assert run_one(stopped, lambda step, total: first.append(step)) == straight
+    assert first[0] == 5  # from the checkpoint after step 4
+
+
+def test_saved_models_load_as_stock_classes(root):
+    import numpy as np
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+
+    for family, auto in (("SC", AutoModelForSequenceClassification), ("TC", AutoModelForTokenClassification),
+                         ("QA", AutoModelForTokenClassification)):
+        cell = cell_of(root, family, "saved", steps=40, save_model=True)
+        results = run_one(cell)
+        model = auto.from_pretrained(cell.directory / "model").eval()
+        tokenizer = AutoTokenizer.from_pretrained(cell.directory / "model")
+        if family == "QA":
+            assert model.config.id2label == {0: "start", 1: "end"}
+        if family == "SC":
+            rows = [json.loads(line) for line in Path(cell.dataset.test).read_text().splitlines()]
+            right = []
+            for row in rows:
+                with torch.no_grad():
+                    number = int(model(**tokenizer(row["text"], return_tensors="pt")).logits.argmax())
+                right.append(float(model.config.id2label[number] == row["label"]))
+            assert right == results["test"]["scores_i"]
+    retrieval = cell_of(root, "IR", "saved", steps=10, save_model=True)
+    run_one(retrieval)
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    loaded = sentence_transformers.SentenceTransformer(str(retrieval.directory / "model"), device="cpu")
+    rows = [json.loads(line) for line in Path(retrieval.dataset.test).read_text().splitlines()]
+    queries = loaded.encode([row["query"] for row in rows], prompt_name="query", normalize_embeddings=True)
+    documents = list(dict.fromkeys(row["positive"] for row in rows))
+    vectors = loaded.encode(documents, prompt_name="document", normalize_embeddings=True)
+    ranks = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10]
+    from megatron_encdec.finetune.metrics import ndcg
+
+    score = ndcg(ranks.tolist(), [{documents.index(row["positive"])} for row in rows])["score"]
+    written = json.loads((retrieval.directory / "results.json").read_text())["test"]["score"]
+    assert score == pytest.approx(written, abs=1e-6)
+
+
+def test_a_long_text_is_cut_and_a_long_sentence_refused(root):
+    with pytest.raises(UserError, match="training.max_length: 999 tokens, but .* has 64 positions"):
+        run_one(cell_of(root, "SC", max_length=999))
+    with pytest.raises(UserError, match="tokens, more than the 4 that the model takes"):
+        run_one(cell_of(root, "TC", max_length=4))
+    assert run_one(cell_of(root, "SC", "cut", steps=1, max_length=4))
+    record = json.loads((root / "cut/euro/SC/toy/lr0.003_sd0/record.json").read_text())
+    assert record["cut_texts"] > 0

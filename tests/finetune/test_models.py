@@ -1,0 +1,59 @@
+"""Which models can be fine-tuned, what is said of the others, and that no head looks only backwards."""
+
+import json
+
+import pytest
+import torch
+from finetune_sets import write_model
+
+from megatron_encdec.finetune.models import build, encoder_config
+from megatron_encdec.platform.errors import UserError
+
+
+@pytest.mark.parametrize("kind", ["eurobert", "llama"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", ["SC", "TC", "QA", "IR"])
+def test_every_family_sees_both_ways(tmp_path, kind, attention, family):
+    """A later token changes what the first position gives, at batch size 1 too."""
+    model = build(str(write_model(tmp_path, kind)), family, ("a", "b")).eval()
+    model.config._attn_implementation = attention
+    encoder = getattr(model, "model", model)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    other = torch.tensor([[5, 6, 7, 9]])
+    with torch.no_grad():
+        before, after = (encoder(input_ids=one).last_hidden_state[0, 0] for one in (ids, other))
+    assert (before - after).abs().max() > 1e-6
+
+
+def test_padding_changes_nothing(tmp_path):
+    model = build(str(write_model(tmp_path)), "SC", ("a", "b")).eval()
+    with torch.no_grad():
+        alone = model(input_ids=torch.tensor([[5, 6, 7]]), attention_mask=torch.ones(1, 3)).logits
+        padded = model(input_ids=torch.tensor([[5, 6, 7, 2, 2]]),
+                       attention_mask=torch.tensor([[1, 1, 1, 0, 0]])).logits
+    assert torch.allclose(alone, padded, atol=1e-6)
+    assert model.config.classifier_pooling == "mean"
+
+
+def test_random_weights_are_not_the_models(tmp_path):
+    path = str(write_model(tmp_path))
+    torch.manual_seed(1)
+    pretrained, drawn = build(path, "IR"), build(path, "IR", weights="random")
+    assert not torch.equal(pretrained.layers[0].self_attn.q_proj.weight, drawn.layers[0].self_attn.q_proj.weight)
+
+
+def test_other_architectures_are_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(UserError, match="model_type 'gpt2' cannot be fine-tuned here"):
+        encoder_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read as a model's config"):
+        encoder_config(tmp_path)
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    path = write_model(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(UserError, match="its weights are not those of its config"):
+        build(str(path), "IR")
