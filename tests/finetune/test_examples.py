@@ -127,8 +127,8 @@ def test_embedded_tasks_use_held_out_documents_alone(tmp_path):
 
     from megatron_encdec.text.encode import is_validation
 
-    rows = [{"text": f"Do thing {number}.\n\nParameters\n----------\nsize{number} : int\n    Of `thing`.\n"
-                     f"name{number} : str\n    More about it, and a lot more, so that it is a body.",
+    rows = [{"text": f"Do the thing of number {number}.\n\nParameters\n----------\nsize{number} : int\n"
+                     f"    Of `thing`.\nname{number} : str\n    More about it, and a lot more, so that it is a body.",
              "source": f"lib{number % 9}/a.py:f{number}", "library": f"lib{number % 9}"} for number in range(900)]
     corpus = write_rows(tmp_path / "corpus.jsonl", rows)
     manifest = tmp_path / "x.manifest.json"
