@@ -54,7 +54,7 @@ def read_file(path: Path) -> list[Row]:
 
 def _read_jsonl(path: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -92,7 +92,7 @@ def _read_parquet(path: Path) -> list[Row]:
 def _read_columns(path: Path) -> list[Row]:
     """CoNLL columns: the word first, its tag last, a blank line between sentences; `-DOCSTART-` lines are skipped."""
     rows, words, tags, start = [], [], [], 1
-    for number, line in enumerate([*path.read_text(encoding="utf-8").splitlines(), ""], 1):
+    for number, line in enumerate([*path.read_text(encoding="utf-8").split("\n"), ""], 1):
         columns = line.split("\t") if "\t" in line else line.split()
         if not line.strip() or line.startswith("-DOCSTART-"):
             if words:
