@@ -33,7 +33,7 @@ COPY tools/constraints.txt /tmp/constraints.txt
 RUN python3 -m venv "$VIRTUAL_ENV" \
     && pip install --constraint /tmp/constraints.txt --upgrade pip==26.3 setuptools==84.2.1 \
     && pip install --constraint /tmp/constraints.txt torch==2.13.0 numpy==2.4.6
-RUN pip install --constraint /tmp/constraints.txt wheel==0.46.3 ninja==1.13.0 pybind11==3.0.4 \
+RUN pip install --constraint /tmp/constraints.txt wheel==0.48.0 ninja==1.13.2 pybind11==3.1.0 \
     && NVTE_FRAMEWORK=pytorch MAX_JOBS=8 pip install --constraint /tmp/constraints.txt --no-build-isolation \
         "transformer-engine[core_cu13,pytorch]==2.20.2"
 
