@@ -37,13 +37,13 @@ RUN pip install --constraint /tmp/constraints.txt wheel==0.48.0 ninja==1.13.2 py
     && NVTE_FRAMEWORK=pytorch MAX_JOBS=8 pip install --constraint /tmp/constraints.txt --no-build-isolation \
         "transformer-engine[core_cu13,pytorch]==2.20.2"
 
-# Ubuntu's image has a user 1000 already.
+# Ubuntu's image has a user 1000 already, named ubuntu.
 RUN mkdir /workspace && chown ubuntu:ubuntu /workspace
 WORKDIR /workspace
 COPY --chown=ubuntu:ubuntu . .
 RUN pip install --constraint tools/constraints.txt --no-build-isolation --editable ".[dev]" \
     && chown -R ubuntu:ubuntu /workspace
-USER ubuntu
+USER 1000
 
 ENTRYPOINT ["tini", "--", "megatron-encdec"]
 CMD ["doctor"]
