@@ -1,6 +1,6 @@
 """The Dockerfile says what it installs to the last digit, copies what is there, and runs as nobody special.
 
-What can be checked without a linter (hadolint 2.15.1 has nothing to say of it); building it takes a registry and a GPU's worth of disk.
+What can be checked without a linter (hadolint 2.15.1 has nothing to say of it); building it takes a registry.
 """
 
 import re
