@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path.name for path in (ROOT / "examples").glob("*.yaml"))
+CONFIGS = sorted(path.name for path in (ROOT / "examples").glob("*.yaml") if not path.name.startswith("finetune_"))
+FINETUNE = sorted(path.name for path in (ROOT / "examples").glob("finetune_*.yaml"))
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for folder in ("examples", "tests", "tools")
                  for path in (ROOT / folder).glob("*.sh")) + [".ci/run"]
 TOOLS = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
@@ -34,6 +35,13 @@ def test_config_builds_and_its_phases_fit(name):
     phases = lay_out(config)
     assert phases[-1].end == config.run.total.steps
     assert phases[-1].objective.name == "mlm"
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_fine_tuning_config_builds(name):
+    from megatron_encdec.finetune.config import load_config
+
+    assert load_config(ROOT / "examples" / name).cells()
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("210m", 212), ("610m", 608), ("1b", 1188)])
