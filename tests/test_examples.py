@@ -39,9 +39,10 @@ def test_config_builds_and_its_phases_fit(name):
 
 @pytest.mark.parametrize("name", FINETUNE)
 def test_fine_tuning_config_builds(name):
-    from megatron_encdec.finetune.config import load_config
+    from megatron_encdec.finetune.config import FinetuneConfig
+    from megatron_encdec.platform.schema import build, load_yaml
 
-    assert load_config(ROOT / "examples" / name).cells()
+    assert build(FinetuneConfig, load_yaml(ROOT / "examples" / name)).cells()
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("210m", 212), ("610m", 608), ("1b", 1188)])
