@@ -7,6 +7,7 @@ import sys
 
 from megatron_encdec import __version__
 from megatron_encdec.platform.errors import AgreedError, RunFailed, UserError
+from megatron_encdec.platform.interrupts import interrupts_end_the_process
 
 # verb -> (module with add_arguments and run, what `--help` says of it)
 VERBS = {
@@ -29,7 +30,9 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
     for name, (module, summary) in VERBS.items():
         child = verbs.add_parser(name, help=summary, description=summary)
         if name == verb:  # import only what this call needs
-            importlib.import_module(module).add_arguments(child)
+            with interrupts_end_the_process():
+                module = importlib.import_module(module)
+            module.add_arguments(child)
     return parser
 
 

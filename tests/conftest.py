@@ -1,4 +1,4 @@
-"""For all tests: those marked `gpu` or `te` are skipped where there is no GPU or no Transformer Engine."""
+"""For all tests: one rank's process group; `gpu` and `te` tests skip where there is no GPU or no Transformer Engine."""
 
 from importlib.util import find_spec
 
@@ -20,3 +20,12 @@ def pytest_collection_modifyitems(items):
 def _skip(items, reason: str) -> None:
     for item in items:
         item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="module")
+def topology():
+    """One rank; gone after the module, since other modules' tests form groups of their own."""
+    from megatron_encdec.interop.source import one_rank
+
+    with one_rank() as alone:
+        yield alone

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from megatron_encdec.platform.interrupts import interrupts_end_the_process
+
 DESCRIPTION = """\
 Fine-tuned results to tables, figures and a page.
 
@@ -37,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
-    from megatron_encdec.study.report import report
+    with interrupts_end_the_process():
+        from megatron_encdec.study.report import report
 
     report(arguments.trees, arguments.output, arguments.reference)
     return 0

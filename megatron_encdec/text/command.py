@@ -7,6 +7,7 @@
 import argparse
 
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.interrupts import interrupts_end_the_process
 
 DESCRIPTION = """\
 Turn text into token ids on disk, once, for every run that will train on it.
@@ -83,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("input", "tokenizer", "output"):
         if not getattr(arguments, option):
             raise UserError(f"preprocess: --{option} is missing; see megatron-encdec preprocess --help")
-    from megatron_encdec.text.preprocess import preprocess
+    with interrupts_end_the_process():
+        from megatron_encdec.text.preprocess import preprocess
 
     manifest = preprocess(arguments.input, arguments.tokenizer, arguments.output,
                           train_tokenizer=arguments.train_tokenizer, text_key=arguments.text_key,

@@ -6,14 +6,6 @@ import pytest
 from trunk_states import fill, make
 
 from megatron_encdec.engine.saver import Saver
-from megatron_encdec.interop.source import one_rank
-
-
-@pytest.fixture(scope="module")
-def topology():
-    """Alone; gone after the module, since other rooms' tests form groups of their own."""
-    with one_rank() as alone:
-        yield alone
 
 
 @pytest.fixture(scope="module")

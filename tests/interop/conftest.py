@@ -7,7 +7,6 @@ import pytest
 import torch
 from small_run import BASE, run_cli
 
-from megatron_encdec.interop.source import one_rank
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.trunk import build_trunk
 from megatron_encdec.text.tokenizer import train_tokenizer
@@ -32,13 +31,6 @@ def run_directory(tmp_path_factory) -> Path:
     run_cli("pretrain", directory / "config.yaml", f"run.dir={directory / 'run'}",
             f"phases.1.steps={END - CLM_END}", "precision.dtype=bf16", "evaluation.every=6")
     return directory / "run"
-
-
-@pytest.fixture(scope="module")
-def topology():
-    """One rank; gone after the module, since other rooms' tests form groups of their own."""
-    with one_rank() as alone:
-        yield alone
 
 
 @pytest.fixture

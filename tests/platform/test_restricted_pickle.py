@@ -17,7 +17,6 @@ from trunk_states import fill, make, wrong
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text, verify
 from megatron_encdec.engine.saver import Saver
-from megatron_encdec.interop.source import one_rank
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.platform.restricted_pickle import load_plain, load_records
 from megatron_encdec.rundir.files import sha256_file
@@ -31,13 +30,6 @@ class Hostile:
 
     def __reduce__(self):
         return self._call
-
-
-@pytest.fixture(scope="module")
-def topology():
-    """One rank."""
-    with one_rank() as alone:
-        yield alone
 
 
 @pytest.fixture

@@ -21,7 +21,10 @@ from megatron_encdec.text import manifest as manifests
 # a file that is not a chunk's: that is how a run begins and, above all, how it ends.
 SCRIPT = """
 import os, signal, sys
-from megatron_encdec.text import chunks, preprocess
+from megatron_encdec.platform.interrupts import interrupts_end_the_process
+print("begun", flush=True)
+with interrupts_end_the_process():
+    from megatron_encdec.text import chunks, preprocess
 chunks.CHUNK_BYTES = preprocess.CHUNK_BYTES = int(os.environ.get("CHUNK", 4096))
 left = [int(os.environ.get("KILL", 0))]
 def watch(event, arguments):
@@ -246,8 +249,9 @@ def test_a_changed_run_starts_over(half, change, tmp_path, tokenizer_dir):
 
 def test_interrupt_says_that_the_same_command_continues(half):
     command, expected, partial = half
-    for wait in (0.05, 0.3, None):
+    for wait in (0, 0.05, 0.3, None):
         process = start(*command)
+        assert process.stdout.readline() == "begun\n"  # Python itself has started
         if wait is None:  # while it works
             before = finished(partial)
             while finished(partial) <= max(before, 6):
