@@ -12,7 +12,8 @@ INSTALL = {
     "flash_attn": "pip install --no-build-isolation flash-attn  (needs CUDA)",
     "tensorboard": "pip install tensorboard",
     "datasets": "pip install datasets",
-    "nemo_automodel": "pip install 'megatron_encdec[nemo]'",
+    "nemo_automodel": "pip install -e '.[nemo]'",
+    "seqeval": "pip install -e '.[nemo]'",
     "matplotlib": "pip install 'megatron_encdec[study]'",
     "sentencepiece": "pip install sentencepiece",
 }
@@ -28,5 +29,6 @@ def require(name: str, why: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        package = name.partition(".")[0]
         raise UserError(f"{why} needs the package {name}, which is not usable here ({error}); "
-                        f"install it: {INSTALL.get(name, 'pip install ' + name)}") from None
+                        f"install it: {INSTALL.get(package, 'pip install ' + package)}") from None

@@ -56,4 +56,4 @@ def test_mistakes_are_one_line(config, words, says):
 @pytest.mark.skipif(is_available("nemo_automodel"), reason="is about its absence")
 def test_without_nemo(config):
     done = run_cli("finetune", config, check=False)
-    assert done.returncode == 2 and "pip install 'megatron_encdec[nemo]'" in done.stderr
+    assert done.returncode == 2 and "pip install -e '.[nemo]'" in done.stderr
