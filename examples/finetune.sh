@@ -5,7 +5,7 @@
 #   bash examples/finetune.sh                                 again: only what is missing
 #   bash examples/finetune.sh grid.seeds=[0] --workers 2      with other settings
 #
-# Needs the recipes of NeMo AutoModel: `pip install -e '.[nemo,study]'` into .venv (or MEGATRON_ENCDEC_PYTHON).
+# Installs the recipes of NeMo AutoModel into .venv-nemo (or takes MEGATRON_ENCDEC_PYTHON, which has to have them).
 # Runs go to work_dirs/demo/finetuned, the report to work_dirs/demo/report; the config is examples/finetune_tiny.yaml.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,7 +17,7 @@ case "${1:-}" in
         ;;
 esac
 
-source tools/setup_env.sh
+ENCDEC_ENV=nemo source tools/setup_env.sh
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$PYTHON" -m megatron_encdec finetune examples/finetune_tiny.yaml "$@"
 "$PYTHON" -m megatron_encdec study report work_dirs/demo/finetuned --output work_dirs/demo/report

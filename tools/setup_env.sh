@@ -4,6 +4,7 @@
 #   bash tools/setup_env.sh      make or update .venv; nothing to do takes well under a second
 #   source tools/setup_env.sh    the same, then PYTHON names its interpreter and .venv/bin leads PATH
 #
+# ENCDEC_ENV=nemo makes .venv-nemo, with the extras of fine-tuning: NeMo AutoModel needs other versions of some packages.
 # MEGATRON_ENCDEC_PYTHON=/path/to/python uses that interpreter as it is and installs nothing (Docker, clusters).
 # pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf, ...) apply: the way to a mirror, or to the CPU
 # build of torch. Left alone, Linux gets torch's CUDA build, which is several GB.
@@ -11,6 +12,7 @@
 #   1. .venv is up to date if its stamp is the hash of what determines it
 #   2. else: one process at a time; what an interrupted installation left is thrown away first
 #   3. torch, then this project with its development tools, versions from tools/constraints.txt
+#      (for ENCDEC_ENV=nemo: with the extras nemo and study, tools/constraints_nemo.txt)
 
 if [[ "${BASH_SOURCE[0]}" != "$0" ]]; then # sourced: a child does the work, so that its `exit` cannot end us
     bash "${BASH_SOURCE[0]}" || return 1
@@ -19,8 +21,8 @@ if [[ "${BASH_SOURCE[0]}" != "$0" ]]; then # sourced: a child does the work, so 
         PYTHON="$(command -v "$MEGATRON_ENCDEC_PYTHON")"
         export PYTHONPATH="$_encdec_root${PYTHONPATH:+:$PYTHONPATH}" # this checkout, installed or not
     else
-        PYTHON="$_encdec_root/.venv/bin/python"
-        export PATH="$_encdec_root/.venv/bin:$PATH"
+        PYTHON="$_encdec_root/.venv${ENCDEC_ENV:+-$ENCDEC_ENV}/bin/python"
+        export PATH="${PYTHON%/*}:$PATH"
     fi
     export PYTHON
     unset _encdec_root
@@ -30,7 +32,15 @@ fi
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-venv="$root/.venv"
+kind="${ENCDEC_ENV:-}"
+case "$kind" in
+    "") extras=dev modules="torch megatron transformers tokenizers yaml rich" ;;
+    nemo) extras=nemo,study,dev modules="torch transformers yaml rich nemo_automodel seqeval matplotlib" ;;
+    *) echo "setup: ENCDEC_ENV=$kind: no such environment; nothing, or nemo" >&2 && exit 1 ;;
+esac
+name=".venv${kind:+-$kind}"
+venv="$root/$name"
+constraints="tools/constraints${kind:+_$kind}.txt"
 python="$venv/bin/python"
 stamp="$venv/.installed"
 unfinished="$venv/.unfinished"
@@ -46,7 +56,7 @@ suits() { "$1" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 
 
 # What .venv depends on: its interpreter, where it lies, and what is asked for.
 fingerprint() {
-    (cd "$root" && "$python" -I - setup.py pyproject.toml tools/constraints.txt) 2>/dev/null <<'PYTHON'
+    (cd "$root" && "$python" -I - setup.py pyproject.toml "$constraints") 2>/dev/null <<'PYTHON'
 import hashlib, os, sys
 parts = [sys.version, os.getcwd()] + [open(path, encoding="utf-8").read() for path in sys.argv[1:]]
 print(hashlib.sha256("\0".join(parts).encode()).hexdigest())
@@ -62,24 +72,25 @@ use_given_interpreter() {
         || fail "MEGATRON_ENCDEC_PYTHON=$given: Python 3.11 or newer is needed"
     local missing
     missing="$("$given" -c '
+import sys
 from importlib.util import find_spec
-print(*(name for name in ("torch", "megatron", "transformers", "tokenizers", "yaml", "rich") if not find_spec(name)))')"
+print(*(name for name in sys.argv[1].split() if not find_spec(name)))' "$modules")"
     [[ -z "$missing" ]] || fail "MEGATRON_ENCDEC_PYTHON=$given: not installed there: $missing;" \
-        "run  $given -m pip install -e '$root[dev]'"
+        "run  $given -m pip install -e '$root[$extras]'"
 }
 
 make_venv() {
     local candidate
     if [[ -e "$unfinished" ]]; then
-        say "an installation was interrupted; starting .venv over"
+        say "an installation was interrupted; starting $name over"
     elif [[ -d "$venv/bin" ]] && ! { suits "$python" && "$python" -m pip --version >/dev/null 2>&1; }; then
-        say ".venv does not work (Python 3.11 or newer with pip is needed); starting it over"
+        say "$name does not work (Python 3.11 or newer with pip is needed); starting it over"
     elif [[ -d "$venv/bin" ]]; then
         return
     fi
     for candidate in python3.11 python3.12 python3.13 python3 python; do
         suits "$candidate" || continue
-        say "making .venv with $("$candidate" --version)"
+        say "making $name with $("$candidate" --version)"
         touch "$unfinished" # stays until everything is installed
         "$candidate" -m venv --clear "$venv"
         touch "$unfinished"
@@ -91,7 +102,7 @@ make_venv() {
 
 # pip with our versions: talking on a terminal, where a download can be watched; else into a log, shown on failure.
 pip_install() {
-    local command=("$python" -m pip install --constraint "$root/tools/constraints.txt" "$@")
+    local command=("$python" -m pip install --constraint "$root/$constraints" "$@")
     local log="$venv/install.log"
     export PIP_DISABLE_PIP_VERSION_CHECK=1
     if [[ -t 1 ]]; then
@@ -99,7 +110,7 @@ pip_install() {
     else
         "${command[@]}" >"$log" 2>&1 || {
             tail -n 20 "$log" >&2
-            fail "pip install $* failed, see above and .venv/install.log; the same call again retries"
+            fail "pip install $* failed, see above and $name/install.log; the same call again retries"
         }
     fi
 }
@@ -115,7 +126,7 @@ install_everything() {
     fi
     pip_install torch==2.13.0
     say "installing megatron-encdec and what it needs"
-    pip_install --no-build-isolation --editable "$root[dev]"
+    pip_install --no-build-isolation --editable "$root[$extras]"
     fingerprint >"$stamp"
     rm "$unfinished"
 }
@@ -138,4 +149,4 @@ fi
 start=$SECONDS
 make_venv
 install_everything
-say ".venv is ready after $((SECONDS - start)) s"
+say "$name is ready after $((SECONDS - start)) s"

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 
+SETTLE_SECONDS = 0.5  # a rank that was killed may take longer to be gone than those that miss it
 GRACE_SECONDS = 3.0  # for the other ranks when one has failed: long enough for what they have to say
 REPEAT_SECONDS = 1.0  # a signal that comes again sooner is the same one (to a process group and forwarded as well)
 
@@ -135,28 +136,36 @@ class _Forwarder:
 
 
 def _wait(processes: list, signals: _Forwarder) -> int:
-    deadline = None
-    failure = 0
-    while any(process.exitcode is None for process in processes):
-        # a rank that was killed takes others with it within milliseconds: it is the one to name
+    """Until all have ended; the exit code of the rank to name, or of a second signal, or 0."""
+    deadline = failed = None
+    code = 0
+    while True:
+        running = [process for process in processes if process.exitcode is None]
+        now = time.monotonic()
+        # a rank that was killed takes others with it, which may be gone before it is: it is the one to name
         bad = sorted((process.exitcode > 0, rank) for rank, process in enumerate(processes) if process.exitcode)
-        if bad and not failure:
-            rank = bad[0][1]
-            code = processes[rank].exitcode
-            failure = code if code > 0 else 128 - code
-            deadline = time.monotonic() + GRACE_SECONDS
-            if code != 2:  # a user's mistake has already said its one line
-                _say_failed(rank, processes[rank])
+        if bad and not code:
+            failed = failed or now
+            by_itself, rank = bad[0]
+            if not by_itself or not running or now > failed + SETTLE_SECONDS:
+                code = _exit_code(processes[rank])
+                deadline = now + GRACE_SECONDS
+                if code != 2:  # a user's mistake has already said its one line
+                    _say_failed(rank, processes[rank])
+        if not running:
+            return code
         if signals.again and deadline is None:
-            deadline = time.monotonic() + REPEAT_SECONDS
-            failure = 128 + signals.last
-        if deadline is not None and time.monotonic() > deadline:
-            for process in processes:
-                if process.exitcode is None:
-                    process.kill()
+            deadline = now + REPEAT_SECONDS
+            code = 128 + signals.last
+        if deadline is not None and now > deadline:
+            for process in running:
+                process.kill()
         time.sleep(0.02)
-    codes = [process.exitcode for process in processes]
-    return failure or next((code if code > 0 else 128 - code for code in codes if code), 0)
+
+
+def _exit_code(process) -> int:
+    """As a shell has it."""
+    return process.exitcode if process.exitcode >= 0 else 128 - process.exitcode
 
 
 def _say_failed(rank: int, process) -> None:
