@@ -2,10 +2,9 @@
 
     python benchmarks/masked_head.py [--ratios 0.15 0.3 0.5] [--width 512] [--vocabulary 32768] [--rounds 5]
 
-A forward and backward pass of a trunk (no optimizer), labels at every position and at a share of them. The cost of
-the parts is the machine's, their amounts the count's (model/flops.py): the trunk without labels and the head
-with all of them are timed on their own, which gives each part's FLOP rate; the prediction for a ratio is what the FLOPs
-with all of them are timed on their own, which gives each part its rate; the prediction for a ratio is what the FLOPs
+A forward and backward pass of a trunk (no optimizer), labels at every position and at a share of them. What the parts
+amount to is the count's (model/flops.py), what they cost the machine's: the trunk without labels and the head with all
+of them are timed on their own, which gives each part its FLOP rate, and with these rates the count predicts a ratio.
 
 `plain` is the prediction with one rate for all FLOPs.
 """
