@@ -53,12 +53,12 @@ tokenizer: {path: $work/imported/tokenizer}
 data:
   train: [{path: $work/data/docstrings}]
   validation: [{path: $work/data/docstrings.validation}]
-  sequence_length: 128
+  sequence_length: 64
 model: {run: $work/imported}
 phases: [{name: mlm, objective: {name: mlm, mask_ratio: 0.3}, steps: $steps}]
 optimizer: {lr: 3.0e-4}                                     # fresh moments, and a warm-up of its own
 schedule: {name: wsd, warmup_steps: $((steps / 10)), decay_steps: $((steps / 4))}
-batch: {global_size: 8, micro_size: 4}
+batch: {global_size: 8, micro_size: 8}
 checkpoint: {every: 1000, keep: 1}
 evaluation: {every: 1000, batches: 4}
 logging: {tensorboard: false}
