@@ -28,7 +28,7 @@ from megatron_encdec.text.encode import is_validation
 
 LIBRARIES = 8
 WORDS = 48  # of a text of the token task, at most
-CHARACTERS = 320  # of texts of the other tasks
+CHARACTERS = 240  # of texts of the other tasks
 _PARAMETER = re.compile(r"^[ ]*(?P<name>[a-z_]\w+)(?: : (?P<numpy>[^\n]{2,60})| ?\((?P<google>[^()\n]{2,60})\): )",
                         re.MULTILINE)
 _QUOTED = re.compile(r"`+([A-Za-z_][\w.()\[\]]*)`+")
