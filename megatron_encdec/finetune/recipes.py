@@ -232,7 +232,8 @@ class Retrieval(EncoderRecipe):
     """IR: a query's own document against all documents of the global batch, which never is in memory at once.
 
     Gao et al. 2021 (GradCache): embed everything without gradients, take the loss's gradient with respect to the
-    embeddings, then run each micro-batch again and carry that gradient on into the encoder.
+    embeddings, then run each micro-batch again and carry that gradient on into the encoder. A batch that is one
+    micro-batch, on one rank, is run once.
     """
 
     def _targets(self, batch: dict) -> int:
@@ -257,9 +258,13 @@ class Retrieval(EncoderRecipe):
     def _backward(self, batch: dict, scale: float, last: bool) -> torch.Tensor:
         model, batch = self.model_parts[0], self._on_device(batch)
         chunks, count = self._chunks(batch), len(batch["input_ids"])
-        with torch.no_grad():
-            embeddings = torch.cat([self._embed(self.encoder, *chunk) for chunk in chunks])
-        loss, gradient = self._loss_and_gradient(embeddings, count)
+        once = len(chunks) == 2 and self.dist_env.world_size == 1
+        with torch.set_grad_enabled(once):
+            parts = [self._embed(self.encoder, *chunk) for chunk in chunks]
+        loss, gradient = self._loss_and_gradient(torch.cat(parts).detach(), count)
+        if once:
+            torch.autograd.backward(parts, (gradient * scale).split([len(part) for part in parts]))
+            return loss
         begin = 0
         for number, chunk in enumerate(chunks):
             meet = last and number == len(chunks) - 1

@@ -62,6 +62,14 @@ def losses(cell):
     return {record["step"]: record["loss"] for record in map(json.loads, lines)}
 
 
+def test_micro_batches_of_retrieval_change_nothing(root):
+    """Cached gradients are those of the whole batch at once."""
+    cells = [cell_of(root, "IR", f"micro_{size}", steps=6, retrieval_micro_batch_size=size) for size in (3, 16)]
+    scores = [run_one(cell)["validation"]["score"] for cell in cells]
+    assert losses(cells[0]) == pytest.approx(losses(cells[1]), rel=2e-4)
+    assert scores[0] == pytest.approx(scores[1], abs=0.07)
+
+
 @pytest.mark.parametrize("family", ["SC", "IR", *(pytest.param(one, marks=pytest.mark.slow) for one in ("TC", "QA"))])
 def test_two_ranks_are_one(root, family):
     """By NeMo's own application, from the YAML that a run on one rank left."""
