@@ -24,7 +24,7 @@ SIGTERM or Ctrl-C ends the runs in hand; they begin again with the next call. A 
 failure.json, and is tried again only with --retry-failed. The same command twice at once shares the runs.
 """
 FUNCTION = "megatron_encdec.finetune.run:run_one"
-CORES_A_WORKER, MOST_WORKERS = 2, 8
+MOST_WORKERS = 8  # without GPUs, a core each: two such runs at once end sooner than one after the other on both cores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="models, datasets, grid and protocol")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="set a key of the config")
     parser.add_argument("--workers", type=int, metavar="N",
-                        help="runs at a time (= sweep.workers; default: one for each GPU, else for each two cores)")
+                        help=f"runs at a time (= sweep.workers; default: one for each GPU, else for each core, up to {MOST_WORKERS})")
     parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (= sweep.retry_failed)")
     parser.add_argument("--dry-run", action="store_true", help="say what is to be done; run nothing")
 
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _sweep(config: FinetuneConfig, cells: list, todo: int) -> Sweep:
     """The sweep, with workers for this machine."""
     gpus, cores = _gpus(), available_cores()
-    workers = config.sweep.workers or len(gpus) or min(MOST_WORKERS, max(1, cores // CORES_A_WORKER))
+    workers = config.sweep.workers or len(gpus) or min(MOST_WORKERS, cores)
     workers = min(workers, todo)
     threads = max(1, cores // workers)
     where = f"{len(gpus)} GPU{'s' * (len(gpus) != 1)}" if gpus else f"{threads} of {cores} cores each"
