@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="models, datasets, grid and protocol")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="set a key of the config")
     parser.add_argument("--workers", type=int, metavar="N",
-                        help=f"runs at a time (= sweep.workers; default: one for each GPU, else for each core, up to {MOST_WORKERS})")
+                        help="runs at a time (= sweep.workers; default: one for each GPU, else for each core, up to "
+                             f"{MOST_WORKERS})")
     parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (= sweep.retry_failed)")
     parser.add_argument("--dry-run", action="store_true", help="say what is to be done; run nothing")
 
