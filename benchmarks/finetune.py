@@ -2,6 +2,7 @@
 
     python benchmarks/finetune.py [--model HF_DIR] [--rounds 2] [--rates 5e-5,2e-4] [--seeds 2] [--steps 30]
                                   [--examples 800] [--length 64] [--workers N] [--json PATH]
+                                  [--trainer-python .venv/bin/python]
 
 Without --model a small EuroBERT with random weights and a byte-level BPE are made from torch's docstrings; the task is
 which of its eight largest sub-packages a docstring is from. Both sides train every (learning rate,
@@ -13,7 +14,8 @@ in one session, on the same cores:
                with its defaults but the grid's; the tokenised data are kept on disk between its processes
 
 Prints both in runs per hour, their ratio round by round, and the mean test score of each as a sign that they do the
-same work. Needs megatron_encdec[nemo]; the Trainer needs the package accelerate.
+same work. Needs megatron_encdec[nemo]. The Trainer needs accelerate, and starts quicker in an environment without
+NeMo's packages: --trainer-python names one's interpreter.
 """
 
 import argparse
@@ -28,6 +30,8 @@ import time
 from pathlib import Path
 
 LIBRARIES, VOCABULARY, BATCH = 8, 8192, 32
+
+
 def make_data(folder: Path, examples: int) -> None:
     """`train`, `validation` and `test`.jsonl of {text, label}: docstrings of the sub-packages that have most."""
     import torch
@@ -111,7 +115,8 @@ def trainer_round(arguments, work: Path, round_: int) -> tuple[float, list[float
         for seed in range(arguments.seeds):
             out = work / f"trainer_{round_}" / f"lr{rate:g}_sd{seed}"
             run_process([__file__, "--one-run", "--model", arguments.model, "--data", work, "--out", out,
-                         "--rates", rate, "--seeds", seed, "--steps", arguments.steps, "--length", arguments.length])
+                         "--rates", rate, "--seeds", seed, "--steps", arguments.steps, "--length", arguments.length],
+                        arguments.trainer_python)
             scores.append(json.loads((out / "results.json").read_text())["test"]["score"])
     return time.perf_counter() - began, scores
 
@@ -133,10 +138,10 @@ def sweep_round(arguments, work: Path, round_: int) -> tuple[float, list[float]]
     return seconds, [json.loads(path.read_text())["test"]["score"] for path in sorted(results.rglob("results.json"))]
 
 
-def run_process(words: list) -> None:
-    """`python WORDS`; ends this benchmark with what it said if it fails."""
+def run_process(words: list, python: str = sys.executable) -> None:
+    """`PYTHON WORDS`; ends this benchmark with what it said if it fails."""
     paths = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True,
+    done = subprocess.run([python, *map(str, words)], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"})
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, words))}: exit code {done.returncode}\n{done.stderr[-3000:]}")
@@ -173,6 +178,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--trainer-python", default=sys.executable, metavar="PATH")
     parser.add_argument("--one-run", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
