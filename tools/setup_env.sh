@@ -12,7 +12,7 @@
 #   1. .venv is up to date if its stamp is the hash of what determines it
 #   2. else: one process at a time; what an interrupted installation left is thrown away first
 #   3. torch, then this project with its development tools, versions from tools/constraints.txt
-#      (for ENCDEC_ENV=nemo: with the extras nemo and study, tools/constraints_nemo.txt)
+#      (for ENCDEC_ENV=nemo: with the extras nemo, study and reference, tools/constraints_nemo.txt)
 
 if [[ "${BASH_SOURCE[0]}" != "$0" ]]; then # sourced: a child does the work, so that its `exit` cannot end us
     bash "${BASH_SOURCE[0]}" || return 1
@@ -35,7 +35,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 kind="${ENCDEC_ENV:-}"
 case "$kind" in
     "") extras=dev modules="torch megatron transformers tokenizers yaml rich" ;;
-    nemo) extras=nemo,study,dev modules="torch transformers yaml rich nemo_automodel seqeval matplotlib" ;;
+    nemo) extras=nemo,study,reference,dev modules="torch transformers yaml rich nemo_automodel seqeval matplotlib" ;;
     *) echo "setup: ENCDEC_ENV=$kind: no such environment; nothing, or nemo" >&2 && exit 1 ;;
 esac
 name=".venv${kind:+-$kind}"
