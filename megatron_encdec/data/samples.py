@@ -44,8 +44,8 @@ class Samples:
     def __init__(self, config: DataConfig, which: Literal["train", "validation"] = "train"):
         """Open the sources of `config.train` or `config.validation`.
 
-        Raises UserError where there is none, one is shorter than a window, two are the same data, or two were
-        written with different tokenizers; IntegrityError where files are damaged.
+        Raises UserError where there is none, one is shorter than a window, or two are the same data; IntegrityError
+        where files are damaged. Whether they are of the run's tokenizer its plan checks.
         """
         sources, self._key = getattr(config, which), f"data.{which}"
         if not sources:
@@ -69,11 +69,6 @@ class Samples:
     def len_windows(self) -> int:
         """Windows of all sources together: with one source, samples in an epoch."""
         return sum(self.windows)
-
-    @property
-    def tokenizer(self) -> dict | None:
-        """The manifest's record of the tokenizer that wrote the sources; None without manifests."""
-        return next((store.tokenizer for store in self.stores if store.tokenizer), None)
 
     def epochs(self, samples: int) -> list[float]:
         """How often each source is read, on average over its windows, by samples 0 .. samples - 1."""
@@ -102,7 +97,6 @@ class Samples:
         return Sample(index, source, epoch, window, store.read(start, length), ends_E)
 
     def _check(self) -> None:
-        first_with_manifest = None
         for k, store in enumerate(self.stores):
             key = f"{self._key}.{k}.path"
             if self.windows[k] == 0:
@@ -112,11 +106,6 @@ class Samples:
             if twin != k:
                 raise UserError(f"{key}: {store.prefix} is the same data as source {twin} "
                                 f"({self.stores[twin].prefix}); give it once, with the sum of the weights")
-            if store.tokenizer:
-                first_with_manifest = first_with_manifest or store
-                if store.tokenizer.get("fingerprint") != first_with_manifest.tokenizer.get("fingerprint"):
-                    raise UserError(f"{key}: {store.prefix} was written with another tokenizer than "
-                                    f"{first_with_manifest.prefix}; preprocess both with the same one")
 
 
 def random_cuts(seed: int, index: int, length: int, law: RandomLength) -> np.ndarray:

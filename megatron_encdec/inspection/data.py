@@ -69,7 +69,7 @@ def describe(prefix: str) -> dict:
     return {**report, "bytes_in": manifest.bytes_in,
             "bytes_per_token": manifest.bytes_in / max(1, store.tokens),
             "characters_per_token": manifest.characters / max(1, store.tokens),
-            "skipped": to_dict(manifest.skipped), "tokenizer": to_dict(manifest.tokenizer),
+            "skipped": to_dict(manifest.skipped), "losses": manifest.losses(), "tokenizer": to_dict(manifest.tokenizer),
             "settings": to_dict(manifest.settings)}
 
 
@@ -108,11 +108,9 @@ def _window(samples: Samples, index: int, objective, tokenizer: Tokenizer) -> di
 
 
 def _tokenizer(arguments: argparse.Namespace, report: dict) -> Tokenizer:
-    tokenizer = load_tokenizer(arguments.tokenizer, arguments.mask_token, arguments.eod_token)
-    if report["manifest"] and report["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
-        raise UserError(f"--tokenizer {arguments.tokenizer}: is not the tokenizer that wrote "
-                        f"{report['prefix']} (fingerprint {tokenizer.fingerprint[:12]}, the manifest says "
-                        f"{report['tokenizer']['fingerprint'][:12]})")
+    tokenizer = load_tokenizer(arguments.tokenizer, arguments.mask_token, arguments.eod_token, "--{}-token")
+    if report["manifest"] and not tokenizer.has_fingerprint(report["tokenizer"]["fingerprint"]):
+        raise UserError(f"--tokenizer {tokenizer.not_the_one(report['prefix'], report['tokenizer']['fingerprint'])}")
     return tokenizer
 
 
@@ -160,7 +158,8 @@ def _facts(report: dict) -> list[tuple[str, str]]:
                       f"{tokenizer['fingerprint'][:12]}")]
     skipped = [("skipped", f"{reason}: {one['count']:,} document(s), first {', '.join(one['examples'])}")
                for reason, one in report["skipped"].items()]
-    return facts + (skipped or [("skipped", "nothing")])
+    lost = [("lost", f"{loss.replace('_', ' ')}: {count:,}") for loss, count in report["losses"].items() if count]
+    return facts + (skipped or [("skipped", "nothing")]) + lost
 
 
 def _verified(verified: dict | None) -> list[tuple[str, str]]:

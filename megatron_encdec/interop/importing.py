@@ -40,7 +40,8 @@ from megatron_encdec.platform.control import Control
 from megatron_encdec.platform.errors import AgreedError, UserError
 from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
 from megatron_encdec.rundir.lineage import history_hash
-from megatron_encdec.text.tokenizer import Tokenizer, find_model_file, load_tokenizer
+from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_encdec.text.tokenizer_models import find_model_file
 from megatron_encdec.training.state import versions
 
 USUAL_LENGTH = 2048  # tokens of a window, where the model has as many positions

@@ -17,7 +17,8 @@ from typing import Literal
 from megatron_encdec.interop.tokenizer_files import SAMPLES, convert_sentencepiece
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
-from megatron_encdec.text.tokenizer import MODEL_FILES, Tokenizer, find_model_file, load_tokenizer
+from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_encdec.text.tokenizer_models import MODEL_FILES, find_model_file
 
 ADDED = "<|mask|>"
 FILES = (*MODEL_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",

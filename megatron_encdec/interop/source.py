@@ -85,7 +85,7 @@ def _tokenizer(found: Path, config: Config, state: dict) -> Tokenizer | None:
         raise UserError(f"{where}: its tokenizer.path {settings.path} is not there; paths in a config are "
                         "relative to where pretrain ran: export from there, or bring the tokenizer back")
     tokenizer = load_tokenizer(settings.path, settings.mask_token, settings.eod_token)
-    if tokenizer.fingerprint != state["tokenizer_fingerprint"]:
+    if not tokenizer.has_fingerprint(state["tokenizer_fingerprint"]):
         raise UserError(f"{where}: its tokenizer.path {settings.path} is not the tokenizer of {found.name} "
                         f"any more (fingerprint {tokenizer.fingerprint[:12]}, trained with "
                         f"{state['tokenizer_fingerprint'][:12]}); put the old file back")

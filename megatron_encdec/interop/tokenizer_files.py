@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.tokenizer import Tokenizer, find_model_file
+from megatron_encdec.text.tokenizer import Tokenizer
+from megatron_encdec.text.tokenizer_models import find_model_file
 
 SAMPLES = ("Hello world", "two  spaces, a tab\there\nand lines\n\n", "naïve café — 東京 🙂",
            "x = f(y)[0]; y += 1.5e-3", "don't STOP", "ﬁne ½ Ⅷ", "")

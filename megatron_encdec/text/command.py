@@ -42,6 +42,10 @@ examples:
 then name corpora/docs under data.train (and corpora/docs.validation under data.validation) in a config.
 """
 
+_LOSSES = {"special_tokens_in_text": "special tokens spelt out in the text, which this tokenizer cannot keep as text",
+           "unknown_tokens": "unknown tokens stand for text that this tokenizer does not know",
+           "dropped_characters": "characters that this tokenizer does not know are left out (it has no unknown token)"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Put the verb's options and help on `parser`."""
@@ -118,5 +122,8 @@ def _print_summary(prefix: str, validation: bool, manifest) -> None:
               f"fingerprint {part.fingerprint[:12]}")
     for reason, skipped in manifest.skipped.items():
         print(f"skipped, {reason}: {skipped.count:,} (first: {', '.join(skipped.examples)})")
+    for loss, what in _LOSSES.items():
+        if count := sum(part.losses()[loss] for part in splits.values()):
+            print(f"note: {count:,} {what}")
     if manifest.unproven_cuts:
         print(f"note: in {manifest.unproven_cuts:,} places very long text without blanks was cut for the tokenizer")

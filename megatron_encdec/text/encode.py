@@ -11,6 +11,7 @@ Letters: D documents, T tokens.
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from megatron_encdec.text.chunks import Chunk
 from megatron_encdec.text.documents import Batch, LongDocument, read_chunk
 from megatron_encdec.text.encoder import LONG_CHARACTERS, Encoder, encode_long
 from megatron_encdec.text.indexed import token_dtype
+from megatron_encdec.text.losses import LossCounter, Losses
 from megatron_encdec.text.tokenizer import load_tokenizer
 
 TRAIN, VALIDATION = "train", "validation"
@@ -41,8 +43,9 @@ class EncodeSettings:
 
 
 @dataclass
-class Account:
-    """What became of a chunk's documents in one split: how many, what they took, the sha256 of their ids."""
+class Account(Losses):
+    """What became of a chunk's documents in one split: how many, what they took, the sha256 of their ids; and what
+    the tokenizer lost of them."""
 
     documents: int = 0
     tokens: int = 0
@@ -84,12 +87,12 @@ def make_worker(settings: EncodeSettings) -> Callable[[tuple[int, Chunk]], Chunk
     """Load the tokenizer here, and return the function from a numbered chunk to its account."""
     tokenizer = load_tokenizer(settings.tokenizer_path, settings.mask_token, settings.eod_token)
     encoder = Encoder(tokenizer, settings.encoder)
-    dtype = token_dtype(tokenizer.vocabulary_size)
+    dtype, losses = token_dtype(tokenizer.vocabulary_size), LossCounter(tokenizer)
 
     def work(item: tuple[int, Chunk]) -> ChunkAccount:
         number, chunk = item
         try:
-            writing = _ChunkWriting(number, chunk, settings, encoder, dtype, tokenizer.eod_id)
+            writing = _ChunkWriting(number, chunk, settings, encoder, dtype, tokenizer.eod_id, losses)
             for part in read_chunk(chunk, settings.text_key):
                 if isinstance(part, LongDocument):
                     writing.add_long(part)
@@ -106,8 +109,9 @@ class _ChunkWriting:
     """A chunk's ids and account while they grow."""
 
     def __init__(self, number: int, chunk: Chunk, settings: EncodeSettings, encoder: Encoder, dtype: np.dtype,
-                 eod_id: int):
+                 eod_id: int, losses: LossCounter):
         self._settings, self._encoder, self._dtype, self._eod_id = settings, encoder, dtype, eod_id
+        self._losses = losses
         self._chunk = chunk
         self.account = ChunkAccount(number, chunk.consumed)
         self._splits = (TRAIN, VALIDATION) if settings.validation_percent else (TRAIN,)
@@ -136,9 +140,9 @@ class _ChunkWriting:
         texts_D, sizes_D = batch.texts_D[which], np.array(batch.sizes_D[which])
         characters_D, places_D = np.array(batch.characters_D[which]), batch.places_D[which]
         ids_T, lengths_D = self._encoder.encode(texts_D)
-        kept_D = lengths_D > 0  # of a text the tokenizer's normalizer may leave nothing
+        kept_D = lengths_D > 0
         for place in np.flatnonzero(~kept_D).tolist():
-            self._skip("empty", *places_D[place], int(sizes_D[place]))
+            self._skip("no_tokens", *places_D[place], int(sizes_D[place]))
         chosen_D = np.zeros(len(texts_D), bool)
         if self._settings.validation_percent:
             percent = self._settings.validation_percent
@@ -150,6 +154,7 @@ class _ChunkWriting:
             split_T = ids_T if all_mine else ids_T[np.repeat(mine_D, lengths_D)]
             self._write(split, split_T, lengths_D[mine_D])
             account = self.account.splits[split]
+            self._losses.add(account, compress(texts_D, mine_D), split_T)
             account.bytes_in += int(sizes_D[mine_D].sum())
             account.characters += int(characters_D[mine_D].sum())
 
@@ -186,12 +191,14 @@ class _ChunkWriting:
         length = 0
         for ids_T, proven in encode_long(document.pieces(), lambda text: self._encoder.encode([text.encode()])[0]):
             self._put(split, ids_T.astype(self._dtype))
+            self._losses.add(self.account.splits[split], (), ids_T)
             length += len(ids_T)
             self.account.unproven += not proven
         if not length:
-            self._skip("empty", document.file, document.line, document.size)
+            self._skip("no_tokens", document.file, document.line, document.size)
             return
         self.account.lines += 1
+        self._losses.add(self.account.splits[split], map(str.encode, document.pieces()), np.empty(0, np.uint32))
         self._put(split, np.array([self._eod_id], self._dtype))
         self._end_documents(split, np.array([length + 1]))
         self.account.splits[split].bytes_in += document.size

@@ -10,7 +10,6 @@ run. Its cache of words grows without bound, so a worker starts it anew when its
 Letters: D documents, T tokens.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from itertools import islice
 import numpy as np
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.tokenizer import Tokenizer, find_model_file
+from megatron_encdec.text.tokenizer import Tokenizer
 
 GIGATOKEN, TOKENIZERS = "gigatoken", "tokenizers"
 CACHE_BYTES = 256 << 20  # growth of a worker's memory that gigatoken's cache is allowed
@@ -62,7 +61,7 @@ class Encoder:
 
     def _start(self) -> None:
         self._fast = None  # frees the old one's cache first
-        self._fast = load_gigatoken(self._tokenizer)
+        self._fast = self._tokenizer.model.for_gigatoken()
         self._full = resident_bytes() + CACHE_BYTES
 
     def encode(self, texts_D: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -106,18 +105,6 @@ def _join(ids_D: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return (np.concatenate(ids_D) if ids_D else np.empty(0, np.uint32)), lengths_D
 
 
-def load_gigatoken(tokenizer: Tokenizer):
-    """gigatoken's form of the tokenizer, special tokens taken as text. Raises whatever it raises."""
-    import gigatoken
-
-    file = find_model_file(tokenizer.path)
-    if file.suffix == ".model":
-        return gigatoken.Tokenizer.from_sentencepiece(file.read_bytes()).backend
-    content = json.loads(file.read_bytes())
-    content["added_tokens"] = [token for token in content.get("added_tokens") or [] if not token.get("special")]
-    return gigatoken.Tokenizer.from_json(json.dumps(content)).backend
-
-
 def choose_encoder(tokenizer: Tokenizer, sample: list[str], wanted: str | None = None) -> EncoderChoice:
     """gigatoken if it gives the tokenizer's ids on every text of `sample` and on texts of ours, else `tokenizers`.
 
@@ -128,7 +115,7 @@ def choose_encoder(tokenizer: Tokenizer, sample: list[str], wanted: str | None =
         return ours
     texts = [*sample, *PROBES, *_token_probes(tokenizer)]
     try:
-        fast = load_gigatoken(tokenizer)
+        fast = tokenizer.model.for_gigatoken()
         different = next((text for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True)
                           if fast.encode(text.encode("utf-8")).tolist() != ids), None)
         reason = None if different is None else f"its ids differ from the tokenizer's, first at {different[:60]!r}"
@@ -148,9 +135,7 @@ def choose_encoder(tokenizer: Tokenizer, sample: list[str], wanted: str | None =
 def _token_probes(tokenizer: Tokenizer) -> Iterator[str]:
     """Texts that hold the tokenizer's special tokens, and the others that were added to its vocabulary."""
     yield "".join(tokenizer.token(id_) or "" for id_ in tokenizer.special_ids)
-    file = find_model_file(tokenizer.path)
-    added = [] if file.suffix == ".model" else json.loads(file.read_bytes()).get("added_tokens") or []
-    for name in [token["content"] for token in added if not token.get("special")][:MOST_PROBES]:
+    for name in tokenizer.model.ordinary_added()[:MOST_PROBES]:
         yield from (name, f"a{name}b", f"a {name} b  {name}\n{name}{name}", f" {name.upper()} {name.lower()} ")
 
 

@@ -11,13 +11,14 @@ nothing but inputs, settings and installed encoder (no times, no worker count): 
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.platform.schema import build, to_dict
 from megatron_encdec.rundir.files import refuse_pointer, write_json_atomic
 from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, bin_path, idx_path, read_header, size_error
+from megatron_encdec.text.losses import Losses
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Skipped:
 
 @dataclass(frozen=True)
 class TokenizerRecord:
-    """The tokenizer the ids belong to."""
+    """The tokenizer the ids belong to: `fingerprint` as `Tokenizer.fingerprint` (that of the file's bytes in data of
+    earlier versions)."""
 
     fingerprint: str
     vocabulary_size: int
@@ -78,6 +80,9 @@ class Manifest:
     under one hash. `parts`: bytes of `.bin` from each merged output (empty: it is all one); the shards of each begin
     anew, and the last of each may be shorter. `encoder`: None in data of earlier versions. `unproven_cuts`: places
     in very long documents where the text had to be cut for the tokenizer without proof that it makes no difference.
+    What the tokenizer could not keep of the texts (0 in data of earlier versions, where it was not counted):
+    `special_tokens_in_text`: special tokens spelt out that it has no tokens for; `unknown_tokens`: places where its
+    unknown token stands; `dropped_characters`: characters that left nothing behind.
     """
 
     documents: int
@@ -98,6 +103,13 @@ class Manifest:
     parts: tuple[int, ...] = ()
     encoder: EncoderRecord | None = None
     unproven_cuts: int = 0
+    special_tokens_in_text: int = 0
+    unknown_tokens: int = 0
+    dropped_characters: int = 0
+
+    def losses(self) -> dict[str, int]:
+        """What the tokenizer could not keep of the texts, by name."""
+        return {loss.name: getattr(self, loss.name) for loss in fields(Losses)}
 
 
 def manifest_path(prefix: str | Path) -> Path:

@@ -11,6 +11,7 @@ what one machine would have written.
 import dataclasses
 import shutil
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
@@ -69,10 +70,10 @@ def _read(prefixes: list[str]) -> list[Manifest]:
         part = manifests.check_files(prefix)
         if part is None:
             raise UserError(f"{prefix}: has no manifest, so it cannot be merged; write it with preprocess")
-        for what in ("tokenizer", "dtype", "shard_bytes"):
-            if parts and getattr(part, what) != getattr(parts[0], what):
-                raise UserError(f"{prefix}: {what} is {getattr(part, what)}, of {prefixes[0]} it is "
-                                f"{getattr(parts[0], what)}; preprocess both alike")
+        for what in ("tokenizer.fingerprint", "tokenizer.eod_id", "dtype", "shard_bytes"):
+            mine, others = (attrgetter(what)(one) for one in (part, parts[0] if parts else part))
+            if mine != others:
+                raise UserError(f"{prefix}: {what} is {mine}, of {prefixes[0]} it is {others}; preprocess both alike")
         if parts and _of_all(part) != _of_all(parts[0]):
             raise UserError(f"{prefix}: its settings {_of_all(part)} are not those of {prefixes[0]}, "
                             f"{_of_all(parts[0])}; preprocess both alike")
@@ -116,7 +117,8 @@ def _write(prefix: str, name: str, parts: list[Manifest], prefixes: list[str], p
         characters=sum(part.characters for part in parts), skipped=_skipped(parts), tokenizer=parts[0].tokenizer,
         settings=_of_all(parts[0]), inputs=inputs, encoder=parts[0].encoder if len(encoders) == 1 else None,
         parts=tuple(size for part in parts for size in part.parts or (part.bin_bytes,) if size),
-        unproven_cuts=sum(part.unproven_cuts for part in parts))
+        unproven_cuts=sum(part.unproven_cuts for part in parts),
+        **{loss: sum(part.losses()[loss] for part in parts) for loss in parts[0].losses()})
 
 
 def _skipped(parts: list[Manifest]) -> dict[str, Skipped]:

@@ -67,7 +67,7 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
     files = list_files(inputs)
     if train_tokenizer is not None:
         ensure_tokenizer(files, tokenizer_path, settings.text_key, train_tokenizer, progress)
-    tokenizer = load_tokenizer(tokenizer_path, settings.mask_token, settings.eod_token)
+    tokenizer = load_tokenizer(tokenizer_path, settings.mask_token, settings.eod_token, "--{}-token")
     run = _Run(files, tokenizer, settings, output_prefix)
     if done := run.finished_before():
         remove_left(output_prefix, run.plan())
@@ -122,16 +122,16 @@ class _Run:
         if settings.validation_percent:
             self.prefixes[VALIDATION] = Path(f"{prefix}.validation")
         self._inputs = tuple(manifests.InputRecord(**asdict(file)) for file in files)
-        self._tokenizer = manifests.TokenizerRecord(tokenizer.fingerprint, tokenizer.vocabulary_size,
-                                                    tokenizer.eod_id, tokenizer.mask_id)
+        self._tokenizer = tokenizer
         shard = "{}/{}".format(*settings.shard)
         self._settings = {split: manifests.Settings(settings.text_key, float(settings.validation_percent), split, shard)
                           for split in self.prefixes}
 
     def plan(self) -> dict:
         """What an interrupted run has to agree in to be continued."""
-        return {"format": 1, "chunk_bytes": CHUNK_BYTES, "inputs": [asdict(record) for record in self._inputs],
-                "tokenizer": asdict(self._tokenizer), "settings": asdict(self._settings[TRAIN])}
+        return {"format": 2, "chunk_bytes": CHUNK_BYTES, "inputs": [asdict(record) for record in self._inputs],
+                "tokenizer": self._tokenizer.fingerprint, "dtype": token_dtype(self._tokenizer.vocabulary_size).name,
+                "settings": asdict(self._settings[TRAIN])}
 
     def finished_before(self) -> Manifest | None:
         """The manifest of a complete earlier output of the same run, if there is one."""
@@ -141,8 +141,10 @@ class _Run:
                 found[split] = there = manifests.check_files(prefix)
             except UserError:
                 return None
-            wanted = (self._inputs, self._tokenizer, self._settings[split])
-            if there is None or wanted != (there.inputs, there.tokenizer, there.settings):
+            wanted = (self._inputs, self._settings[split])
+            if there is None or wanted != (there.inputs, there.settings):
+                return None
+            if not self._tokenizer.has_fingerprint(there.tokenizer.fingerprint):
                 return None
             if self.settings.on_error == "stop" and there.skipped:
                 return None  # counted then; now to be stopped at
@@ -168,7 +170,9 @@ class _Run:
                 partial.remove()
                 raise UserError(_nothing_to_write(split, outputs, tally))
         record = manifests.EncoderRecord(encoder.name, encoder.version, encoder.documents, encoder.characters)
-        written = {split: tally.manifest(split, output, self._tokenizer, self._settings[split], self._inputs, record)
+        tokenizer = manifests.TokenizerRecord(self._tokenizer.fingerprint, self._tokenizer.vocabulary_size,
+                                              self._tokenizer.eod_id, self._tokenizer.mask_id)
+        written = {split: tally.manifest(split, output, tokenizer, self._settings[split], self._inputs, record)
                    for split, output in outputs.items()}
         finish.publish(partial.folder, self.prefixes, written)
         return written[TRAIN]

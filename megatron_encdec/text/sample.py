@@ -20,7 +20,8 @@ from megatron_encdec.text.corpus import (
 )
 from megatron_encdec.text.parquet import iter_rows
 from megatron_encdec.text.progress import Progress
-from megatron_encdec.text.tokenizer import find_model_file, train_tokenizer
+from megatron_encdec.text.tokenizer import train_tokenizer
+from megatron_encdec.text.tokenizer_models import find_model_file
 
 PLACES = 16
 BYTES_A_PLACE = 64 << 10

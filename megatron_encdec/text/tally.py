@@ -5,11 +5,14 @@
     3. `manifest(split, ...)`    what the manifest says
 """
 
+from dataclasses import asdict
+
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text import manifest as manifests
 from megatron_encdec.text.chunks import Chunk
 from megatron_encdec.text.encode import EXAMPLES_KEPT, TRAIN, ChunkAccount
 from megatron_encdec.text.indexed import IndexedWriter
+from megatron_encdec.text.losses import Losses
 from megatron_encdec.text.manifest import Manifest, Skipped
 
 
@@ -20,7 +23,7 @@ class Tally:
         self.chunks = self.consumed = self.bytes_in = self.unproven = 0
         self._line = 0  # of the file under way, where the next chunk begins
         self._stop = on_error == "stop"
-        self._splits = {split: {"bytes_in": 0, "characters": 0} for split in splits}
+        self._splits = {split: {"bytes_in": 0, "characters": 0, **asdict(Losses())} for split in splits}
         self._skipped: dict[str, tuple[int, list[str]]] = {}
 
     def named(self, account: ChunkAccount, chunk: Chunk) -> dict:

@@ -13,54 +13,89 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.optional import require
 from megatron_encdec.rundir.files import write_atomic, write_json_atomic
+from megatron_encdec.text.tokenizer_models import TokenizerModel, find_model_file, load_model, own_names
 
 MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
 EOD_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "[SEP]", "<eos>", "<|eos|>", "[EOS]", "<|im_end|>")
 PAD_NAMES = ("<|pad|>", "[PAD]", "<pad>", "<|padding|>")
-MODEL_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 # Tokens that vocabularies keep free for later use: <|reserved_special_token_0|>, [unused1], <extra_id_0>, ...
 RESERVED = re.compile(r"[<\[]\|?_?(reserved|unused|extra|control|placeholder|dummy)[\w-]*\|?[>\]]")
 OUR_SPECIAL_TOKENS = ("<|endoftext|>", "<|mask|>", "<|pad|>", *(f"<|reserved_{i}|>" for i in range(5)))
+FINGERPRINT_KIND = "ids-"  # by what the tokenizer does; hex alone is of its file's bytes, as earlier versions recorded
 
 
 class Tokenizer:
     """A loaded tokenizer.
 
     `path` (as given), `vocabulary_size` (largest id + 1), `eod_id`, `mask_id` (None where there is none),
-    `pad_id` (the tokenizer's own, else `eod_id`), `special_ids` (sorted: special, control and reserved
-    tokens), `fingerprint` (hex sha256 of the model file's bytes: the same wherever the file lies).
+    `pad_id` (the tokenizer's own, else `eod_id`), `unknown_id` (None where there is none), `special_ids` (sorted:
+    special, control and reserved tokens).
     """
 
-    def __init__(self, path: str, content: bytes, vocabulary: dict[str, int], special_ids: set[int],
-                 encode_batch: Callable[[list[str]], list[list[int]]], decode: Callable[[list[int]], str]):
-        self.path = path
-        self.fingerprint = hashlib.sha256(content).hexdigest()
-        self.vocabulary_size = max(vocabulary.values(), default=-1) + 1
-        self._ids, self._tokens = vocabulary, {id_: token for token, id_ in vocabulary.items()}
-        self._encode_batch, self._decode = encode_batch, decode
-        reserved_ids = {id_ for token, id_ in vocabulary.items() if RESERVED.fullmatch(token)}
-        self.special_ids = sorted(special_ids | reserved_ids)
+    def __init__(self, path: str, model: TokenizerModel):
+        self.path, self.model = path, model
+        self.vocabulary_size = max(model.vocabulary.values(), default=-1) + 1
+        self._ids, self._tokens = model.vocabulary, {id_: token for token, id_ in model.vocabulary.items()}
+        reserved_ids = {id_ for token, id_ in model.vocabulary.items() if RESERVED.fullmatch(token)}
+        self.special_ids = sorted(model.special_ids | reserved_ids)
+        self.unknown_id = model.unknown_id
         self.mask_id: int | None = None
         self.eod_id: int = -1
         self.pad_id: int = -1
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What decides the ids of texts and their end, as a hash: two tokenizers with equal ones write the same data.
+
+        Normalizer, splitting, model, the added tokens that a text may hold, and the end of document count; names of
+        special tokens, decoders, chat templates and the file's layout do not, nor does a special token more.
+        """
+        deciding = json.dumps([self.model.deciding(), self.eod_id], sort_keys=True, separators=(",", ":"))
+        return FINGERPRINT_KIND + hashlib.sha256(deciding.encode()).hexdigest()
+
+    @cached_property
+    def file_sha256(self) -> str:
+        """Hex sha256 of the model file: the fingerprint in manifests and checkpoints of earlier versions."""
+        return hashlib.sha256(find_model_file(self.path).read_bytes()).hexdigest()
+
+    def has_fingerprint(self, recorded: str | None) -> bool:
+        """Whether `recorded`, of a manifest or a checkpoint, is this tokenizer's, by meaning or (old ones) by bytes."""
+        mine = self.fingerprint if str(recorded).startswith(FINGERPRINT_KIND) else self.file_sha256
+        return recorded == mine
+
+    def not_the_one(self, data: str | Path, recorded: str) -> str:
+        """Why `data`, whose manifest has the fingerprint `recorded`, is not of this tokenizer, and what to do."""
+        ways = "name the tokenizer that wrote it, or preprocess again with this one"
+        if not recorded.startswith(FINGERPRINT_KIND):
+            ways = (f"its manifest is of an earlier version, which knew a tokenizer by the bytes of its file (sha256 "
+                    f"{recorded[:12]}): name the unchanged file, or preprocess again")
+        return f"{self.path} (fingerprint {self.fingerprint[:16]}) does not give the ids that {data} holds " \
+               f"({recorded[:16]}); {ways}"
+
+    def ordinary_ids_sha256(self) -> str:
+        """Hash of the set of ids that are not special: what masking may hide, and draw in place of a token."""
+        special = set(self.special_ids)
+        ordinary = ",".join(str(id_) for id_ in range(self.vocabulary_size) if id_ not in special)
+        return hashlib.sha256(ordinary.encode()).hexdigest()
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; nothing is put in front or behind."""
-        return self._encode_batch([text])[0]
+        return self.model.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, as `encode` gives them."""
-        return self._encode_batch(texts)
+        """Token ids of each text, as `encode` gives them; none where the tokenizer has no token for a part of it."""
+        return self.model.encode_batch(texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, special tokens written out."""
-        return self._decode([int(id_) for id_ in ids])
+        return self.model.decode([int(id_) for id_ in ids])
 
     def token(self, id_: int) -> str | None:
         """The name of a token, None for an id that is not used."""
@@ -75,37 +110,44 @@ class Tokenizer:
         return [token for token in map(self.token, self.special_ids) if RESERVED.fullmatch(token)]
 
 
-def load_tokenizer(path: str | Path, mask_token: str | None = None,
-                   eod_token: str | None = None) -> Tokenizer:
+def load_tokenizer(path: str | Path, mask_token: str | None = None, eod_token: str | None = None,
+                   setting: str = "tokenizer.{}_token") -> Tokenizer:
     """Load the tokenizer at `path` and resolve its special ids.
 
-    Raises `UserError` if there is no tokenizer, a named token does not exist (near ones are listed), no end
-    of document is known, or the mask is the end of document.
+    `setting`: what the caller's user sets to name a token, for messages; `--{}-token` on a command line. Raises
+    `UserError` if there is no tokenizer, a named token does not exist (near ones are listed), no end of document is
+    known, or mask, end of document and unknown token are not three.
     """
-    file = find_model_file(path)
-    if file is None:
-        raise UserError(f"{path}: no tokenizer here; expected a tokenizer.json, a directory that holds one, "
-                        f"or a SentencePiece .model")
-    content = file.read_bytes()
-    load = _load_sentencepiece if file.suffix == ".model" else _load_hugging_face
-    tokenizer = load(str(path), file, content)
-    own = _own_names(file.parent)
-    mask_names = [own["mask_token"], *MASK_NAMES]
-    tokenizer.mask_id = _resolve(tokenizer, "mask_token", mask_token, mask_names)
+    tokenizer = Tokenizer(str(path), load_model(path))
+    own = own_names(find_model_file(path), ("mask_token", "eos_token", "pad_token"))
+    mask, eod = setting.format("mask"), setting.format("eod")
+    tokenizer.mask_id = _resolve(tokenizer, mask, mask_token, [own["mask_token"], *MASK_NAMES])
     # The common names go first: chat models name the end of a *turn* as eos.
-    eod_id = _resolve(tokenizer, "eod_token", eod_token, [*EOD_NAMES, own["eos_token"]])
+    eod_id = _resolve(tokenizer, eod, eod_token, [*EOD_NAMES, own["eos_token"]])
     if eod_id is None:
-        raise UserError(f"{path}: no end-of-document token found and none named; set tokenizer.eod_token to "
-                        f"one of its special tokens{_list_some(tokenizer)}")
+        raise UserError(f"{path}: no end-of-document token found and none named; set {eod} to one of its special "
+                        f"tokens{_list_some(tokenizer)}")
     tokenizer.eod_id = eod_id
     if tokenizer.mask_id == eod_id:
         raise UserError(f"{path}: {tokenizer.token(eod_id)!r} is both the mask and the end of document; set "
-                        f"tokenizer.mask_token to another token{_list_some(tokenizer)}")
+                        f"{mask} to another token{_list_some(tokenizer)}")
     pad_id = _resolve(tokenizer, "pad_token", None, [own["pad_token"], *PAD_NAMES])
     tokenizer.pad_id = eod_id if pad_id is None else pad_id
     tokenizer.special_ids = sorted({*tokenizer.special_ids, eod_id, tokenizer.pad_id}
                                    | ({tokenizer.mask_id} - {None}))
+    _keep_unknown_apart(tokenizer, mask, eod)
+    tokenizer.model.hide({*tokenizer.special_ids, tokenizer.unknown_id} - {None})
     return tokenizer
+
+
+def _keep_unknown_apart(tokenizer: Tokenizer, mask: str, eod: str) -> None:
+    """No mask or end of document that also stands for every unknown character in the middle of a text."""
+    for what, setting, id_ in (("the end of document", eod, tokenizer.eod_id), ("the mask", mask, tokenizer.mask_id)):
+        if id_ is not None and id_ == tokenizer.unknown_id:
+            if not tokenizer.model.forget_unknown():
+                raise UserError(f"{tokenizer.path}: {tokenizer.token(id_)!r} is {what} and the unknown token too, so "
+                                f"unknown text would become it; set {setting} to another token{_list_some(tokenizer)}")
+            tokenizer.unknown_id = None
 
 
 def require_mask(tokenizer: Tokenizer) -> int:
@@ -116,75 +158,11 @@ def require_mask(tokenizer: Tokenizer) -> int:
     return tokenizer.mask_id
 
 
-def find_model_file(path: str | Path) -> Path | None:
-    """The tokenizer's model file at `path` (itself, or inside that directory); None if there is none."""
-    path = Path(path)
-    if path.is_file():
-        return path
-    return next((path / name for name in MODEL_FILES if (path / name).is_file()), None)
-
-
-def _load_hugging_face(path: str, file: Path, content: bytes) -> Tokenizer:
-    library = require("tokenizers", f"the tokenizer {path}")
-    try:
-        model = library.Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # noqa: BLE001  (the library raises nothing more precise)
-        raise UserError(f"{file}: not a tokenizer.json of the tokenizers library: {error}") from None
-    model.no_truncation()  # sentence encoders store a limit of 128 tokens: it would cut documents silently
-    model.no_padding()
-    model.encode_special_tokens = True
-    special_ids = {id_ for id_, token in model.get_added_tokens_decoder().items() if token.special}
-
-    def encode_batch(texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in model.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def decode(ids: list[int]) -> str:
-        return model.decode(ids, skip_special_tokens=False)
-
-    vocabulary = model.get_vocab(with_added_tokens=True)
-    return Tokenizer(path, content, vocabulary, special_ids, encode_batch, decode)
-
-
-def _load_sentencepiece(path: str, file: Path, content: bytes) -> Tokenizer:
-    library = require("sentencepiece", f"the tokenizer {path}")
-    model = library.SentencePieceProcessor()
-    try:
-        model.LoadFromSerializedProto(content)
-    except Exception as error:  # noqa: BLE001  (as above)
-        raise UserError(f"{file}: not a SentencePiece model: {error}") from None
-    pieces = range(model.get_piece_size())
-    vocabulary = {model.id_to_piece(i): i for i in pieces}
-    special_ids = {i for i in pieces if model.is_control(i) or model.is_unknown(i) or model.is_unused(i)}
-
-    def encode_batch(texts: list[str]) -> list[list[int]]:
-        return [model.encode(text, out_type=int) for text in texts]
-
-    return Tokenizer(path, content, vocabulary, special_ids, encode_batch, model.decode)
-
-
-def _own_names(directory: Path) -> dict[str, str | None]:
-    """What tokenizer_config.json and special_tokens_map.json beside the model call their tokens."""
-    names: dict[str, str | None] = {"mask_token": None, "eos_token": None, "pad_token": None}
-    for file in (directory / "special_tokens_map.json", directory / "tokenizer_config.json"):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: cannot read it: {error}") from None
-        for key, known in names.items():
-            value = content.get(key) if isinstance(content, dict) else None
-            value = value.get("content") if isinstance(value, dict) else value
-            names[key] = value if isinstance(value, str) else known
-    return names
-
-
-def _resolve(tokenizer: Tokenizer, key: str, named: str | None, known: Iterable[str | None]) -> int | None:
+def _resolve(tokenizer: Tokenizer, setting: str, named: str | None, known: Iterable[str | None]) -> int | None:
     if named is None:
         return next((tokenizer.id(name) for name in known if name and tokenizer.id(name) is not None), None)
     if (id_ := tokenizer.id(named)) is None:
-        raise UserError(f"tokenizer.{key}: {tokenizer.path} has no token {named!r}"
-                        f"{_list_some(tokenizer, named)}")
+        raise UserError(f"{setting}: {tokenizer.path} has no token {named!r}{_list_some(tokenizer, named)}")
     return id_
 
 

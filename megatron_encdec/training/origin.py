@@ -98,11 +98,21 @@ def check_history(plan, state: dict, found: Path, run: Path) -> None:
     history = plan.timeline.history(step)
     if "precision" in state["history"]:  # it may change from here on: what was done was done in the recorded one
         history["precision"] = state["history"]["precision"]
+    _keep_recorded_masking(history, state["history"], plan.tokenizer)
     if history_hash(history) != state["history_hash"]:
         if problems := verify(found):  # what is recorded may itself be altered
             raise damaged(found, problems)
         raise UserError(refusal(found, state["history"], history, _recorded(run),
                                 schema.to_dict(plan.config)))
+
+
+def _keep_recorded_masking(history: dict, recorded: dict, tokenizer) -> None:
+    """Earlier versions put the sha256 of the tokenizer's file into the history, where the ids that masks depend on
+    stand now: of the same file both say the same."""
+    for then, now in zip(recorded["phases"], history["phases"], strict=False):
+        old, new = then["masking"] or {}, now["masking"] or {}
+        if "tokenizer" in old and old == {"mask_id": new.get("mask_id"), "tokenizer": tokenizer.file_sha256}:
+            now["masking"] = old
 
 
 def refusal(found: Path, then: dict, now: dict, config_then: dict, config_now: dict) -> str:

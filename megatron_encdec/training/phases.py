@@ -90,8 +90,8 @@ class Timeline:
     def __init__(self, config: Config, fingerprints: list[str], masking: dict | None = None,
                  weights: dict | None = None):
         """`fingerprints`: of the training sources, in the order of `data.train`; `masking`: what masked tokens
-        depend on besides the objective (mask id, tokenizer), part of the history of mlm phases only; `weights`:
-        where the initial weights come from, if not from run.seed: step and history hash of another run."""
+        depend on besides the objective (mask id, set of ordinary ids), part of the history of mlm phases only;
+        `weights`: where the initial weights come from, if not from run.seed: step and history hash of another run."""
         self.config, self.fingerprints, self.masking, self.weights = config, fingerprints, masking, weights
         self.phases = lay_out(config)
         self.total_steps = self.phases[-1].end

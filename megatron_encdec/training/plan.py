@@ -61,11 +61,9 @@ def make_plan(config: Config, world_size: int | None = None) -> Plan:
         require_mask(tokenizer)
     train = Samples(config.data, "train")
     validation = Samples(config.data, "validation") if config.data.validation else None
-    for samples in filter(None, (train, validation)):
-        written_with = samples.tokenizer
-        if written_with and written_with["fingerprint"] != tokenizer.fingerprint:
-            raise UserError(f"tokenizer.path: {config.tokenizer.path} is not the tokenizer that wrote "
-                            f"{samples.stores[0].prefix}; name that one, or preprocess again with this one")
+    for store in [*train.stores, *(validation.stores if validation else [])]:
+        if store.tokenizer and not tokenizer.has_fingerprint(store.tokenizer["fingerprint"]):
+            raise UserError(f"tokenizer.path: {tokenizer.not_the_one(store.prefix, store.tokenizer['fingerprint'])}")
     config = _resolve(config, phases, tokenizer)
     _check_kernels(config)
 
@@ -76,7 +74,7 @@ def make_plan(config: Config, world_size: int | None = None) -> Plan:
     evaluated.setdefault("clm", build(ObjectiveConfig("clm")))
     if tokenizer.mask_id is not None:
         evaluated.setdefault("mlm", build(ObjectiveConfig("mlm")))
-    masking = {"mask_id": tokenizer.mask_id, "tokenizer": tokenizer.fingerprint}
+    masking = {"mask_id": tokenizer.mask_id, "ordinary_ids": tokenizer.ordinary_ids_sha256()}
     timeline = Timeline(config, train.fingerprints, masking, origin.weights_of(config))
     return Plan(config, tokenizer, train, validation, timeline,
                 [build(phase.objective) for phase in phases], dict(sorted(evaluated.items())))

@@ -11,7 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text import encoder
-from megatron_encdec.text.encoder import GIGATOKEN, TOKENIZERS, Encoder, choose_encoder, encode_long, load_gigatoken
+from megatron_encdec.text.encoder import GIGATOKEN, TOKENIZERS, Encoder, choose_encoder, encode_long
 from megatron_encdec.text.tokenizer import load_tokenizer
 
 WORDS = ["mask", "encoder", "Reading", "it's", "naïve", "x=1,", "2048", "(so", "on).", "café", "東京", "end.\n",
@@ -148,7 +148,7 @@ def test_a_difference_is_found_by_the_probes_alone(variant):
         content["added_tokens"].append(names | token)
 
     other = variant(add)
-    assert other.encode("my encoders") != load_gigatoken(other).encode(b"my encoders").tolist()
+    assert other.encode("my encoders") != other.model.for_gigatoken().encode(b"my encoders").tolist()
     assert "differ" in choose_encoder(other, []).reason
 
 

@@ -1,0 +1,321 @@
+"""The two kinds of model file behind a tokenizer, each with an encoder to which special tokens are only text.
+
+    1. `find_model_file(path)`, `load_model(path)`   which file it is, what kind, or why it is none
+    2. `model.hide(ids)`                             the special entries get names that no text can hold
+    3. `model.encode_batch(texts)`                   ids; never a hidden one
+    4. `model.deciding()`                            all that decides a text's ids: what a fingerprint is made of
+
+A tokenizer may meet its special tokens in a text at three places: among the added tokens, as a piece of the model's
+own vocabulary (Unigram, WordLevel, WordPiece), or as a user-defined piece (SentencePiece). Hiding renames the entry (or
+makes it a control piece) for the encoder, so that none of the three can; ids and all other entries stay. Noise that
+belongs to training the tokenizer (dropout) and limits of a text's length are left out as well.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.optional import require
+from megatron_encdec.rundir.files import refuse_pointer
+
+MODEL_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+HIDDEN = "\ufdd0"  # starts a hidden name: a noncharacter, which Unicode keeps out of texts
+_LIMITS = ("truncation", "padding")  # sentence encoders store a limit of 128 tokens: it would cut documents silently
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")
+
+
+class HuggingFaceModel:
+    """A `tokenizer.json`.
+
+    `vocabulary`: name -> id, added tokens included. `special_ids`: added tokens marked special. `unknown_id`: what
+    stands for text that it does not know, None where there is no such token.
+    """
+
+    def __init__(self, file: Path, content: bytes):
+        library = require("tokenizers", f"the tokenizer {file}")
+        try:
+            self._content = json.loads(content)
+            self._named = library.Tokenizer.from_str(content.decode("utf-8"))
+        except Exception as error:  # noqa: BLE001  (the library raises nothing more precise)
+            raise UserError(f"{file}: {_what_json_it_is(file, content, error)}") from None
+        self._load = library.Tokenizer.from_str
+        self._plain = self._named
+        self.vocabulary = self._named.get_vocab(with_added_tokens=True)
+        self.special_ids = {id_ for id_, token in self._named.get_added_tokens_decoder().items() if token.special}
+        model = self._content["model"]
+        unknown = model.get("unk_token")
+        self.unknown_id = self.vocabulary.get(unknown) if unknown else model.get("unk_id")
+
+    def hide(self, ids: set[int]) -> None:
+        """Give the entries `ids` names that no text holds, in what encodes."""
+        content = copy.deepcopy(self._content) | dict.fromkeys(_LIMITS)
+        names = {name: f"{HIDDEN}{id_}" for name, id_ in self.vocabulary.items() if id_ in ids}
+        for token in content.get("added_tokens") or []:
+            if token["content"] in names:
+                token |= {"content": names[token["content"]], "special": True, "normalized": False}
+        _hide_in_model(content["model"], names)
+        self._content = content
+        self._plain = self._load(json.dumps(content))
+
+    def forget_unknown(self) -> bool:
+        """Do without the unknown token, where the model can: a BPE then leaves out what it does not know."""
+        if "merges" in self._content["model"]:
+            self._content["model"]["unk_token"] = self.unknown_id = None
+        return self.unknown_id is None
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text; none where it holds something that the model can only answer with an error."""
+        try:
+            return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+        except Exception:  # noqa: BLE001  (an unknown character, and no unknown token)
+            return [[]] if len(texts) == 1 else [self.encode_batch([text])[0] for text in texts]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`, special tokens by their own names."""
+        return self._named.decode(ids, skip_special_tokens=False)
+
+    @property
+    def drops(self) -> bool:
+        """Whether characters may vanish: a BPE without unknown token and bytes leaves out what it does not know."""
+        return self._alphabet is not None
+
+    def dropped(self, text: str) -> int:
+        """Characters of `text` that vanish, where some may."""
+        normalize, split = self._plain.normalizer, self._plain.pre_tokenizer
+        text = normalize.normalize_str(text) if normalize else text
+        pieces = [piece for piece, _ in split.pre_tokenize_str(text)] if split else [text]
+        return sum(character not in self._alphabet for piece in pieces for character in piece)
+
+    @cached_property
+    def _alphabet(self) -> set[str] | None:
+        """All characters that a BPE knows, where it has no answer to others; else None."""
+        model = self._content["model"]
+        if "merges" not in model or self.unknown_id is not None or model.get("byte_fallback"):
+            return None
+        affixes = (model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or "")
+        known = {name.removeprefix(affixes[0]).removesuffix(affixes[1]) for name in model["vocab"]}
+        known = {name for name in known if len(name) == 1}
+        every_byte = set(require("tokenizers", "a tokenizer").pre_tokenizers.ByteLevel.alphabet())
+        by_bytes = "ByteLevel" in json.dumps([self._content.get("normalizer"), self._content.get("pre_tokenizer")])
+        return None if by_bytes and known >= every_byte else known
+
+    def for_gigatoken(self):
+        """gigatoken's form of what encodes."""
+        import gigatoken
+
+        tokens = [token for token in self._content.get("added_tokens") or [] if not token.get("special")]
+        return gigatoken.Tokenizer.from_json(json.dumps(self._content | {"added_tokens": tokens})).backend
+
+    def ordinary_added(self) -> list[str]:
+        """Names of the added tokens that a text may hold."""
+        return [token["content"] for token in self._content.get("added_tokens") or [] if not token.get("special")]
+
+    def deciding(self) -> dict:
+        """What decides a text's ids, the same for every way of writing it down.
+
+        The library writes all defaults out; what is absent, false or empty is left out here, so that a key which a
+        later version of it adds changes nothing.
+        """
+        content = json.loads(self._plain.to_str())
+        model = content["model"]
+        model["vocab"] = [[*entry, place] for place, entry in enumerate(model["vocab"])] if isinstance(
+            model["vocab"], list) else sorted(model["vocab"].items(), key=lambda entry: entry[1])
+        model["vocab"] = [entry for entry in model["vocab"] if not entry[0].startswith(HIDDEN)]
+        tokens = [token for token in content["added_tokens"] if not token["special"]]
+        return _without_defaults({"normalizer": content["normalizer"], "pre_tokenizer": content["pre_tokenizer"],
+                                  "model": model, "added_tokens": sorted(tokens, key=lambda token: token["id"])})
+
+
+def _hide_in_model(model: dict, names: dict[str, str]) -> None:
+    """Rename entries of a model's vocabulary; a merge that would make one of them goes."""
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(name, name): id_ for name, id_ in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(name, name), score] for name, score in vocabulary]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    if model.get("dropout"):
+        model["dropout"] = None
+    if "merges" in model and names.keys() & vocabulary.keys():
+        prefix = model.get("continuing_subword_prefix") or ""
+        pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
+        model["merges"] = [[left, right] for left, right in pairs
+                           if not names.keys() & {left, right, left + right.removeprefix(prefix)}]
+
+
+def _without_defaults(value):
+    if isinstance(value, dict):
+        kept = {key: _without_defaults(one) for key, one in value.items()}
+        return {key: one for key, one in kept.items() if not (one is None or one is False or one in ("", [], {}))}
+    return [_without_defaults(one) for one in value] if isinstance(value, list) else value
+
+
+class SentencePieceModel:
+    """A SentencePiece model file; the same face as `HuggingFaceModel`."""
+
+    def __init__(self, file: Path, content: bytes):
+        library = require("sentencepiece", f"the tokenizer {file}")
+        self._load = library.SentencePieceProcessor
+        try:
+            self._named = self._load(model_proto=content)
+        except Exception as error:  # noqa: BLE001  (as above)
+            raise UserError(f"{file}: {_what_file_it_is(file, content, error)}") from None
+        self._content, self._plain, model = content, self._named, self._named
+        pieces = range(model.get_piece_size())
+        self.vocabulary = {model.id_to_piece(i): i for i in pieces}
+        self.special_ids = {i for i in pieces if model.is_control(i) or model.is_unknown(i) or model.is_unused(i)}
+        self.unknown_id = model.unk_id()
+
+    def hide(self, ids: set[int]) -> None:
+        """Make control pieces, which no text gives, of those pieces among `ids` that a text would give."""
+        proto = parse_sentencepiece(self._content)
+        kinds = proto.SentencePiece
+        for id_ in ids:
+            if proto.pieces[id_].type in (kinds.NORMAL, kinds.USER_DEFINED):
+                proto.pieces[id_].type = kinds.CONTROL
+        self._content = proto.SerializeToString()
+        self._plain = self._load(model_proto=self._content)
+
+    def forget_unknown(self) -> bool:
+        """SentencePiece always has its unknown token."""
+        return False
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text."""
+        return [self._plain.encode(text, out_type=int) for text in texts]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`."""
+        return self._named.decode(ids)
+
+    drops = False  # what the model does not know becomes the unknown token
+
+    def for_gigatoken(self):
+        """gigatoken's form of what encodes."""
+        import gigatoken
+
+        return gigatoken.Tokenizer.from_sentencepiece(self._content).backend
+
+    def ordinary_added(self) -> list[str]:
+        """Names of the user-defined pieces that a text may hold."""
+        proto = parse_sentencepiece(self._content)
+        return [piece.piece for piece in proto.pieces if piece.type == proto.SentencePiece.USER_DEFINED]
+
+    def deciding(self) -> dict:
+        """What decides a text's ids: pieces that a text may give, the rules for blanks and characters."""
+        proto = parse_sentencepiece(self._content)
+        kinds, trained = proto.SentencePiece, proto.trainer_spec
+        pieces = [[piece.piece, piece.score, piece.type, id_] for id_, piece in enumerate(proto.pieces)
+                  if piece.type not in (kinds.CONTROL, kinds.UNKNOWN)]
+        rules = proto.normalizer_spec
+        return {"pieces": pieces, "unknown": self.unknown_id, "model": trained.model_type,
+                "byte_fallback": trained.byte_fallback, "blank_behind": trained.treat_whitespace_as_suffix,
+                "characters": rules.precompiled_charsmap.hex(), "blank_before": rules.add_dummy_prefix,
+                "fewer_blanks": rules.remove_extra_whitespaces, "blanks_marked": rules.escape_whitespaces}
+
+
+def parse_sentencepiece(content: bytes):
+    """A SentencePiece model file as its protocol buffer."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(content)
+    return proto
+
+
+TokenizerModel = HuggingFaceModel | SentencePieceModel
+
+
+def load_model(path: str | Path) -> TokenizerModel:
+    """Load the tokenizer's model file at `path`; the kind follows from its content, not its name.
+
+    Raises `UserError` that says what is there instead, and how to come to a tokenizer that can be read.
+    """
+    file = find_model_file(path)
+    if file is None:
+        raise UserError(f"{path}: {_what_is_there(Path(path))}")
+    refuse_pointer(file)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot read the tokenizer: {error.strerror}") from None
+    return (HuggingFaceModel if content.lstrip().startswith((b"{", b"[")) else SentencePieceModel)(file, content)
+
+
+def find_model_file(path: str | Path) -> Path | None:
+    """The tokenizer's model file at `path` (itself, or inside that directory); None if there is none."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    named = [path / name for name in MODEL_FILES]
+    versions = sorted(path.glob("tokenizer.model.v[0-9]*")) if path.is_dir() else []  # as Mistral names them
+    return next((file for file in [*named, *reversed(versions)] if file.is_file()), None)
+
+
+def _what_is_there(path: Path) -> str:
+    wanted = "expected a tokenizer.json, a directory that holds one, or a SentencePiece .model"
+    if not path.exists():
+        return f"no tokenizer here: no such file or directory; {wanted}"
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if older := names & {"vocab.txt", "vocab.json", "merges.txt"}:
+        kind = "BertTokenizer" if "vocab.txt" in older else "GPT2Tokenizer"
+        kind = "AutoTokenizer" if names & {"config.json", "tokenizer_config.json"} else kind
+        return (f"holds {', '.join(sorted(older))}, the older form of a tokenizer, and no tokenizer.json; make one: "
+                f"python -c \"from transformers import {kind} as T; T.from_pretrained('{path}').save_pretrained("
+                f"'{path}')\"")
+    if tiktoken := sorted(name for name in names if name.endswith((".tiktoken", "tekken.json"))):
+        return f"no tokenizer here but {tiktoken[0]}; {_FROM_TIKTOKEN}"
+    return f"no tokenizer here; {wanted}"
+
+
+_FROM_TIKTOKEN = ("a tiktoken file holds neither the rule that splits a text nor the special tokens; use the "
+                  "tokenizer.json of the same model (Llama 3 has it one directory above original/), or make one with "
+                  "transformers.convert_slow_tokenizer.TikTokenConverter(vocab_file=..., pattern=..., "
+                  "extra_special_tokens=[...]).converted().save('tokenizer.json')")
+
+
+def _what_json_it_is(file: Path, content: bytes, error: Exception) -> str:
+    try:
+        found = json.loads(content)
+    except ValueError as wrong:
+        return f"not a tokenizer.json: it is not valid JSON ({wrong}); copy it again"
+    if isinstance(found, dict) and isinstance(found.get("config"), dict) and isinstance(found.get("vocab"), list):
+        return f"a tekken.json; {_FROM_TIKTOKEN}"
+    if isinstance(found, dict) and "model" not in found:
+        beside = file.parent / "tokenizer.json"
+        there = f"; name {beside}" if beside.is_file() and beside != file else ""
+        return f'not a tokenizer.json of the tokenizers library: it has no key "model"{there}'
+    return f"not a tokenizer.json of the tokenizers library: {error}"
+
+
+def _what_file_it_is(file: Path, content: bytes, error: Exception) -> str:
+    if _TIKTOKEN.match(content):
+        return f"a tiktoken file, not a SentencePiece model; {_FROM_TIKTOKEN}"
+    if file.name == "vocab.txt" or file.suffix == ".txt":
+        return _what_is_there(file.parent) if file.name == "vocab.txt" else "a text file, not a tokenizer"
+    if file.suffix == ".json":
+        return f"not a tokenizer.json: it does not start as JSON does ({len(content):,} bytes); copy it again"
+    return f"not a SentencePiece model: {' '.join(str(error).split())[:200]}"
+
+
+def own_names(file: Path, keys: Iterable[str]) -> dict[str, str | None]:
+    """What tokenizer_config.json and special_tokens_map.json beside the model call their tokens, by key."""
+    names: dict[str, str | None] = dict.fromkeys(keys)
+    for beside in (file.parent / "special_tokens_map.json", file.parent / "tokenizer_config.json"):
+        refuse_pointer(beside)
+        try:
+            content = json.loads(beside.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise UserError(f"{beside}: cannot read it: {error}") from None
+        for key, known in names.items():
+            value = content.get(key) if isinstance(content, dict) else None
+            value = value.get("content") if isinstance(value, dict) else value
+            names[key] = value if isinstance(value, str) else known
+    return names
