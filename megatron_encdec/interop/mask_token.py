@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from megatron_encdec.interop.tokenizer_files import SAMPLES, convert_sentencepiece
+from megatron_encdec.interop.tokenizer_files import SAMPLES
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
-from megatron_encdec.text.tokenizer_models import MODEL_FILES, find_model_file
+from megatron_encdec.text.tokenizer_models import MODEL_FILES, SentencePieceModel, find_model_file, parse_sentencepiece
 
 ADDED = "<|mask|>"
 FILES = (*MODEL_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
@@ -62,7 +62,8 @@ def write_with_mask(tokenizer: Tokenizer, mask: Mask, directory: Path) -> tuple[
     source = find_model_file(tokenizer.path)
     copy_tokenizer_files(source.parent, directory)
     if not (directory / source.name).is_file():  # a model file under a name of its own
-        shutil.copyfile(source, directory / ("tokenizer.json" if source.suffix == ".json" else "tokenizer.model"))
+        sentencepiece = isinstance(tokenizer.model, SentencePieceModel)
+        shutil.copyfile(source, directory / ("tokenizer.model" if sentencepiece else "tokenizer.json"))
     if mask.kind == "added":
         _add(tokenizer, source, directory)
     if mask.kind != "none":
@@ -79,13 +80,14 @@ def write_with_mask(tokenizer: Tokenizer, mask: Mask, directory: Path) -> tuple[
 
 
 def _add(tokenizer: Tokenizer, source: Path, directory: Path) -> None:
-    """One more special token at the end of tokenizer.json; a SentencePiece model becomes one first."""
-    if source.suffix == ".model":
-        content = json.loads(convert_sentencepiece(source).to_str())
-        for name in MODEL_FILES[1:]:
-            (directory / name).unlink(missing_ok=True)
-    else:
-        content = json.loads(source.read_text(encoding="utf-8"))
+    """One more special token at the end: of the same kind of file, so that data written without it goes on to fit."""
+    if isinstance(tokenizer.model, SentencePieceModel):
+        proto = parse_sentencepiece(source.read_bytes())
+        proto.pieces.add(piece=ADDED, score=0.0, type=proto.SentencePiece.CONTROL)
+        proto.trainer_spec.vocab_size = len(proto.pieces)
+        find_model_file(directory).write_bytes(proto.SerializeToString())
+        return
+    content = json.loads(source.read_text(encoding="utf-8"))
     content.setdefault("added_tokens", []).append({
         "id": tokenizer.vocabulary_size, "content": ADDED, "single_word": False, "lstrip": True, "rstrip": False,
         "normalized": False, "special": True})

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import Tokenizer
-from megatron_encdec.text.tokenizer_models import find_model_file
+from megatron_encdec.text.tokenizer_models import SentencePieceModel, find_model_file, parse_sentencepiece
 
 SAMPLES = ("Hello world", "two  spaces, a tab\there\nand lines\n\n", "naïve café — 東京 🙂",
            "x = f(y)[0]; y += 1.5e-3", "don't STOP", "ﬁne ½ Ⅷ", "")
@@ -29,7 +29,7 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, sequence_length: int)
     Raises `UserError` where a `tokenizer.json` does not give back the ids that training saw.
     """
     file = find_model_file(tokenizer.path)
-    if file.suffix == ".model":
+    if isinstance(tokenizer.model, SentencePieceModel):
         return _write_sentencepiece(tokenizer, file, directory, sequence_length)
     remarks = _write_json(tokenizer, json.loads(file.read_text(encoding="utf-8")), file, directory)
     _write_config(tokenizer, _own_config(file.parent), directory, sequence_length)
@@ -142,15 +142,12 @@ def convert_sentencepiece(file: Path):
     """
     import tokenizers
     import transformers
-    from transformers.convert_slow_tokenizer import import_protobuf
 
     with tempfile.TemporaryDirectory() as work:  # transformers wants a directory with this very file name
         shutil.copyfile(file, Path(work) / "tokenizer.model")
         loaded = transformers.PreTrainedTokenizerFast.from_pretrained(work, local_files_only=True)
     model = loaded.backend_tokenizer
-    proto = import_protobuf().ModelProto()
-    proto.ParseFromString(file.read_bytes())
-    rules, blank = proto.normalizer_spec, "\N{LOWER ONE EIGHTH BLOCK}"
+    rules, blank = parse_sentencepiece(file.read_bytes()).normalizer_spec, "\N{LOWER ONE EIGHTH BLOCK}"
     normalizers, steps = tokenizers.normalizers, []
     if rules.precompiled_charsmap:
         steps.append(normalizers.Precompiled(rules.precompiled_charsmap))

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
@@ -69,10 +69,10 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
         ensure_tokenizer(files, tokenizer_path, settings.text_key, train_tokenizer, progress)
     tokenizer = load_tokenizer(tokenizer_path, settings.mask_token, settings.eod_token, "--{}-token")
     run = _Run(files, tokenizer, settings, output_prefix)
-    if done := run.finished_before():
+    if run.finished_before():
         remove_left(output_prefix, run.plan())
         _say(progress, f"{output_prefix}: complete already for these inputs and settings; nothing to do")
-        return done
+        return run.renew_tokenizer_records()
     _warn_of_stale_validation(output_prefix, settings.validation_percent)
     goes_on = f"the same command continues from {output_prefix}.partial"
     try:
@@ -123,6 +123,8 @@ class _Run:
             self.prefixes[VALIDATION] = Path(f"{prefix}.validation")
         self._inputs = tuple(manifests.InputRecord(**asdict(file)) for file in files)
         self._tokenizer = tokenizer
+        self._record = manifests.TokenizerRecord(tokenizer.fingerprint, tokenizer.vocabulary_size, tokenizer.eod_id,
+                                                 tokenizer.mask_id)
         shard = "{}/{}".format(*settings.shard)
         self._settings = {split: manifests.Settings(settings.text_key, float(settings.validation_percent), split, shard)
                           for split in self.prefixes}
@@ -133,21 +135,30 @@ class _Run:
                 "tokenizer": self._tokenizer.fingerprint, "dtype": token_dtype(self._tokenizer.vocabulary_size).name,
                 "settings": asdict(self._settings[TRAIN])}
 
-    def finished_before(self) -> Manifest | None:
-        """The manifest of a complete earlier output of the same run, if there is one."""
-        found = {}
+    def finished_before(self) -> bool:
+        """Whether a complete output of the same run is there already."""
         for split, prefix in self.prefixes.items():
             try:
-                found[split] = there = manifests.check_files(prefix)
+                there = manifests.check_files(prefix)
             except UserError:
-                return None
+                return False
             wanted = (self._inputs, self._settings[split])
             if there is None or wanted != (there.inputs, there.settings):
-                return None
+                return False
             if not self._tokenizer.has_fingerprint(there.tokenizer.fingerprint):
-                return None
+                return False
             if self.settings.on_error == "stop" and there.skipped:
-                return None  # counted then; now to be stopped at
+                return False  # counted then; now to be stopped at
+        return True
+
+    def renew_tokenizer_records(self) -> Manifest:
+        """The manifest of a finished output, its tokenizer recorded as it is now: with another mask, or a token more,
+        or (in data of earlier versions) by what it does where its file's bytes were recorded."""
+        found = {}
+        for split, prefix in self.prefixes.items():
+            found[split] = replace(there := manifests.read(prefix), tokenizer=self._record)
+            if there != found[split]:
+                manifests.write(prefix, found[split])
         return found[TRAIN]
 
     def chunks(self, spool: Path, skip: int) -> Iterator[tuple[int, Chunk]]:
@@ -170,9 +181,7 @@ class _Run:
                 partial.remove()
                 raise UserError(_nothing_to_write(split, outputs, tally))
         record = manifests.EncoderRecord(encoder.name, encoder.version, encoder.documents, encoder.characters)
-        tokenizer = manifests.TokenizerRecord(self._tokenizer.fingerprint, self._tokenizer.vocabulary_size,
-                                              self._tokenizer.eod_id, self._tokenizer.mask_id)
-        written = {split: tally.manifest(split, output, tokenizer, self._settings[split], self._inputs, record)
+        written = {split: tally.manifest(split, output, self._record, self._settings[split], self._inputs, record)
                    for split, output in outputs.items()}
         finish.publish(partial.folder, self.prefixes, written)
         return written[TRAIN]

@@ -75,7 +75,8 @@ class Tokenizer:
         ways = "name the tokenizer that wrote it, or preprocess again with this one"
         if not recorded.startswith(FINGERPRINT_KIND):
             ways = (f"its manifest is of an earlier version, which knew a tokenizer by the bytes of its file (sha256 "
-                    f"{recorded[:12]}): name the unchanged file, or preprocess again")
+                    f"{recorded[:12]}): name the unchanged file; or run preprocess once more with that file as at "
+                    "first, which encodes nothing again and records what the tokenizer does")
         return f"{self.path} (fingerprint {self.fingerprint[:16]}) does not give the ids that {data} holds " \
                f"({recorded[:16]}); {ways}"
 

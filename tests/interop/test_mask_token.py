@@ -112,7 +112,7 @@ def test_a_named_one_and_none(topology, without, tmp_path):
     assert choose_mask(load_tokenizer(directory), "none").kind == "none"
 
 
-def test_a_sentencepiece_model_becomes_a_tokenizer_json_with_one_more_token(topology, tmp_path):
+def test_a_sentencepiece_model_gets_one_more_piece_and_fits_its_data_as_before(topology, tmp_path):
     pytest.importorskip("google.protobuf", reason="transformers reads SentencePiece models with protobuf")
     sentencepiece = pytest.importorskip("sentencepiece")
     (tmp_path / "tokenizer").mkdir()
@@ -125,5 +125,8 @@ def test_a_sentencepiece_model_becomes_a_tokenizer_json_with_one_more_token(topo
     _, source = imported(tmp_path, tmp_path / "tokenizer")
     assert source.imported["mask"] == {"kind": "added", "id": size}
     assert sorted(file.name for file in (tmp_path / "run" / "tokenizer").iterdir()) == [
-        "tokenizer.json", "tokenizer_config.json"]
+        "tokenizer.model", "tokenizer_config.json"]
+    before, after = load_tokenizer(tmp_path / "tokenizer"), load_tokenizer(tmp_path / "run" / "tokenizer")
+    assert (after.token(size), after.fingerprint) == ("<|mask|>", before.fingerprint)
+    assert after.encode("a <|mask|> hides") == before.encode("a <|mask|> hides")
     assert [file.name for file in (tmp_path / "run" / "source").glob("token*")] == ["tokenizer.model"]

@@ -96,8 +96,11 @@ def test_second_run_does_nothing_and_a_changed_one_does(tokenizer_dir, tmp_path,
     first, stamp, idle = run()
     assert not idle
     assert run() == (first, stamp, True)
-    assert not run(mask_token="<|reserved_1|>")[2]
-    assert not run()[2]
+    assert not run(eod_token="<|reserved_1|>")[2]
+    first, stamp, _ = run()
+    masked, *same = run(mask_token="<|reserved_1|>")  # the same ids: recorded, nothing encoded again
+    assert (masked.tokenizer.mask_id, same) == (4, [stamp, True])
+    assert manifests.read(tmp_path / "out") == masked
     with open(path, "a") as file:
         file.write('{"text": "four"}\n')
     changed, _, idle = run()
@@ -105,6 +108,18 @@ def test_second_run_does_nothing_and_a_changed_one_does(tokenizer_dir, tmp_path,
     (tmp_path / "out.bin").write_bytes(b"")
     assert not run()[2]
     assert manifests.check_files(tmp_path / "out") == changed
+
+
+def test_data_of_earlier_versions_is_complete_and_gets_the_tokenizers_fingerprint_of_today(tokenizer_dir, tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", ["one text", "another"])
+    arguments = {"inputs": [path], "output_prefix": tmp_path / "out", "workers": 1, "progress": False}
+    manifest = preprocess(tokenizer_path=tokenizer_dir, **arguments)
+    tokenizer, file = load_tokenizer(tokenizer_dir), tmp_path / "out.manifest.json"
+    file.write_text(file.read_text().replace(manifest.tokenizer.fingerprint, tokenizer.file_sha256))
+    stamp = (tmp_path / "out.bin").stat().st_mtime_ns
+    preprocess(tokenizer_path=tokenizer_dir, **arguments)
+    assert manifests.read(tmp_path / "out") == manifest
+    assert (tmp_path / "out.bin").stat().st_mtime_ns == stamp
 
 
 def test_failed_run_leaves_the_older_output(tokenizer_dir, tmp_path):

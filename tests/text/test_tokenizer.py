@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -49,13 +48,63 @@ def test_special_tokens_in_text_stay_text(tokenizer_dir):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_fingerprint_is_of_the_content(tokenizer_dir, tmp_path):
-    shutil.copytree(tokenizer_dir, tmp_path / "copy")
-    here, there = load_tokenizer(tokenizer_dir), load_tokenizer(tmp_path / "copy" / "tokenizer.json")
-    assert here.fingerprint == there.fingerprint
-    with open(tmp_path / "copy" / "tokenizer.json", "a") as file:
-        file.write(" ")
-    assert load_tokenizer(tmp_path / "copy").fingerprint != here.fingerprint
+def added(content, id_, name, special):
+    """The added tokens with one more."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"added_tokens": [*content["added_tokens"], {"id": id_, "content": name, "special": special, **flags}]}
+
+
+def merges_as_text(content):
+    """As files of older versions have them."""
+    return {"model": content["model"] | {"merges": [" ".join(pair) for pair in content["model"]["merges"]]}}
+
+
+@pytest.mark.parametrize("change", [
+    lambda content: {"padding": None, "decoder": None},
+    lambda content: {"post_processor": {"type": "BertProcessing", "sep": ["<|endoftext|>", 0], "cls": ["<|mask|>", 1]}},
+    lambda content: {"truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}},
+    lambda content: added(content, 300, "<|chat|>", special=True),
+    lambda content: {"model": {key: value for key, value in content["model"].items() if value is not False}},
+    merges_as_text])
+def test_what_changes_no_texts_ids_leaves_the_fingerprint(tokenizer_dir, tmp_path, change):
+    content = json.loads((tokenizer_dir / "tokenizer.json").read_text())
+    here, there = load_tokenizer(tokenizer_dir), load_tokenizer(
+        edited_copy(tokenizer_dir, tmp_path / "other", **change(content)))
+    assert (there.fingerprint, there.encode("the encoder")) == (here.fingerprint, here.encode("the encoder"))
+    assert there.file_sha256 != here.file_sha256
+
+
+@pytest.mark.parametrize("change", [
+    lambda content: {"normalizer": {"type": "Lowercase"}},
+    lambda content: {"pre_tokenizer": content["pre_tokenizer"] | {"add_prefix_space": True}},
+    lambda content: {"model": content["model"] | {"merges": content["model"]["merges"][:-1]}},
+    lambda content: {"model": content["model"] | {"ignore_merges": True}},
+    lambda content: added(content, 300, "encoder", special=False)])
+def test_what_may_change_a_texts_ids_changes_the_fingerprint(tokenizer_dir, tmp_path, change):
+    content = json.loads((tokenizer_dir / "tokenizer.json").read_text())
+    other = edited_copy(tokenizer_dir, tmp_path / "other", **change(content))
+    assert load_tokenizer(other).fingerprint != load_tokenizer(tokenizer_dir).fingerprint
+
+
+def test_the_end_of_document_is_part_of_the_fingerprint_and_the_mask_is_not(tokenizer_dir):
+    plain = load_tokenizer(tokenizer_dir)
+    assert load_tokenizer(tokenizer_dir, eod_token="<|pad|>").fingerprint != plain.fingerprint
+    other = load_tokenizer(tokenizer_dir, mask_token="<|reserved_3|>")
+    assert (other.fingerprint, other.ordinary_ids_sha256()) == (plain.fingerprint, plain.ordinary_ids_sha256())
+
+
+def test_saved_again_by_transformers_it_is_the_same_tokenizer(tokenizer_dir, tmp_path):
+    import transformers
+
+    loaded = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
+    loaded.chat_template = "{{ messages }}"
+    loaded.add_special_tokens({"additional_special_tokens": ["<|chat|>"]})
+    loaded.save_pretrained(tmp_path)
+    here, there = load_tokenizer(tokenizer_dir), load_tokenizer(tmp_path)
+    assert there.vocabulary_size == here.vocabulary_size + 1
+    assert there.has_fingerprint(here.fingerprint) and not there.has_fingerprint(here.file_sha256)
+    assert here.has_fingerprint(here.file_sha256)  # as manifests of earlier versions have it
+    assert there.ordinary_ids_sha256() == here.ordinary_ids_sha256()  # so that a run's history stays what it was
 
 
 def test_stored_truncation_padding_and_framing_do_not_touch_documents(tokenizer_dir, tmp_path):
