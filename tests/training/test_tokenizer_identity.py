@@ -1,4 +1,4 @@
-"""A run knows its tokenizer by what it does: saved again, or with a token more, it goes on; earlier records are kept."""
+"""A run knows its tokenizer by what it does: saved again, or with a token more, it goes on; earlier records hold."""
 
 import json
 import shutil
