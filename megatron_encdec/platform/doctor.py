@@ -120,6 +120,8 @@ def examine() -> dict:
         found = list(threads.map(examine_package, PACKAGES))
     packages = {package.name: one for package, one in zip(PACKAGES, found, strict=True)}
     device = _device() if packages["torch"]["state"] == "usable" else None
+    if device:
+        packages["torch"]["version"] = device["torch"]  # with its build, which pip's records leave out: +cpu, +cu130
     problems = _problems(packages) + ([device["problem"]] if device and device["problem"] else [])
     return {
         "versions": {"megatron_encdec": __version__, "python": python_platform.python_version(),
@@ -154,8 +156,8 @@ def _device() -> dict:
 
     from megatron_encdec.platform.device import bf16_is_native, device_type, varlen_is_usable
 
-    facts = {"type": device_type(), "driver": _driver(), "problem": None, "gpus": [], **_cpu(),
-             "threads": torch.get_num_threads(), "cuda": torch.version.cuda, "nccl": None,
+    facts = {"type": device_type(), "torch": torch.__version__, "driver": _driver(), "problem": None, "gpus": [],
+             **_cpu(), "threads": torch.get_num_threads(), "cuda": torch.version.cuda, "nccl": None,
              "bf16_native": None, "varlen": False}
     try:
         facts["bf16_native"] = bf16_is_native()
