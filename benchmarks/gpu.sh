@@ -78,7 +78,7 @@ install_wheels() {
     say "installed $(echo "$now" | wc -l) wheels"
 }
 
-# Folders matching $1 in the packages of CUDA that torch brings, a line each.
+# Folders $1 in the packages of CUDA that torch brings, a line each.
 of_torch() {
     "$PYTHON" - "$1" <<'PYTHON'
 import sys
@@ -91,14 +91,14 @@ print(*(folder for place in nvidia.__path__ for folder in sorted(Path(place).glo
 PYTHON
 }
 
-# The folder of a CUDA toolkit that has its headers, else of the headers that came with torch; nothing where there are
+# The folder of a CUDA toolkit with the headers of its compiler, which torch's packages may lack; nothing where there is
 # none. Where nvcc lies does not say it: nvcc may be a shim.
 cuda_home() {
     local nvcc folder torchs
     nvcc="$(readlink -f "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")"
     mapfile -t torchs < <(of_torch 'cu[0-9]*')
-    for folder in "${CUDA_HOME:-}" "${nvcc%/bin/nvcc}" "${torchs[@]}" /usr/local/cuda /usr/local/cuda-*; do
-        if [[ -f "$folder/include/cuda_runtime.h" && -f "$folder/include/cublas_v2.h" ]]; then
+    for folder in "${CUDA_HOME:-}" "${nvcc%/bin/nvcc}" /usr/local/cuda /usr/local/cuda-* "${torchs[@]}"; do
+        if [[ -f "$folder/include/cuda_runtime.h" && -f "$folder/include/crt/host_config.h" ]]; then
             echo "$folder"
             return
         fi
@@ -107,7 +107,7 @@ cuda_home() {
 
 # Transformer Engine's binding to torch is C++ that has to be compiled against the torch that is here.
 build_binding() {
-    local sdist home folder includes torchs wheels_only=0
+    local sdist home folder includes torchs torchs_headers=0 code=0
     sdist="$(find "$STORE/wheels" -name 'transformer_engine_torch-*.tar.gz' | head -n 1)"
     [[ -n "$sdist" ]] || return 0
     compgen -G "$STORE/wheels/transformer_engine_torch-*.whl" >/dev/null && return 0
@@ -115,17 +115,20 @@ build_binding() {
     [[ -n "$home" ]] || fail "$(basename "$sdist") cannot be compiled: no headers of CUDA are here (CUDA_HOME, nvcc," \
         "torch's packages, /usr/local/cuda*); bring the binding as a wheel that was built beforehand, see docs/gpu.md"
     includes="$home/include:$home/include/cccl"
-    mapfile -t torchs < <(of_torch 'cudnn/include' && of_torch 'nccl/include') # headers that a toolkit lacks
+    mapfile -t torchs < <(of_torch '*/include') # cuDNN and NCCL; cuBLAS and others where the toolkit is a small one
     for folder in "${torchs[@]}"; do
         [[ -z "$folder" ]] || includes="$includes:$folder"
     done
-    [[ "$home" != */nvidia/cu* ]] || wheels_only=1
+    [[ -f "$home/include/cublas_v2.h" ]] || torchs_headers=1
     say "building $(basename "$sdist") with $(nproc) processes and the headers of $home"
-    env CUDA_HOME="$home" NVTE_BUILD_USE_NVIDIA_WHEELS="$wheels_only" NVTE_PYTORCH_FORCE_BUILD=TRUE NVTE_FRAMEWORK=pytorch MAX_JOBS="$(nproc)" NVTE_BUILD_THREADS_PER_JOB=1 \
+    env CUDA_HOME="$home" NVTE_BUILD_USE_NVIDIA_WHEELS="$torchs_headers" NVTE_PYTORCH_FORCE_BUILD=TRUE NVTE_FRAMEWORK=pytorch MAX_JOBS="$(nproc)" NVTE_BUILD_THREADS_PER_JOB=1 \
         CPATH="$includes${CPATH:+:$CPATH}" PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" \
         timeout "$((${MINUTES%.*} * 60 - 30))" \
         "$PYTHON" -m pip wheel --no-index --no-deps --no-build-isolation --wheel-dir "$STORE/wheels" "$sdist" \
-        >"$STORE/build.log" 2>&1 || {
+        >"$STORE/build.log" 2>&1 || code=$?
+    [[ "$code" -ne 124 ]] || fail "Transformer Engine's binding was not through in MINUTES=$MINUTES and is lost; give it" \
+        "more, or bring it as a wheel that was built beforehand, see docs/gpu.md"
+    [[ "$code" -eq 0 ]] || {
         tail -n 30 "$STORE/build.log" >&2
         fail "Transformer Engine's binding could not be built, see above"
     }

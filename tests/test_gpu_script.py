@@ -18,7 +18,8 @@ BINDING = """
 import os
 from pathlib import Path
 from setuptools import setup
-Path("built_with.py").write_text(f"home, path = {os.environ['CUDA_HOME']!r}, {os.environ['CPATH']!r}")
+names = {"home": "CUDA_HOME", "path": "CPATH", "torchs": "NVTE_BUILD_USE_NVIDIA_WHEELS"}
+Path("built_with.py").write_text("\\n".join(f"{name} = {os.environ[names[name]]!r}" for name in names))
 setup(name="transformer_engine_torch", version="1.0", py_modules=["built_with"])
 """
 
@@ -103,25 +104,26 @@ def machine(tmp_path):
             "PATH": f"{shim.parent}{os.pathsep}{os.environ['PATH']}"}
 
 
-def headers(home):
-    (home / "include").mkdir(parents=True)
-    for name in ("cuda_runtime.h", "cublas_v2.h"):
+def headers(home, *names):
+    for name in names:
+        (home / "include" / name).parent.mkdir(parents=True, exist_ok=True)
         (home / "include" / name).write_text("")
-    return str(home)
 
 
-@pytest.mark.parametrize("whose", ["CUDA_HOME", "torch"])
-def test_the_binding_is_compiled_with_the_headers_that_are_there(machine, tmp_path, whose):
-    folder = {"CUDA_HOME": "toolkit 13", "torch": "site packages/nvidia/cu13"}[whose]
-    home, cudnn = headers(tmp_path / folder), tmp_path / "site packages" / "nvidia" / "cudnn" / "include"
-    cudnn.mkdir(parents=True)
-    gpu("binding", **machine, CUDA_HOME=home if whose == "CUDA_HOME" else "",
-        PYTHONPATH=str(tmp_path / "site packages"))
+@pytest.mark.parametrize("toolkit", ["small", "whole"])
+def test_the_binding_is_compiled_with_the_headers_that_are_there(machine, tmp_path, toolkit):
+    """Torch brings no headers of the compiler, a small toolkit none of cuBLAS, none has cuDNN's."""
+    home, torchs = tmp_path / "toolkit 13", tmp_path / "site packages" / "nvidia"
+    headers(home, "cuda_runtime.h", "crt/host_config.h", *(["cublas_v2.h"] if toolkit == "whole" else []))
+    headers(torchs / "cu13", "cuda_runtime.h", "cublas_v2.h")
+    headers(torchs / "cudnn", "cudnn.h")
+    gpu("binding", **machine, CUDA_HOME=str(home), PYTHONPATH=str(torchs.parent))
     (built,) = tmp_path.glob("transformer_engine_torch-1.0-*.whl")  # in OUT, for the next time
     found = {}
     exec(zipfile.ZipFile(built).read("built_with.py"), found)
-    assert found["home"] == home
-    assert found["path"].split(":")[0] == f"{home}/include" and str(cudnn) in found["path"].split(":")
+    assert found["home"] == str(home) and found["torchs"] == ("1" if toolkit == "small" else "0")
+    path = found["path"].split(":")
+    assert path[0] == f"{home}/include" and {f"{torchs}/cu13/include", f"{torchs}/cudnn/include"} <= set(path)
 
 
 def test_a_stage_goes_on_where_its_time_was_over(tmp_path):
