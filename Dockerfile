@@ -28,20 +28,21 @@ ENV VIRTUAL_ENV=/opt/venv \
     PYTHONUNBUFFERED=1
 
 # From what changes least to what changes most: torch, then Transformer Engine, then this project's other dependencies.
-# Transformer Engine's kernels come compiled (core_cu13); its binding to torch is C++ that is compiled here against it.
-COPY tools/constraints.txt /tmp/constraints.txt
+# Transformer Engine's kernels come compiled (core_cu13); its binding to torch is C++ that is compiled here against it and
+# against the headers of cuDNN's frontend: so both are there first, and nothing is built in isolation from them.
+ENV PIP_CONSTRAINT="/tmp/constraints.txt /tmp/constraints_gpu.txt"
+COPY tools/constraints.txt tools/constraints_gpu.txt /tmp/
 RUN python3 -m venv "$VIRTUAL_ENV" \
-    && pip install --constraint /tmp/constraints.txt --upgrade pip==26.3 setuptools==84.2.1 \
-    && pip install --constraint /tmp/constraints.txt torch==2.13.0 numpy==2.4.6
-RUN pip install --constraint /tmp/constraints.txt wheel==0.48.0 ninja==1.13.2 pybind11==3.1.0 \
-    && NVTE_FRAMEWORK=pytorch MAX_JOBS=8 pip install --constraint /tmp/constraints.txt --no-build-isolation \
-        "transformer-engine[core_cu13,pytorch]==2.20.2"
+    && pip install --upgrade pip==26.3 setuptools==84.2.1 \
+    && pip install torch==2.13.0 numpy==2.4.6
+RUN pip install wheel==0.48.0 ninja==1.13.2 pybind11==3.1.0 nvidia-cudnn-frontend==1.32.0 \
+    && NVTE_FRAMEWORK=pytorch MAX_JOBS=8 pip install --no-build-isolation "transformer-engine[core_cu13,pytorch]==2.20.2"
 
 # Ubuntu's image has a user 1000 already, named ubuntu.
 RUN mkdir /workspace && chown ubuntu:ubuntu /workspace
 WORKDIR /workspace
 COPY --chown=ubuntu:ubuntu . .
-RUN pip install --constraint tools/constraints.txt --no-build-isolation --editable ".[dev]" \
+RUN pip install --editable ".[dev]" \
     && chown -R ubuntu:ubuntu /workspace
 USER 1000
 

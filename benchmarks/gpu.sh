@@ -2,7 +2,8 @@
 # Everything about a GPU in one script: for a bare machine with one H100 or H200, Python 3.12 and CUDA torch, nothing to
 # download from, and little time. docs/gpu.md says what to bring and in which order.
 #
-#   bash benchmarks/gpu.sh split FILE [DIR]    here: a wheel in pieces of 55 MiB under DIR (wheels), with its checksum
+#   bash benchmarks/gpu.sh split FILE [DIR]    here: a wheel in pieces of 58 MiB under DIR (wheels), with its checksum
+#   bash benchmarks/gpu.sh binding             anywhere with that machine's torch: its binding compiled, the wheel in $OUT
 #   bash benchmarks/gpu.sh install             there: wheels and pieces of $WHEELS to $STORE, pieces joined, all installed
 #   bash benchmarks/gpu.sh STAGE...            there: see benchmarks/gpu_stages.py; `all` is all of them in order
 #   bash benchmarks/gpu.sh --rehearse [STAGE]  anywhere: the same stages at tiny sizes on a CPU, nothing installed
@@ -19,7 +20,7 @@ WHEELS="${WHEELS:-wheels}"
 STORE="${STORE:-/tmp/megatron_encdec_gpu}"
 RESULTS="${RESULTS:-work_dirs/gpu}"
 MINUTES="${MINUTES:-9}"
-PIECE_MIB="${PIECE_MIB:-55}"
+PIECE_MIB="${PIECE_MIB:-58}" # with the checkout below 64
 site="$STORE/site"
 
 say() { echo "gpu: $*"; }
@@ -77,38 +78,73 @@ install_wheels() {
     say "installed $(echo "$now" | wc -l) wheels"
 }
 
+# Folders $1 in the packages of CUDA that torch brings, a line each.
+of_torch() {
+    "$PYTHON" - "$1" <<'PYTHON'
+import sys
+from pathlib import Path
+try:
+    import nvidia
+except ImportError:
+    sys.exit()
+print(*(folder for place in nvidia.__path__ for folder in sorted(Path(place).glob(sys.argv[1]))), sep="\n")
+PYTHON
+}
+
+# The folder of a CUDA toolkit with the headers of its compiler, which torch's packages may lack; nothing where there is
+# none. Where nvcc lies does not say it: nvcc may be a shim.
+cuda_home() {
+    local nvcc folder torchs
+    nvcc="$(readlink -f "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")"
+    mapfile -t torchs < <(of_torch 'cu[0-9]*')
+    for folder in "${CUDA_HOME:-}" "${nvcc%/bin/nvcc}" /usr/local/cuda /usr/local/cuda-* "${torchs[@]}"; do
+        if [[ -f "$folder/include/cuda_runtime.h" && -f "$folder/include/crt/host_config.h" ]]; then
+            echo "$folder"
+            return
+        fi
+    done
+}
+
 # Transformer Engine's binding to torch is C++ that has to be compiled against the torch that is here.
 build_binding() {
-    local sdist nvidia folder includes=""
+    local sdist home folder includes torchs torchs_headers=0 code=0
     sdist="$(find "$STORE/wheels" -name 'transformer_engine_torch-*.tar.gz' | head -n 1)"
     [[ -n "$sdist" ]] || return 0
     compgen -G "$STORE/wheels/transformer_engine_torch-*.whl" >/dev/null && return 0
-    compgen -G "$STORE/wheels/transformer_engine_cu*.whl" >/dev/null || {
-        say "$(basename "$sdist") waits for the wheel of Transformer Engine's core"
-        return 0
-    }
-    nvidia="$("$PYTHON" -c 'import nvidia; print(list(nvidia.__path__)[0])' 2>/dev/null || true)"
-    for folder in cudnn nccl; do # headers that the toolkit's own folder lacks
-        [[ -d "$nvidia/$folder/include" ]] && includes="$includes:$nvidia/$folder/include"
+    home="$(cuda_home)"
+    [[ -n "$home" ]] || fail "$(basename "$sdist") cannot be compiled: no headers of CUDA are here (CUDA_HOME, nvcc," \
+        "torch's packages, /usr/local/cuda*); bring the binding as a wheel that was built beforehand, see docs/gpu.md"
+    includes="$home/include:$home/include/cccl"
+    mapfile -t torchs < <(of_torch '*/include') # cuDNN and NCCL; cuBLAS and others where the toolkit is a small one
+    for folder in "${torchs[@]}"; do
+        [[ -z "$folder" ]] || includes="$includes:$folder"
     done
-    say "building $(basename "$sdist") with $(nproc) processes"
-    env NVTE_PYTORCH_FORCE_BUILD=TRUE NVTE_FRAMEWORK=pytorch MAX_JOBS="$(nproc)" NVTE_BUILD_THREADS_PER_JOB=1 \
-        CPATH="${includes#:}${CPATH:+:$CPATH}" PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" \
+    [[ -f "$home/include/cublas_v2.h" ]] || torchs_headers=1
+    say "building $(basename "$sdist") with $(nproc) processes and the headers of $home"
+    env CUDA_HOME="$home" NVTE_BUILD_USE_NVIDIA_WHEELS="$torchs_headers" NVTE_PYTORCH_FORCE_BUILD=TRUE NVTE_FRAMEWORK=pytorch MAX_JOBS="$(nproc)" NVTE_BUILD_THREADS_PER_JOB=1 \
+        CPATH="$includes${CPATH:+:$CPATH}" PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" \
         timeout "$((${MINUTES%.*} * 60 - 30))" \
         "$PYTHON" -m pip wheel --no-index --no-deps --no-build-isolation --wheel-dir "$STORE/wheels" "$sdist" \
-        >"$STORE/build.log" 2>&1 || {
+        >"$STORE/build.log" 2>&1 || code=$?
+    [[ "$code" -ne 124 ]] || fail "Transformer Engine's binding was not through in MINUTES=$MINUTES and is lost; give it" \
+        "more, or bring it as a wheel that was built beforehand, see docs/gpu.md"
+    [[ "$code" -eq 0 ]] || {
         tail -n 30 "$STORE/build.log" >&2
         fail "Transformer Engine's binding could not be built, see above"
     }
-    if [[ -n "${OUT:-}" ]]; then # 20 MB or so: bring it along next time instead of the sdist
-        PIECE_MIB=15 split_file "$(find "$STORE/wheels" -name 'transformer_engine_torch-*.whl' | head -n 1)" "$OUT"
+    if [[ -n "${OUT:-}" ]]; then # about 1 MB: bring it along next time instead of the sdist
+        cp "$STORE"/wheels/transformer_engine_torch-*.whl "$OUT/"
     fi
 }
 
-install() {
+binding() {
     collect
-    install_wheels
+    install_wheels # its headers of cuDNN's frontend
     build_binding
+}
+
+install() {
+    binding
     install_wheels
     PYTHONPATH="$PWD:$site" "$PYTHON" -m megatron_encdec doctor || true
 }
@@ -128,8 +164,9 @@ run_stages() {
 }
 
 case "${1:-}" in
-    "" | -h | --help) sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
+    "" | -h | --help) sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
     split) shift && split_file "$@" ;;
+    binding) binding ;;
     install) install ;;
     --rehearse)
         shift

@@ -8,7 +8,6 @@
 
 import functools
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -43,12 +42,15 @@ logging: {{tensorboard: false}}
 
 @functools.cache
 def facts() -> dict:
-    """Whether a GPU, Transformer Engine and flash-attn are here."""
+    """Whether a GPU, Transformer Engine and flash-attn are here and work."""
     import torch
 
+    from megatron_encdec.platform.doctor import PACKAGES, examine_package
+
     on_gpu = torch.cuda.is_available() and os.environ.get("MEGATRON_ENCDEC_DEVICE") != "cpu"
-    return {"gpu": on_gpu, "te": on_gpu and importlib.util.find_spec("transformer_engine") is not None,
-            "flash_attn": on_gpu and importlib.util.find_spec("flash_attn") is not None}
+    packages = {package.name: package for package in PACKAGES}  # tried in a child: this process stays off the GPU
+    return {"gpu": on_gpu, **{name: on_gpu and examine_package(packages[package])["state"] == "usable"
+                              for name, package in (("te", "transformer_engine"), ("flash_attn", "flash_attn"))}}
 
 
 def examine() -> dict:

@@ -1,20 +1,21 @@
 """For all tests: one rank's process group; `gpu` and `te` tests skip where there is no GPU or no Transformer Engine."""
 
-from importlib.util import find_spec
-
 import pytest
 
 
 def pytest_collection_modifyitems(items):
-    """Add the skips; torch is imported only if a test asks for a GPU."""
+    """Add the skips; torch and Transformer Engine are imported only if a test asks for them."""
     marked = {name: [item for item in items if item.get_closest_marker(name)] for name in ("gpu", "te")}
-    if marked["gpu"]:
-        import torch
+    if not any(marked.values()):
+        return
+    import torch
 
-        if not torch.cuda.is_available():
-            _skip(marked["gpu"], "needs a CUDA device")
-    if find_spec("transformer_engine") is None:
-        _skip(marked["te"], "needs Transformer Engine")
+    from megatron_encdec.platform.optional import CUDA_PACKAGES, why_unusable
+
+    if not torch.cuda.is_available():
+        _skip(marked["gpu"] + marked["te"], "needs a CUDA device")
+    elif marked["te"] and (why := why_unusable(CUDA_PACKAGES["transformer_engine"])):
+        _skip(marked["te"], f"needs Transformer Engine, which is {why}")
 
 
 def _skip(items, reason: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,8 +25,9 @@ def of(instructions, name):
     return [arguments for instruction, arguments in instructions if instruction == name]
 
 
-def constraints():
-    lines = [line.split("#")[0].strip() for line in (ROOT / "tools" / "constraints.txt").read_text().splitlines()]
+def constraints(*names):
+    files = [ROOT / "tools" / name for name in names or ("constraints.txt", "constraints_gpu.txt")]
+    lines = [line.split("#")[0].strip() for file in files for line in file.read_text().splitlines()]
     return [Requirement(line) for line in filter(None, lines)]
 
 
@@ -61,6 +63,26 @@ def test_every_package_has_one_version(instructions):
     for word in asked:
         if word != ".[dev]" and Requirement(word).name in pinned:
             assert str(Requirement(word).specifier) == same[Requirement(word).name], word
+
+
+def test_what_packages_bring_along_has_one_version_too(instructions):
+    """Transformer Engine's binding asks for these without a version, or with a lowest one."""
+    (given,) = [value for value in of(instructions, "ENV") if value.startswith("PIP_CONSTRAINT=")]
+    files = [Path(path).name for path in given.partition("=")[2].strip('"').split()]
+    assert files == ["constraints.txt", "constraints_gpu.txt"]
+    copied = " ".join(of(instructions, "COPY"))
+    assert all(f"tools/{name}" in copied for name in files)
+    pinned = {canonicalize_name(one.name): str(one.specifier) for one in constraints(*files)}
+    brought = {"einops", "onnx", "onnxscript", "onnx-ir", "ml-dtypes", "pydantic", "packaging", "nvdlfw-inspect",
+               "nvidia-cudnn-frontend", "nvidia-cutlass-dsl", "apache-tvm-ffi", "importlib-metadata", "triton"}
+    assert brought <= pinned.keys() and all(version.startswith("==") for version in pinned.values())
+    assert not {one.name for one in constraints("constraints.txt")} & {
+        one.name for one in constraints("constraints_gpu.txt")}
+
+
+def test_only_what_needs_torch_to_be_built_is_built_beside_it(instructions):
+    for command in re.split(r"&&", " && ".join(of(instructions, "RUN"))):
+        assert ("--no-build-isolation" in command) == ("transformer-engine[" in command), command
 
 
 def test_apt_leaves_nothing_behind(instructions):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.sh"
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "benchmarks" / "gpu.sh"
+LIMIT = 64  # MiB that travel with one command
+BINDING = """
+import os
+from pathlib import Path
+from setuptools import setup
+names = {"home": "CUDA_HOME", "path": "CPATH", "torchs": "NVTE_BUILD_USE_NVIDIA_WHEELS"}
+Path("built_with.py").write_text("\\n".join(f"{name} = {os.environ[names[name]]!r}" for name in names))
+setup(name="transformer_engine_torch", version="1.0", py_modules=["built_with"])
+"""
 
 
 def gpu(*arguments, code=0, **environment):
@@ -60,6 +72,58 @@ def test_pieces_that_do_not_add_up_are_refused(wheel, tmp_path):
     with open(pieces / f"{wheel.name}.part-02", "r+b") as file:
         file.write(b"another")
     assert "the pieces do not add up" in gpu("install", code=1, WHEELS=str(pieces), STORE=str(tmp_path / "store"))
+
+
+def test_pieces_fit_what_a_command_may_carry_and_so_does_every_row_of_the_plan(tmp_path):
+    core = tmp_path / "core.whl"
+    with open(core, "wb") as file:
+        file.truncate(70 * 2**20)
+    gpu("split", core, tmp_path / "pieces")
+    largest = max(path.stat().st_size for path in (tmp_path / "pieces").glob("*.part-*")) / 2**20
+    plan = (ROOT / "docs" / "gpu.md").read_text()
+    rows = [row.split("|") for row in plan.splitlines() if re.match(r"\| \d+ \|", row)]
+    sizes = {row[2].strip(): float(row[3]) for row in rows if row[3].strip() != "–"}
+    assert len(sizes) == 5 and max(sizes.values()) < LIMIT
+    pieces = {carried: size for carried, size in sizes.items() if re.fullmatch(r"piece \d\d", carried)}
+    assert len(pieces) == 4 and min(pieces.values()) >= largest + 2  # the checkout travels with each
+    assert f"{largest:.0f} MiB" in plan
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A machine whose nvcc is a shim far from any header, and a binding to compile."""
+    brought, tree, shim = tmp_path / "brought", tmp_path / "transformer_engine_torch-1.0", tmp_path / "bin" / "nvcc"
+    for folder in (brought, tree, shim.parent):
+        folder.mkdir()
+    (tree / "setup.py").write_text(BINDING)
+    (tree / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: transformer_engine_torch\nVersion: 1.0\n")
+    shutil.make_archive(str(brought / tree.name), "gztar", tmp_path, tree.name)
+    shim.write_text("#!/bin/sh\necho release 13.0\n")
+    shim.chmod(0o755)
+    return {"WHEELS": str(brought), "STORE": str(tmp_path / "store"), "OUT": str(tmp_path),
+            "PATH": f"{shim.parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def headers(home, *names):
+    for name in names:
+        (home / "include" / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / "include" / name).write_text("")
+
+
+@pytest.mark.parametrize("toolkit", ["small", "whole"])
+def test_the_binding_is_compiled_with_the_headers_that_are_there(machine, tmp_path, toolkit):
+    """Torch brings no headers of the compiler, a small toolkit none of cuBLAS, none has cuDNN's."""
+    home, torchs = tmp_path / "toolkit 13", tmp_path / "site packages" / "nvidia"
+    headers(home, "cuda_runtime.h", "crt/host_config.h", *(["cublas_v2.h"] if toolkit == "whole" else []))
+    headers(torchs / "cu13", "cuda_runtime.h", "cublas_v2.h")
+    headers(torchs / "cudnn", "cudnn.h")
+    gpu("binding", **machine, CUDA_HOME=str(home), PYTHONPATH=str(torchs.parent))
+    (built,) = tmp_path.glob("transformer_engine_torch-1.0-*.whl")  # in OUT, for the next time
+    found = {}
+    exec(zipfile.ZipFile(built).read("built_with.py"), found)
+    assert found["home"] == str(home) and found["torchs"] == ("1" if toolkit == "small" else "0")
+    path = found["path"].split(":")
+    assert path[0] == f"{home}/include" and {f"{torchs}/cu13/include", f"{torchs}/cudnn/include"} <= set(path)
 
 
 def test_a_stage_goes_on_where_its_time_was_over(tmp_path):

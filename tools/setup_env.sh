@@ -10,7 +10,7 @@
 # build of torch. Left alone, Linux gets torch's CUDA build, which is several GB.
 #
 #   1. .venv is up to date if its stamp is the hash of what determines it
-#   2. else: one process at a time; what an interrupted installation left is thrown away first
+#   2. else: one process at a time. An installation that failed or was killed goes on from the packages that are whole
 #   3. torch, then this project with its development tools, versions from tools/constraints.txt
 #      (for ENCDEC_ENV=nemo: with the extras nemo, study and reference, tools/constraints_nemo.txt)
 
@@ -76,28 +76,48 @@ import sys
 from importlib.util import find_spec
 print(*(name for name in sys.argv[1].split() if not find_spec(name)))' "$modules")"
     [[ -z "$missing" ]] || fail "MEGATRON_ENCDEC_PYTHON=$given: not installed there: $missing;" \
-        "run  $given -m pip install -e '$root[$extras]'"
+        "run  $given -m pip install -c '$root/$constraints' -e '$root[$extras]'"
 }
 
 make_venv() {
     local candidate
-    if [[ -e "$unfinished" ]]; then
-        say "an installation was interrupted; starting $name over"
-    elif [[ -d "$venv/bin" ]] && ! { suits "$python" && "$python" -m pip --version >/dev/null 2>&1; }; then
-        say "$name does not work (Python 3.11 or newer with pip is needed); starting it over"
-    elif [[ -d "$venv/bin" ]]; then
+    if [[ -d "$venv/bin" ]] && suits "$python" && "$python" -m pip --version >/dev/null 2>&1; then
+        [[ ! -e "$unfinished" ]] || say "going on with the unfinished installation of $name"
+        forget_half_packages
         return
+    elif [[ -d "$venv/bin" ]]; then
+        say "$name does not work (Python 3.11 or newer with pip is needed); starting it over"
     fi
     for candidate in python3.11 python3.12 python3.13 python3 python; do
         suits "$candidate" || continue
         say "making $name with $("$candidate" --version)"
-        touch "$unfinished" # stays until everything is installed
         "$candidate" -m venv --clear "$venv"
-        touch "$unfinished"
         return
     done
     fail "Python 3.11 or newer with its venv module is needed; found: $(python3 --version 2>/dev/null || echo none)." \
         "Install one (on Debian and Ubuntu also python3-venv), or name yours: MEGATRON_ENCDEC_PYTHON=/path/to/python"
+}
+
+# What pip was writing when it was killed looks installed to the next pip. The last thing that pip writes of a package is
+# a RECORD that names its INSTALLER file, with the size of every file: where that does not hold, the package's entry goes
+# and pip installs it anew. What pip had put aside (~name) goes too.
+forget_half_packages() {
+    "$python" -I - <<'PYTHON'
+import csv, shutil, sysconfig
+from pathlib import Path
+
+site = Path(sysconfig.get_path("purelib"))
+for entry in site.glob("*.dist-info"):
+    record = entry / "RECORD"
+    rows = list(csv.reader(record.open(encoding="utf-8"))) if record.is_file() else []
+    sizes = {site / row[0]: row[2] for row in rows if len(row) == 3}
+    if entry / "INSTALLER" not in sizes or not all(
+            path.is_file() and path.stat().st_size == int(size) for path, size in sizes.items() if size):
+        print(f"setup: {entry.name.removesuffix('.dist-info')} was left half installed", flush=True)
+        shutil.rmtree(entry)
+for aside in site.glob("~*"):
+    shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+PYTHON
 }
 
 # pip with our versions: talking on a terminal, where a download can be watched; else into a log, shown on failure.
@@ -126,7 +146,7 @@ install_everything() {
     fi
     pip_install torch==2.13.0
     say "installing megatron-encdec and what it needs"
-    pip_install --no-build-isolation --editable "$root[$extras]"
+    pip_install --editable "$root[$extras]" # what comes as a source alone is built with the tools that it names
     fingerprint >"$stamp"
     rm "$unfinished"
 }

@@ -2,6 +2,7 @@
 
 Transformer Engine keeps them in each layer's `fp8_meta` and saves them as a pickle, which a checkpoint of ours never
 holds: reading it would run what it names. Only the `delayed` recipe has state; the others look at each tensor anew.
+Attention has an `fp8_meta` too, though its products stay in bf16: linear layers are those with a weight.
 
     1. `make_fp8_state(trunk)`    allocate it before the first step, so that it can be loaded and saved from the start
     2. `fp8_state(trunk)`         the live tensors by name: fp8.LAYER.MODULE.scaling_fwd|scaling_bwd.scale|amax_history
@@ -35,7 +36,7 @@ def fp8_state(trunk) -> dict[str, torch.Tensor]:
     found = {}
     for layer in getattr(getattr(trunk, "decoder", None), "layers", ()):
         for name, module in layer.named_modules():
-            meta = getattr(module, "fp8_meta", None) or {}
+            meta = (getattr(module, "fp8_meta", None) or {}) if hasattr(module, "weight") else {}
             for direction in _DIRECTIONS:
                 for part in _TENSORS:
                     value = getattr(meta.get(direction), part, None)

@@ -11,7 +11,7 @@ from megatron_encdec.model.rope import RopeScaling
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.device import device_type
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.optional import INSTALL, is_available
+from megatron_encdec.platform.optional import CUDA_PACKAGES, INSTALL, why_unusable
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(num_layers=4, hidden_size=256, ffn_hidden_size=768, num_attention_heads=4, num_query_groups=2),
@@ -155,13 +155,13 @@ def _of_run(run: Any, where: str) -> dict[str, Any]:
 
 def choose_layers(wanted: str, dtype: torch.dtype) -> str:
     """"torch" or "transformer_engine" for the configured `model.layers`; the latter's attention takes 16 bits only."""
-    usable = device_type() == "cuda" and is_available("transformer_engine")
-    if wanted == "transformer_engine" and not usable:
-        raise UserError("model.layers: transformer_engine needs a CUDA GPU and the package: "
+    engine = why_unusable(CUDA_PACKAGES["transformer_engine"]) if device_type() == "cuda" else "no use without a GPU"
+    if wanted == "transformer_engine" and engine:
+        raise UserError(f"model.layers: transformer_engine needs a CUDA GPU and the package, which is {engine}: "
                         f"{INSTALL['transformer_engine']}; or set model.layers=torch")
     if wanted == "transformer_engine" and dtype != torch.bfloat16:
         raise UserError("model.layers: transformer_engine needs precision.dtype=bf16: its attention over packed "
                         "documents has no fp32 kernels; or set model.layers=torch")
     if wanted == "auto":
-        return "transformer_engine" if usable and dtype == torch.bfloat16 else "torch"
+        return "torch" if engine or dtype != torch.bfloat16 else "transformer_engine"
     return wanted

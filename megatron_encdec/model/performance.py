@@ -6,6 +6,7 @@ Nothing here changes what a run computes beyond the rounding of sums, and nothin
     2. `choose_attention(...)`     which attention the torch layers use: masked windows, or packed segments
     3. `accumulation_fusion(...)`  who can add a weight's gradient to the buffer inside the product, if anybody
     4. `core_options(...)`         megatron.core's fields for recomputation, fusion and overlap
+    5. `kernel_notes(...)`         where the machine's kernels are not the ones to expect: said before the first step
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ import torch
 
 from megatron_encdec.platform.device import device_type, varlen_is_usable
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.optional import is_available
+from megatron_encdec.platform.optional import CUDA_PACKAGES, why_unusable
 
 Attention = Literal["masked", "packed"]
+_HOPPER = (9, 0)
+_UNFUSED_FROM = 2**30  # segments x heads x length^2, for Transformer Engine 2.20 (get_attention_backend)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def accumulation_fusion(wanted: bool | None, layers: str) -> Literal["transforme
         return None
     if layers == "transformer_engine":
         return "transformer_engine"
-    if device_type() == "cuda" and is_available("fused_weight_gradient_mlp_cuda"):
+    if device_type() == "cuda" and why_unusable("fused_weight_gradient_mlp_cuda") is None:
         return "apex"
     if wanted:
         raise UserError("performance.fuse_gradients: true needs Transformer Engine's layers or Apex built with "
@@ -107,3 +110,32 @@ def core_options(settings: PerformanceSettings, fusion: str | None) -> dict[str,
         options |= {"recompute_granularity": "full", "recompute_method": "block" if layers else "uniform",
                     "recompute_num_layers": layers or 1}
     return options
+
+
+def kernel_notes(layers: str, deterministic: bool, heads: int, length: int, windows: int, isolated: bool) -> list[str]:
+    """A line for each kernel that is slower here than to be expected, in a micro-batch of `windows` x `length` tokens.
+
+    heads: of a tensor rank. isolated: windows are cut into segments.
+    """
+    if device_type() == "cpu":
+        return []
+    engine, notes = why_unusable(CUDA_PACKAGES["transformer_engine"]), []
+    if layers == "torch" and engine not in (None, "missing"):
+        notes.append(f"Transformer Engine is installed, but {engine}: torch's layers are used")
+    if layers == "transformer_engine" and deterministic and torch.cuda.get_device_capability() == _HOPPER:
+        notes += unfused_notes(heads, length, windows, isolated)
+    return notes
+
+
+def unfused_notes(heads: int, length: int, windows: int, isolated: bool) -> list[str]:
+    """Where `run.deterministic` costs Transformer Engine its fused attention on Hopper (its backward pass would need
+    more memory than there is); [] where no micro-batch has so many segments.
+    """
+    segments = -(-_UNFUSED_FROM // (heads * length**2))
+    most = length * (windows - 1) + 1 if isolated else windows  # one segment as long as the window, others of one token
+    if segments > most:
+        return []
+    when = f"with {segments} segments or more" if isolated else f"of batch.micro_size={windows}"
+    return [f"run.deterministic: in micro-batches {when} (of {length} tokens) Transformer Engine leaves its fused "
+            "attention for flash-attn, or where that is missing for one that is slow and keeps whole masks; "
+            "a smaller batch.micro_size avoids it"]

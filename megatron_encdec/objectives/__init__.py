@@ -7,7 +7,7 @@ An objective is the only thing a phase changes; it has no state, so the switch h
 
 from megatron_encdec.objectives.base import Labelled, Objective
 from megatron_encdec.objectives.build import build_objective
-from megatron_encdec.objectives.config import ObjectiveConfig
+from megatron_encdec.objectives.config import OBJECTIVES, ObjectiveConfig
 from megatron_encdec.objectives.microbatch import MicroBatch, collate
 
-__all__ = ["Labelled", "MicroBatch", "Objective", "ObjectiveConfig", "build_objective", "collate"]
+__all__ = ["OBJECTIVES", "Labelled", "MicroBatch", "Objective", "ObjectiveConfig", "build_objective", "collate"]

@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 
 from megatron_encdec.objectives.base import Objective
-from megatron_encdec.objectives.clm import CLM
-from megatron_encdec.objectives.config import ObjectiveConfig
+from megatron_encdec.objectives.config import OBJECTIVES, ObjectiveConfig
 from megatron_encdec.objectives.mlm import MLM
 from megatron_encdec.platform.errors import UserError
 
@@ -15,10 +14,11 @@ def build_objective(config: ObjectiveConfig, mask_id: int | None, special_ids: I
 
     Raises UserError where mlm has no mask token.
     """
-    if config.name == "clm":
-        return CLM()
+    kind = OBJECTIVES[config.name]
+    if kind is not MLM:
+        return kind()
     if mask_id is None:
         raise UserError("tokenizer.mask_token: the tokenizer has no mask token and mlm needs one; name a "
                         "token of its vocabulary that no text uses (a reserved one)")
-    return MLM(config.mask_ratio, mask_id, list(special_ids), vocabulary_size,
-               config.mask_fraction, config.random_fraction)
+    return kind(config.mask_ratio, mask_id, list(special_ids), vocabulary_size,
+                config.mask_fraction, config.random_fraction)

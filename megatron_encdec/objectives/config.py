@@ -1,10 +1,19 @@
-"""`phases.N.objective`: a name, `{name: mlm, mask_ratio: 0.4}`, or the command line's short `mlm:0.4`."""
+"""`phases.N.objective`: a name, `{name: mlm, mask_ratio: 0.4}`, or the command line's short `mlm:0.4`.
+
+    1. `OBJECTIVES`         every objective by its name
+    2. `ObjectiveConfig`    one of them with its settings
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatron_encdec.objectives.base import Objective
+from megatron_encdec.objectives.clm import CLM
+from megatron_encdec.objectives.mlm import MLM
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
+
+OBJECTIVES: dict[str, type[Objective]] = {one.name: one for one in (CLM, MLM)}
 
 
 @dataclass
@@ -16,7 +25,7 @@ class ObjectiveConfig:
     0.8 and 0.1.
     """
 
-    name: Literal["clm", "mlm"]
+    name: Literal[tuple(OBJECTIVES)]
     mask_ratio: float | None = None
     mask_fraction: float | None = None
     random_fraction: float | None = None

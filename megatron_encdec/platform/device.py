@@ -10,7 +10,7 @@ import os
 import torch
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.optional import is_available
+from megatron_encdec.platform.optional import why_unusable
 
 _VARIABLE = "MEGATRON_ENCDEC_DEVICE"  # an environment variable, so that child processes agree
 
@@ -47,7 +47,7 @@ def varlen_is_usable() -> bool:
     """Whether torch's attention over packed segments runs here: on a GPU that flash attention knows, torch 2.10 on."""
     if device_type() != "cuda" or torch.cuda.get_device_capability() < (8, 0):
         return False
-    return is_available("torch.nn.attention.varlen")
+    return why_unusable("torch.nn.attention.varlen") is None
 
 
 def use_deterministic_kernels() -> None:

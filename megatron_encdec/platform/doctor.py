@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from megatron_encdec import __version__
-from megatron_encdec.platform.optional import INSTALL, is_available
+from megatron_encdec.platform.optional import CUDA_PACKAGES, INSTALL
 
 DESCRIPTION = """\
 Say what this machine can train with: versions, device, backends, and for each thing that is missing the
@@ -69,10 +69,13 @@ PACKAGES = (
 )
 # What to import where the name alone says little: ours puts its CPU backend in place before megatron.core.
 _PROBE_MODULES = {"megatron.core": "megatron_encdec.platform.megatron",
-                  "transformer_engine": "transformer_engine.pytorch"}
+                  **{name: f"torch, {module}" for name, module in CUDA_PACKAGES.items()}}
 _PROBE_SECONDS = 120
 _PROBE = """
 import sys
+from importlib.util import find_spec
+if find_spec({name!r}) is None:
+    sys.exit("{missing}")
 try:
     import {module}
 except BaseException as error:
@@ -82,10 +85,9 @@ except BaseException as error:
 
 def examine_package(package: Package) -> dict:
     """`{version, state, why}`; state: `usable`, `missing`, or `broken` (installed, but its import fails)."""
-    version = _version(package)
-    if version is None and not _is_findable(package.name.partition(".")[0]):
-        return {"version": None, "state": "missing", "why": "it is not installed"}
-    code = _PROBE.format(module=_PROBE_MODULES.get(package.name, package.name))
+    version, name = _version(package), package.name.partition(".")[0]
+    missing = f"ModuleNotFoundError: No module named '{name}'"
+    code = _PROBE.format(module=_PROBE_MODULES.get(package.name, package.name), name=name, missing=missing)
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     try:
         done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True,
@@ -96,16 +98,11 @@ def examine_package(package: Package) -> dict:
     if done.returncode == 0:
         return {"version": version, "state": "usable", "why": None}
     said = done.stderr.strip().splitlines()
+    if version is None and said == [missing]:
+        return {"version": None, "state": "missing", "why": "it is not installed"}
     killed = done.returncode < 0 or not said
     why = f"its import ended the process with code {done.returncode}" if killed else said[-1]
     return {"version": version, "state": "broken", "why": why}
-
-
-def _is_findable(name: str) -> bool:
-    try:
-        return is_available(name)
-    except (ImportError, ValueError):  # something of that name is there, in whatever state
-        return True
 
 
 def _version(package: Package) -> str | None:
@@ -123,6 +120,8 @@ def examine() -> dict:
         found = list(threads.map(examine_package, PACKAGES))
     packages = {package.name: one for package, one in zip(PACKAGES, found, strict=True)}
     device = _device() if packages["torch"]["state"] == "usable" else None
+    if device:
+        packages["torch"]["version"] = device["torch"]  # with its build, which pip's records leave out: +cpu, +cu130
     problems = _problems(packages) + ([device["problem"]] if device and device["problem"] else [])
     return {
         "versions": {"megatron_encdec": __version__, "python": python_platform.python_version(),
@@ -140,7 +139,7 @@ def _problems(packages: dict) -> list[str]:
     """A line for each required package that is not usable."""
     lines = [f"{name} is {one['state']} ({one['why']})" for name, one in packages.items()
              if one["state"] != "usable" and _package(name).required]
-    # megatron.core imports Apex and others where it finds them, and fails with them.
+    # megatron.core fails with what it imports.
     core = packages["megatron.core"]
     culprits = [name for name, one in packages.items() if one["state"] == "broken" == core["state"]
                 and one["why"] == core["why"] and name != "megatron.core"]
@@ -157,8 +156,8 @@ def _device() -> dict:
 
     from megatron_encdec.platform.device import bf16_is_native, device_type, varlen_is_usable
 
-    facts = {"type": device_type(), "driver": _driver(), "problem": None, "gpus": [], **_cpu(),
-             "threads": torch.get_num_threads(), "cuda": torch.version.cuda, "nccl": None,
+    facts = {"type": device_type(), "torch": torch.__version__, "driver": _driver(), "problem": None, "gpus": [],
+             **_cpu(), "threads": torch.get_num_threads(), "cuda": torch.version.cuda, "nccl": None,
              "bf16_native": None, "varlen": False}
     try:
         facts["bf16_native"] = bf16_is_native()
@@ -212,7 +211,7 @@ def _backends(device: dict, packages: dict) -> dict:
         backends["attention"] = ("packed attention of Transformer Engine, "
                                  + ("flash-attn or cuDNN" if flash == "usable" else "cuDNN"))
     elif on_gpu and engine == "broken":
-        backends["layers"] = "torch, with model.layers=torch: Transformer Engine is installed, but broken"
+        backends["layers"] = "torch: Transformer Engine is installed, but broken"
     return backends
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_encdec.platform.device import device_type
-from megatron_encdec.platform.optional import INSTALL, is_available
+from megatron_encdec.platform.optional import CUDA_PACKAGES, INSTALL, why_unusable
 
 _ADA, _HOPPER = (8, 9), (9, 0)
 
@@ -17,7 +17,7 @@ _ADA, _HOPPER = (8, 9), (9, 0)
 @dataclass(frozen=True)
 class Fp8Facts:
     """Lowest compute capability of the GPUs (None: there is none), CUDA that torch is built for, state of
-    Transformer Engine: `usable`, `missing` or `broken`."""
+    Transformer Engine: `usable`, `missing` or `broken (why)`."""
 
     capability: tuple[int, int] | None
     cuda: tuple[int, int] | None
@@ -30,10 +30,11 @@ def cuda_version(text: str | None) -> tuple[int, int] | None:
 
 
 def fp8_facts() -> Fp8Facts:
-    """Of this process's device; Transformer Engine is looked for, not imported."""
-    capability = torch.cuda.get_device_capability() if device_type() == "cuda" else None
-    engine = "usable" if is_available("transformer_engine") else "missing"
-    return Fp8Facts(capability, cuda_version(torch.version.cuda), engine)
+    """Of this process's device; on a CPU Transformer Engine is not looked for."""
+    if device_type() == "cpu":
+        return Fp8Facts(None, None, "usable")
+    engine = why_unusable(CUDA_PACKAGES["transformer_engine"]) or "usable"
+    return Fp8Facts(torch.cuda.get_device_capability(), cuda_version(torch.version.cuda), engine)
 
 
 def fp8_refusal(recipe: str | None, facts: Fp8Facts) -> str:

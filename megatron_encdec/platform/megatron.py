@@ -11,6 +11,7 @@ import warnings
 
 from megatron_encdec.platform import cpu_backend
 from megatron_encdec.platform.device import device_type
+from megatron_encdec.platform.optional import keep_out_unusable
 
 # torch renames collectives faster than mcore follows
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
@@ -19,7 +20,9 @@ if device_type() == "cpu":
     # Without a GPU mcore warns about missing Apex, TE and fused kernels at import: `doctor` says it better.
     warnings.filterwarnings("ignore", module=r"megatron\.core")
     warnings.filterwarnings("ignore", message=r".*(Transformer Engine|Apex|transformer_engine).*")
-    logging.getLogger("megatron.core").setLevel(logging.ERROR)
+    for name in ("megatron.core", "torch.utils.cpp_extension"):  # the latter: no GPU, though a CUDA toolkit is here
+        logging.getLogger(name).setLevel(logging.ERROR)
+keep_out_unusable(device_type() == "cuda")
 
 with cpu_backend.without_compilation() if device_type() == "cpu" else contextlib.nullcontext():
     import megatron.core
@@ -77,11 +80,13 @@ def transformer_engine_modules():
 def start_tensor_overlap(rows: int, width: int, tensor: int, fp8: bool) -> None:
     """Make the buffers through which Transformer Engine's layers exchange slices while they multiply.
 
-    rows, width: of the activations [B * S, H] of a micro-batch.
+    rows, width: of the activations [B * S, H] of a micro-batch. fp8: buffers for FP8 too; those for bf16 are always
+    made, for evaluation and for layers that stay in it.
     """
-    from transformer_engine.pytorch.module.base import initialize_ub
+    from transformer_engine.pytorch.module.base import UserBufferQuantizationMode as Mode, initialize_ub
 
-    initialize_ub(shape=[rows, width], tp_size=tensor, use_fp8=fp8, bootstrap_backend="nccl")
+    initialize_ub(shape=[rows, width], tp_size=tensor, quantization_modes=[Mode.NONE, Mode.FP8] if fp8 else [Mode.NONE],
+                  bootstrap_backend="nccl")
 
 
 def fp8_recipe(config):

@@ -1,7 +1,15 @@
-"""Optional packages: imported when first needed, and missed in one line with the command that helps."""
+"""Optional packages: imported when first needed, and missed in one line with the command that helps.
 
+    1. `is_available(name)`        it can be found: enough to say what is not installed
+    2. `why_unusable(module)`      it was tried: installed is not usable where a library or another package is missing
+    3. `require(name, why)`        the module, or one line that says what needs it
+    4. `keep_out_unusable(...)`    before megatron.core is imported
+"""
+
+import functools
 import importlib
 import importlib.util
+import sys
 from types import ModuleType
 
 from megatron_encdec.platform.errors import UserError
@@ -19,9 +27,45 @@ INSTALL = {
 }
 
 
+# Packages of CUDA kernels that megatron.core imports where it finds them, and the module that shows if they work. They
+# are linked to libraries that torch brings and loads: torch is imported first.
+CUDA_PACKAGES = {"transformer_engine": "transformer_engine.pytorch", "apex": "apex", "flash_attn": "flash_attn"}
+
+
 def is_available(name: str) -> bool:
-    """Whether `import name` would find a package (nothing is imported)."""
-    return importlib.util.find_spec(name) is not None
+    """Whether a package of that name is there, in whatever state (nothing of it is imported)."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # it lies in something that is broken
+        return True
+
+
+@functools.cache
+def why_unusable(module: str) -> str | None:
+    """None where `import module` works in this process, else "missing" or "broken (its error)"; tried once."""
+    package = module.partition(".")[0]
+    if not is_available(package):
+        return "missing"
+    try:
+        if package in CUDA_PACKAGES:
+            importlib.import_module("torch")
+        importlib.import_module(module)
+    except Exception as error:  # RuntimeError, FileNotFoundError, ...: a broken package raises what it likes
+        return f"broken ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+    return None
+
+
+def keep_out_unusable(on_gpu: bool) -> None:
+    """Those of `CUDA_PACKAGES` that do not work in this process are from now on as if they were not installed.
+
+    megatron.core takes each where it finds it, catches nothing but ImportError, and would update weights on a CPU with
+    the optimizer of Transformer Engine or Apex, whose kernels need a GPU. One that is imported already stays.
+    """
+    for name, module in CUDA_PACKAGES.items():
+        if why_unusable(module) if on_gpu else module not in sys.modules:
+            for loaded in [one for one in sys.modules if one.startswith(f"{name}.")]:
+                del sys.modules[loaded]
+            sys.modules[name] = None  # Python's own way to say: not there, do not look
 
 
 def require(name: str, why: str) -> ModuleType:

@@ -12,7 +12,7 @@ import yaml
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.model.config import choose_layers
 from megatron_encdec.model.flops import training_flops, whole_pairs
-from megatron_encdec.model.performance import accumulation_fusion, choose_attention
+from megatron_encdec.model.performance import accumulation_fusion, choose_attention, kernel_notes
 from megatron_encdec.model.precision import fp8_shape_problems
 from megatron_encdec.objectives import Objective, ObjectiveConfig, build_objective
 from megatron_encdec.platform import schema
@@ -47,9 +47,13 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know of the data before the first step."""
-        consumed = self.timeline.total_steps * self.config.batch.global_size
-        return self.train.notes(consumed) + (self.validation.notes(0) if self.validation else [])
+        """What the user should know of data and kernels before the first step."""
+        config, data = self.config, self.config.data
+        consumed = self.timeline.total_steps * config.batch.global_size
+        kernels = kernel_notes(choose_layers(config.model.layers, self.dtype), config.run.deterministic,
+                               config.model.num_attention_heads // config.parallel.tensor, data.sequence_length,
+                               config.batch.micro_size, data.isolate_documents or data.random_length is not None)
+        return self.train.notes(consumed) + (self.validation.notes(0) if self.validation else []) + kernels
 
 
 def make_plan(config: Config, world_size: int | None = None) -> Plan:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megatron_encdec.platform.optional import is_available
+from megatron_encdec.platform.optional import why_unusable
 
 PLAIN_SECONDS = 5.0  # between plain lines
 
@@ -61,11 +61,11 @@ def _clock(seconds: float) -> str:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard, or nothing where the package is missing."""
+    """Scalars for TensorBoard, or nothing where the package is missing or broken."""
 
     def __init__(self, directory: Path, active: bool):
         self._writer = None
-        if active and is_available("tensorboard"):
+        if active and why_unusable("torch.utils.tensorboard") is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(directory))

@@ -17,11 +17,12 @@ from megatron_encdec.engine.storage import stored_dtypes
 
 
 def give_fp8_state(trunk, value):
-    """Scales and histories in every linear layer of the layers, counting up from `value`."""
+    """Scales and histories in every linear layer of the layers, counting up from `value`; attention has some too."""
     for layer in trunk.decoder.layers:
         for module in (layer.self_attention.linear_qkv, layer.mlp.linear_fc2):
             module.fp8_meta = {"num_gemms": 1, "scaling_fwd": record(3, value), "scaling_bwd": record(2, value + 100)}
             value += 1
+        layer.self_attention.core_attention.fp8_meta = {"scaling_fwd": record(9, 0), "scaling_bwd": record(6, 0)}
 
 
 def record(tensors, value):
@@ -107,6 +108,7 @@ def test_the_delayed_recipes_own_state(topology, tmp_path):
     trunk(tokens_BS, context, torch.arange(64, device="cuda"), tokens_BS[0], summed=True).backward()
     context = trunk.attention_context("bidirectional", cuts, 64, False, 1, 64)
     trunk(tokens_BS, context, torch.arange(64, device="cuda"), tokens_BS[0], summed=True)
+    assert fp8_state(trunk).keys() == begun.keys()  # attention has state after a forward pass, which is none of ours
     assert any(not torch.equal(value, begun[name]) for name, value in fp8_state(trunk).items())
     path = save(tmp_path, trunk, optimizer)
     other, its_optimizer = built(2)

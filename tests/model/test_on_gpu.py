@@ -100,6 +100,7 @@ def test_fp8_learns_as_bf16_does(topology, recipe):
         optimizer = build_optimizer(ddp, OptimizerSettings(lr=1e-3))
         make_fp8_state(trunk)
         for _ in range(10):
+            ddp.set_is_first_microbatch()  # as megatron.core's schedule does: the weights are new, their FP8 copies old
             ddp.zero_grad_buffer()
             optimizer.zero_grad()
             loss = summed_loss(trunk, batch) / len(batch.labels_N)

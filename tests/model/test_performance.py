@@ -1,5 +1,9 @@
 """What the switches come to on a machine, and what cannot be had is refused by its key."""
 
+import sys
+from enum import Enum
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,7 +13,9 @@ from megatron_encdec.model.performance import (
     accumulation_fusion,
     choose_attention,
     core_options,
+    unfused_notes,
 )
+from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.errors import UserError
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU chooses")
@@ -66,3 +72,27 @@ def test_recomputation_in_the_words_of_megatron_core(recompute, layers, expected
 def test_keys_that_do_not_go_together(keys, words):
     with pytest.raises(ValueError, match=words):
         PerformanceSettings(**keys)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_overlap_has_buffers_for_every_precision_that_a_layer_may_be_in(monkeypatch, fp8):
+    """Transformer Engine keeps its buffers by precision, and a layer whose precision has none raises KeyError."""
+    modes, buffers = Enum("UserBufferQuantizationMode", ["NONE", "FP8"]), {}
+
+    def initialize_ub(shape, tp_size, use_fp8=False, quantization_modes=None, bootstrap_backend=None):
+        for mode in quantization_modes or [modes.FP8 if use_fp8 else modes.NONE]:
+            buffers[mode] = (tuple(shape), tp_size, bootstrap_backend)
+
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch.module.base",
+                        SimpleNamespace(initialize_ub=initialize_ub, UserBufferQuantizationMode=modes))
+    mcore.start_tensor_overlap(512, 64, 2, fp8)
+    assert buffers == dict.fromkeys([modes.NONE, modes.FP8] if fp8 else [modes.NONE], ((512, 64), 2, "nccl"))
+
+
+@pytest.mark.parametrize(("heads", "length", "windows", "isolated", "words"), [
+    (16, 2048, 15, False, None), (16, 2048, 16, False, "of batch.micro_size=16 (of 2048 tokens)"),
+    (16, 2048, 2, True, "with 16 segments or more"), (16, 2048, 1, True, None),
+    (4, 128, 8, True, None), (32, 8192, 1, False, "of batch.micro_size=1")])
+def test_what_deterministic_attention_costs_is_said(heads, length, windows, isolated, words):
+    notes = unfused_notes(heads, length, windows, isolated)
+    assert not notes if words is None else len(notes) == 1 and words in notes[0]

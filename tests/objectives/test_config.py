@@ -2,7 +2,7 @@ import pytest
 
 from megatron_encdec.objectives.build import build_objective
 from megatron_encdec.objectives.clm import CLM
-from megatron_encdec.objectives.config import ObjectiveConfig
+from megatron_encdec.objectives.config import OBJECTIVES, ObjectiveConfig
 from megatron_encdec.objectives.mlm import MLM
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.schema import to_dict
@@ -45,6 +45,14 @@ def test_a_mistake_names_its_key(value, message):
     with pytest.raises(UserError) as caught:
         ObjectiveConfig.from_yaml(value, WHERE)
     assert str(caught.value).startswith(message)
+
+
+def test_the_table_of_objectives_is_what_a_config_may_name():
+    assert set(OBJECTIVES) >= {"clm", "mlm"}
+    for name, kind in OBJECTIVES.items():
+        assert type(build_objective(ObjectiveConfig.from_yaml(name, "objective"), 4, [4], 16)) is kind
+    with pytest.raises(UserError, match="clm.*mlm"):
+        ObjectiveConfig.from_yaml("causal", "objective")
 
 
 def test_build():

@@ -49,7 +49,7 @@ def test_optional_packages_are_looked_at_but_not_imported(report):
     assert report["packages"]["flash_attn"]["state"] == "usable"
     assert report["packages"]["flash_attn"]["version"] is None
     assert report["packages"]["nemo_automodel"]["state"] == "broken"
-    assert {"flash_attn", "nemo_automodel"}.isdisjoint(sys.modules)
+    assert not sys.modules.get("flash_attn") and not sys.modules.get("nemo_automodel")
 
 
 def test_lines_name_the_command_for_what_is_missing_and_why_something_is_broken(report):
@@ -79,6 +79,16 @@ def test_a_broken_package_is_one_line(tmp_path, monkeypatch, source, why):
     monkeypatch.syspath_prepend(str(tmp_path))
     found = doctor.examine_package(doctor.Package("frail", ("frail",), "a test"))
     assert found == {"version": None, "state": "broken", "why": why}
+
+
+def test_kernels_are_tried_beside_torch_whose_libraries_they_need(tmp_path, monkeypatch):
+    (tmp_path / "transformer_engine").mkdir()
+    write_module(tmp_path / "transformer_engine", "__init__", "")
+    write_module(tmp_path / "transformer_engine", "pytorch", "import sys\nif 'torch' not in sys.modules:\n"
+                 "    raise ImportError('libnccl.so.2: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (engine,) = [package for package in doctor.PACKAGES if package.name == "transformer_engine"]
+    assert doctor.examine_package(engine)["state"] == "usable"
 
 
 def test_a_missing_package_has_a_command():
