@@ -163,17 +163,25 @@ def _load_sentencepiece(path: str, file: Path, content: bytes) -> Tokenizer:
 
 
 def _own_names(directory: Path) -> dict[str, str | None]:
-    """What tokenizer_config.json and special_tokens_map.json beside the model call their tokens."""
-    names: dict[str, str | None] = {"mask_token": None, "eos_token": None, "pad_token": None}
+    """What tokenizer_config.json and special_tokens_map.json beside the model call their tokens.
+
+    Where they disagree transformers' order counts: the map, unless tokenizer_config.json lists the added tokens.
+    """
+    contents = []
     for file in (directory / "special_tokens_map.json", directory / "tokenizer_config.json"):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            continue
+            content = {}
         except (OSError, ValueError) as error:
             raise UserError(f"{file}: cannot read it: {error}") from None
+        contents.append(content if isinstance(content, dict) else {})
+    if "added_tokens_decoder" not in contents[1]:
+        contents.reverse()
+    names: dict[str, str | None] = {"mask_token": None, "eos_token": None, "pad_token": None}
+    for content in contents:
         for key, known in names.items():
-            value = content.get(key) if isinstance(content, dict) else None
+            value = content.get(key)
             value = value.get("content") if isinstance(value, dict) else value
             names[key] = value if isinstance(value, str) else known
     return names
