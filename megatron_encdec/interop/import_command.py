@@ -67,5 +67,5 @@ def _arguments_of_a_rank(arguments: argparse.Namespace) -> list[str]:
     """The same command for one rank."""
     named = (("--mask-token", arguments.mask_token), ("--eod-token", arguments.eod_token),
              ("--tokenizer", arguments.tokenizer), *(("--ignore", key) for key in arguments.ignore))
-    options = [word for option, value in named if value is not None for word in (option, value)]
-    return ["import", arguments.model, arguments.run, *options, *(["--new-head"] if arguments.new_head else [])]
+    options = [f"{option}={value}" for option, value in named if value is not None]
+    return ["import", *options, *(["--new-head"] if arguments.new_head else []), "--", arguments.model, arguments.run]

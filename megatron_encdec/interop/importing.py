@@ -16,6 +16,7 @@ Any number of ranks gives the same checkpoint, and any topology loads it.
 
 import contextlib
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -82,7 +83,8 @@ def import_model(directory: str | Path, run: str | Path, wish: Wish | None = Non
     directory, run, wish = Path(directory), Path(os.path.normpath(run)), wish or Wish()
     with _ranks() as (rank, ranks):
         control = Control(60 * _MINUTES_TO_WRITE)
-        work = run.with_name(f".{run.name}.import.tmp")
+        work = Path(os.path.abspath(run))
+        work = work.parent / f".{work.name}.import.tmp"
         try:
             prepared = control.from_first(lambda: _prepare(work, directory, run, wish))
             source = read_source(directory, wish.ignore)
@@ -251,5 +253,5 @@ def _tell(run: Path, source: SourceModel, conversion: Conversion, prepared: _Pre
     dtype = str(conversion.dtype).removeprefix("torch.")
     say(f"{run}: {source.architecture}, {prepared.model.parameter_count():,} parameters in {dtype}, "
         f"{seconds:.1f} s")
-    say(f"train on from it with run.from={{path: {run}, state: weights}}, model={{run: {run}}}, "
-        f"tokenizer.path={run / 'tokenizer'}")
+    keys = (f"run.from.path={run}", "run.from.state=weights", f"model.run={run}", f"tokenizer.path={run / 'tokenizer'}")
+    say(f"train on from it with {' '.join(map(shlex.quote, keys))}")

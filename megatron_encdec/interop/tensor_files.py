@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,9 +202,10 @@ def _what_is_there(directory: Path) -> str:
         return f"{directory}: holds an adapter, not a model; merge it into its base model first"
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
+        code = (f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(directory)!r})"
+                f".save_pretrained({str(directory) + '-safetensors'!r})")
         return (f"{directory}: only pickled weights ({pickles[0]}), and reading a pickle can run code; where you "
-                "trust them, convert them once: python -c 'from transformers import AutoModelForCausalLM as M; "
-                f'M.from_pretrained("{directory}").save_pretrained("{directory}-safetensors")\'')
+                f"trust them, convert them once: python -c {shlex.quote(code)}")
     if any(name.endswith(".gguf") for name in names):
         return (f"{directory}: a GGUF file is quantised; load it with transformers (gguf_file=...), which dequantises "
                 "it, and save it as safetensors")
