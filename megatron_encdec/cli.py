@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     verb = argv[0] if argv and argv[0] in VERBS else None
     try:
+        for word in argv:
+            if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
+                raise UserError(f"{word!r}: not UTF-8; rename the file, or call this in a UTF-8 locale")
         arguments = _parse(_parser(verb), argv)
         return importlib.import_module(VERBS[arguments.verb][0]).run(arguments)
     except (UserError, RunFailed) as error:

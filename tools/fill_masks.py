@@ -47,7 +47,7 @@ def print_guesses(model: str, texts: list[str]) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     fill = pipeline("fill-mask", model, device="cpu")
-    table = Table("text", "guesses", title=f"masks filled by {model}")
+    table = Table("text", "guesses", title=Text(f"masks filled by {model}"))
     for text in texts:
         guesses = fill(text.replace(PLACE, fill.tokenizer.mask_token), top_k=GUESSES)
         words = "  ".join(f"{guess['token_str'].strip() or '(blank)'} {guess['score']:.0%}" for guess in guesses)

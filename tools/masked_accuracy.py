@@ -6,6 +6,7 @@ it is then asked with causal attention, as it is.
 """
 
 import argparse
+import os
 import sys
 
 import numpy as np
@@ -25,9 +26,9 @@ def main() -> int:
     try:
         rows = []
         for entry in arguments.models:
-            name, equals, path = entry.partition("=")
-            if not equals:
-                raise UserError(f"{entry}: write NAME=MODEL_DIR")
+            name, equals, path = (entry, "=", entry) if os.path.isdir(entry) else entry.partition("=")
+            if not equals or not os.path.isfile(os.path.join(path, "config.json")):
+                raise UserError(f"{entry}: write NAME=MODEL_DIR, with a directory that holds a model's config.json")
             rows.append((name, *measure(path, arguments)))
     except UserError as error:
         print(f"masked_accuracy: {error}", file=sys.stderr)
@@ -76,11 +77,12 @@ def print_table(rows, arguments) -> None:
     """One row a model."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("model", "masked-token accuracy", "loss", title=f"{rows[0][3]:,} masked tokens, "
                   f"{arguments.mask_ratio:.0%} of {arguments.windows} held-out windows of {arguments.length}")
     for name, accuracy, loss, _ in rows:
-        table.add_row(name, f"{accuracy:.1%}", f"{loss:.3f}")
+        table.add_row(Text(name), f"{accuracy:.1%}", f"{loss:.3f}")
     Console().print(table)
 
 

@@ -19,15 +19,15 @@ from pathlib import Path
 
 from megatron_encdec.engine import integrity
 from megatron_encdec.engine.fp8_state import PREFIX as FP8_PREFIX
-from megatron_encdec.engine.names import LATEST, is_name, name_of, saved_names, step_of
+from megatron_encdec.engine.names import LATEST, is_name, name_of, saved_names, split_step, step_of
 from megatron_encdec.engine.optimizer import set_update_count
 from megatron_encdec.engine.shards import STATE_PREFIX, wanted
 from megatron_encdec.engine.storage import read_shards, read_update_count, stored_dtypes
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
 
-__all__ = ["clean", "directory_of", "load", "load_weights", "name_of", "newest", "prune", "publish", "read_run_state",
-           "saved_names"]
+__all__ = ["clean", "directory_at", "directory_of", "load", "load_weights", "name_of", "newest", "prune", "publish",
+           "read_run_state", "saved_names"]
 
 FORMAT = 2  # 1 had no checksums
 
@@ -46,18 +46,20 @@ def newest(checkpoints: Path) -> Path | None:
 
 def directory_of(run: str) -> Path:
     """The checkpoint that `RUN_DIR[@STEP]` means."""
-    path, _, step = run.partition("@")
+    return directory_at(*split_step(run))
+
+
+def directory_at(path: str, step: int | None) -> Path:
+    """The checkpoint of `step` in the run directory `path`; None: the newest."""
     checkpoints = Path(path) / "checkpoints"
-    if not step:
+    if step is None:
         found = newest(checkpoints)
         if found is None:
             raise UserError(f"{path}: no checkpoint there ({checkpoints}/latest is missing)")
         return found
-    if not step.isdigit():
-        raise UserError(f"{run}: after @ comes a step number, found {step!r}")
-    found = checkpoints / name_of(int(step))
+    found = checkpoints / name_of(step)
     if not found.is_dir():
-        raise UserError(f"{run}: no checkpoint of step {step}; there are "
+        raise UserError(f"{path}@{step}: no checkpoint of step {step} in {path}; there are "
                         f"{', '.join(saved_names(checkpoints)) or 'none'}")
     return found
 

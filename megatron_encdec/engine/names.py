@@ -1,7 +1,10 @@
-"""Names in a checkpoints directory: step_00001000 for the one of step 1000, `latest` for the newest."""
+"""Names in a checkpoints directory: step_00001000 for the one of step 1000, `latest` for the newest; RUN_DIR[@STEP]."""
 
+import os
 import re
 from pathlib import Path
+
+from megatron_encdec.platform.errors import UserError
 
 LATEST = "latest"
 _NAME = re.compile(r"step_\d{8,}")
@@ -20,6 +23,21 @@ def step_of(name: str) -> int:
 def is_name(name: str) -> bool:
     """Whether `name` is one of a finished checkpoint."""
     return _NAME.fullmatch(name) is not None
+
+
+def split_step(run: str) -> tuple[str, int | None]:
+    """`RUN_DIR[@STEP]` as path and step (None: the newest). A directory that is there under the whole name is meant.
+
+    Raises `UserError` where there is none and what follows the last @ is no step number.
+    """
+    path, at, step = run.rpartition("@")
+    if not at or os.path.isdir(run):
+        return run, None
+    if not (path and step.isascii() and step.isdigit()):
+        raise UserError(f"{run}: there is no such directory, and read as RUN_DIR@STEP it has no step number after the "
+                        f"last @ ({step!r})" if path else f"{run}: there is no such directory, and none is named "
+                        "before the @")
+    return path, int(step)
 
 
 def saved_names(checkpoints: Path) -> list[str]:

@@ -27,6 +27,7 @@ from megatron_encdec.engine.names import name_of
 from megatron_encdec.engine.optimizer import group_settings, update_count
 from megatron_encdec.engine.shards import HostCopy, Shard, owned
 from megatron_encdec.engine.storage import Written, common_state, write_bytes, write_index, write_shards
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import json_bytes
 
 
@@ -206,4 +207,6 @@ def _reason(failure: Exception) -> str:
     if isinstance(failure, OSError) and failure.strerror:
         return f"{failure.strerror}{f' ({failure.filename})' if failure.filename else ''}"
     text = str(failure).splitlines()
+    if isinstance(failure, UserError):
+        return text[0]
     return f"{type(failure).__name__}: {text[0] if text else 'no message'}"

@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from megatron_encdec.finetune import metrics
-from megatron_encdec.finetune.config import Cell
+from megatron_encdec.finetune.config import FOLDER, Cell
 from megatron_encdec.finetune.features import SPLITS, Task
 from megatron_encdec.rundir.files import write_json_atomic
 
 _WORD = re.compile(r"\w+")
-FOLDER = "baselines"  # where `study report` looks for them
 K1, B = 1.2, 0.75
 
 

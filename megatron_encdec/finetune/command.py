@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import signal
 
 from megatron_encdec.finetune.config import FinetuneConfig, load_config
@@ -91,5 +92,6 @@ def _end(config: FinetuneConfig, outcome: Outcome) -> int:
     if outcome.failed:
         raise RunFailed(f"{len(outcome.failed)} of {outcome.total} runs failed, the first ({outcome.failed[0][0]}): "
                         f"{outcome.failed[0][1]}  (--retry-failed runs them again)")
-    print(f"all {outcome.total} runs are finished: megatron-encdec study report {config.results} --output report")
+    print(f"all {outcome.total} runs are finished: megatron-encdec study report "
+          f"{shlex.quote(config.results)} --output report")
     return 0

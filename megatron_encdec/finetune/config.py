@@ -17,10 +17,16 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.schema import apply_override, build, load_yaml
 
 FAMILIES = ("SC", "TC", "QA", "IR")
+FOLDER = "baselines"  # where `study report` looks for them
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4)
 SEEDS = (0, 1, 2, 3, 4)
 MAX_LENGTH = round(0.99 * 2048)
 _TASKS = {"library": "SC", "identifiers": "TC", "parameter_type": "QA", "summary_body": "IR"}
+
+
+def _is_folder_name(name: str) -> bool:
+    """Whether `name` names one folder of a results tree, and one that `study report` reads."""
+    return bool(name) and "/" not in name and not name.startswith((".", "_"))
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,15 @@ class ModelConfig:
     name: str | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
 
+    def __post_init__(self):
+        if not _is_folder_name(self.label) or self.label == FOLDER:
+            raise ValueError(f"name: {self.label!r} cannot be the model's folder in the results tree, where `study "
+                             f"report` passes over names that start with . or _, and {FOLDER}; give it another `name`")
+
     @property
     def label(self) -> str:
         """The model's folder in the results tree: `name`, or made from `path`."""
-        return self.name or Path(self.path).name + ("-random" if self.weights == "random" else "")
+        return self.name or Path(os.path.abspath(self.path)).name + ("-random" if self.weights == "random" else "")
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,9 @@ class DatasetConfig:
     max_eval: int | None = None
 
     def __post_init__(self):
-        if not self.name or "/" in self.name or self.name.startswith((".", "_")):
-            raise ValueError(f"name: {self.name!r} is to be the name of a folder")
+        for key, name in (("name", self.name), ("train_set", self.train_set)):
+            if name is not None and not _is_folder_name(name):
+                raise ValueError(f"{key}: {name!r} is to be the name of a folder")
         if self.docstrings:
             if _TASKS[self.docstrings] != self.family:
                 raise ValueError(f"family: the task {self.docstrings} is {_TASKS[self.docstrings]}, not {self.family}")
@@ -144,6 +156,10 @@ class GridConfig:
     def __post_init__(self):
         if not self.learning_rates or any(rate <= 0 for rate in self.learning_rates):
             raise ValueError(f"learning_rates: expected rates above 0, found {list(self.learning_rates)}")
+        names = [f"{rate:g}" for rate in self.learning_rates]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"learning_rates: two of them would have the folder lr{twice[0]}; give rates that differ "
+                             "in their first six digits")
         if not self.seeds or any(seed < 0 for seed in self.seeds):
             raise ValueError(f"seeds: expected numbers from 0, found {list(self.seeds)}")
 
@@ -228,7 +244,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> FinetuneConfig:
     """The config in the YAML file at `path` with `dotted.key=value` overrides; `UserError` names a wrong key."""
     data = load_yaml(path)
     for override in overrides:
-        apply_override(data, override)
+        apply_override(data, override, FinetuneConfig)
     config = build(FinetuneConfig, data)
     for model in config.all_models:
         if not (Path(model.path) / "config.json").is_file():

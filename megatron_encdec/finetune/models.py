@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_encdec.interop.tensor_files import TensorFiles
 from megatron_encdec.platform.errors import UserError
 
 _SHARED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -55,12 +56,8 @@ def encoder_config(path: str | Path):
 @lru_cache(maxsize=2)
 def _pretrained_weights(path: str, _changed: int) -> dict[str, torch.Tensor]:
     """The encoder's tensors by their names in `EuroBertModel`; kept for the next run in this process."""
-    from safetensors.torch import load_file
-
-    weights = {}
-    for file in sorted(Path(path).glob("*.safetensors")):
-        weights.update(load_file(file))
-    return {name.removeprefix("model."): tensor for name, tensor in weights.items()
+    files = TensorFiles(Path(path))
+    return {name.removeprefix("model."): files.read(name) for name in files.places
             if not name.startswith(("lm_head.", "classifier.", "dense."))}
 
 

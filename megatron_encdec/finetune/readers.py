@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_encdec.finetune.config import DatasetConfig
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.corpus import hub_name
 
 Row = tuple[str, dict[str, Any]]
 COLUMN_SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".txt")
@@ -110,9 +111,10 @@ def _read_hub(hub: str, split: str) -> list[Row]:
     """A split of the hub (or of its cache); class numbers become their names, -1 (no label) drops the row."""
     import datasets
 
-    name, _, subset = hub.partition(":")
+    name, *rest = hub_name(hub)
+    subset = ":".join(filter(None, rest)) or None
     try:
-        table = datasets.load_dataset(name, subset or None, split=split)
+        table = datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # noqa: BLE001  (the library raises many kinds; all mean that it cannot be had)
         raise UserError(f"{hub}: split {split} cannot be loaded ({str(error).splitlines()[0]}); offline, give "
                         f"`local`, a folder with {split}.parquet") from None

@@ -168,15 +168,16 @@ def _all_below(phases: list[PhaseSummary]) -> bool:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """Print the run or runs of `arguments.runs`."""
-    if changes := arguments.overrides + [run for run in arguments.runs if "=" in run and not Path(run).exists()]:
+    runs = arguments.runs + arguments.overrides  # directories with = in their names may stand among the options
+    if changes := [run for run in runs if "=" in run and not Path(run).exists()]:
         raise UserError(f"inspect run: {changes[0]}: a config is changed only with --sample")
-    if len(arguments.runs) > 1:
+    if len(runs) > 1:
         if arguments.model:
             raise UserError("inspect run: --model goes with one run; leave it out to compare several")
-        runs = [(run, *read_run(run)) for run in arguments.runs]
-        comparison.inspect([(describe(*run, with_entropy=False), run[1]) for run in runs], arguments.json)
+        found = [(run, *read_run(run)) for run in runs]
+        comparison.inspect([(describe(*run, with_entropy=False), run[1]) for run in found], arguments.json)
         return
-    directory = arguments.runs[0]
+    directory = runs[0]
     report = {**describe(directory, *read_run(directory), with_entropy=True),
               "models": [_model(model) for model in arguments.model]}
     if arguments.json:

@@ -98,7 +98,8 @@ class Conversion:
             for rows in _row_ranges(places[head].shape[0], places[head].bytes))
         if not same:
             raise UserError(f"{places[head].file}: {head} differs from {embedding}, but config.json has "
-                            "tie_word_embeddings true")
+                            "tie_word_embeddings true; with false there both are taken as they are, as transformers "
+                            "takes them")
 
     def units(self) -> list[Unit]:
         """All of the work."""

@@ -22,7 +22,7 @@ from megatron_encdec.interop.families import Target
 from megatron_encdec.interop.hugging_face import SHARD, load_model, write_model
 from megatron_encdec.interop.names import canonical_weights, to_hugging_face
 from megatron_encdec.interop.parity import check_logits
-from megatron_encdec.interop.pooling import write_pooling
+from megatron_encdec.interop.pooling import about_empty_texts, write_pooling
 from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.targets import check_fits, choose, hugging_face_config
 from megatron_encdec.interop.tokenizer_files import bos_id, write_tokenizer
@@ -135,6 +135,7 @@ def _write(work: Path, source: Source, target: Target, home: WayBack | None, dty
             home.write_generation(work)
         if target.is_encoder:
             write_pooling(work, model.hidden_size, config.max_position_embeddings)
+            remarks += about_empty_texts(work)
         (work / "README.md").write_text(model_card(source, target, dtype, remarks), encoding="utf-8")
         for remark in remarks:
             say(f"note: {remark}")

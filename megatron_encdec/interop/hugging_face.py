@@ -21,15 +21,17 @@ class ParityError(Exception):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars; they would stand between the verb's lines."""
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and warnings; they would stand between the verb's lines."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
@@ -53,7 +55,7 @@ def write_model(target: Target, config, weights: dict[str, torch.Tensor], direct
                 shard_size: str = SHARD) -> None:
     """config.json, safetensors of at most `shard_size` and, for a causal model, generation_config.json."""
     config.dtype = next(iter(weights.values())).dtype
-    with _quiet():
+    with quiet():
         build_model(target, config, weights).save_pretrained(directory, max_shard_size=shard_size)
     if target.is_encoder:
         (directory / "generation_config.json").unlink(missing_ok=True)
@@ -63,7 +65,7 @@ def load_model(target: Target, directory: Path):
     """The model in `directory`, in fp32, through its Auto class; `ParityError` unless every key fits."""
     import transformers
 
-    with _quiet():
+    with quiet():
         model, info = getattr(transformers, target.auto_class).from_pretrained(
             directory, dtype=torch.float32, output_loading_info=True, local_files_only=True)
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")

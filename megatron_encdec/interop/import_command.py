@@ -11,6 +11,7 @@ from megatron_encdec.platform.launcher import launch
 DESCRIPTION = """\
 Take over a released model: Llama, Mistral, Qwen2, Qwen3, SmolLM2/3, EuroBERT, from a directory with config.json,
 safetensors and tokenizer. What the trunk would not compute exactly is refused by name. No code of it is run.
+Where two files claim the same (model.safetensors and an index), the one is taken that transformers takes.
 
   megatron-encdec import models/SmolLM2-135M runs/smollm2
   megatron-encdec import models/Llama-3.1-8B runs/llama --nproc 8             eight ranks share the reading
@@ -40,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new-head", action="store_true",
                         help="the model has no language-model head (a fine-tuned encoder): give it a random one")
     parser.add_argument("--ignore", action="append", default=[], metavar="KEY",
-                        help="a key of config.json that is known to change nothing")
+                        help="a key of config.json that is known to change nothing; adapter: take the base without "
+                        "the adapter beside it")
     parser.add_argument("--nproc", type=int, metavar="N", help="read and write with N ranks on this machine")
 
 
@@ -65,5 +67,5 @@ def _arguments_of_a_rank(arguments: argparse.Namespace) -> list[str]:
     """The same command for one rank."""
     named = (("--mask-token", arguments.mask_token), ("--eod-token", arguments.eod_token),
              ("--tokenizer", arguments.tokenizer), *(("--ignore", key) for key in arguments.ignore))
-    options = [word for option, value in named if value is not None for word in (option, value)]
-    return ["import", arguments.model, arguments.run, *options, *(["--new-head"] if arguments.new_head else [])]
+    options = [f"{option}={value}" for option, value in named if value is not None]
+    return ["import", *options, *(["--new-head"] if arguments.new_head else []), "--", arguments.model, arguments.run]

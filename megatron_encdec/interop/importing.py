@@ -16,6 +16,7 @@ Any number of ranks gives the same checkpoint, and any topology loads it.
 
 import contextlib
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -32,13 +33,14 @@ from megatron_encdec.engine.shards import Shard
 from megatron_encdec.interop.conversion import Conversion
 from megatron_encdec.interop.mask_token import Mask, choose_mask, copy_tokenizer_files, write_with_mask
 from megatron_encdec.interop.source_config import SourceModel, read_source
+from megatron_encdec.interop.source_files import check_files, tokenizer_remarks
 from megatron_encdec.interop.tensor_files import TensorFiles
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.platform import distributed, schema
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.control import Control
 from megatron_encdec.platform.errors import AgreedError, UserError
-from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
+from megatron_encdec.rundir.files import fsync_directory, refuse_pointer, replace_durably, write_atomic
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file
@@ -82,10 +84,12 @@ def import_model(directory: str | Path, run: str | Path, wish: Wish | None = Non
     directory, run, wish = Path(directory), Path(os.path.normpath(run)), wish or Wish()
     with _ranks() as (rank, ranks):
         control = Control(60 * _MINUTES_TO_WRITE)
-        work = run.with_name(f".{run.name}.import.tmp")
+        work = Path(os.path.abspath(run))
+        work = work.parent / f".{work.name}.import.tmp"
         try:
             prepared = control.from_first(lambda: _prepare(work, directory, run, wish))
-            source, files = read_source(directory, wish.ignore), TensorFiles(directory)
+            source = read_source(directory, wish.ignore)
+            files = TensorFiles(directory, source.content.get("transformers_weights"))
             conversion = _conversion(source, files, prepared, wish)
             state = _run_state(source, conversion, prepared, wish, control)
             tell = say if rank == 0 else lambda _line: None
@@ -122,7 +126,8 @@ def _prepare(work: Path, directory: Path, run: Path, wish: Wish) -> _Prepared:
     if not source.has_head and not wish.new_head:
         raise UserError(f"{directory / 'config.json'}: {source.architecture} has no language-model head; with "
                         "--new-head its body is imported under a new, random one, and a task's head is left out")
-    files = TensorFiles(directory)
+    files = TensorFiles(directory, source.content.get("transformers_weights"))
+    remarks = check_files(directory, wish.ignore)
     rows = source.model.vocabulary_size
     _conversion(source, files, _Prepared(source.model, Mask("none"), rows, None, None, ()), wish)
     shutil.rmtree(work, ignore_errors=True)
@@ -135,23 +140,28 @@ def _prepare(work: Path, directory: Path, run: Path, wish: Wish) -> _Prepared:
         if (directory / name).is_file():
             shutil.copyfile(directory / name, work / "source" / name)
     copy_tokenizer_files(directory, work / "source")
-    return _with_tokenizer(work, directory, source, wish)
+    prepared = _with_tokenizer(work, directory, source, wish)
+    return replace(prepared, remarks=(*remarks, *prepared.remarks))
 
 
 def _with_tokenizer(work: Path, directory: Path, source: SourceModel, wish: Wish) -> _Prepared:
     path, rows = wish.tokenizer or directory, source.model.vocabulary_size
-    if wish.tokenizer is None and find_model_file(directory) is None:
+    file = find_model_file(path)
+    if wish.tokenizer is None and file is None:
         return _Prepared(source.model, Mask("none"), rows, None, None, (
             "there is no tokenizer in the directory: name one with --tokenizer to train with this import",))
+    if file is not None:
+        refuse_pointer(file)
     tokenizer = load_tokenizer(path, None, wish.eod_token)
     if tokenizer.vocabulary_size > rows:
         raise UserError(f"{path}: its tokens go up to id {tokenizer.vocabulary_size - 1}, the model has {rows} rows "
                         "(vocab_size): it is another model's, or tokens were added without resizing the embeddings")
+    remarks = [] if wish.tokenizer else tokenizer_remarks(directory, tokenizer, source.content)
     mask, known = choose_mask(tokenizer, wish.mask), tokenizer.vocabulary_size
     tokenizer, mask = write_with_mask(tokenizer, mask, work / "tokenizer")
     model = replace(source.model, vocabulary_size=max(rows, tokenizer.vocabulary_size))
     return _Prepared(model, mask, known, tokenizer.fingerprint, tokenizer.token(tokenizer.eod_id),
-                     (_about_mask(mask, tokenizer),))
+                     (*remarks, _about_mask(mask, tokenizer)))
 
 
 def _about_mask(mask: Mask, tokenizer: Tokenizer) -> str:
@@ -225,14 +235,24 @@ def _finish(work: Path, run: Path, source: SourceModel, conversion: Conversion, 
     replace_durably(work, run)
 
 
+def _about_dtype(source: SourceModel, conversion: Conversion) -> list[str]:
+    """Where config.json asks for a dtype that rounds the tensors."""
+    asked, found = source.configuration().dtype, conversion.dtype
+    if not isinstance(asked, torch.dtype) or asked == found or torch.promote_types(asked, found) == asked:
+        return []
+    asked, found = (str(dtype).removeprefix("torch.") for dtype in (asked, found))
+    return [f"the weights are taken as they are stored, in {found}; transformers would round them to {asked}, which "
+            "config.json names"]
+
+
 def _tell(run: Path, source: SourceModel, conversion: Conversion, prepared: _Prepared, seconds: float,
           say: Callable[[str], None]) -> None:
-    for remark in (*source.remarks, *prepared.remarks):
+    for remark in (*source.remarks, *conversion.files.remarks, *prepared.remarks, *_about_dtype(source, conversion)):
         say(f"note: {remark}")
     if conversion.dropped:
         say(f"note: left out: {', '.join(conversion.dropped)}")
     dtype = str(conversion.dtype).removeprefix("torch.")
     say(f"{run}: {source.architecture}, {prepared.model.parameter_count():,} parameters in {dtype}, "
         f"{seconds:.1f} s")
-    say(f"train on from it with run.from={{path: {run}, state: weights}}, model={{run: {run}}}, "
-        f"tokenizer.path={run / 'tokenizer'}")
+    keys = (f"run.from.path={run}", "run.from.state=weights", f"model.run={run}", f"tokenizer.path={run / 'tokenizer'}")
+    say(f"train on from it with {' '.join(map(shlex.quote, keys))}")

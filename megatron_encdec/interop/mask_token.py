@@ -54,6 +54,10 @@ def choose_mask(tokenizer: Tokenizer, wish: str) -> Mask:
     free = [token for token in tokenizer.reserved_tokens() if tokenizer.id(token) not in _in_use(tokenizer)]
     if free:
         return Mask("reserved", free[0], tokenizer.id(free[0]))
+    if (taken := _named_beside(tokenizer).get(tokenizer.vocabulary_size)) is not None:
+        raise UserError(f"{tokenizer.path}: an added mask would have id {tokenizer.vocabulary_size}, which belongs to "
+                        f"{taken!r} by added_tokens.json or tokenizer_config.json; name a token with --mask-token, or "
+                        "import with --mask-token none")
     return Mask("added", ADDED)
 
 
@@ -70,6 +74,9 @@ def write_with_mask(tokenizer: Tokenizer, mask: Mask, directory: Path) -> tuple[
         path = directory / "tokenizer_config.json"
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         write_json_atomic(path, {**config, "mask_token": mask.token})
+        path = directory / "special_tokens_map.json"
+        if path.is_file():  # in old layouts it goes before tokenizer_config.json
+            write_json_atomic(path, {**json.loads(path.read_text(encoding="utf-8")), "mask_token": mask.token})
     found = load_tokenizer(directory, mask.token, tokenizer.token(tokenizer.eod_id))
     if mask.kind == "added":
         for text in SAMPLES:
@@ -97,6 +104,15 @@ def _add(tokenizer: Tokenizer, source: Path, directory: Path) -> None:
         config = json.loads(decoder.read_text(encoding="utf-8"))
         if config.pop("added_tokens_decoder", None) is not None:
             write_json_atomic(decoder, config)
+
+
+def _named_beside(tokenizer: Tokenizer) -> dict[int, str]:
+    """Id -> token, of those that other files than the model's add to the vocabulary."""
+    directory = find_model_file(tokenizer.path).parent
+    added, config = (json.loads((directory / name).read_text(encoding="utf-8")) if (directory / name).is_file() else {}
+                     for name in ("added_tokens.json", "tokenizer_config.json"))
+    listed = {int(id_): token["content"] for id_, token in (config.get("added_tokens_decoder") or {}).items()}
+    return {id_: token for token, id_ in added.items()} | listed
 
 
 def _in_use(tokenizer: Tokenizer) -> set[int]:

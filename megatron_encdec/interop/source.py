@@ -98,7 +98,7 @@ def parent_of(source: Source) -> dict | None:
     if origin is None or origin.step is None:
         return None
     try:
-        return checkpoint.read_run_state(checkpoint.directory_of(f"{origin.path}@{origin.step}"))
+        return checkpoint.read_run_state(checkpoint.directory_at(origin.path, origin.step))
     except UserError:
         return None
 

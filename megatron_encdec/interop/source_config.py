@@ -8,6 +8,7 @@ Unknown keys are refused, not skipped: in this format a key is often all that te
 Defaults are transformers' own for the class: a saved config may leave them out.
 """
 
+import copy
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.rope import RopeScaling
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.rundir.files import refuse_pointer
 
 # What a body without a language-model head is called, after the family's own prefix.
 HEADLESS = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -31,7 +33,7 @@ _COSMETIC = {
     "rope_theta", "rope_scaling", "rope_parameters", "chunk_size_feed_forward", "output_attentions",
     "output_hidden_states", "return_dict", "finetuning_task", "task_specific_params", "name_or_path",
     "max_window_layers", "sep_token_id", "decoder_start_token_id", "attention_dropout", "layer_types",
-    "no_rope_layer_interval", "head_dim"}
+    "no_rope_layer_interval", "head_dim", "transformers_weights", "configuration_files"}
 _MEANT_BY = {
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok",
                      "moe_intermediate_size"), "mixture of experts"),
@@ -81,16 +83,13 @@ def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:
     path = directory / "config.json"
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{directory}: not a Hugging Face model directory (it has no config.json)") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected an object of keys")
+    content = _read(path, ignore)
     family, architecture = _family(path, content)
     config = _hugging_face(family, content, path)
+    pad, rows = config.pad_token_id, config.vocab_size
+    if isinstance(pad, int) and not -rows <= pad < rows:
+        raise UserError(f"{path}: pad_token_id={pad} is not among the {rows} tokens of vocab_size, and transformers "
+                        "cannot load such a model; set it to null or to a token's id")
     refusals = [*_refused_settings(content, config), *_unknown(family, content, config, ignore)]
     if refusals:
         raise UserError(f"{path}: {architecture} with {'; '.join(refusals)}: the trunk does not do that, and "
@@ -101,9 +100,36 @@ def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:
                        f"transformers' own {architecture}")
     if config.attention_dropout:
         remarks.append(f"attention_dropout {config.attention_dropout} is not used: the trunk trains without dropout")
+    remarks += _rope_remarks(content, config)
     bidirectional = family.bidirectional or getattr(config, "is_causal", True) is False
     has_head = architecture == family.model_class
     return SourceModel(family, architecture, bidirectional, has_head, _model(path, family, config), content, remarks)
+
+
+def _read(path: Path, ignore: Collection[str]) -> dict[str, Any]:
+    """config.json, where it is what transformers would read."""
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: a link to {path.readlink()}, which is not there; bring the file")
+    refuse_pointer(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        below = sorted(path.parent.glob("*/config.json"))
+        elsewhere = f"; there is one in {below[0].parent}" if below else ""
+        raise UserError(f"{path.parent}: not a Hugging Face model directory (it has no config.json)"
+                        f"{elsewhere}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); it may be cut short: copy it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected an object of keys")
+    if content.get("configuration_files") and "configuration_files" not in ignore:
+        from transformers.configuration_utils import get_configuration_file
+
+        chosen = get_configuration_file(content["configuration_files"])
+        if chosen != path.name:
+            raise UserError(f"{path}: configuration_files: transformers reads {chosen} in its place; copy that file "
+                            "over it, or read this one with --ignore configuration_files")
+    return content
 
 
 def _family(path: Path, content: dict) -> tuple[Family, str]:
@@ -134,7 +160,7 @@ def _hugging_face(family: Family, content: dict, path: Path | None = None):
     import transformers
 
     try:
-        return getattr(transformers, family.config_class).from_dict(dict(content))
+        return getattr(transformers, family.config_class).from_dict(copy.deepcopy(content))  # it edits what it reads
     except Exception as error:  # its checks raise what they like
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path or 'config.json'}: transformers refuses it: {reason}") from None
@@ -170,6 +196,21 @@ def _refused_rope(config) -> list[str]:
     if rope.get("rope_type") not in ("default", "linear", "llama3", "yarn"):
         found.append(f"rope_type={rope.get('rope_type')!r} (known: default, linear, llama3, yarn)")
     return found
+
+
+def _rope_remarks(content: dict, config) -> list[str]:
+    """Where config.json says twice, and differently, how positions turn: which of it transformers takes."""
+    said = {f"{key}.{name}": value for key in ("rope_parameters", "rope_scaling")
+            for name, value in (content.get(key) or {}).items()}
+    said["rope_theta"] = content.get("rope_theta")
+    taken = config.rope_parameters or {}
+    passed_over = [f"{key}={value}" for key, value in said.items()
+                   if value is not None and taken.get(key.rpartition(".")[2]) != value and not key.endswith(".type")]
+    if not passed_over:
+        return []
+    used = ", ".join(f"{name}={value}" for name, value in taken.items())
+    return [f"config.json describes rotary embeddings twice; as in transformers, {used} is taken, not "
+            f"{', '.join(passed_over)}"]
 
 
 def _unknown(family: Family, content: dict, config, ignore: Collection[str]) -> list[str]:

@@ -1,8 +1,12 @@
 """The tensors of a Hugging Face directory: found, checked by their headers, read a few rows at a time.
 
     1. `TensorFiles(directory)`       which file holds which tensor, with shape and dtype; nothing is read yet
-    2. `read(name, start, stop)`      rows of a tensor
+    2. `read(name, start, stop)`      rows of a tensor, all of them finite
+
     3. `fingerprint(names)`           sha256 of whole files
+
+Where several files claim to be the weights, those are taken that transformers 5.18 takes: the file that config.json
+names under `transformers_weights`, else model.safetensors, else what model.safetensors.index.json lists.
 
 The safetensors format is a length, a JSON header and the bytes: files are read with plain reads, so that memory is
 what is asked for and no page of a mapped file counts. Whatever is wrong with the files (missing, truncated, not what
@@ -13,6 +17,8 @@ Pickled checkpoints are refused: reading one can run what its author wrote.
 import json
 import math
 import os
+import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +26,11 @@ from pathlib import Path
 import torch
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
-from megatron_encdec.rundir.files import sha256_file
+from megatron_encdec.rundir.files import refuse_pointer, sha256_file
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the format's own library
 
@@ -44,23 +51,29 @@ class Place:
 
 
 class TensorFiles:
-    """`places`: tensor name -> where it lies. `files`: in order of name."""
+    """`places`: tensor name -> where it lies. `files`: in order of name. `remarks`: what was passed over.
 
-    def __init__(self, directory: Path):
+    named: the file to take, where config.json names one. Raises `UserError` where there are no weights that can be
+    read, `IntegrityError` where the files are not what their headers or the index say.
+    """
+
+    def __init__(self, directory: Path, named: str | None = None):
         self.places: dict[str, Place] = {}
-        index = _read_index(directory)
-        names = sorted(set(index.values())) if index else [_SINGLE]
-        if index is None and not (directory / _SINGLE).is_file():
-            raise UserError(_what_is_there(directory))
-        self.files = [directory / name for name in names]
+        chosen = _choose(directory, named)
+        index = _read_index(chosen) if chosen.name.endswith(".json") else {}
+        self.files = [directory / name for name in sorted(set(index.values()))] if index else [chosen]
+        self.remarks = [f"{chosen.name} is read, as transformers does; {other} beside it is not" for other in
+                        (_SINGLE, _INDEX) if other != chosen.name and (directory / other).is_file()]
         for file in self.files:
             for name, place in _read_header(file).items():
                 if name in self.places:
-                    raise IntegrityError(f"{file}: holds {name}, and so does {self.places[name].file.name}")
+                    raise IntegrityError(f"{file}: holds {name}, and so does {self.places[name].file.name}; copy the "
+                                         "model again, without files of an earlier one")
                 self.places[name] = place
-        for name, file in (index or {}).items():
+        for name, file in index.items():
             if name not in self.places or self.places[name].file.name != file:
-                raise IntegrityError(f"{directory / file}: does not hold {name}, which {_INDEX} says is there")
+                raise IntegrityError(f"{directory / file}: does not hold {name}, which {chosen.name} says is there; "
+                                     "they are of different models: copy index and files again")
 
     @property
     def bytes(self) -> int:
@@ -68,7 +81,25 @@ class TensorFiles:
         return sum(place.bytes for place in self.places.values())
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Rows `start` .. `stop` - 1 of a tensor (default: all), in its own dtype, in memory of their own."""
+        """Rows `start` .. `stop` - 1 of a tensor (default: all), in its own dtype, in memory of their own.
+
+        Raises `IntegrityError` where the file ends early, or the tensor holds a value that is not finite.
+        """
+        values = self._read(name, start, stop)
+        if not torch.isfinite(values).all():
+            raise IntegrityError(self._not_finite(name))
+        return values
+
+    def _not_finite(self, name: str) -> str:
+        """What is wrong with the whole of a tensor, and the way out."""
+        values = self._read(name)
+        nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
+        overflow = "; float16 ends at 65504: save it as bfloat16 or float32" if values.dtype == torch.float16 else ""
+        return (f"{self.places[name].file}: {name} holds {nan:,} NaN and {infinite:,} infinite values among "
+                f"{values.numel():,}: nothing can be trained from it; take a checkpoint from before it diverged"
+                f"{overflow}")
+
+    def _read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         place = self.places[name]
         rows = place.shape[0] if place.shape else 1
         stop = rows if stop is None else stop
@@ -89,26 +120,43 @@ class TensorFiles:
         return {file.name: sha256_file(file) for file in files}
 
 
-def _read_index(directory: Path) -> dict[str, str] | None:
-    """Tensor name -> file name, None where there is no index."""
-    path = directory / _INDEX
-    if not path.exists():
-        return None
+def _choose(directory: Path, named: str | None) -> Path:
+    """The weights, or the index of them, in transformers' order."""
+    if named is not None:
+        if Path(named).name != named or not named.endswith((".safetensors", ".safetensors.index.json")):
+            raise UserError(f"{directory / 'config.json'}: transformers_weights={named!r}: not a safetensors file, or "
+                            "the index of some, in this directory; take the key out to read model.safetensors")
+        if not (directory / named).is_file():
+            raise UserError(f"{directory / named}: missing; config.json names it (transformers_weights): bring it, or "
+                            "take the key out to read model.safetensors")
+        return directory / named
+    for name in (_SINGLE, _INDEX):
+        if (directory / name).is_file():
+            return directory / name
+    raise UserError(_what_is_there(directory))
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Tensor name -> file name."""
+    refuse_pointer(path)
     try:
         index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         for name in index.values():
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise ValueError(f"it points at {name!r}, which is no safetensors file beside it")
+        if not index:
+            raise ValueError("it lists no tensors")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{path}: not an index of safetensors files ({error})") from None
-    missing = sorted({name for name in index.values() if not (directory / name).is_file()})
+    missing = sorted({name for name in index.values() if not (path.parent / name).is_file()})
     if missing:
-        raise IntegrityError(f"{directory / missing[0]}: missing; {_INDEX} names {len(set(index.values()))} files and "
-                             f"{len(missing)} of them {'is' if len(missing) == 1 else 'are'} not there")
+        raise IntegrityError(f"{path.parent / missing[0]}: missing; {path.name} names {len(set(index.values()))} files "
+                             f"and {len(missing)} of them {'is' if len(missing) == 1 else 'are'} not there")
     return index
 
 
 def _read_header(file: Path) -> dict[str, Place]:
+    refuse_pointer(file)
     size = file.stat().st_size
     try:
         with open(file, "rb") as handle:
@@ -139,18 +187,28 @@ def _read_header(file: Path) -> dict[str, Place]:
 def _what_is_there(directory: Path) -> str:
     """Why there are no tensors to read, and what to do about it."""
     names = sorted(os.listdir(directory))
+    for name in (_SINGLE, _INDEX):
+        if (directory / name).is_symlink():
+            return f"{directory / name}: a link to {os.readlink(directory / name)}, which is not there; bring the file"
     parts = [name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_")]
-    if parts:
-        return (f"{directory}: {parts[0]} is there, but neither {_SINGLE} nor {_INDEX}, which says what the parts "
+    shards = [name for name in parts if _SHARD.search(name)]
+    if shards:
+        return (f"{directory}: {shards[0]} is there, but neither {_SINGLE} nor {_INDEX}, which says what the parts "
                 "hold; bring the index too")
+    if parts:
+        return (f"{directory}: {parts[0]} is there, but transformers reads {_SINGLE} or {_INDEX}; if it holds this "
+                f"model under the names of transformers, rename it to {_SINGLE}")
     if any(name.startswith("adapter_") for name in names):
         return f"{directory}: holds an adapter, not a model; merge it into its base model first"
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
+        code = (f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(directory)!r})"
+                f".save_pretrained({str(directory) + '-safetensors'!r})")
         return (f"{directory}: only pickled weights ({pickles[0]}), and reading a pickle can run code; where you "
-                "trust them, convert them once: python -c 'from transformers import AutoModelForCausalLM as M; "
-                f'M.from_pretrained("{directory}").save_pretrained("{directory}-safetensors")\'')
+                f"trust them, convert them once: python -c {shlex.quote(code)}")
     if any(name.endswith(".gguf") for name in names):
         return (f"{directory}: a GGUF file is quantised; load it with transformers (gguf_file=...), which dequantises "
                 "it, and save it as safetensors")
-    return f"{directory}: no weights there ({_SINGLE} or {_INDEX})"
+    below = sorted(path.parent for name in (_SINGLE, _INDEX) for path in directory.glob(f"*/{name}"))
+    elsewhere = f"; there are some in {below[0]}" if below else ""
+    return f"{directory}: no weights there ({_SINGLE} or {_INDEX}){elsewhere}"

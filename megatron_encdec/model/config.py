@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -72,6 +72,8 @@ class ModelConfig:
         for layer in self.layers_without_rope:
             if not 0 <= layer < self.num_layers:
                 raise ValueError(f"layers_without_rope: {layer} is not one of the layers 0..{self.num_layers - 1}")
+
+    YAML_KEYS: ClassVar = {"run": str}  # of `from_yaml` alone
 
     @classmethod
     def from_yaml(cls, value: Any, where: str) -> "ModelConfig":

@@ -1,7 +1,7 @@
 """From YAML to typed, nested dataclasses, with errors that name the key to change.
 
     1. `load_yaml(path)`            file -> dict, syntax errors with file and line
-    2. `apply_override(d, "a.b=1")` dotted command-line overrides into that dict
+    2. `apply_override(d, "a.b=1", Config)`   dotted command-line overrides into that dict
     3. `build(Config, d)`           dict -> dataclass, unknown keys and wrong types refused by their full name
     4. `to_dict(config)`            dataclass -> plain dict, for writing the resolved config
 
@@ -11,6 +11,7 @@ turns that into a `UserError` with the full dotted name in front.
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from pathlib import Path
@@ -68,12 +69,16 @@ def load_yaml(path: str | Path) -> dict:
     return data
 
 
-def apply_override(data: dict, override: str) -> None:
-    """Set one `dotted.key=value` in `data`, in place; list items are addressed by number (`phases.1.steps=20`)."""
+def apply_override(data: dict, override: str, cls: type) -> None:
+    """Set one `dotted.key=value` in `data`, in place; list items are addressed by number (`phases.1.steps=20`).
+
+    cls: the dataclass that `data` is for. Where it wants a string, such as a path, the value is taken as it stands;
+    elsewhere it is YAML.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r}: expected dotted.key=value")
-    value = parse_yaml(text, f"override {override!r}") if text else None
+    value = _value(text, _type_of(cls, key.split(".")), override)
     parts = key.split(".")
     node: Any = data
     for depth, part in enumerate(parts):
@@ -95,6 +100,37 @@ def apply_override(data: dict, override: str) -> None:
                 node = node[part]
         else:
             raise UserError(f"override {override!r}: {'.'.join(parts[:depth])} is {_kind(node)}, it has no keys")
+
+
+def _type_of(hint: Any, parts: list[str]) -> Any:
+    """The type of the value under the dotted key `parts`; Any where it cannot be told."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    if typing.get_origin(hint) in (types.UnionType, typing.Union) and len(kinds) == 1 and parts:
+        hint, kinds = kinds[0], list(typing.get_args(kinds[0]))
+    if not parts:
+        return hint
+    if dataclasses.is_dataclass(hint):
+        names = {field.metadata.get("key", field.name): field.name for field in dataclasses.fields(hint)}
+        hints = typing.get_type_hints(hint)
+        if parts[0] not in names:
+            return getattr(hint, "YAML_KEYS", {}).get(parts[0], Any)
+        return _type_of(hints[names[parts[0]]], parts[1:])
+    if typing.get_origin(hint) in (list, tuple, dict) and kinds:
+        return _type_of(kinds[1 if typing.get_origin(hint) is dict else 0], parts[1:])
+    return Any
+
+
+def _value(text: str, hint: Any, override: str) -> Any:
+    """What the `text` behind = means where a value of the type `hint` is wanted."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    kinds = set(typing.get_args(hint)) if is_union else {hint}
+    if not text or str not in kinds or kinds - {str, type(None)}:
+        return parse_yaml(text, f"override {override!r}") if text else None
+    if type(None) in kinds and text in ("null", "~"):
+        return None
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and not os.path.lexists(text):
+        return parse_yaml(text, f"override {override!r}")  # quoted as it would be in the file
+    return text
 
 
 def build(cls: type, data: Any, where: str = "") -> Any:
@@ -182,7 +218,8 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
         return int(value)  # 1e9 tokens
     if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         return value
-    raise UserError(f"{where}: expected {_name(hint)}, found {_kind(value)} {value!r}")
+    quoted = "; put it in quotes" if hint is str and value is not None else ""
+    raise UserError(f"{where}: expected {_name(hint)}, found {_kind(value)} {value!r}{quoted}")
 
 
 def _join(where: str, key: Any) -> str:

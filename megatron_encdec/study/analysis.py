@@ -142,7 +142,7 @@ def problems(analysis: Analysis) -> list[Problem]:
                        if analysis.summary(task, model) is None]
             if 0 < len(lacking) < len(analysis.tasks(family)):
                 found.append(Problem("no average", f"{model}/{family}", f"no results on {', '.join(lacking)}"))
-    return found + [Problem("ignored", *line.split(": ", 1)) for line in analysis.results.ignored]
+    return found + [Problem("ignored", *line.rsplit(": ", 1)) for line in analysis.results.ignored]
 
 
 def _of_cell(summary: Summary, where: str) -> list[Problem]:

@@ -81,6 +81,8 @@ def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
     """
     found: dict[str, InputFile] = {}
     for item in map(str, inputs):
+        if item.startswith(HUB) and os.path.exists(item):
+            item = os.path.join(".", item)  # a file of that name, not a dataset of the hub
         if item.startswith(HUB):
             found.setdefault(item, InputFile(item, 0, 0))
             continue
@@ -112,13 +114,29 @@ def _expand(item: str) -> list[str]:
     elif os.path.exists(item):
         return [item]
     elif glob.has_magic(item):
-        paths = [path for path in glob.glob(item, recursive=True) if not os.path.isdir(path)]
+        paths = [path for path in glob.glob(_pattern(item), recursive=True) if not os.path.isdir(path)]
         what = "no file matches this pattern"
     else:
         raise UserError(f"{item}: no such file or directory (input)")
     if not paths:
         raise UserError(f"{item}: {what} (input)")
     return sorted(paths)
+
+
+def _pattern(item: str) -> str:
+    """`item` as a glob, in which the folders that are there under just these names are no pattern."""
+    there = item
+    while there and not os.path.isdir(there):
+        there = os.path.dirname(there)
+    return glob.escape(there) + item[len(there):]
+
+
+def hub_name(name: str) -> tuple[str, str | None, str | None]:
+    """Name, configuration and split of `NAME[:CONFIG[:SPLIT]]`; a local path that is there may hold colons itself."""
+    parts = name.split(":")
+    whole = next((count for count in range(len(parts), 0, -1) if os.path.exists(":".join(parts[:count]))), 1)
+    config, split = [*":".join(parts[whole:]).split(":", 1), ""][:2]
+    return ":".join(parts[:whole]), config or None, split or None
 
 
 class Stream:
@@ -167,10 +185,9 @@ def hub_rows(name: str, text_key: str) -> Iterator[bytes]:
     """
     from datasets import load_dataset
 
-    parts = name.removeprefix(HUB).split(":", 2)
-    config = parts[1] if len(parts) > 1 and parts[1] else None
+    dataset, config, split = hub_name(name.removeprefix(HUB))
     try:
-        rows = load_dataset(parts[0], config, split=parts[2] if len(parts) > 2 else "train", streaming=True)
+        rows = load_dataset(dataset, config, split=split or "train", streaming=True)
         for row in rows:
             value = {text_key: row[text_key]} if text_key in row else {}
             if not isinstance(value.get(text_key, ""), str):

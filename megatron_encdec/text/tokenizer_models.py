@@ -304,18 +304,26 @@ def _what_file_it_is(file: Path, content: bytes, error: Exception) -> str:
 
 
 def own_names(file: Path, keys: Iterable[str]) -> dict[str, str | None]:
-    """What tokenizer_config.json and special_tokens_map.json beside the model call their tokens, by key."""
-    names: dict[str, str | None] = dict.fromkeys(keys)
+    """What tokenizer_config.json and special_tokens_map.json beside the model call their tokens, by key.
+
+    Where they disagree transformers' order counts: the map, unless tokenizer_config.json lists the added tokens.
+    """
+    contents = []
     for beside in (file.parent / "special_tokens_map.json", file.parent / "tokenizer_config.json"):
         refuse_pointer(beside)
         try:
             content = json.loads(beside.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            continue
+            content = {}
         except (OSError, ValueError) as error:
             raise UserError(f"{beside}: cannot read it: {error}") from None
+        contents.append(content if isinstance(content, dict) else {})
+    if "added_tokens_decoder" not in contents[1]:
+        contents.reverse()
+    names: dict[str, str | None] = dict.fromkeys(keys)
+    for content in contents:
         for key, known in names.items():
-            value = content.get(key) if isinstance(content, dict) else None
+            value = content.get(key)
             value = value.get("content") if isinstance(value, dict) else value
             names[key] = value if isinstance(value, str) else known
     return names

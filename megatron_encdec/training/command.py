@@ -1,9 +1,9 @@
 """The verb `pretrain`: run a config, or continue it; the same command again resumes."""
 
 import argparse
-import json
 import time
 
+from megatron_encdec.engine.names import split_step
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.platform.launcher import launch, started
 from megatron_encdec.platform.signals import StopSignals
@@ -95,10 +95,8 @@ def _fork(run: str | None) -> list[str]:
     """`--fork RUN_DIR[@STEP]` as overrides."""
     if run is None:
         return []
-    path, at, step = run.partition("@")
-    if at and not step.isdigit():
-        raise UserError(f"--fork {run}: after @ comes a step number, found {step!r}")
-    return ["run.from=" + json.dumps({"path": path, "step": int(step) if step else None, "state": "all"})]
+    path, step = split_step(run)
+    return [f"run.from.path={path}", f"run.from.step={'' if step is None else step}", "run.from.state=all"]
 
 
 def _dry_run(plan, ranks: int) -> int:
@@ -138,6 +136,6 @@ def _arguments_of_a_rank(arguments: argparse.Namespace) -> list[str]:
     """The same command for one rank."""
     options = [("--until", arguments.until), ("--time-limit", arguments.time_limit), ("--fork", arguments.fork),
                ("--profile", arguments.profile)]
-    given = [str(word) for option in options if option[1] is not None for word in option]
-    return ["pretrain", arguments.config, *arguments.overrides, *given, *(["--fallback"] if arguments.fallback else []),
-            "--device", arguments.device]
+    given = [f"{option}={value}" for option, value in options if value is not None]
+    return ["pretrain", *given, *(["--fallback"] if arguments.fallback else []), f"--device={arguments.device}", "--",
+            arguments.config, *arguments.overrides]

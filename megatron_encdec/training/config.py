@@ -156,5 +156,5 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """Read the YAML at `path`, apply `dotted.key=value` overrides, check everything a file alone can tell."""
     data = schema.load_yaml(path)
     for override in overrides:
-        schema.apply_override(data, override)
+        schema.apply_override(data, override, Config)
     return schema.build(Config, data)

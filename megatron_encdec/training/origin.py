@@ -9,6 +9,7 @@ cosmetic, may change, and what changed is in `Origin.changed`. So may the precis
 each step was done.
 """
 
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def resolve(run: RunSettings) -> From | None:
     recorded = (_recorded(run.dir).get("run") or {}).get("from") or {}
     if checkpoint.saved_names(Path(run.dir) / "checkpoints") and recorded.get("path") == run.from_.path:
         return replace(run.from_, step=recorded.get("step"))
-    return replace(run.from_, step=checkpoint.read_run_state(checkpoint.directory_of(run.from_.path))["step"])
+    return replace(run.from_, step=checkpoint.read_run_state(checkpoint.directory_at(run.from_.path, None))["step"])
 
 
 def weights_of(config: Config) -> dict | None:
@@ -56,7 +57,7 @@ def weights_of(config: Config) -> dict | None:
     if state is None:  # the parent is gone; the run itself remembers
         newest = checkpoint.newest(Path(config.run.dir) / "checkpoints")
         if newest is None:
-            checkpoint.directory_of(_name(config.run.from_))  # says what is missing
+            checkpoint.directory_at(config.run.from_.path, config.run.from_.step)  # says what is missing
         return checkpoint.read_run_state(newest)["history"].get("weights")
     if config.run.from_.state == "weights":
         return {"step": state["step"], "history_hash": state["history_hash"]}
@@ -77,7 +78,7 @@ def find(plan, fallback: bool = False) -> Origin:
         return Origin("resume", newest, state, _changes(plan, run.dir), None, passed_over)
     if run.from_ is None:
         return Origin("new", fallback=passed_over)
-    found = checkpoint.directory_of(_name(run.from_))
+    found = checkpoint.directory_at(run.from_.path, run.from_.step)
     state = _state_of(found)
     parent = {"path": run.from_.path, "step": state["step"], "history_hash": state["history_hash"],
               "state": run.from_.state}
@@ -126,8 +127,8 @@ def refusal(found: Path, then: dict, now: dict, config_then: dict, config_now: d
     return "\n".join([
         f"{found}: the config changes what determined this state (recorded -> asked for):", *dict.fromkeys(lines),
         f"Steps 1..{step} are done and cannot change. Give these keys back as recorded; or train in another run.dir "
-        f"from the start; or begin a new history there with these weights: run.from.path={found.parent.parent} "
-        f"run.from.step={step} run.from.state=weights"])
+        "from the start; or begin a new history there with these weights: "
+        f"{shlex.quote(f'run.from.path={found.parent.parent}')} run.from.step={step} run.from.state=weights"])
 
 
 def _newest(checkpoints: Path, fallback: bool) -> tuple[Path | None, dict | None]:
@@ -204,10 +205,6 @@ def _recorded(run: str | Path) -> dict:
 
 def _parent_state(origin: From) -> dict | None:
     try:
-        return checkpoint.read_run_state(checkpoint.directory_of(_name(origin)))
+        return checkpoint.read_run_state(checkpoint.directory_at(origin.path, origin.step))
     except UserError:
         return None
-
-
-def _name(origin: From) -> str:
-    return origin.path if origin.step is None else f"{origin.path}@{origin.step}"

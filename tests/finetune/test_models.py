@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from finetune_sets import write_model
+from safetensors.torch import load_file, save_file
 
 from megatron_encdec.finetune.models import build, encoder_config
 from megatron_encdec.platform.errors import UserError
@@ -57,3 +58,12 @@ def test_weights_that_do_not_fit(tmp_path):
     (path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(UserError, match="its weights are not those of its config"):
         build(str(path), "IR")
+
+
+def test_other_weights_beside_the_model_are_not_read(tmp_path):
+    """A stale shard, or a copy under another name, is not what transformers loads: model.safetensors is."""
+    path = write_model(tmp_path)
+    mine = load_file(path / "model.safetensors")
+    for name in ("model-00001-of-00009.safetensors", "old.safetensors"):
+        save_file({name: tensor + 1 for name, tensor in mine.items()}, path / name)
+    assert torch.equal(build(str(path), "IR").embed_tokens.weight, mine["model.embed_tokens.weight"])

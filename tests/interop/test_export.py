@@ -7,13 +7,16 @@ import subprocess
 import sys
 
 import pytest
+import tokenizers
 import torch
+import transformers
 
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.interop.export import export
 from megatron_encdec.interop.families import TARGETS
 from megatron_encdec.interop.names import canonical_weights
 from megatron_encdec.interop.parity import compare, trunk_logits
+from megatron_encdec.interop.pooling import about_empty_texts
 from megatron_encdec.interop.source import find, whole_trunk
 from megatron_encdec.model.trunk import Trunk, transformer_config
 from megatron_encdec.platform.distributed import Topology
@@ -137,6 +140,19 @@ def test_the_card_tells_what_the_run_did(exported, run_directory):
     assert state["data_fingerprints"][0] in masked
     assert "validation loss by objective (step 9)" in masked and "(step 6)" in causal
     assert str(run_directory.parent) not in masked
+
+
+def test_an_encoder_whose_empty_text_has_no_vector_says_so(exported, tmp_path):
+    masked, causal = ((path / "README.md").read_text() for path in exported)
+    assert "An empty text has no token" in masked and "put ' ' in its place" in masked
+    assert "no token" not in causal
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported[0])
+    assert tokenizer("")["input_ids"] == [] and tokenizer(" ")["input_ids"]
+    end = tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = tokenizers.processors.BertProcessing(
+        ("<|endoftext|>", end), ("<|endoftext|>", end))  # as encoders with [CLS] have it
+    tokenizer.save_pretrained(tmp_path)
+    assert about_empty_texts(tmp_path) == []
 
 
 def test_mistakes_get_one_line(run_directory, tmp_path):

@@ -52,6 +52,17 @@ def test_sentence_transformers_pools_the_mean(encoder, tmp_path):
     torch.testing.assert_close(torch.load(tmp_path / "found"), mean_pooled(encoder), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.skipif(find_spec("sentence_transformers") is None, reason="needs sentence-transformers")
+def test_sentence_transformers_and_an_empty_text(encoder):
+    """What the model card offers in its place has a vector, the same alone and in a batch; the empty text has none."""
+    assert "an empty text has no token" in (encoder / "README.md").read_text().replace("An empty", "an empty")
+    run("import sys, numpy; from sentence_transformers import SentenceTransformer as S\n"
+        "m = S(sys.argv[1], device='cpu', local_files_only=True)\n"
+        "alone, both = m.encode([' ']), m.encode([' ', '', sys.argv[2]])\n"
+        "assert numpy.isfinite(both).all() and numpy.linalg.norm(alone[0]) > 0.1\n"
+        "assert numpy.allclose(alone[0], both[0], atol=1e-5) and not both[1].any()", encoder, SENTENCES[0])
+
+
 NEMO = """
 import sys, torch
 if not torch.cuda.is_available():  # it asks CUDA for a device's number, then for where to put the model

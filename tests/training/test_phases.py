@@ -12,7 +12,7 @@ from megatron_encdec.training.phases import Timeline, lay_out, with_phase_steps
 def config_of(*overrides):
     data = schema.parse_yaml(BASE.format(root="x"), "base")
     for override in overrides:
-        schema.apply_override(data, override)
+        schema.apply_override(data, override, Config)
     return schema.build(Config, data)
 
 
