@@ -16,7 +16,7 @@ from pathlib import Path
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.platform.schema import build, to_dict
-from megatron_encdec.rundir.files import write_json_atomic
+from megatron_encdec.rundir.files import refuse_pointer, write_json_atomic
 from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, bin_path, idx_path, read_header, size_error
 
 
@@ -126,6 +126,7 @@ def write(prefix: str | Path, manifest: Manifest) -> None:
 def read(prefix: str | Path) -> Manifest:
     """Read `PREFIX.manifest.json`; a `UserError` names the file if it is missing or malformed."""
     path = manifest_path(prefix)
+    refuse_pointer(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         manifest = build(Manifest, content)
@@ -150,6 +151,7 @@ def check_files(prefix: str | Path) -> Manifest | None:
     for path in (bin_path(prefix), idx_path(prefix)):
         if not path.is_file():
             raise IntegrityError(f"{path}: missing; write it with preprocess --output {prefix}")
+        refuse_pointer(path)
         sizes[path] = path.stat().st_size
     if manifest:
         for path, expected in zip(sizes, (manifest.bin_bytes, manifest.idx_bytes), strict=True):

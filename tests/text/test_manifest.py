@@ -84,3 +84,11 @@ def test_an_altered_pointer_is_laid_to_the_index_where_the_manifest_vouches_for_
     path.write_bytes(content)
     with pytest.raises(IntegrityError, match=r"d\.idx: altered: its last document ends at byte"):
         check_files(prefix)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".manifest.json"])
+def test_a_pointer_of_git_lfs_is_not_called_damaged(prefix, suffix):
+    with open(f"{prefix}{suffix}", "w") as file:
+        file.write(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")
+    with pytest.raises(UserError, match=rf"d\{suffix}: a Git LFS pointer.*git lfs pull"):
+        check_files(prefix)
