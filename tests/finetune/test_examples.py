@@ -54,7 +54,7 @@ def test_a_folder_instead_of_the_hub(tmp_path):
     examples = load_examples(DatasetConfig("sst2", "SC", "train", None, "validation", hub="nyu-mll/glue:sst2",
                                            local=str(tmp_path / "sst2")))
     assert len(examples.test) == 40
-    with pytest.raises(UserError, match="no dev{.parquet,.jsonl,.csv} there"):
+    with pytest.raises(UserError, match=r"no dev\{.parquet,.*,.tsv\} there"):
         load_examples(DatasetConfig("sst2", "SC", "train", None, "dev", hub="x", local=str(tmp_path / "sst2")))
 
 
@@ -62,7 +62,7 @@ def test_a_folder_instead_of_the_hub(tmp_path):
     ({"text": "x"}, r"train.jsonl:41: no 'label' \(label\); columns there: text"),
     ({"text": "x", "label": None}, "train.jsonl:41: no 'label'"),
     ({"text": " ", "label": "a"}, "train.jsonl:41: 'text'"),
-    ({"text": "x", "label": 0.5}, "train.jsonl:41: a label is a name or a number of a class, found 0.5"),
+    ({"text": "x", "label": 0.5}, "train.jsonl:41: a label is a class, and 0.5 is a score"),
     ({"text": "x", "label": "c"}, "train.jsonl:41: label 'c' is not one of labels: a, b"),
 ])
 def test_labels_and_texts(tmp_path, row, says):
@@ -90,7 +90,7 @@ def test_missing_files_and_unknown_kinds(tmp_path):
     ({"text": ["Oslo"], "answer_start": [30]}, "the answer 'Oslo' at 30 lies outside the context"),
     ({"text": ["Oslo"], "answer_start": [-1]}, "lies outside the context"),
     ({"text": ["Oslo"], "answer_start": [1]}, "the answer is 'Oslo', but the context has 'e is' at 1"),
-    (["Bergen"], "the answer 'Bergen' at -1 lies outside"),
+    (["Bergen"], "'Bergen' does not stand in the context"),
     (7, "answers: expected SQuAD's")])
 def test_spans(tmp_path, answers, says):
     row = {"question": "where?", "context": "he is in Oslo now", "answers": answers}
