@@ -23,8 +23,9 @@ from megatron_encdec.platform.errors import UserError
 ALIKE = 3  # lines under one pair of quotation marks from which on they are judged
 _CAUSES = {"unexpected end": "a quotation mark opens here and is never closed (one inside a field is doubled and the "
                              "field quoted)",
-           "new-line character": "a carriage return stands in a field without quotation marks",
            "expected after": "a field goes on behind its closing quotation mark (one inside a field is doubled)"}
+# A carriage return inside a line, which some writers do not quote and `csv` refuses; lines hold no NUL of their own.
+_INSIDE = re.compile(r"\r(?=[^\r\n])")
 
 
 class Record(NamedTuple):
@@ -58,7 +59,8 @@ def read_delimited(path: Path, delimiter: str) -> list[tuple[int, dict[str, str]
 
 def _quoted(path: Path, lines: list[str], delimiter: str) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)  # a long text is cut at max_length, like any other
-    reader, begin = csv.reader(lines, delimiter=delimiter, strict=True), 0
+    held = (_INSIDE.sub("\0", line) for line in lines)
+    reader, begin = csv.reader(held, delimiter=delimiter, strict=True), 0
     while True:
         try:
             fields = next(reader, None)
@@ -70,7 +72,7 @@ def _quoted(path: Path, lines: list[str], delimiter: str) -> Iterator[Record]:
         source, line = lines[begin : reader.line_num], begin + 1
         begin = reader.line_num
         if not _is_blank("".join(source)):
-            yield Record(line, fields, source)
+            yield Record(line, [field.replace("\0", "\r") for field in fields], source)
 
 
 def _is_blank(line: str) -> bool:
@@ -118,8 +120,8 @@ def _even(records: list[Record]) -> bool:
     return all(len(record.fields) == len(records[0].fields) for record in records)
 
 
-_WHERE_NEEDED = r'(?:"[^"\t\r\n]*(?:""|[\t\r\n])(?:[^"]|"")*"|[^"\t\r\n]*)'
-_ANYWHERE = r'(?:"(?:[^"]|"")*"|[^"\t\r\n]*)'
+_WHERE_NEEDED = r'(?:"[^"\t\r\n]*(?:""|[\t\r\n])(?:[^"]|"")*"|[^"\t\n]*)'
+_ANYWHERE = r'(?:"(?:[^"]|"")*"|[^"\t\n]*)'
 _BY_NEED, _AT_WILL = (re.compile(rf"{field}(?:\t{field})*[\r\n]*") for field in (_WHERE_NEEDED, _ANYWHERE))
 _ALL_QUOTED = re.compile(r'"(?:[^"]|"")*"(?:\t"(?:[^"]|"")*")*[\r\n]*')
 
