@@ -1,6 +1,7 @@
 """Checked examples of the four families, whatever they were read from.
 
     1. `load_examples(dataset)`     dataset -> `Examples`: train, validation, test and the labels
+    2. `positives_of(pairs)`        of each query, the documents that answer it
 
 Each row is checked where it is read: a label that is missing or unknown, a span that its context does not hold, an
 empty text become one `UserError` that names the file and line. Without a validation set, 5 % of train are it
@@ -113,6 +114,14 @@ def _check_pairs(found: dict[str, list]) -> None:
     if len({example.pair is None for example in examples}) > 1:
         lonely = next(example for example in examples if example.pair is None)
         raise UserError(f"{lonely.where}: no text_pair, which other rows of the set have")
+
+
+def positives_of(pairs: Sequence[Pair]) -> list[list[str]]:
+    """Of each pair, all documents that answer its query: its own, and those of other rows with the same query."""
+    found: dict[str, dict[str, None]] = {}
+    for pair in pairs:
+        found.setdefault(pair.query, {}).update(dict.fromkeys(pair.positives))
+    return [list(found[pair.query]) for pair in pairs]
 
 
 def _first(examples: list, dataset: DatasetConfig, split: str) -> list:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_encdec.interop.tensor_files import TensorFiles
 from megatron_encdec.platform.errors import UserError
 
 _SHARED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -58,7 +59,7 @@ def _pretrained_weights(path: str, _changed: int) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     weights = {}
-    for file in sorted(Path(path).glob("*.safetensors")):
+    for file in TensorFiles(Path(path)).files:  # of files that claim the same tensors, those that transformers takes
         weights.update(load_file(file))
     return {name.removeprefix("model."): tensor for name, tensor in weights.items()
             if not name.startswith(("lm_head.", "classifier.", "dense."))}
@@ -83,7 +84,8 @@ def build(pretrained_model_name_or_path: str, family: str, labels: Sequence[str]
     if weights == "pretrained":
         encoder = model if family == "IR" else model.model
         path = Path(pretrained_model_name_or_path)
-        found = _pretrained_weights(str(path), (path / "config.json").stat().st_mtime_ns)
+        changed = max(file.stat().st_mtime_ns for file in path.glob("*") if file.suffix in (".json", ".safetensors"))
+        found = _pretrained_weights(str(path), changed)
         problem = encoder.load_state_dict(found, strict=False)
         if problem.missing_keys or problem.unexpected_keys:
             raise UserError(f"{path}: its weights are not those of its config (missing {problem.missing_keys[:3]}, "
