@@ -120,10 +120,11 @@ def _even(records: list[Record]) -> bool:
     return all(len(record.fields) == len(records[0].fields) for record in records)
 
 
-_WHERE_NEEDED = r'(?:"[^"\t\r\n]*(?:""|[\t\r\n])(?:[^"]|"")*"|[^"\t\n]*)'
-_ANYWHERE = r'(?:"(?:[^"]|"")*"|[^"\t\n]*)'
+_REST = r'[^"]*(?:""[^"]*)*"'  # of a quoted field
+_WHERE_NEEDED = rf'(?:"[^"\t\r\n]*(?:""|[\t\r\n]){_REST}|[^"\t\n]*)'
+_ANYWHERE = rf'(?:"{_REST}|[^"\t\n]*)'
 _BY_NEED, _AT_WILL = (re.compile(rf"{field}(?:\t{field})*[\r\n]*") for field in (_WHERE_NEEDED, _ANYWHERE))
-_ALL_QUOTED = re.compile(r'"(?:[^"]|"")*"(?:\t"(?:[^"]|"")*")*[\r\n]*')
+_ALL_QUOTED = re.compile(rf'"{_REST}(?:\t"{_REST})*[\r\n]*')
 
 
 def _as_a_writer_quotes(path: Path, lines: list[str]) -> list[Record] | None:
