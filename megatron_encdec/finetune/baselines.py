@@ -19,6 +19,7 @@ import numpy as np
 
 from megatron_encdec.finetune import metrics
 from megatron_encdec.finetune.config import FOLDER, Cell
+from megatron_encdec.finetune.examples import positives_of
 from megatron_encdec.finetune.features import SPLITS, Task
 from megatron_encdec.rundir.files import write_json_atomic
 
@@ -105,7 +106,7 @@ def _retrieval(task: Task) -> dict[str, Callable]:
         numbers = {text: number for number, text in enumerate(corpus)}
         ranked = Bm25(corpus)
         return metrics.ndcg([ranked.best(one.query, metrics.RANKS) for one in rows],
-                            [{numbers[text] for text in one.positives} for one in rows])
+                            [{numbers[text] for text in positives} for positives in positives_of(rows)])
 
     return {"bm25": score}
 

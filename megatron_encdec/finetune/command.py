@@ -21,6 +21,10 @@ own under `results`. A finished run is never repeated, one that was killed is: t
   megatron-encdec finetune CONFIG.yaml --workers 4                                    four processes at a time
   megatron-encdec study report RESULTS --output report                                what it comes to
 
+A dataset of the config has `name`, `family` (SC, TC, QA, IR), `train`, `test` and, optionally, `validation` (files:
+.jsonl .csv .tsv .parquet .conll; or splits of `hub`), `columns` (our names: the file's) and `labels` (SC, TC: all
+labels in order; else those of the training file). All keys and what files may hold: docs/finetune.md.
+
 SIGTERM or Ctrl-C ends the runs in hand; they begin again with the next call. A run that failed has its reason in
 failure.json, and is tried again only with --retry-failed. The same command twice at once shares the runs.
 """

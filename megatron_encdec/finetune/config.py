@@ -59,7 +59,8 @@ class DatasetConfig:
     Docstrings: `docstrings` names the task, `corpus` its JSON lines and `manifest` the pretraining data made of them,
     which says which documents were held out.
     `columns` maps our names to the file's: text, text_pair, label | tokens, tags | question, context, answers |
-    query, positive. `labels` fixes the labels and their order; else they are those of the training set, sorted.
+    query, positive. `labels` (SC, TC) fixes the labels and their order, for a set whose training file lacks one of
+    them; else they are those of the whole training set, in order (numbers by value).
     `train_set` (retrieval) names what was trained on.
     """
 
@@ -77,7 +78,7 @@ class DatasetConfig:
     manifest: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     train_columns: dict[str, str] | None = None
-    labels: tuple[str, ...] | None = None
+    labels: tuple[str | int, ...] | None = None
     train_set: str | None = None
     max_train: int | None = None
     max_eval: int | None = None
@@ -94,6 +95,8 @@ class DatasetConfig:
                                  "pretraining data made from them)")
         elif not self.train or not self.test:
             raise ValueError("train: give `train` and `test` (files, or splits of `hub`), or a task `docstrings`")
+        if self.labels is not None:  # 0 and "0" name one class
+            object.__setattr__(self, "labels", tuple(map(str, self.labels)))
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: one is given twice")
         for key in ("max_train", "max_eval"):

@@ -74,6 +74,9 @@ def held_out(corpus: str, manifest: str) -> list[Held]:
             text, source, library = row["text"], row["source"], row["library"]
         except KeyError as missing:
             raise UserError(f"{where}: no {missing}; make the corpus with tools/build_docstring_corpus.py") from None
+        if not all(isinstance(value, str) for value in (text, source, library)):
+            raise UserError(f"{where}: text, source and library are to be texts; make the corpus with "
+                            "tools/build_docstring_corpus.py")
         digest = hashlib.sha256(text.encode("utf-8")).digest()
         if is_validation(digest, percent):
             held.append(Held(_deal(digest), where, text, source, library))

@@ -1,24 +1,26 @@
 """Checked examples of the four families, whatever they were read from.
 
     1. `load_examples(dataset)`     dataset -> `Examples`: train, validation, test and the labels
+    2. `positives_of(pairs)`        of each query, the documents that answer it
 
 Each row is checked where it is read: a label that is missing or unknown, a span that its context does not hold, an
-empty text become one `UserError` that names the file and line. Without a validation set, 5 % of train are it, drawn
-with seed 42 (arXiv 2507.00994, fine-tuning).
+empty text become one `UserError` that names the file and line. Without a validation set, 5 % of train are it
+(labels.py); labels are those of the whole training set.
 """
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from megatron_encdec.finetune.answers import read_answers
 from megatron_encdec.finetune.config import DatasetConfig
-from megatron_encdec.finetune.readers import Row, read_split
+from megatron_encdec.finetune.conll import is_tag
+from megatron_encdec.finetune.labels import VALIDATION_SEED, check_labels, class_name, labels_of, split_off
+from megatron_encdec.finetune.readers import UNLABELLED, Row, read_split
 from megatron_encdec.platform.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-VALIDATION_SHARE, VALIDATION_SEED = 0.05, 42
 
 
 class Text(NamedTuple):
@@ -57,45 +59,69 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Examples:
-    """`labels` of SC (classes) and TC (tags), in order; `documents` (IR): texts to search beside all positives."""
+    """`labels` of SC (classes) and TC (tags), in order; `documents` (IR): texts to search beside all positives;
+    `unlabelled`: rows of a split that the hub marks as having no label, and that were left out."""
 
     train: list
     validation: list
     test: list
     labels: tuple[str, ...] = ()
     documents: list[str] = field(default_factory=list)
+    unlabelled: dict[str, int] = field(default_factory=dict)
 
 
 def load_examples(dataset: DatasetConfig) -> Examples:
     """All examples of `dataset`, checked."""
+    unlabelled: dict[str, int] = {}
     if dataset.docstrings:
         from megatron_encdec.finetune.embedded import derive
 
         found = derive(dataset)
     else:
-        parse = _PARSERS[dataset.family]
-        columns = {"train": dataset.columns if dataset.train_columns is None else dataset.train_columns}
-        found = {split: [parse(row, columns.get(split, dataset.columns)) for row in read_split(dataset, split)]
-                 for split in SPLITS if getattr(dataset, split)}
+        found = {split: _read(dataset, split, unlabelled) for split in SPLITS if getattr(dataset, split)}
+    labels = _labels(dataset, found) if dataset.family in ("SC", "TC") else ()
+    if dataset.family == "SC":
+        _check_pairs(found)
     if "validation" not in found:
-        found["train"], found["validation"] = _split_off(found["train"], dataset)
+        if len(found["train"]) < 2:
+            raise UserError(f"{dataset.train}: one example is too few to take a validation set from; give `validation`")
+        found["train"], found["validation"] = split_off(found["train"], bool(labels))
     documents = []
     if dataset.documents:
         rows = read_split(replace(dataset, test=dataset.documents), "test")
         documents = [_text(row, dataset.columns, "document") for row in rows]
-    examples = Examples(*(_first(found[split], dataset, split) for split in SPLITS), documents=documents)
-    if dataset.family in ("SC", "TC"):
-        examples = replace(examples, labels=_labels(dataset, examples))
-    return examples
+    return Examples(*(_first(found[split], dataset, split) for split in SPLITS), labels, documents, unlabelled)
 
 
-def _split_off(train: list, dataset: DatasetConfig) -> tuple[list, list]:
-    if len(train) < 2:
-        raise UserError(f"{dataset.train}: one example is too few to take a validation set from; give `validation`")
-    order = list(range(len(train)))
-    random.Random(VALIDATION_SEED).shuffle(order)
-    count = max(1, round(VALIDATION_SHARE * len(train)))
-    return [train[i] for i in sorted(order[count:])], [train[i] for i in sorted(order[:count])]
+def _read(dataset: DatasetConfig, split: str, unlabelled: dict[str, int]) -> list:
+    """The examples of `split`; rows that the hub marks as unlabelled are counted in `unlabelled`."""
+    columns = dataset.columns
+    if split == "train" and dataset.train_columns is not None:
+        columns = dataset.train_columns
+    rows = read_split(dataset, split)
+    kept = [row for row in rows if row[1].get(columns.get("label", "label")) is not UNLABELLED]
+    if len(kept) < len(rows):
+        unlabelled[split] = len(rows) - len(kept)
+    if not kept:
+        raise UserError(f"{getattr(dataset, split)}: none of its {len(rows)} rows has a label (all are -1); name "
+                        f"another split as `{split}`")
+    return [_PARSERS[dataset.family](row, columns, dataset) for row in kept]
+
+
+def _check_pairs(found: dict[str, list]) -> None:
+    """All texts have a second one, or none has."""
+    examples = [example for split in SPLITS for example in found.get(split, ())]
+    if len({example.pair is None for example in examples}) > 1:
+        lonely = next(example for example in examples if example.pair is None)
+        raise UserError(f"{lonely.where}: no text_pair, which other rows of the set have")
+
+
+def positives_of(pairs: Sequence[Pair]) -> list[list[str]]:
+    """Of each pair, all documents that answer its query: its own, and those of other rows with the same query."""
+    found: dict[str, dict[str, None]] = {}
+    for pair in pairs:
+        found.setdefault(pair.query, {}).update(dict.fromkeys(pair.positives))
+    return [list(found[pair.query]) for pair in pairs]
 
 
 def _first(examples: list, dataset: DatasetConfig, split: str) -> list:
@@ -106,22 +132,14 @@ def _first(examples: list, dataset: DatasetConfig, split: str) -> list:
     return [examples[i] for i in sorted(random.Random(VALIDATION_SEED).sample(range(len(examples)), limit))]
 
 
-def _labels(dataset: DatasetConfig, examples: Examples) -> tuple[str, ...]:
-    """The labels in order, after checking that every example has one of them."""
-    def of(example) -> list[str]:
-        return [example.label] if dataset.family == "SC" else list(example.tags)
-
-    known = dataset.labels or tuple(sorted({label for example in examples.train for label in of(example)}))
+def _labels(dataset: DatasetConfig, found: dict[str, list]) -> tuple[str, ...]:
+    """The labels in order, of the whole training set, after checking that every example has one of them."""
+    known = dataset.labels or labels_of(found["train"])
     if len(known) < 2:
         raise UserError(f"{dataset.train}: all labels are {known[0]!r}; there is nothing to tell apart")
-    allowed = set(known)
-    for split in SPLITS:
-        for example in getattr(examples, split):
-            for label in of(example):
-                if label not in allowed:
-                    source = "labels" if dataset.labels else "the training set's labels"
-                    raise UserError(f"{example.where}: label {label!r} is not one of {source}: "
-                                    f"{', '.join(known[:20])}{' ...' if len(known) > 20 else ''}")
+    source = "labels" if dataset.labels else "the training set's labels"
+    for examples in found.values():
+        check_labels(known, source, examples)
     return known
 
 
@@ -142,15 +160,16 @@ def _text(row: Row, columns: dict[str, str], role: str) -> str:
     return value
 
 
-def _parse_text(row: Row, columns: dict[str, str]) -> Text:
+def _parse_text(row: Row, columns: dict[str, str], dataset: DatasetConfig) -> Text:
     pair = _text(row, columns, "text_pair") if _value(row, columns, "text_pair", False) is not None else None
-    label = _value(row, columns, "label")
-    if isinstance(label, (dict, list, float, bool)) or str(label) == "":
-        raise UserError(f"{row[0]}: a label is a name or a number of a class, found {label!r}")
-    return Text(row[0], _text(row, columns, "text"), pair, str(label))
+    try:
+        label = class_name(_value(row, columns, "label"), dataset.labels)
+    except ValueError as error:
+        raise UserError(f"{row[0]}: {error}") from None
+    return Text(row[0], _text(row, columns, "text"), pair, label)
 
 
-def _parse_words(row: Row, columns: dict[str, str]) -> Words:
+def _parse_words(row: Row, columns: dict[str, str], _: DatasetConfig) -> Words:
     words, tags = _value(row, columns, "tokens"), _value(row, columns, "tags")
     if isinstance(words, str) and isinstance(tags, str):  # CSV: separated by spaces
         words, tags = words.split(), tags.split()
@@ -158,48 +177,24 @@ def _parse_words(row: Row, columns: dict[str, str]) -> Words:
         raise UserError(f"{row[0]}: tokens and tags are to be lists, and not empty")
     if len(words) != len(tags):
         raise UserError(f"{row[0]}: {len(words)} tokens, but {len(tags)} tags")
-    tags = [str(tag) for tag in tags]
-    for tag in tags:
-        if tag != "O" and tag[:2] not in ("B-", "I-"):
-            raise UserError(f"{row[0]}: tag {tag!r}: expected O, B-<type> or I-<type>")
-    return Words(row[0], [str(word) for word in words], tags)
+    for number, (word, tag) in enumerate(zip(words, tags, strict=True), 1):
+        if not isinstance(word, str) or not word:
+            raise UserError(f"{row[0]}: token {number} is {word!r}, expected a text")
+        if not isinstance(tag, str) or not is_tag(tag):
+            raise UserError(f"{row[0]}: token {number}, {word!r}: tag {tag!r}: expected O, B-<type> or I-<type>")
+    return Words(row[0], words, tags)
 
 
-def _parse_question(row: Row, columns: dict[str, str]) -> Question:
-    where, context = row[0], _text(row, columns, "context")
-    answers = _value(row, columns, "answers")
-    if isinstance(answers, str):  # CSV: SQuAD's answers as JSON
-        try:
-            answers = json.loads(answers)
-        except ValueError:
-            answers = [answers]
-    if isinstance(answers, dict):
-        answers = list(zip(answers.get("text", ()), answers.get("answer_start", answers.get("start", ())),
-                           strict=False))
-    if not isinstance(answers, (list, tuple)):
-        raise UserError(f"{where}: answers: expected SQuAD's {{text: [...], answer_start: [...]}}, found {answers!r}")
-    return Question(where, _text(row, columns, "question"), context,
-                    [_answer(where, context, answer) for answer in answers])
+def _parse_question(row: Row, columns: dict[str, str], _: DatasetConfig) -> Question:
+    context, impossible = _text(row, columns, "context"), row[1].get(columns.get("is_impossible", "is_impossible"))
+    try:
+        answers = read_answers(_value(row, columns, "answers", impossible is None), impossible, context)
+    except ValueError as error:
+        raise UserError(f"{row[0]}: {error}") from None
+    return Question(row[0], _text(row, columns, "question"), context, answers)
 
 
-def _answer(where: str, context: str, answer: Any) -> tuple[str, int]:
-    """A checked (text, start). A bare text, as ReCoRD has it, is taken where it first stands in the context."""
-    if isinstance(answer, str):
-        answer = (answer, context.find(answer))
-    elif isinstance(answer, dict):
-        answer = (answer.get("text"), answer.get("answer_start", answer.get("start")))
-    text, start = answer
-    if not isinstance(text, str) or not text or isinstance(start, bool) or not isinstance(start, int):
-        raise UserError(f"{where}: an answer is a text and where it starts, found {answer!r}")
-    if start < 0 or start + len(text) > len(context):
-        raise UserError(f"{where}: the answer {text!r} at {start} lies outside the context ({len(context)} characters)")
-    if context[start : start + len(text)] != text:
-        found = context[start : start + len(text)]
-        raise UserError(f"{where}: the answer is {text!r}, but the context has {found!r} at {start}")
-    return text, start
-
-
-def _parse_pair(row: Row, columns: dict[str, str]) -> Pair:
+def _parse_pair(row: Row, columns: dict[str, str], _: DatasetConfig) -> Pair:
     positives = _value(row, columns, "positive")
     positives = positives if isinstance(positives, list) else [positives]
     texts = [one.get("text") if isinstance(one, dict) else one for one in positives]
@@ -208,5 +203,5 @@ def _parse_pair(row: Row, columns: dict[str, str]) -> Pair:
     return Pair(row[0], _text(row, columns, "query"), texts)
 
 
-_PARSERS: dict[str, Callable[[Row, dict[str, str]], Any]] = {
+_PARSERS: dict[str, Callable[[Row, dict[str, str], DatasetConfig], Any]] = {
     "SC": _parse_text, "TC": _parse_words, "QA": _parse_question, "IR": _parse_pair}

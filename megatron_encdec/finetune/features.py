@@ -5,11 +5,13 @@
     3. `Task.features(split)`         what to run the model on; `Task.score(split, outputs)` its scores
 
 A feature: `ids` (tokens) and `labels` (SC: one class; TC: a label a token, -100 where none; QA: start, end). Retrieval
-has `ids` and `document_ids` in training, `ids` alone when texts are embedded. Longest inputs: `max_length` tokens; a
-text of classification or retrieval that is longer is cut (counted in `Task.cut`), a context goes into windows, and a
-sentence of token classification is refused, for its last words would have no tags.
+has a feature for each query and positive in training (`ids`, `document_ids`, and the numbers of the document and of all
+the query's positives), `ids` alone when texts are embedded. Longest inputs: `max_length` tokens; a text of
+classification or retrieval that is longer is cut, a context goes into windows, and a sentence of token classification
+is refused, for its last words would have no tags. What happened to texts stands in `Task.counts`, and in record.json.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +21,7 @@ import numpy as np
 
 from megatron_encdec.finetune import metrics
 from megatron_encdec.finetune.config import MAX_LENGTH, Cell, TrainingConfig
-from megatron_encdec.finetune.examples import Examples, load_examples
+from megatron_encdec.finetune.examples import Examples, load_examples, positives_of
 from megatron_encdec.finetune.models import encoder_config
 from megatron_encdec.platform.errors import UserError
 
@@ -82,7 +84,9 @@ class Task:
         self.tokenizer = load_tokenizer(cell.model.path)
         self.pad = self.tokenizer.pad_token_id
         self.max_length = self._length(cell)
-        self.cut = 0
+        self.counts: Counter[str] = Counter(cut_texts=0)
+        if examples.unlabelled:
+            self.counts["rows_without_label"] = sum(examples.unlabelled.values())
         self.train: list[Feature] = self._train()
         self._features: dict[str, list[Feature]] = {}
 
@@ -100,10 +104,12 @@ class Task:
         return self._features[split]
 
     def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-        """Tokens of each text, cut at `max_length`."""
+        """Tokens of each text, cut at `max_length`; one that the tokenizer makes nothing of is a token of padding."""
         rows = self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
-        self.cut += sum(len(row) > self.max_length for row in rows)
-        return [row[: self.max_length] for row in rows]
+        self.counts["cut_texts"] += sum(len(row) > self.max_length for row in rows)
+        if empty := sum(not row for row in rows):
+            self.counts["texts_without_tokens"] += empty
+        return [row[: self.max_length] or [self.pad] for row in rows]
 
     def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, Any]:
         """A batch, padded on the right: input_ids and attention_mask [B, S], and `labels` where there are some."""
@@ -208,6 +214,19 @@ class Spans(Task):
     metric = "answer F1 (SQuAD)"
     BEST = 20  # starts and ends that are paired
 
+    def _train(self) -> list[Feature]:
+        """Without the questions whose answer no window holds (it is longer than what windows share, or the tokenizer
+        makes nothing of it): they would be learnt as questions without an answer. They are counted."""
+        features, examples = self._evaluated(self.examples.train), self.examples.train
+        held = {feature["example"] for feature in features if feature["labels"] != [0, 0]}
+        lost = {number for number, example in enumerate(examples) if example.answers} - held
+        if lost:
+            self.counts["answers_in_no_window"] = len(lost)
+        if len(lost) == len(examples):
+            raise UserError(f"{examples[0].where}: no window of {self.max_length} tokens holds the answer, of this or "
+                            "any other question; raise training.max_length or training.doc_stride")
+        return [feature for feature in features if feature["example"] not in lost]
+
     def _evaluated(self, examples: list) -> list[Feature]:
         questions = self.tokenizer([example.question for example in examples], add_special_tokens=False,
                                    verbose=False)["input_ids"]
@@ -226,7 +245,7 @@ class Spans(Task):
         step = max(1, room - min(self.training.doc_stride, room // 2))
         span = _token_span(example.answers[0], offsets) if example.answers else None
         windows = []
-        for begin in range(0, len(context), step):
+        for begin in range(0, max(len(context), 1), step):
             end = min(begin + room, len(context))
             inside = span is not None and begin <= span[0] and span[1] < end
             labels = [span[0] - begin + len(prefix), span[1] - begin + len(prefix)] if inside else [0, 0]
@@ -283,10 +302,20 @@ class Retrieval(Task):
     metric = "NDCG@10"
 
     def _train(self) -> list[Feature]:
-        pairs = [(example.query, positive) for example in self.examples.train for positive in example.positives[:1]]
-        queries = self.encode([self.training.query_prefix + query for query, _ in pairs])
-        documents = self.encode([self.training.document_prefix + document for _, document in pairs])
-        return [{"ids": query, "document_ids": document} for query, document in zip(queries, documents, strict=True)]
+        """A feature for each positive of each query. Documents are told apart by what the model sees of them."""
+        examples = self.examples.train
+        queries = self.encode([self.training.query_prefix + example.query for example in examples])
+        texts = list(dict.fromkeys(text for example in examples for text in example.positives))
+        documents = dict(zip(texts, self.encode([self.training.document_prefix + text for text in texts]), strict=True))
+        numbers: dict[tuple, int] = {}
+        number_of = {text: numbers.setdefault(tuple(ids), len(numbers)) for text, ids in documents.items()}
+        features = []
+        for example, query, positives in zip(examples, queries, positives_of(examples), strict=True):
+            own = sorted({number_of[text] for text in positives})
+            features += [{"ids": query, "document_ids": documents[text], "document": number_of[text], "positives": own}
+                         for text in dict.fromkeys(example.positives)]
+        self.counts["queries"], self.counts["positives"] = len(examples), len(features)
+        return features
 
     def _evaluated(self, examples: list) -> list[Feature]:
         queries = self.encode([self.training.query_prefix + example.query for example in examples])
@@ -298,11 +327,18 @@ class Retrieval(Task):
                                   + self.examples.documents))
 
     def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, Any]:
-        """In training the documents stand beside the queries, as `document_input_ids` and its mask."""
+        """In training the documents stand beside the queries: `document_input_ids` and its mask [B, S], `document` [B]
+        their numbers, `positives` [B, P] the numbers of all the query's positives, -1 behind the last."""
+        import torch
+
         batch = super().collate(features, key)
         if "document_ids" in features[0] and key == "ids":
             documents = super().collate(features, "document_ids")
             batch |= {f"document_{name}": tensor for name, tensor in documents.items()}
+            most = max(len(feature["positives"]) for feature in features)
+            batch["document"] = torch.tensor([feature["document"] for feature in features])
+            batch["positives"] = torch.tensor([feature["positives"] + [-1] * (most - len(feature["positives"]))
+                                               for feature in features])
         return batch
 
     def score(self, split: str, outputs: list) -> dict:
@@ -315,4 +351,4 @@ class Retrieval(Task):
         for begin in range(0, len(queries), 256):
             scores = queries[begin : begin + 256] @ documents.T
             ranked += np.argsort(-scores, axis=1, kind="stable")[:, : metrics.RANKS].tolist()
-        return metrics.ndcg(ranked, [{numbers[text] for text in example.positives} for example in examples])
+        return metrics.ndcg(ranked, [{numbers[text] for text in positives} for positives in positives_of(examples)])

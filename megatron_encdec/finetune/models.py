@@ -80,7 +80,8 @@ def build(pretrained_model_name_or_path: str, family: str, labels: Sequence[str]
     if weights == "pretrained":
         encoder = model if family == "IR" else model.model
         path = Path(pretrained_model_name_or_path)
-        found = _pretrained_weights(str(path), (path / "config.json").stat().st_mtime_ns)
+        changed = max(file.stat().st_mtime_ns for file in path.glob("*") if file.suffix in (".json", ".safetensors"))
+        found = _pretrained_weights(str(path), changed)
         problem = encoder.load_state_dict(found, strict=False)
         if problem.missing_keys or problem.unexpected_keys:
             raise UserError(f"{path}: its weights are not those of its config (missing {problem.missing_keys[:3]}, "

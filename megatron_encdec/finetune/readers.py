@@ -1,114 +1,127 @@
-"""Rows of labelled sets: JSONL, CSV, Parquet and CoNLL columns, or a split of the hub; each with where it stands.
+"""Rows of labelled sets, from files or from the hub, each with where it stands: as many as there are, or one line why.
 
     1. `read_split(dataset, split)`     "train" | "validation" | "test" -> [(where, row)]
     2. `read_file(path)`                a file by its suffix
 
-Values are as the file has them; `examples.py` checks them. `where` is FILE:LINE (or row) for messages. A file without
-rows, one that cannot be parsed, an unknown suffix: `UserError` in one line.
+    .jsonl [.gz, .zst]                     text/corpus.py's lines, as `preprocess` reads them
+    .parquet                               text/parquet.py's rows
+    .csv .tsv [.gz, .zst]                  delimited.py
+    .conll .bio .iob .iob2 .txt [...]      conll.py
+
+Values are as the file has them; `examples.py` checks them. `where` is FILE:LINE (or row) for messages. A class number
+of the hub (and of Parquet that `datasets` wrote) becomes its name, -1 becomes `UNLABELLED`. A file without rows, one
+that cannot be parsed, an unknown suffix: `UserError` in one line.
 """
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
 from megatron_encdec.finetune.config import DatasetConfig
+from megatron_encdec.finetune.conll import read_conll
+from megatron_encdec.finetune.delimited import read_delimited
+from megatron_encdec.finetune.lines import numbered_lines
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.rundir.files import refuse_pointer
 from megatron_encdec.text.corpus import hub_name
+from megatron_encdec.text.parquet import iter_records, schema_of
 
 Row = tuple[str, dict[str, Any]]
+UNLABELLED = object()  # the value of a row that `datasets` marks as one without a label
 COLUMN_SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".txt")
-LOCAL_SUFFIXES = (".parquet", ".jsonl", ".csv")
+LOCAL_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv", ".tsv")
 
 
 def read_split(dataset: DatasetConfig, split: str) -> list[Row]:
     """The rows that `dataset` names for `split`: from its files, its local folder, or the hub."""
     name = getattr(dataset, split)
     if dataset.local:
-        for suffix in LOCAL_SUFFIXES:
-            if (path := Path(dataset.local) / f"{name}{suffix}").is_file():
-                return read_file(path)
-        raise UserError(f"{dataset.local}: no {name}{{{','.join(LOCAL_SUFFIXES)}}} there (dataset {dataset.name})")
+        paths = [Path(dataset.local) / f"{name}{suffix}" for suffix in LOCAL_SUFFIXES]
+        there = [path for path in paths if path.is_file()]
+        if not there:
+            raise UserError(f"{dataset.local}: no {name}{{{','.join(LOCAL_SUFFIXES)}}} there (dataset {dataset.name})")
+        if len(there) > 1:
+            raise UserError(f"{dataset.local}: both {there[0].name} and {there[1].name} are there; keep one of them")
+        return read_file(there[0])
     hub = dataset.train_hub if split == "train" and dataset.train_hub else dataset.hub
     return _read_hub(hub, name) if hub else read_file(Path(name))
 
 
 def read_file(path: Path) -> list[Row]:
     """The rows of the file at `path`; never none."""
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv, ".parquet": _read_parquet}
     readers |= dict.fromkeys(COLUMN_SUFFIXES, _read_columns)
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path}: cannot read this kind of file; known: {', '.join(readers)}")
+    name = path.name.lower()
+    suffix = Path(name.removesuffix(".gz").removesuffix(".zst")).suffix
+    reader = readers.get(suffix)
+    if reader is None or (suffix == ".parquet" and not name.endswith(suffix)):
+        raise UserError(f"{path}: cannot read this kind of file; known: {', '.join(readers)}, and all but .parquet "
+                        "with .gz or .zst behind" + (" (JSON lines are called .jsonl)" if suffix == ".json" else ""))
     if not path.is_file():
         raise UserError(f"{path}: no such file (labelled data)")
-    try:
-        rows = reader(path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    refuse_pointer(path)
+    rows = reader(path)
     if not rows:
         raise UserError(f"{path}: empty, there is no example in it")
     return rows
 
 
 def _read_jsonl(path: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-        rows.append((f"{path}:{number}", row))
-    return rows
+    return [(f"{path}:{number}", _object(f"{path}:{number}", line)) for number, line in numbered_lines(path)
+            if line.strip(" \t\r\n")]
+
+
+def _object(where: str, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line, object_pairs_hook=_without_repeats)
+        if "\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: half of a surrogate pair (\\ud800-\\udfff): not a character") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deep") from None
+    except ValueError as error:
+        raise UserError(f"{where}: not valid JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return found
 
 
 def _read_csv(path: Path) -> list[Row]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        rows = []
-        for row in reader:
-            if None in row or None in row.values():
-                raise UserError(f"{path}:{reader.line_num}: other than {len(reader.fieldnames)} columns")
-            rows.append((f"{path}:{reader.line_num}", row))
-    return rows
+    return _placed(path, read_delimited(path, ","))
 
 
-def _read_parquet(path: Path) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
-    return [(f"{path}: row {number}", row) for number, row in enumerate(table.to_pylist(), 1)]
+def _read_tsv(path: Path) -> list[Row]:
+    return _placed(path, read_delimited(path, "\t"))
 
 
 def _read_columns(path: Path) -> list[Row]:
-    """CoNLL columns: the word first, its tag last, a blank line between sentences; `-DOCSTART-` lines are skipped."""
-    rows, words, tags, start = [], [], [], 1
-    for number, line in enumerate([*path.read_text(encoding="utf-8").split("\n"), ""], 1):
-        columns = line.split("\t") if "\t" in line else line.split()
-        if not line.strip() or line.startswith("-DOCSTART-"):
-            if words:
-                rows.append((f"{path}:{start}", {"tokens": words, "tags": tags}))
-            words, tags, start = [], [], number + 1
-        elif len(columns) < 2:
-            raise UserError(f"{path}:{number}: one column, expected a word and a tag")
-        else:
-            words.append(columns[0])
-            tags.append(columns[-1].strip())
-    return rows
+    return _placed(path, read_conll(path))
+
+
+def _placed(path: Path, rows: list[tuple[int, dict]]) -> list[Row]:
+    return [(f"{path}:{line}", row) for line, row in rows]
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    schema, names = schema_of(str(path)), {}
+    if b"huggingface" in (schema.metadata or {}):
+        import datasets
+
+        names = _class_names(datasets.Features.from_arrow_schema(schema))
+    return [(f"{path}: row {number}", _named(row, names)) for number, row in enumerate(iter_records(str(path)), 1)]
 
 
 def _read_hub(hub: str, split: str) -> list[Row]:
-    """A split of the hub (or of its cache); class numbers become their names, -1 (no label) drops the row."""
+    """A split of the hub (or of its cache)."""
     import datasets
 
     name, *rest = hub_name(hub)
@@ -118,22 +131,24 @@ def _read_hub(hub: str, split: str) -> list[Row]:
     except Exception as error:  # noqa: BLE001  (the library raises many kinds; all mean that it cannot be had)
         raise UserError(f"{hub}: split {split} cannot be loaded ({str(error).splitlines()[0]}); offline, give "
                         f"`local`, a folder with {split}.parquet") from None
-    named = {column: kind for column, kind in table.features.items() if _names(kind)}
-    rows = []
-    for number, row in enumerate(table, 1):
-        if any(row[column] == -1 for column in named):
-            continue
-        rows.append((f"{hub}/{split}: row {number}",
-                     {**row, **{column: _named(row[column], _names(kind)) for column, kind in named.items()}}))
+    names = _class_names(table.features)
+    rows = [(f"{hub}/{split}: row {number}", _named(row, names)) for number, row in enumerate(table, 1)]
     if not rows:
         raise UserError(f"{hub}: split {split} is empty")
     return rows
 
 
-def _names(kind: Any) -> list[str] | None:
-    """The names of a ClassLabel, or of a list of them."""
-    return getattr(kind, "names", None) or getattr(getattr(kind, "feature", None), "names", None)
+def _class_names(features: dict[str, Any]) -> dict[str, list[str]]:
+    """column -> the names of its classes, for a ClassLabel or a list of them."""
+    found = {column: getattr(kind, "names", None) or getattr(getattr(kind, "feature", None), "names", None)
+             for column, kind in features.items()}
+    return {column: names for column, names in found.items() if names}
 
 
-def _named(value: int | list[int], names: list[str]) -> Any:
-    return [names[one] for one in value] if isinstance(value, list) else names[value]
+def _named(row: dict[str, Any], classes: dict[str, list[str]]) -> dict[str, Any]:
+    def name(value: Any, names: list[str]) -> Any:
+        if isinstance(value, list):
+            return [name(one, names) for one in value]
+        return value if value is None else UNLABELLED if value == -1 else names[value]
+
+    return {column: name(value, classes[column]) if column in classes else value for column, value in row.items()}

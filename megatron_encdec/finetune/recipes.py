@@ -82,6 +82,7 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         for scheduler in self.lr_scheduler or ():
             scheduler.step(1)
         loss = float(self._dp_allreduce(total.detach().float().cpu())) / count
+        self._count_step()
         return MetricsSample(self.step_scheduler.step, self.step_scheduler.epoch, {
             "loss": loss, "grad_norm": float(norm), "lr": rate, "targets": count,
             "seconds": time.perf_counter() - began})
@@ -95,6 +96,13 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
                 loss = self._loss_sum(model, self._on_device(batch))
             (loss * scale).backward()
         return loss.detach()
+
+    def _count_step(self) -> None:
+        """What a family counts over the ranks' micro-batches of a step."""
+
+    def _facts(self) -> dict[str, int]:
+        """What it has counted, for record.json."""
+        return {}
 
     def _targets(self, batch: dict) -> int:
         return len(batch["labels"])
@@ -129,7 +137,7 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         self._refuse_nonfinite()
         if self.dist_env.is_main:
             finish(self.cell_of_run, self.results, self.encoder, self.task, {
-                "steps": self.total_steps, "ranks": self.dist_env.world_size,
+                "steps": self.total_steps, "ranks": self.dist_env.world_size, **self._facts(),
                 "seconds": time.perf_counter() - self.began})
 
     def _refuse_nonfinite(self) -> None:
@@ -228,13 +236,40 @@ class SpanExtraction(EncoderRecipe):
         return self._span_logits(model, batch)
 
 
+class _Masked:
+    """How many documents were no negatives so far; kept in NeMo's checkpoints."""
+
+    def __init__(self):
+        self.total = 0
+
+    def state_dict(self) -> dict:
+        return {"total": self.total}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.total = state["total"]
+
+
 class Retrieval(EncoderRecipe):
     """IR: a query's own document against all documents of the global batch, which never is in memory at once.
+
+    A document of the batch that answers the query too (another of its positives, or the same document beside another
+    query) is no negative: it is left out of the query's softmax.
 
     Gao et al. 2021 (GradCache): embed everything without gradients, take the loss's gradient with respect to the
     embeddings, then run each micro-batch again and carry that gradient on into the encoder. A batch that is one
     micro-batch, on one rank, is run once.
     """
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.masked, self.masked_in_step = _Masked(), 0
+
+    def _count_step(self) -> None:
+        self.masked.total += int(self._dp_allreduce(torch.tensor(self.masked_in_step)))
+        self.masked_in_step = 0
+
+    def _facts(self) -> dict[str, int]:
+        return {"masked_negatives": self.masked.total}
 
     def _targets(self, batch: dict) -> int:
         return len(batch["input_ids"])
@@ -257,11 +292,11 @@ class Retrieval(EncoderRecipe):
 
     def _backward(self, batch: dict, scale: float, last: bool) -> torch.Tensor:
         model, batch = self.model_parts[0], self._on_device(batch)
-        chunks, count = self._chunks(batch), len(batch["input_ids"])
+        chunks = self._chunks(batch)
         once = len(chunks) == 2 and self.dist_env.world_size == 1
         with torch.set_grad_enabled(once):
             parts = [self._embed(self.encoder, *chunk) for chunk in chunks]
-        loss, gradient = self._loss_and_gradient(torch.cat(parts).detach(), count)
+        loss, gradient = self._loss_and_gradient(torch.cat(parts).detach(), batch["document"], batch["positives"])
         if once:
             torch.autograd.backward(parts, (gradient * scale).split([len(part) for part in parts]))
             return loss
@@ -274,19 +309,28 @@ class Retrieval(EncoderRecipe):
             begin += len(part)
         return loss
 
-    def _loss_and_gradient(self, embeddings: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum of this rank's losses, and the gradient of all ranks' losses at its queries and documents."""
+    def _loss_and_gradient(self, embeddings: torch.Tensor, numbers_B: torch.Tensor,
+                           positives_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum of this rank's losses, and the gradient of all ranks' losses at its queries and documents.
+
+        numbers_B: which documents those of this rank are; positives_BP: which answer each query (P at most).
+        """
+        count = len(numbers_B)
         queries = embeddings[:count].detach().requires_grad_()
         own = embeddings[count:].detach()
-        documents, first = own, 0
+        documents, numbers_N, first = own, numbers_B, 0
         if self.dist_env.world_size > 1:
             shares = [None] * self.dist_env.world_size
-            torch.distributed.all_gather_object(shares, own.cpu())
-            first = sum(len(share) for share in shares[: self.dist_env.rank])
-            documents = torch.cat(shares).to(own.device)
+            torch.distributed.all_gather_object(shares, (own.cpu(), numbers_B.cpu()))
+            first = sum(len(share) for share, _ in shares[: self.dist_env.rank])
+            documents = torch.cat([share for share, _ in shares]).to(own.device)
+            numbers_N = torch.cat([numbers for _, numbers in shares]).to(own.device)
         documents = documents.clone().requires_grad_()
+        targets_B = torch.arange(count, device=own.device) + first
+        others_BN = (positives_BP.unsqueeze(-1) == numbers_N).any(1).scatter(1, targets_B.unsqueeze(1), False)
+        self.masked_in_step += int(others_BN.sum())
         scores_BN = queries @ documents.T / self.cell_of_run.training.temperature
-        loss = F.cross_entropy(scores_BN, torch.arange(count, device=scores_BN.device) + first, reduction="sum")
+        loss = F.cross_entropy(scores_BN.masked_fill(others_BN, -torch.inf), targets_B, reduction="sum")
         loss.backward()
         of_documents = self._dp_allreduce(documents.grad).to(own.device)
         return loss.detach(), torch.cat([queries.grad, of_documents[first : first + count]])

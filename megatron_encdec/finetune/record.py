@@ -44,7 +44,7 @@ def finish(cell: Cell, results: dict, model, task, facts: dict) -> None:
         _save_model(cell, model, task)
     write_json_atomic(cell.directory / RECORD, {
         "metric": task.metric, **facts, "train_features": len(task.train), "max_length": task.max_length,
-        "cut_texts": task.cut, "labels": list(task.labels), "versions": versions()})
+        **task.counts, "labels": list(task.labels), "versions": versions()})
     write_json_atomic(cell.directory / RESULTS, results)
 
 

@@ -126,11 +126,12 @@ def _subtitle(analysis: Analysis) -> str:
 def _facts(analysis: Analysis) -> str:
     cells = analysis.results.cells.values()
     failed, missing = sum(len(cell.failures) for cell in cells), sum(len(cell.missing) for cell in cells)
-    facts = [(len(analysis.results.models), "models", ""), (len(analysis.results.tasks), "datasets", ""),
-             (sum(len(cell.finished) for cell in cells), "runs finished", ""),
-             (failed, "runs failed", "warn" if failed else ""), (missing, "runs missing", "warn" if missing else "")]
-    return "".join(f'<div class="fact {kind}"><b>{count:,}</b><span>{name if count != 1 else name.replace("s", "", 1)}'
-                   "</span></div>" for count, name, kind in facts)
+    facts = [(len(analysis.results.models), "model", "", ""), (len(analysis.results.tasks), "dataset", "", ""),
+             (sum(len(cell.finished) for cell in cells), "run", " finished", ""),
+             (failed, "run", " failed", "warn" if failed else ""),
+             (missing, "run", " missing", "warn" if missing else "")]
+    return "".join(f'<div class="fact {kind}"><b>{count:,}</b><span>{name}{"s" * (count != 1)}{rest}</span></div>'
+                   for count, name, rest, kind in facts)
 
 
 def _section(name: str, tables: dict[str, Table], pictures: Sequence[Picture]) -> str:

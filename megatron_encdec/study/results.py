@@ -185,9 +185,13 @@ def _record(path: Path) -> ModelRecord:
 def _read_dataset(results: Results, dataset: Path) -> int:
     """Add the runs of one model on one dataset; how many there were."""
     count = 0
+    results.ignored += [f"{file}: outside of any run's folder" for name in ("results.json", "failure.json")
+                        if (file := dataset / name).is_file()]
     for folder in _folders(dataset):
         scores, failure = folder / "results.json", folder / "failure.json"
         if not scores.is_file() and not failure.is_file():
+            if not _RUN.fullmatch(folder.name):
+                results.ignored.append(f"{folder}: not called lr<LR>_sd<seed>, and no results.json in it")
             continue  # not finished, or never begun: it shows as missing where the grid has a place for it
         train_set, rate, seed = _place(folder)
         cell = _cell(results, dataset, train_set)

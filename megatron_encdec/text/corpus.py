@@ -3,7 +3,8 @@
     1. `list_files(inputs)`         what the user named -> the files to read, in a fixed order
     2. `open_stream(file)`          a compressed file as a stream of its decompressed bytes
     3. `text_of(line, key)`         a JSON line -> its text, or the reason why there is none
-    4. `iter_documents(path, key)`  every document of a file, one by one (for training a tokenizer, samples)
+    4. `iter_lines(path)`           a text file's lines as bytes, decompressed (labelled sets too)
+    5. `iter_documents(path, key)`  every document of a file, one by one (for training a tokenizer, samples)
 
 `.txt` and `.md` hold one document a file, `.jsonl` (plain, `.gz` or `.zst`) one a line, `.parquet` one a row.
 `hf:NAME[:CONFIG[:SPLIT]]` streams a dataset through the `datasets` library. Line endings inside a text file are
@@ -263,15 +264,18 @@ def iter_documents(path: str | Path, text_key: str = "text") -> Iterator[Documen
             text, _, reason = parse_text(bytes(data)) if data is not None else (None, None, "not_text")
             yield Document(row, len(data or b""), text, reason)
         return
-    for number, line in enumerate(_iter_lines(path, kind, text_key), start=1):
+    lines = hub_rows(path, text_key) if kind == "hub" else iter_lines(path)
+    for number, line in enumerate(lines, start=1):
         text, _, reason = parse_line(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, text_key)
         yield Document(number, len(line), text, reason)
 
 
-def _iter_lines(path: str, kind: str, text_key: str) -> Iterator[bytes]:
-    if kind == "hub":
-        yield from hub_rows(path, text_key)
-    elif kind == "stream":
+def iter_lines(path: str) -> Iterator[bytes]:
+    """The lines of a text file, plain or compressed (`.gz`, `.zst`), as bytes with their line feeds.
+
+    Raises `UserError` if it cannot be read, `IntegrityError` where a compressed one is damaged.
+    """
+    if path.lower().endswith((".gz", ".zst")):
         with open_stream(path) as stream:
             rest = b""
             while piece := stream.read(PIECE):

@@ -1,7 +1,8 @@
-"""Rows of Parquet files: the text column alone, a batch of rows at a time.
+"""Rows of Parquet files, a batch of rows at a time: the text column alone, or all columns.
 
     1. `row_groups(path, key)`       how many row groups a file has, and that the column is there and is text
     2. `iter_rows(path, key, ...)`   UTF-8 bytes of each row's text, None for a null
+    3. `iter_records(path)`          every column of each row, for labelled sets
 """
 
 from collections.abc import Iterator, Sequence
@@ -72,3 +73,36 @@ def _rows_at_once(file, text_key: str, groups: Sequence[int] | None) -> int:
         columns = map(metadata.column, range(metadata.num_columns))
         size += sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_key)
     return max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE * rows // max(size, 1)))
+
+
+def schema_of(path: str):
+    """The file's Arrow schema. Raises `UserError` where two columns share a name."""
+    with _opened(path) as file:
+        schema = file.schema_arrow
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise UserError(f"{path}: two columns are called {twice[0]!r}; rename one")
+    return schema
+
+
+def iter_records(path: str) -> Iterator[dict]:
+    """Each row as {column: Python value}; text stored as bytes is decoded. Raises `UserError` naming the row where a
+    text is not UTF-8."""
+    schema_of(path)
+    before = 0
+    with _opened(path) as file:
+        for batch in file.iter_batches(ROWS_AT_ONCE):
+            try:
+                yield from _records(batch)
+            except UnicodeDecodeError:
+                for row in range(batch.num_rows):
+                    try:
+                        _records(batch.slice(row, 1))
+                    except UnicodeDecodeError:
+                        raise UserError(f"{path}: row {before + row + 1}: holds text that is not UTF-8; write the file "
+                                        "again from text that is") from None
+            before += batch.num_rows
+
+
+def _records(batch) -> list[dict]:
+    return [{name: value.decode("utf-8") if isinstance(value, bytes) else value for name, value in record.items()}
+            for record in batch.to_pylist()]

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("nemo_automodel", reason="needs megatron_encdec[nemo]")
 
-from finetune_sets import write_model, write_set
+from finetune_sets import write_model, write_rows, write_set
 
 from megatron_encdec.finetune.config import Cell, DatasetConfig, ModelConfig, TrainingConfig
 from megatron_encdec.finetune.run import run_one
@@ -26,8 +26,13 @@ def root(tmp_path_factory):
     return folder
 
 
-def cell_of(root, family, results="results", model="euro", steps=30, **training):
-    dataset = DatasetConfig(**write_set(root / family, family))
+def cell_of(root, family, results="results", model="euro", steps=30, shared=False, **training):
+    """`shared` (retrieval): each query has a second positive, which all have."""
+    files = write_set(root / (family + "_shared" * shared), family)
+    if shared:
+        rows = [json.loads(line) for line in Path(files["train"]).read_text().splitlines()]
+        write_rows(Path(files["train"]), [{**row, "positive": [row["positive"], "river stone"]} for row in rows])
+    dataset = DatasetConfig(**files)
     settings = dict(batch_size=16, micro_batch_size=8, max_steps=steps, epochs=100, max_length=48)
     return Cell(ModelConfig(str(root / model)), dataset, 3e-3, 0, str(root / results),
                 TrainingConfig(**{**settings, **training}))
@@ -64,16 +69,67 @@ def losses(cell):
 
 def test_micro_batches_of_retrieval_change_nothing(root):
     """Cached gradients are those of the whole batch at once."""
-    cells = [cell_of(root, "IR", f"micro_{size}", steps=6, retrieval_micro_batch_size=size) for size in (3, 16)]
+    cells = [cell_of(root, "IR", f"micro_{size}", steps=6, retrieval_micro_batch_size=size, shared=True)
+             for size in (3, 16)]
     scores = [run_one(cell)["validation"]["score"] for cell in cells]
     assert losses(cells[0]) == pytest.approx(losses(cells[1]), rel=2e-4)
     assert scores[0] == pytest.approx(scores[1], abs=0.07)
+    records = [json.loads((cell.directory / "record.json").read_text()) for cell in cells]
+    assert records[0]["queries"] == 96 and records[0]["positives"] == records[0]["train_features"] == 192
+    assert records[0]["masked_negatives"] == records[1]["masked_negatives"] > 6 * 4
+
+
+def test_a_document_that_answers_the_query_is_no_negative(root):
+    """Of queries that share their one document the loss is 0, not the logarithm of their number."""
+    cell = cell_of(root, "IR", "same", steps=2, batch_size=4, retrieval_micro_batch_size=2)
+    train = write_rows(root / "same.jsonl", [{"query": f"query {number}", "positive": "the answer"}
+                                             for number in range(8)])
+    same = replace(cell, dataset=replace(cell.dataset, name="same", train=str(train)))
+    run_one(same)
+    assert list(losses(same).values()) == [0.0, 0.0]
+    record = json.loads((same.directory / "record.json").read_text())
+    assert (record["queries"], record["positives"], record["masked_negatives"]) == (8, 8, 2 * 4 * 3)
+
+
+def test_positives_of_one_query_in_several_rows(root):
+    import numpy as np
+
+    from megatron_encdec.finetune.features import load_task
+
+    cell = cell_of(root, "IR", "rows")
+    rows = [{"query": "a", "positive": ["one", "two"]}, {"query": "a", "positive": "three"},
+            {"query": "b", "positive": ["two", "two"]}]
+    train = str(write_rows(root / "rows.jsonl", rows))
+    task = load_task(replace(cell, dataset=replace(cell.dataset, name="rows", train=train, test=train)))
+    assert [(one["document"], one["positives"]) for one in task.train] == [
+        (0, [0, 1, 2]), (1, [0, 1, 2]), (2, [0, 1, 2]), (1, [1])]
+    batch = task.collate(task.train)
+    assert batch["positives"].tolist() == [[0, 1, 2]] * 3 + [[1, -1, -1]] and len(batch["document_input_ids"]) == 4
+    scores = task.score("test", [*np.eye(3)[[0, 2, 2]], *np.eye(3)])["scores_i"]
+    assert scores[:2] == [1.0, 1.0] and scores[2] < 1.0  # a: all three documents answer it, whichever row asks
+
+
+def test_a_question_whose_answer_no_window_holds_is_left_out_and_counted(root):
+    from megatron_encdec.finetune.features import load_task
+
+    cell = cell_of(root, "QA", "windows", max_length=8)
+    context = " ".join(["river stone cloud light"] * 8)
+    rows = [{"question": "which city?", "context": context, "answers": [context[:5]]},
+            {"question": "which city?", "context": context, "answers": [context]},
+            {"question": "which city?", "context": context, "answers": []}]
+    train = str(write_rows(root / "windows.jsonl", rows))
+    task = load_task(replace(cell, dataset=replace(cell.dataset, name="windows", train=train, validation=train)))
+    assert {feature["example"] for feature in task.train} == {0, 2} and task.counts["answers_in_no_window"] == 1
+    assert {feature["example"] for feature in task.features("validation")} == {0, 1, 2}
+    alone = str(write_rows(root / "alone.jsonl", rows[1:2] * 2))
+    with pytest.raises(UserError, match="no window of 8 tokens holds the answer.*training.max_length"):
+        load_task(replace(cell, dataset=replace(cell.dataset, name="alone", train=alone)))
 
 
 @pytest.mark.parametrize("family", ["SC", "IR", *(pytest.param(one, marks=pytest.mark.slow) for one in ("TC", "QA"))])
 def test_two_ranks_are_one(root, family):
     """By NeMo's own application, from the YAML that a run on one rank left."""
-    one = cell_of(root, family, "one", steps=6)
+    one = cell_of(root, family, "one", steps=6, shared=family == "IR")
     expected = run_one(one)
     two = replace(one, results=str(root / "two"))
     from megatron_encdec.finetune.run import prepare_files
@@ -87,7 +143,8 @@ def test_two_ranks_are_one(root, family):
     found = json.loads((two.directory / "results.json").read_text())
     assert losses(two) == pytest.approx(losses(one), rel=2e-4)
     assert found["validation"]["score"] == pytest.approx(expected["validation"]["score"], abs=0.07)
-    assert json.loads((two.directory / "record.json").read_text())["ranks"] == 2
+    records = [json.loads((cell.directory / "record.json").read_text()) for cell in (one, two)]
+    assert records[1]["ranks"] == 2 and records[0].get("masked_negatives") == records[1].get("masked_negatives")
 
 
 class _Stop(BaseException):
@@ -96,8 +153,9 @@ class _Stop(BaseException):
 
 @pytest.mark.parametrize("family", ("SC", "IR"))
 def test_resume_is_never_stopped(root, family):
-    straight = run_one(cell_of(root, family, "straight", steps=10, checkpoint_every=4))
-    stopped = cell_of(root, family, "stopped", steps=10, checkpoint_every=4)
+    through, stopped = (cell_of(root, family, name, steps=10, checkpoint_every=4, shared=family == "IR")
+                        for name in ("straight", "stopped"))
+    straight = run_one(through)
 
     def stop(step, total):
         if step == 7:
@@ -108,6 +166,9 @@ def test_resume_is_never_stopped(root, family):
     assert not (stopped.directory / "results.json").exists()
     first = []
     assert run_one(stopped, lambda step, total: first.append(step)) == straight
+    counts = [json.loads((cell.directory / "record.json").read_text()).get("masked_negatives")
+              for cell in (through, stopped)]
+    assert counts[0] == counts[1]
     assert first[0] == 5  # from the checkpoint after step 4
 
 

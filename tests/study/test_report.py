@@ -75,6 +75,8 @@ def test_acceptance(tmp_path):
     assert "| 91.1009 ± 0.3867 |" in (tmp_path / "out/report.md").read_text()
     page = (tmp_path / "out/index.html").read_text()
     assert 'title="91.1009 ± 0.3867">91.10<small> ± 0.39</small>' in page
+    assert all(f"<b>{count}</b><span>{name}</span>" in page
+               for count, name in ((1, "model"), (1, "dataset"), (30, "runs finished"), (0, "runs failed")))
     row = rows_of(tmp_path / "out/tables/scores.csv")[0]
     assert (round(float(row["test"]), 4), round(float(row["test_half_width"]), 4)) == (91.1009, 0.3867)
     assert row["learning_rates_selected"] == "5e-5 × 4, 1e-4 × 1" and row["runs"] == "30 of 30"

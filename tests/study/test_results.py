@@ -67,6 +67,16 @@ def test_foreign_folders_are_named(tmp_path):
     assert len(ignored) == 2 and str(tmp_path / "logs") in ignored[1] and str(tmp_path / "a/plots") in ignored[0]
 
 
+def test_runs_in_the_wrong_place_are_named(tmp_path):
+    write_grid(tmp_path, "a/SC/x", {1e-5: [0.5]})
+    write_grid(tmp_path, "a/SC/x/copy", {1e-5: [0.5]})
+    (tmp_path / "a/SC/x/results.json").write_text("{}")
+    (tmp_path / "a/SC/x/lr1e-05_sd7").mkdir()  # not finished: no fault of the tree's
+    ignored = read_trees([tmp_path]).ignored
+    assert len(ignored) == 2 and str(tmp_path / "a/SC/x/copy") in ignored[1]
+    assert ignored[0].startswith(f"{tmp_path / 'a/SC/x/results.json'}: outside")
+
+
 def test_model_record(tmp_path):
     write_grid(tmp_path, "a/SC/x", {1e-5: [0.5]})
     (tmp_path / "a/model.json").write_text('{"step": 400, "series": "demo"}')

@@ -1,0 +1,119 @@
+"""Answers of span extraction: what a row says of them, checked against its context.
+
+    1. `read_answers(row, context)`     a row's `answers` (and `is_impossible`) -> [(text, start in characters)]
+
+SQuAD's {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"} (or "start"), or of texts alone, as
+ReCoRD has them, each of which is taken where it first stands in the context. CSV holds any of these as JSON, or one
+text. There is no answer where that is declared: an empty list, or `is_impossible`. Everything else is a ValueError with
+the cause: a text without its place never becomes "no answer".
+"""
+
+import json
+from typing import Any
+
+Answer = tuple[str, int]
+_FORM = 'SQuAD\'s {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"}, or a list of texts'
+
+
+def read_answers(answers: Any, impossible: Any, context: str) -> list[Answer]:
+    """The checked answers. `impossible` is SQuAD 2.0's `is_impossible`, or None."""
+    if impossible is not None and impossible not in (0, 1, "true", "false", "True", "False"):
+        raise ValueError(f"is_impossible: expected true or false, found {impossible!r}")
+    declared = impossible in (1, "true", "True")
+    if answers is None and declared:
+        return []
+    found = [_checked(text, start, context) for text, start in _pairs(_parsed(answers, context))]
+    if impossible is not None and declared == bool(found):
+        raise ValueError(f"is_impossible is {impossible!r}, but answers {'has some' if found else 'is empty'}")
+    return found
+
+
+def _parsed(answers: Any, context: str) -> Any:
+    """What a field of CSV holds: JSON, or one text."""
+    if not isinstance(answers, str):
+        return answers
+    if answers[:1] in ("{", "["):
+        try:
+            return json.loads(answers)
+        except ValueError as error:
+            if answers not in context:
+                raise ValueError(f"answers: {answers[:80]!r} is not JSON ({error}), and no text of the context; write "
+                                 "it with json.dumps") from None
+    return [answers]
+
+
+def _pairs(answers: Any) -> list[tuple[Any, Any]]:
+    """(text, start or None) of each answer; None only for a text that came alone."""
+    if isinstance(answers, dict):
+        return _columns(answers)
+    if not isinstance(answers, (list, tuple)):
+        raise ValueError(f"answers: expected {_FORM}; found {answers!r}")
+    pairs = []
+    for answer in answers:
+        if isinstance(answer, dict):
+            pairs.append((answer.get("text"), _start(answer)))
+        elif isinstance(answer, (list, tuple)) and len(answer) == 2:
+            pairs.append((answer[0], _number(answer[1])))
+        elif isinstance(answer, str):
+            pairs.append((answer, None))
+        else:
+            raise ValueError(f"answers: expected {_FORM}; found {answer!r}")
+    return pairs
+
+
+def _columns(answers: dict) -> list[tuple[Any, Any]]:
+    texts = answers.get("text")
+    if texts is None:
+        raise ValueError(f"answers: no text there, only {', '.join(map(str, answers)) or 'nothing'}; a question "
+                         "without an answer has an empty list")
+    if isinstance(texts, str):
+        return [(texts, _start(answers))]
+    if not isinstance(texts, (list, tuple)):
+        raise ValueError(f"answers: text: expected a list, found {texts!r}")
+    starts = answers.get("answer_start", answers.get("start"))
+    if starts is None:
+        if not texts:
+            return []
+        raise ValueError(f"answers: {texts[0]!r} has no answer_start (there {'is' if len(answers) == 1 else 'are'} "
+                         f"{', '.join(map(str, answers))}); to take each text where it first stands, give a list of "
+                         "texts alone")
+    if not isinstance(starts, (list, tuple)) or len(starts) != len(texts):
+        count = len(starts) if isinstance(starts, (list, tuple)) else f"{starts!r}, no list,"
+        raise ValueError(f"answers: {len(texts)} text{'s' * (len(texts) != 1)}, but {count} answer_start")
+    return [(text, _number(start)) for text, start in zip(texts, starts, strict=True)]
+
+
+def _start(answer: dict) -> int:
+    start = answer.get("answer_start", answer.get("start"))
+    if start is None:
+        raise ValueError(f"answers: {answer.get('text')!r} has no answer_start (there are "
+                         f"{', '.join(map(str, answer))})")
+    return _number(start)
+
+
+def _number(start: Any) -> int:
+    if isinstance(start, float) and start.is_integer():  # pandas, where another row has none
+        start = int(start)
+    if isinstance(start, bool) or not isinstance(start, int):
+        raise ValueError(f"answers: answer_start is a number of characters, found {start!r}")
+    return start
+
+
+def _checked(text: Any, start: int | None, context: str) -> Answer:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"answers: an answer is a text, found {text!r}; a question without one has an empty list")
+    first = context.find(text)
+    if start is None:
+        if first < 0:
+            raise ValueError(f"answers: {text!r} does not stand in the context")
+        return text, first
+    if start >= 0 and context[start : start + len(text)] == text:
+        return text, start
+    encoded = context.encode("utf-8")
+    if start > 0 and encoded[start : start + len(text.encode("utf-8"))] == text.encode("utf-8"):
+        raise ValueError(f"answers: answer_start {start} of {text!r} counts bytes; count characters")
+    if start < 0 or start + len(text) > len(context):
+        problem = f"the answer {text!r} at {start} lies outside the context ({len(context)} characters)"
+    else:
+        problem = f"the answer is {text!r}, but the context has {context[start : start + len(text)]!r} at {start}"
+    raise ValueError(problem + (f"; it first stands at {first}" if first >= 0 else "; it stands nowhere in it"))

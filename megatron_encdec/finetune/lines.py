@@ -1,0 +1,47 @@
+"""The lines of a labelled file as text: what `preprocess` reads it can read, and what it would count is refused here.
+
+    1. `numbered_lines(path)`     (number from 1, the line with its end), plain or compressed, UTF-8
+
+A byte order mark is dropped. Lines end with a line feed; in a file without any, with carriage returns. UTF-16, bytes
+that are not UTF-8 and NUL bytes (what a crash leaves where the end of a file was) are a `UserError` with file and line.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.corpus import BYTE_ORDER_MARK, iter_lines
+
+_FOREIGN_MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16",
+                  b"\xfe\xff": "UTF-16"}
+
+
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Every line of the file at `path`, blank ones too; the last may lack its end."""
+    for number, data in enumerate(_lines(str(path)), 1):
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:{number}: not UTF-8 (0x{data[error.start]:02x} at byte {error.start + 1} of the "
+                            "line); save the file as UTF-8") from None
+        if "\0" in text:
+            raise UserError(f"{path}:{number}: a NUL byte; the file is damaged, or is UTF-16 (save it as UTF-8)")
+        yield number, text
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    first = True
+    for data in iter_lines(path):
+        if not first:
+            yield data
+            continue
+        first = False
+        for mark, encoding in _FOREIGN_MARKS.items():
+            if data.startswith(mark):
+                raise UserError(f"{path}:1: the file is {encoding} (it begins with its byte order mark); save it as "
+                                "UTF-8")
+        data = data.removeprefix(BYTE_ORDER_MARK)
+        if not data.endswith(b"\n") and b"\r" in data.rstrip(b"\r"):  # the only line: they end in carriage returns
+            yield from (line + b"\r" for line in data.removesuffix(b"\r").split(b"\r"))
+        elif data:
+            yield data
