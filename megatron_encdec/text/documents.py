@@ -112,12 +112,12 @@ def _checked(document: LongDocument, batch: Batch, whole: Callable[[], Iterator[
              ) -> Iterator[LongDocument]:
     """`document` if its text is readable; else its reason goes to `batch`. `whole()`: the bytes, where all are text."""
     head = b"".join(islice(whole(), -(-UTF16_BYTES // PIECE)))[:UTF16_BYTES]
-    blank, reason = True, reason_of_zeros(chain([head], whole())) if b"\0" in head[:2] else None
+    blank, halved, reason = True, False, reason_of_zeros(chain([head], whole())) if b"\0" in head[:2] else None
     try:
         for piece in document.pieces() if reason is None else ():
-            piece.encode("utf-8")
             blank = blank and (not piece or piece.isspace())
-        reason = reason or ("empty" if blank else None)
+            halved = halved or _has_half_a_pair(piece)  # and on: what is no JSON further on counts as that
+        reason = reason or ("bad_utf8" if halved else "empty" if blank else None)
     except UnicodeError:
         reason = "utf16" if is_utf16(head) else "bad_utf8"
     except ValueError:
@@ -126,6 +126,14 @@ def _checked(document: LongDocument, batch: Batch, whole: Callable[[], Iterator[
         yield document
     else:
         batch.skipped.append((reason, document.file, document.line, document.size))
+
+
+def _has_half_a_pair(piece: str) -> bool:
+    try:
+        piece.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _read_rows(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
@@ -152,7 +160,7 @@ def _read_rows(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
 
 
 def _row_pieces(data: bytes | memoryview) -> Iterator[bytes]:
-    begin = len(BYTE_ORDER_MARK) if data[: len(BYTE_ORDER_MARK)] == BYTE_ORDER_MARK else 0
+    begin = len(BYTE_ORDER_MARK) if bytes(data[: len(BYTE_ORDER_MARK)]) == BYTE_ORDER_MARK else 0  # views are signed
     return (bytes(data[start : start + PIECE]) for start in range(begin, len(data), PIECE))
 
 

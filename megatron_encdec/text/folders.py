@@ -108,8 +108,8 @@ def _matches(pattern: str, unread: Unread) -> Iterator[str]:
 
 
 def _walk(roots: Iterable[str], unread: Unread) -> Iterator[tuple[str, list[str]]]:
-    """(folder, paths of its files) of `roots` and all folders below, each once, by device and inode. What can be reached
-    without a link has its name without one."""
+    """(folder, paths of its files) of `roots` and all folders below, each once, by device and inode. What can be
+    reached without a link has its name without one."""
     waiting, behind_links, entered = [], deque(), set()
     for root in roots:
         (behind_links if os.path.islink(root) else waiting).append(root)

@@ -21,7 +21,7 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text import finish
 from megatron_encdec.text import manifest as manifests
 from megatron_encdec.text.chunks import CHUNK_BYTES, Chunk, chunks, share_of, slots
-from megatron_encdec.text.corpus import InputFile, keys_there, list_files
+from megatron_encdec.text.corpus import REASONS, InputFile, keys_there, list_files
 from megatron_encdec.text.encode import TRAIN, VALIDATION, ChunkAccount, EncodeSettings, ids_path, remove_parts
 from megatron_encdec.text.encoder import GIGATOKEN, EncoderChoice, choose_encoder
 from megatron_encdec.text.indexed import IndexedWriter, token_dtype
@@ -281,7 +281,7 @@ def _nothing_to_write(split: str, outputs: dict[str, IndexedWriter], tally: Tall
     if split == VALIDATION:
         return (f"none of {outputs[TRAIN].documents} documents fell into the validation split; raise "
                 f"--validation-percent")
-    skipped = "; ".join(f"{reason}: {record.count}, first {record.examples[0]}"
+    skipped = "; ".join(f"{reason}: {record.count}, first {record.examples[0]} ({REASONS[reason]})"
                         for reason, record in tally.skipped().items())
     lacking = tally.skipped().get("missing_key")
     keys = keys_there(lacking.examples[0].rpartition(":")[0], text_key) if lacking else ""

@@ -91,8 +91,8 @@ def test_hub_names(tokenizer_dir, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"{message}.*cannot read this dataset.*check the name") as error:
             run(name)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r"no document to write .*missing_key: 12, first hf:.*fr:1; the keys there are "
-                                        "'text', 'other': name the text's with --text-key"):
+    with pytest.raises(UserError, match=r"no document to write .*missing_key: 12, first hf:.*fr:1 .*; the keys there "
+                                        "are 'text', 'other': name the text's with --text-key"):
         run(f"hf:{folder}:fr", text_key="body")
 
 
@@ -101,8 +101,8 @@ def test_a_key_that_no_line_has(tokenizer_dir, tmp_path, name):
     content = b'\nnot json\n{"body": "x", "meta": {"text": "y"}}\n{"id": 1}\n'
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     for key, more in (("text", ""), ("meta.text", r" \(a key inside another cannot be named\)")):
-        with pytest.raises(UserError, match=rf"bad_json: 1, .*missing_key: 2, first .*:3; the keys there are 'body', "
-                                            rf"'meta': name the text's with --text-key{more}$"):
+        with pytest.raises(UserError, match=rf"bad_json: 1, .*missing_key: 2, first .*:3 .no such key.; the keys "
+                                            rf"there are 'body', 'meta': name the text's with --text-key{more}$"):
             preprocess([tmp_path], tokenizer_dir, tmp_path / "out", workers=1, progress=False, text_key=key)
 
 

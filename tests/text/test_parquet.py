@@ -89,7 +89,7 @@ def test_damage_inside_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("nothing", [pyarrow.nulls(3), pyarrow.array([None] * 3, pyarrow.string_view()),
-                                     pyarrow.nulls(3).dictionary_encode()])
+                                     pyarrow.array([None] * 3).cast(pyarrow.string()).dictionary_encode()])
 def test_a_column_without_any_text_is_counted(tmp_path, nothing):
     pyarrow.parquet.write_table(pyarrow.table({"text": nothing}), tmp_path / "a.parquet")
     assert [d.reason for d in iter_documents(tmp_path / "a.parquet")] == ["not_text"] * 3
@@ -100,7 +100,7 @@ def test_a_column_without_any_text_is_counted(tmp_path, nothing):
     (pyarrow.array([b"abc"], pyarrow.binary(3)), "fixed_size_binary")])
 def test_columns_that_hold_no_text_are_refused(tmp_path, column, kind):
     pyarrow.parquet.write_table(pyarrow.table({"text": column, "other": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=rf"a\.parquet: column 'text' holds {kind}.*, not text; name another.*text, other"):
+    with pytest.raises(UserError, match=rf"a\.parquet: column 'text' holds {kind}.*, not text; .*text, other"):
         row_groups(str(tmp_path / "a.parquet"), "text")
 
 
@@ -110,7 +110,7 @@ def test_names_with_dots_and_names_given_twice(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"meta": nested, "meta.text": ["own"]}), path)
     assert list(iter_rows(path, "meta.text")) == [b"own"]
     pyarrow.parquet.write_table(pyarrow.table({"meta": nested}), path)
-    with pytest.raises(UserError, match=r"has no column 'meta.text': a field inside a column cannot be named \(there are meta"):
+    with pytest.raises(UserError, match=r"'meta.text': a field inside a column cannot be named \(there are meta"):
         row_groups(path, "meta.text")
     pyarrow.parquet.write_table(pyarrow.Table.from_arrays([["a"], ["b"]], names=["text", "text"]), path)
     with pytest.raises(UserError, match=r"a\.parquet: has 2 columns 'text'; rename"):
