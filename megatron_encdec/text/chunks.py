@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.corpus import PIECE, InputFile, hub_rows, open_stream
+from megatron_encdec.text.corpus import InputFile, hub_rows
 from megatron_encdec.text.parquet import row_groups
+from megatron_encdec.text.streams import PIECE, open_stream
 
 CHUNK_BYTES = 16 << 20  # of decompressed input: large beside what a chunk costs by itself
 CHUNK_FILES = 4096  # whole text files in one chunk, at most

@@ -12,13 +12,15 @@ from megatron_encdec.platform.interrupts import interrupts_end_the_process
 DESCRIPTION = """\
 Turn text into token ids on disk, once, for every run that will train on it.
 
-Reads .txt and .md (one document a file), .jsonl, .jsonl.gz and .jsonl.zst (one a line), .parquet (one a row) and
-hf:NAME[:CONFIG[:SPLIT]] (a dataset streamed from the hub), encodes them in parallel, ends each document with the
-tokenizer's end-of-document token, and writes
+Reads .txt and .md (one document a file), .jsonl, .json and .ndjson, also .gz and .zst (one a line), .parquet (one a
+row) and hf:NAME[:CONFIG[:SPLIT]] (a dataset streamed from the hub), encodes them in parallel, ends each document with
+the tokenizer's end-of-document token, and writes
 
   PREFIX.bin, PREFIX.idx     the ids, in the format that Megatron's IndexedDataset reads
   PREFIX.manifest.json       documents, tokens, bytes, what was skipped and why, fingerprints
 
+A .json file has to hold JSON lines, as C4's and Dolma's do; one that holds an array is refused with the command that
+converts it. Directories are searched to any depth, through links too; what is there and not read is said in one line.
 Every document is in the output or counted with a reason. Memory stays flat whatever the size of the input or of a
 document. The same command again continues a run that was killed, from PREFIX.partial/, and does nothing if nothing
 changed.

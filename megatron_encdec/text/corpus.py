@@ -1,44 +1,52 @@
 """Where documents come from: files, directories, globs and hub datasets, and what one document's bytes mean.
 
     1. `list_files(inputs)`         what the user named -> the files to read, in a fixed order
-    2. `open_stream(file)`          a compressed file as a stream of its decompressed bytes
-    3. `text_of(line, key)`         a JSON line -> its text, or the reason why there is none
-    4. `iter_lines(path)`           a text file's lines as bytes, decompressed (labelled sets too)
-    5. `iter_documents(path, key)`  every document of a file, one by one (for training a tokenizer, samples)
+    2. `text_of(line, key)`         a JSON line -> its text, or the reason why there is none
+    3. `iter_lines(path)`           a text file's lines as bytes, decompressed (labelled sets too)
+    4. `iter_documents(path, key)`  every document of a file, one by one (for training a tokenizer, samples)
+    5. `keys_there(path)`           the keys that lines have, for who named one that they do not have
 
-`.txt` and `.md` hold one document a file, `.jsonl` (plain, `.gz` or `.zst`) one a line, `.parquet` one a row.
+`.txt` and `.md` hold one document a file, `.jsonl`, `.json` and `.ndjson` (plain, `.gz` or `.zst`) one a line,
+`.parquet` one a row. A `.json` file is read as JSON lines if that is what it holds, else refused (`text/heads.py`); in
+a folder, one that is a single object over many lines describes data and is not read.
 `hf:NAME[:CONFIG[:SPLIT]]` streams a dataset through the `datasets` library. Line endings inside a text file are
 kept as they are. Bad content never raises: it is a document with a reason, so that accounts add up:
 
-    empty         a blank line, an empty text, or one of white space only
+    empty         a blank line, an empty text, or one of white space only; a whole text of zero bytes
     bad_json      the line is not a JSON object
     missing_key   the object lacks the text key
     not_text      the value under the key is no string
     bad_utf8      the bytes are not UTF-8, or the string holds half of a surrogate pair
+    utf16         the whole text is in UTF-16 or UTF-32
 """
 
-import glob
-import gzip
 import json
 import os
-import zlib
+import stat
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
-from megatron_encdec.platform.errors import IntegrityError, UserError
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.folders import Unread, expand, way_out
+from megatron_encdec.text.heads import BYTE_ORDER_MARK, OneObject, check_head, is_utf16
+from megatron_encdec.text.streams import PIECE, open_stream
 
 WHOLE_FILE_SUFFIXES = (".txt", ".md")
-STREAMED_SUFFIXES = (".jsonl.gz", ".jsonl.zst")
-SUFFIXES = (*WHOLE_FILE_SUFFIXES, ".jsonl", *STREAMED_SUFFIXES, ".parquet")
+LINES_SUFFIXES = (".jsonl", ".json", ".ndjson")
+STREAMED_SUFFIXES = tuple(suffix + packed for suffix in LINES_SUFFIXES for packed in (".gz", ".zst"))
+SUFFIXES = (*WHOLE_FILE_SUFFIXES, *LINES_SUFFIXES, *STREAMED_SUFFIXES, ".parquet")
 HUB = "hf:"
-REASONS = ("empty", "bad_json", "missing_key", "not_text", "bad_utf8")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-PIECE = 1 << 20  # bytes read at once from a stream
+LINES_LOOKED_AT, KEYS_SHOWN = 100, 20  # for the message about a key that is not there
+ZEROS = b"\0 \t\r\n"
+REASONS = {"empty": "no text, or white space only", "bad_json": "not a JSON object", "missing_key": "no such key",
+           "not_text": "the value is no string", "bad_utf8": "not UTF-8; from Latin-1: iconv -f LATIN1 -t UTF-8",
+           "utf16": "not UTF-8; iconv -f UTF-16 -t UTF-8"}
 
 
 @dataclass(frozen=True)
@@ -77,59 +85,82 @@ class Document(NamedTuple):
 def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
     """The files named by `inputs`, each once: inputs in the order given, files inside each sorted by path.
 
-    Directories are searched to any depth; names starting with a dot are passed over. Raises `UserError` for a
-    path that is not there, matches nothing, or has a suffix we do not read.
+    Folders are searched to any depth, through links too (`text/folders.py`). What lies in one and is not read, and
+    what is another name of a file already listed, is said in a line on standard error. Raises `UserError` for a path
+    that is not there, matches nothing, has a suffix we do not read, cannot be read, or is not what its name says.
     """
-    found: dict[str, InputFile] = {}
+    found: dict[tuple, InputFile] = {}
+    unread, aliases = Unread(), {}
     for item in map(str, inputs):
         if item.startswith(HUB) and os.path.exists(item):
             item = os.path.join(".", item)  # a file of that name, not a dataset of the hub
         if item.startswith(HUB):
-            found.setdefault(item, InputFile(item, 0, 0))
+            found.setdefault((item,), InputFile(item, 0, 0))
             continue
-        for path in _expand(item):
-            if not path.lower().endswith(SUFFIXES):
-                raise UserError(f"{path}: cannot read this kind of file; supported: {', '.join(SUFFIXES)}"
-                                + (f" (name a part of {item} with a glob such as '{item}/**/*.jsonl')"
-                                   if os.path.isdir(item) else ""))
-            try:
-                path.encode("utf-8")
-                status = os.stat(path)
-            except UnicodeEncodeError:
-                raise UserError(f"{path!r}: the file's name is not UTF-8; rename it") from None
-            except OSError as error:
-                raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
-            found.setdefault(os.path.realpath(path), InputFile(path, status.st_size, status.st_mtime_ns))
+        besides = Unread()
+        paths, named = expand(item, besides)
+        kept = [path for path in paths if _is_kept(path, named, found, aliases, besides)]
+        if not kept and besides:
+            raise UserError(f"{item}: no file to read (input); there are {besides.line()}; supported: "
+                            f"{', '.join(SUFFIXES)}{besides.way_out()}")
+        if not kept:
+            raise UserError(f"{item}: no file in this directory (input)")
+        unread.update(besides)
     if not found:
         raise UserError("no input given: name files, directories or globs of " + ", ".join(SUFFIXES))
+    if unread:
+        print(f"note: not read: {unread.line()}{unread.way_out()}", file=sys.stderr)
+    if aliases:
+        first = next(iter(aliases))
+        print(f"note: read once: {len(aliases):,} files that are links to others of the input (first: {first} is "
+              f"{aliases[first]})", file=sys.stderr)
     return list(found.values())
 
 
-def _expand(item: str) -> list[str]:
-    if os.path.isdir(item):
-        paths = []
-        for folder, subfolders, names in os.walk(item):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            paths += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-        what = "no file in this directory"
-    elif os.path.exists(item):
-        return [item]
-    elif glob.has_magic(item):
-        paths = [path for path in glob.glob(_pattern(item), recursive=True) if not os.path.isdir(path)]
-        what = "no file matches this pattern"
-    else:
-        raise UserError(f"{item}: no such file or directory (input)")
-    if not paths:
-        raise UserError(f"{item}: {what} (input)")
-    return sorted(paths)
+def _is_kept(path: str, named: bool, found: dict[tuple, InputFile], aliases: dict[str, str], unread: Unread) -> bool:
+    """Whether `path` is a file to read; it is in `found` then. What a folder or pattern has besides goes to `unread`,
+    what the user `named` is refused."""
+    supported = path.lower().endswith(SUFFIXES)
+    if not supported and not named and os.path.exists(path):
+        unread.add(path)
+        return False
+    status = _status(path)
+    if not supported:
+        raise UserError(f"{path}: cannot read this kind of file; supported: {', '.join(SUFFIXES)}{way_out(path)}")
+    key = (status.st_dev, status.st_ino) if status.st_nlink > 1 else (os.path.realpath(path),)
+    if key in found:
+        if os.path.abspath(path) != os.path.abspath(found[key].path):
+            aliases[path] = found[key].path
+        return True
+    file = InputFile(path, status.st_size, status.st_mtime_ns)
+    try:
+        check_head(path, file.kind)
+    except OneObject:
+        if named or ".jsonl" in path.lower() or ".ndjson" in path.lower():
+            raise
+        unread.add(path, " (one JSON object over many lines)")
+        return False
+    found[key] = file
+    return True
 
 
-def _pattern(item: str) -> str:
-    """`item` as a glob, in which the folders that are there under just these names are no pattern."""
-    there = item
-    while there and not os.path.isdir(there):
-        there = os.path.dirname(there)
-    return glob.escape(there) + item[len(there):]
+def _status(path: str) -> os.stat_result:
+    """Raises `UserError` where `path` is nothing that can be read from the start, as often as needed."""
+    try:
+        path.encode("utf-8")
+        status = os.stat(path)
+    except UnicodeEncodeError:
+        raise UserError(f"{path!r}: the file's name is not UTF-8; rename it") from None
+    except OSError as error:
+        if os.path.islink(path):
+            raise UserError(f"{path}: a link to {os.readlink(path)}, which cannot be read ({error.strerror}); mend the "
+                            "link or remove it") from None
+        raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: a pipe, socket or device, not a file; write its content to a file and name that")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: cannot read the input: Permission denied; make it readable, or leave it out")
+    return status
 
 
 def hub_name(name: str) -> tuple[str, str | None, str | None]:
@@ -140,58 +171,22 @@ def hub_name(name: str) -> tuple[str, str | None, str | None]:
     return ":".join(parts[:whole]), config or None, split or None
 
 
-class Stream:
-    """Decompressed bytes of a `.gz` or `.zst` file: `read(count)`; `consumed` counts bytes taken on disk."""
-
-    def __init__(self, raw: BinaryIO, path: str):
-        self._raw, self._path, self._lines = raw, path, 0
-        if path.lower().endswith(".gz"):
-            self._source = gzip.GzipFile(fileobj=raw)
-        else:
-            import pyarrow  # comes with datasets
-
-            self._source = pyarrow.CompressedInputStream(raw, "zstd")
-
-    def read(self, count: int) -> bytes:
-        """Up to `count` bytes, none at the end. Raises `IntegrityError` where the file is damaged: what is lost
-        behind the damage cannot be counted."""
-        try:
-            piece = self._source.read(count)
-        except (gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
-            raise IntegrityError(f"{self._path}: damaged after line {self._lines} ({error}); copy it again") from None
-        self._lines += piece.count(b"\n")
-        return piece
-
-    @property
-    def consumed(self) -> int:
-        """Bytes of the compressed file taken so far."""
-        return self._raw.tell()
-
-
-@contextmanager
-def open_stream(path: str) -> Iterator[Stream]:
-    """The decompressed bytes of the compressed file at `path`. Raises `UserError` if it cannot be read."""
-    try:
-        raw = open(path, "rb")  # noqa: SIM115  (closed below)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
-    with raw:
-        yield Stream(raw, path)
-
-
 def hub_rows(name: str, text_key: str) -> Iterator[bytes]:
-    """The rows of `hf:NAME[:CONFIG[:SPLIT]]` (split `train` by default) as JSON lines that hold the text alone.
+    """The rows of `hf:NAME[:CONFIG[:SPLIT]]` (split `train` by default) as JSON lines that hold the text alone, or the
+    names of the columns where there is no such one.
 
     Streamed: nothing but the rows at hand is in memory or on disk. No code of the dataset is run.
     """
     from datasets import load_dataset
 
     dataset, config, split = hub_name(name.removeprefix(HUB))
+    count = 0
     try:
         rows = load_dataset(dataset, config, split=split or "train", streaming=True)
         for row in rows:
-            value = {text_key: row[text_key]} if text_key in row else {}
-            if not isinstance(value.get(text_key, ""), str):
+            count += 1
+            value = {text_key: row[text_key]} if text_key in row else dict.fromkeys(row)
+            if text_key in row and not isinstance(row[text_key], str):
                 value[text_key] = None
             try:
                 yield json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n"
@@ -199,6 +194,9 @@ def hub_rows(name: str, text_key: str) -> Iterator[bytes]:
                 yield json.dumps(value).encode() + b"\n"
     except Exception as error:  # noqa: BLE001  (network, hub, parsing: whatever it is, the user needs one line)
         reason = " ".join(str(error).split())[:300]
+        if count:
+            raise UserError(f"{name}: breaks off behind row {count:,} ({type(error).__name__}: {reason}); the same "
+                            "command tries again; if it stays so, save the dataset as files first") from None
         raise UserError(f"{name}: cannot read this dataset ({type(error).__name__}: {reason}); check the name, the "
                         "configuration and the network, or save it as files first") from None
 
@@ -241,11 +239,23 @@ def parse_line(data: bytes, text_key: str) -> tuple[str | None, bytes | None, st
 def parse_text(data: bytes) -> tuple[str | None, bytes | None, str | None]:
     """The same for a whole text file's bytes."""
     data = data.removeprefix(BYTE_ORDER_MARK)
+    if b"\0" in data[:2] and (reason := reason_of_zeros([data])):
+        return None, None, reason
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
-        return None, None, "bad_utf8"
+        return None, None, "utf16" if is_utf16(data) else "bad_utf8"
     return (None, None, "empty") if not text or text.isspace() else (text, data, None)
+
+
+def reason_of_zeros(pieces: Iterable[bytes]) -> str | None:
+    """The reason why there is no text in bytes that begin with a zero, if there is none: they are UTF-16, or zeros and
+    blanks alone, as a crash or a full disk leaves them."""
+    pieces = iter(pieces)
+    first = next(pieces, b"")
+    if is_utf16(first):
+        return "utf16"
+    return None if first.strip(ZEROS) or any(piece.strip(ZEROS) for piece in pieces) else "empty"
 
 
 def iter_documents(path: str | Path, text_key: str = "text") -> Iterator[Document]:
@@ -297,3 +307,20 @@ def read_file(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
+
+
+def keys_there(path: str, text_key: str) -> str:
+    """What a message says of the keys of the first JSON object in a file of lines, "" where there is none."""
+    kind = InputFile(path, 0, 0).kind
+    if kind in ("text", "rows"):
+        return ""
+    for line in islice(hub_rows(path, text_key) if kind == "hub" else iter_lines(path), LINES_LOOKED_AT):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and value:
+            inside = isinstance(value.get(text_key.partition(".")[0]), dict)
+            return (f"; the keys there are {', '.join(map(repr, list(value)[:KEYS_SHOWN]))}: name the text's with "
+                    "--text-key" + (" (a key inside another cannot be named)" if inside else ""))
+    return ""

@@ -14,10 +14,12 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.chunks import Chunk
-from megatron_encdec.text.corpus import BYTE_ORDER_MARK, parse_line, parse_text, read_file, text_of
+from megatron_encdec.text.corpus import parse_line, parse_text, read_file, reason_of_zeros, text_of
+from megatron_encdec.text.heads import BYTE_ORDER_MARK, UTF16_BYTES, is_utf16
 from megatron_encdec.text.parquet import iter_rows
 
 LONG = 4 << 20  # bytes from which a document is handled piece by piece
@@ -87,7 +89,7 @@ def _read_texts(chunk: Chunk) -> Iterator[Batch | LongDocument]:
 
         yield batch
         batch = Batch()
-        yield from _checked(LongDocument(file, 1, size, pieces), batch)
+        yield from _checked(LongDocument(file, 1, size, pieces), batch, lambda path=path: _file_pieces(path))
     yield batch
 
 
@@ -106,22 +108,32 @@ def _decoded(pieces: Iterator[bytes]) -> Iterator[str]:
     yield decoder.decode(b"", final=True)
 
 
-def _checked(document: LongDocument, batch: Batch) -> Iterator[LongDocument]:
-    """`document` if its text is readable; else its reason goes to `batch`."""
-    blank = True
+def _checked(document: LongDocument, batch: Batch, whole: Callable[[], Iterator[bytes]] = lambda: iter(())
+             ) -> Iterator[LongDocument]:
+    """`document` if its text is readable; else its reason goes to `batch`. `whole()`: the bytes, where all are text."""
+    head = b"".join(islice(whole(), -(-UTF16_BYTES // PIECE)))[:UTF16_BYTES]
+    blank, halved, reason = True, False, reason_of_zeros(chain([head], whole())) if b"\0" in head[:2] else None
     try:
-        for piece in document.pieces():
-            piece.encode("utf-8")
+        for piece in document.pieces() if reason is None else ():
             blank = blank and (not piece or piece.isspace())
-        reason = "empty" if blank else None
+            halved = halved or _has_half_a_pair(piece)  # and on: what is no JSON further on counts as that
+        reason = reason or ("bad_utf8" if halved else "empty" if blank else None)
     except UnicodeError:
-        reason = "bad_utf8"
+        reason = "utf16" if is_utf16(head) else "bad_utf8"
     except ValueError:
         reason = "bad_json"
     if reason is None:
         yield document
     else:
         batch.skipped.append((reason, document.file, document.line, document.size))
+
+
+def _has_half_a_pair(piece: str) -> bool:
+    try:
+        piece.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _read_rows(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
@@ -138,14 +150,18 @@ def _read_rows(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
             batch, held = Batch(), 0
 
             def pieces(data=data):
-                data = data[len(BYTE_ORDER_MARK) :] if data[: len(BYTE_ORDER_MARK)] == BYTE_ORDER_MARK else data
-                return _decoded(data[start : start + PIECE] for start in range(0, len(data), PIECE))
+                return _decoded(_row_pieces(data))
 
-            yield from _checked(LongDocument(0, row, size, pieces), batch)
+            yield from _checked(LongDocument(0, row, size, pieces), batch, lambda data=data: _row_pieces(data))
         if len(batch.texts_D) >= ROWS_IN_BATCH or held >= BYTES_IN_BATCH:
             yield batch
             batch, held = Batch(), 0
     yield batch
+
+
+def _row_pieces(data: bytes | memoryview) -> Iterator[bytes]:
+    begin = len(BYTE_ORDER_MARK) if bytes(data[: len(BYTE_ORDER_MARK)]) == BYTE_ORDER_MARK else 0  # views are signed
+    return (bytes(data[start : start + PIECE]) for start in range(begin, len(data), PIECE))
 
 
 def _read_lines(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:

@@ -45,8 +45,10 @@ def merge(prefixes: Sequence[str | Path], output_prefix: str | Path) -> Manifest
     try:
         return _merge(sources, output_prefix, {"merge": names})
     except OSError as error:
-        place = error.filename or output_prefix
-        raise UserError(f"{place}: cannot write the output: {error.strerror or error}") from None
+        place = str(error.filename or output_prefix)
+        part = any(place in (f"{name}.bin", f"{name}.idx") for parts in names.values() for name in parts)
+        raise UserError(f"{place}: cannot {'read this part' if part else 'write the output'}: "
+                        f"{error.strerror or error}") from None
 
 
 def _merge(sources: dict, output_prefix: str | Path, plan: dict) -> Manifest:

@@ -5,11 +5,15 @@
     3. `iter_records(path)`          every column of each row, for labelled sets
 """
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
 
+# A column without any text, as one shard of a data set may have it, is written with type null.
+TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
 ROWS_AT_ONCE, BYTES_AT_ONCE = 1024, 16 << 20
 
 
@@ -22,10 +26,24 @@ def _opened(path: str):
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise IntegrityError(f"{path}: cannot read this Parquet file ({reason}); copy it again") from None
+        raise _refusal(path, error) from None
     finally:
         pyarrow.default_memory_pool().release_unused()
+
+
+def _refusal(path: str, error: Exception) -> UserError:
+    """The true cause: copying a sound file again would not help."""
+    import pyarrow
+
+    reason = " ".join(str(error).split())[:200]
+    if getattr(error, "errno", None) and error.errno != errno.EINVAL:
+        return UserError(f"{path}: cannot read the input: {os.strerror(error.errno)}")
+    if "ncrypt" in reason or "ecrypt" in reason:
+        return UserError(f"{path}: is encrypted ({reason}); write it again without encryption")
+    if isinstance(error, pyarrow.ArrowNotImplementedError):
+        return UserError(f"{path}: pyarrow {pyarrow.__version__} cannot read this column ({reason}); write the file "
+                         "again with a plain string column and another compression")
+    return IntegrityError(f"{path}: cannot read this Parquet file ({reason}); it is cut off or damaged: copy it again")
 
 
 def row_groups(path: str, text_key: str) -> int:
@@ -34,16 +52,17 @@ def row_groups(path: str, text_key: str) -> int:
 
     with _opened(path) as file:
         schema = file.schema_arrow
-        if text_key not in schema.names:
-            raise UserError(f"{path}: has no column {text_key!r} (there are {', '.join(schema.names)}); name the "
-                            "text's column with --text-key")
+        count = schema.names.count(text_key)
+        if not count:
+            inside = (": a field inside a column cannot be named" if text_key.partition(".")[0] in schema.names else "")
+            raise UserError(f"{path}: has no column {text_key!r}{inside} (there are {', '.join(schema.names)}); name "
+                            "the text's column with --text-key")
+        if count > 1:
+            raise UserError(f"{path}: has {count} columns {text_key!r}; rename all but one of them")
         kind = schema.field(text_key).type
-        kinds = pyarrow.types
-        if kinds.is_dictionary(kind):
-            kind = kind.value_type
-        if not (kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_binary(kind)
-                or kinds.is_large_binary(kind)):
-            raise UserError(f"{path}: column {text_key!r} holds {kind}, not text; name another with --text-key")
+        if str(kind.value_type if pyarrow.types.is_dictionary(kind) else kind) not in TEXT_TYPES:
+            raise UserError(f"{path}: column {text_key!r} holds {kind}, not text; name another with --text-key (there "
+                            f"are {', '.join(schema.names)})")
         return file.num_row_groups
 
 
@@ -54,7 +73,7 @@ def iter_rows(path: str, text_key: str, groups: Sequence[int] | None = None) -> 
     row_groups(path, text_key)
     with _opened(path) as file:
         for batch in file.iter_batches(_rows_at_once(file, text_key, groups), groups, columns=[text_key]):
-            column = batch.column(0)
+            column = batch.column(batch.schema.get_field_index(text_key))  # "a.b" also brings the b of a column a
             if pyarrow.types.is_dictionary(column.type):
                 column = column.dictionary_decode()
             column = column.cast(pyarrow.large_binary())

@@ -21,7 +21,7 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text import finish
 from megatron_encdec.text import manifest as manifests
 from megatron_encdec.text.chunks import CHUNK_BYTES, Chunk, chunks, share_of, slots
-from megatron_encdec.text.corpus import InputFile, list_files
+from megatron_encdec.text.corpus import REASONS, InputFile, keys_there, list_files
 from megatron_encdec.text.encode import TRAIN, VALIDATION, ChunkAccount, EncodeSettings, ids_path, remove_parts
 from megatron_encdec.text.encoder import GIGATOKEN, EncoderChoice, choose_encoder
 from megatron_encdec.text.indexed import IndexedWriter, token_dtype
@@ -179,7 +179,7 @@ class _Run:
         for split, output in outputs.items():
             if not output.documents and self.settings.shard[1] == 1:  # one machine's part may be empty
                 partial.remove()
-                raise UserError(_nothing_to_write(split, outputs, tally))
+                raise UserError(_nothing_to_write(split, outputs, tally, self.settings.text_key))
         record = manifests.EncoderRecord(encoder.name, encoder.version, encoder.documents, encoder.characters)
         written = {split: tally.manifest(split, output, self._record, self._settings[split], self._inputs, record)
                    for split, output in outputs.items()}
@@ -290,13 +290,15 @@ def _check_settings(prefix: str | Path, settings: PreprocessSettings) -> None:
         raise UserError(f"--shard {index}/{count}: the parts are numbered from 1 to {max(count, 1)}")
 
 
-def _nothing_to_write(split: str, outputs: dict[str, IndexedWriter], tally: Tally) -> str:
+def _nothing_to_write(split: str, outputs: dict[str, IndexedWriter], tally: Tally, text_key: str) -> str:
     if split == VALIDATION:
         return (f"none of {outputs[TRAIN].documents} documents fell into the validation split; raise "
                 f"--validation-percent")
-    skipped = "; ".join(f"{reason}: {record.count}, first {record.examples[0]}"
+    skipped = "; ".join(f"{reason}: {record.count}, first {record.examples[0]} ({REASONS[reason]})"
                         for reason, record in tally.skipped().items())
-    return f"no document to write to {outputs[TRAIN].prefix}; skipped: {skipped or 'none, input empty'}"
+    lacking = tally.skipped().get("missing_key")
+    keys = keys_there(lacking.examples[0].rpartition(":")[0], text_key) if lacking else ""
+    return f"no document to write to {outputs[TRAIN].prefix}; skipped: {skipped or 'none, input empty'}{keys}"
 
 
 def _warn_of_stale_validation(prefix: str | Path, validation_percent: float) -> None:

@@ -15,11 +15,11 @@ from megatron_encdec.text.corpus import (
     InputFile,
     hub_rows,
     iter_documents,
-    open_stream,
     parse_line,
 )
 from megatron_encdec.text.parquet import iter_rows
 from megatron_encdec.text.progress import Progress
+from megatron_encdec.text.streams import open_stream
 from megatron_encdec.text.tokenizer import train_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file
 

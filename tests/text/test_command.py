@@ -111,7 +111,7 @@ def test_places_that_cannot_be_read_or_written(lines, tokenizer_dir, tmp_path):
     assert f"{tmp_path}/b.jsonl: cannot read the input" in message
     os.symlink("/nowhere", tmp_path / "c.jsonl")
     message = refusal(run(*command, "--input", tmp_path / "c.jsonl", "--output", tmp_path / "out"))
-    assert "c.jsonl: no such file" in message
+    assert "c.jsonl: a link to /nowhere, which cannot be read (No such file" in message
     if os.geteuid():
         lines.chmod(0)
         message = refusal(run(*command, "--input", lines, "--output", tmp_path / "out"))

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_encdec.platform.errors import IntegrityError, UserError
-from megatron_encdec.text.corpus import REASONS, iter_documents, list_files, parse_line
+from megatron_encdec.text.corpus import REASONS, iter_documents, parse_line, parse_text
 
 
 def test_reads_each_format(tmp_path):
@@ -55,29 +54,14 @@ def test_any_bytes_are_a_text_or_a_reason(tmp_path_factory, lines):
         assert document.text is None or document.text.encode("utf-8")
 
 
-def test_listing_is_sorted_deep_and_without_repeats(tmp_path):
-    for name in ("b/2.txt", "b/10.txt", "a.jsonl", ".hidden/x.txt", "b/.DS_Store"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    names = [file.path for file in list_files([tmp_path / "b/10.txt", tmp_path, f"{tmp_path}/**/*.txt"])]
-    assert names == [str(tmp_path / name) for name in ("b/10.txt", "a.jsonl", "b/2.txt")]
+@pytest.mark.parametrize(("data", "reason"), [
+    ("naïve".encode("utf-16"), "utf16"), ("naïve".encode("utf-32"), "utf16"), ("word".encode("utf-16-be") * 2, "utf16"),
+    ("some words".encode("utf-16-le"), "utf16"), (b"\xff\xfe", "utf16"), ("naïve".encode("latin-1"), "bad_utf8"),
+    (b"\0" * 4096, "empty"), (b"\0\0\n", "empty")])
+def test_text_that_is_none_has_its_reason(data, reason):
+    assert parse_text(data) == (None, None, reason)
 
 
-def test_listing_refuses_by_name(tmp_path):
-    (tmp_path / "data.csv").write_text("x")
-    (tmp_path / "empty").mkdir()
-    for item, message in ((tmp_path / "absent", "absent: no such file"),
-                          (tmp_path, "data.csv: cannot read this kind"),
-                          (tmp_path / "empty", "no file in this directory"),
-                          (f"{tmp_path}/*.txt", "no file matches")):
-        with pytest.raises(UserError, match=message):
-            list_files([item])
-
-
-def test_damaged_gzip_is_refused_with_its_place(tmp_path):
-    path = tmp_path / "cut.jsonl.gz"
-    with gzip.open(path, "wb") as file:
-        file.write(b'{"text": "x"}\n' * 10)
-    path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(IntegrityError, match=r"cut\.jsonl\.gz: damaged after line \d+"):
-        list(iter_documents(path))
+def test_zeros_in_a_text_are_text():
+    for data in (b"\0a", b"a\0b\0c", b"a\0"):
+        assert parse_text(data) == (data.decode(), data, None)

@@ -13,10 +13,12 @@ import shutil
 
 import numpy as np
 import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text import chunks, documents, encode, encoder, parquet
 from megatron_encdec.text.corpus import list_files
 from megatron_encdec.text.encode import TRAIN, VALIDATION, EncodeSettings, ids_path, make_worker
@@ -24,6 +26,8 @@ from megatron_encdec.text.indexed import token_dtype
 from megatron_encdec.text.preprocess import preprocess
 from megatron_encdec.text.tally import Tally
 from megatron_encdec.text.tokenizer import load_tokenizer
+
+EMPTY_FRAME = bytes.fromhex("28b52ffd2000010000")  # of zstd
 
 # --------------------------------------------------------------------------------------------- what is generated
 FRAGMENTS = [b" ", b"  ", b"a", b"word", b"two words", b"x" * 40, b"\\n", b"\\\\", b'\\"', b"\\/", b"\\u0041",
@@ -53,10 +57,12 @@ ending = st.sampled_from([b"\n", b"\n", b"\n", b"\r\n", b" \n", b"\n\n"])
 lines = st.lists(st.tuples(line, ending).map(b"".join), max_size=8)
 content = st.tuples(st.sampled_from([b"", b"", b"\xef\xbb\xbf"]), lines.map(b"".join), line | st.just(b"")).map(
     b"".join)
+row = st.none() | st.lists(st.sampled_from([*FRAGMENTS, b"\0", b"\xff\xfe"]), max_size=12).map(b"".join)
 whole_text = st.lists(st.sampled_from([*FRAGMENTS, b"\n", b"\r\n"]), max_size=20).map(b"".join) | st.binary(max_size=50)
 file = st.one_of(st.tuples(st.just(".jsonl"), content), st.tuples(st.just(".jsonl"), content),
-                 st.tuples(st.sampled_from([".jsonl.gz", ".jsonl.zst"]), content),
-                 st.tuples(st.sampled_from([".txt", ".md"]), whole_text))
+                 st.tuples(st.sampled_from([".jsonl.gz", ".jsonl.zst", ".json", ".ndjson", ".json.gz"]), content),
+                 st.tuples(st.sampled_from([".txt", ".md"]), whole_text),
+                 st.tuples(st.just(".parquet"), st.lists(row, max_size=5)))
 corpus = st.lists(file, min_size=1, max_size=4)
 limits = st.fixed_dictionaries({"chunk": st.sampled_from([1, 7, 40, 200, 1 << 20]),
                                 "long": st.sampled_from([16, 60, 1 << 20]), "piece": st.sampled_from([10, 13, 20]),
@@ -94,14 +100,28 @@ def text_or_reason(text):
     return text, None
 
 
-def expected_of_file(suffix: str, data: bytes):
-    """[(line, bytes, text, reason)] of a file."""
+def expected_of_text(data: bytes):
+    """(text, None) or (None, reason) of bytes that are one text."""
     body = data.removeprefix(b"\xef\xbb\xbf")
-    if not suffix.startswith(".jsonl"):
-        try:
-            return [(1, len(data), *text_or_reason(body.decode("utf-8")))]
-        except UnicodeDecodeError:
-            return [(1, len(data), None, "bad_utf8")]
+    halves = [set(body[:1024][start::2]) for start in (0, 1)]
+    if body[:2] in (b"\xff\xfe", b"\xfe\xff") or body[:4] == b"\0\0\xfe\xff" or (
+            len(body) >= 8 and {0} in halves and any(0 not in half for half in halves)):
+        return None, "utf16"
+    if b"\0" in body[:2] and set(body) <= set(b"\0 \t\r\n"):
+        return None, "empty"
+    try:
+        return text_or_reason(body.decode("utf-8"))
+    except UnicodeDecodeError:
+        return None, "bad_utf8"
+
+
+def expected_of_file(suffix: str, data):
+    """[(line, bytes, text, reason)] of a file: of its bytes, or of a Parquet file's rows."""
+    if suffix == ".parquet":
+        return [(number, len(row or b""), *((None, "not_text") if row is None else expected_of_text(row)))
+                for number, row in enumerate(data, start=1)]
+    if suffix in (".txt", ".md"):
+        return [(1, len(data), *expected_of_text(data))]
     pieces = data.split(b"\n")
     sizes = [len(piece) + 1 for piece in pieces[:-1]] + [len(pieces[-1])] * bool(pieces[-1])
     return [(number, size, *expected_of(piece.removeprefix(b"\xef\xbb\xbf") if number == 1 else piece))
@@ -130,17 +150,36 @@ def write(folder, files):
     paths = []
     for number, (suffix, data) in enumerate(files):
         paths.append(folder / f"{number}{suffix}")
+        if suffix == ".parquet":
+            kind = [pyarrow.binary(), pyarrow.binary_view(), pyarrow.large_binary()][len(data) % 3]
+            column = pyarrow.array(data, kind) if any(data) else pyarrow.array(data)  # of nulls, for one
+            pyarrow.parquet.write_table(pyarrow.table({"text": column}), paths[-1], row_group_size=2)
+            continue
         if suffix.endswith(".gz"):
             data = gzip.compress(data[: len(data) // 2]) + gzip.compress(data[len(data) // 2 :])
         elif suffix.endswith(".zst"):
-            data = pyarrow.compress(data, "zstd", asbytes=True) if data else b""
+            data = pyarrow.compress(data, "zstd", asbytes=True) if data else EMPTY_FRAME
         paths[-1].write_bytes(data)
     return paths
 
 
+def readable(paths, files):
+    """(path, file) of those that are not refused as a whole; the first line of one that is, is no document."""
+    kept = []
+    for path, file in zip(paths, files, strict=True):
+        try:
+            list_files([path])
+            kept.append((path, file))
+        except UserError as error:
+            assert str(error).startswith(f"{path}: ")
+            texts = [text for _, _, text, reason in expected_of_file(*file) if reason != "empty"]
+            assert not texts or texts[0] is None or "a Git LFS pointer" in str(error)
+    return kept
+
+
 def run(work, folder, paths, splits):
     """Chunk after chunk as `preprocess` does it: (tally, {split: ids of each document})."""
-    files, tally = list_files(paths), Tally(splits)
+    files, tally = list_files(paths) if paths else [], Tally(splits)
     found = {split: [] for split in splits}
     for number, chunk in enumerate(chunks.chunks(chunks.slots(files, "text"), folder, "text")):
         account = work((number, chunk))
@@ -158,7 +197,9 @@ def run(work, folder, paths, splits):
 
 def check(tokenizer, work, folder, files, splits):
     """All that has to add up for one corpus."""
-    paths = write(folder, files)
+    every = write(folder, files)
+    kept = readable(every, files)
+    paths, files = [path for path, _ in kept], [file for _, file in kept]
     tally, found = run(work, folder, paths, splits)
     expected = [(path, *document) for path, (suffix, data) in zip(paths, files, strict=True)
                 for document in expected_of_file(suffix, data)]
@@ -178,10 +219,12 @@ def check(tokenizer, work, folder, files, splits):
         assert [tokenizer.decode(ids) for ids in found[split]] == drawn[split]
         if not tally.unproven:
             assert found[split] == tokenizer.encode_batch(drawn[split])
-    assert tally.bytes_in == sum(len(data) for _, data in files) == sum(size for _, _, size, _, _ in expected)
+    assert tally.bytes_in == sum(size for _, _, size, _, _ in expected)
+    assert all(suffix == ".parquet" or len(data) == sum(size for _, size, _, _ in expected_of_file(suffix, data))
+               for suffix, data in files)
     assert sum(sums["characters"] for sums in tally._splits.values()) == sum(map(len, texts))
     assert tally.consumed <= sum(path.stat().st_size for path in paths)
-    for path in paths:
+    for path in every:
         path.unlink()
     assert os.listdir(folder) == []
 
@@ -209,7 +252,7 @@ def attack(encoding, files, sizes, split):
     splits = (TRAIN, VALIDATION) if split else (TRAIN,)
     for path in folder.iterdir():  # of an example that failed
         path.unlink()
-    total = sum(len(data) for _, data in files)
+    total = sum(size for file in files for _, size, _, _ in expected_of_file(*file))
     with small(sizes | {"chunk": max(sizes["chunk"], total // 20)}):  # a chunk costs two files
         check(tokenizer, workers[splits], folder, files, splits)
 
@@ -235,14 +278,16 @@ def test_many_thousand_corpora_add_up(encoding, files, sizes, split):
 def test_the_whole_command_adds_up(tokenizer_dir, tmp_path_factory, files):
     """With a worker process, and the limits as they are; one good document in front, for there has to be one."""
     folder = tmp_path_factory.mktemp("whole")
-    paths = write(folder, [(".txt", b"good"), *files])
+    files = [(".txt", b"good"), *files]
+    kept = readable(write(folder, files), files)
+    paths, files = [path for path, _ in kept], [file for _, file in kept]
     manifest = preprocess(paths, tokenizer_dir, folder / "out", workers=1, progress=False)
-    expected = [document for suffix, data in [(".txt", b"good"), *files] for document in expected_of_file(suffix, data)]
+    expected = [document for suffix, data in files for document in expected_of_file(suffix, data)]
     texts = [text for _, _, text, _ in expected if text is not None]
     ids = load_tokenizer(tokenizer_dir).encode_batch(texts)
     assert (folder / "out.bin").read_bytes() == np.array(sum(([*row, 0] for row in ids), []), np.uint16).tobytes()
     assert manifest.documents == len(texts)
     assert sum(record.count for record in manifest.skipped.values()) == len(expected) - len(texts)
     assert manifest.characters == sum(map(len, texts))
-    assert manifest.bytes_in == 4 + sum(len(data) for _, data in files)
+    assert manifest.bytes_in == sum(size for _, size, _, _ in expected)
     shutil.rmtree(folder)

@@ -30,6 +30,9 @@ def formats(folder):
                                         + gzip.compress(lines(TEXTS[50:]).encode()))
     (folder / "d.jsonl.zst").write_bytes(pyarrow.compress(lines(TEXTS).encode(), "zstd", asbytes=True))
     pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), folder / "e.parquet", row_group_size=7)
+    (folder / "c.json.gz").write_bytes((folder / "c.jsonl.gz").read_bytes())
+    (folder / "d.ndjson.zst").write_bytes((folder / "d.jsonl.zst").read_bytes())
+    (folder / "e.json").write_text("\ufeff" + lines(TEXTS))
     (folder / "f").mkdir()
     for i, text in enumerate(TEXTS):
         (folder / "f" / f"{i:03}.{'txt' if i % 2 else 'md'}").write_text(text)
@@ -39,6 +42,7 @@ def formats(folder):
     pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS[21:60]}), folder / "g" / "3.parquet")
     (folder / "g" / "4.jsonl.gz").write_bytes(gzip.compress(lines(TEXTS[60:100]).encode()))
     (folder / "g" / "5.jsonl.zst").write_bytes(pyarrow.compress(lines(TEXTS[100:]).encode(), "zstd", asbytes=True))
+    (folder / "g" / "6.csv").write_text("not read\n")
     (folder / "h").mkdir()
     (folder / "h" / "train.jsonl").write_text(lines(TEXTS))
     names = [f"{folder}/g/*", f"hf:{folder}/h", f"hf:{folder}/h::train"]
@@ -57,7 +61,7 @@ def test_the_same_texts_give_the_same_ids_in_every_format(tokenizer_dir, tmp_pat
             assert manifest.characters == sum(map(len, TEXTS))
             assert manifest.encoder.name == (encoder or manifest.encoder.name)
             found[(str(inputs), encoder)] = manifest.fingerprint
-    assert len(found) == 12
+    assert len(found) == 15
     assert len(set(found.values())) == 1, found
 
 
@@ -87,8 +91,27 @@ def test_hub_names(tokenizer_dir, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"{message}.*cannot read this dataset.*check the name") as error:
             run(name)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r"no document to write .*missing_key: 12, first hf:.*fr:1"):
+    with pytest.raises(UserError, match=r"no document to write .*missing_key: 12, first hf:.*fr:1 .*; the keys there "
+                                        "are 'text', 'other': name the text's with --text-key"):
         run(f"hf:{folder}:fr", text_key="body")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz", "a.ndjson"])
+def test_a_key_that_no_line_has(tokenizer_dir, tmp_path, name):
+    content = b'\nnot json\n{"body": "x", "meta": {"text": "y"}}\n{"id": 1}\n'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    for key, more in (("text", ""), ("meta.text", r" \(a key inside another cannot be named\)")):
+        with pytest.raises(UserError, match=rf"bad_json: 1, .*missing_key: 2, first .*:3 .no such key.; the keys "
+                                            rf"there are 'body', 'meta': name the text's with --text-key{more}$"):
+            preprocess([tmp_path], tokenizer_dir, tmp_path / "out", workers=1, progress=False, text_key=key)
+
+
+def test_a_shard_without_any_text(tokenizer_dir, tmp_path):
+    (tmp_path / "in").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), tmp_path / "in" / "0.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.nulls(3)}), tmp_path / "in" / "1.parquet")
+    manifest = preprocess([tmp_path / "in"], tokenizer_dir, tmp_path / "out", workers=1, progress=False)
+    assert (manifest.documents, manifest.skipped["not_text"].count) == (2, 3)
 
 
 def test_stopping_at_the_first_bad_document(tokenizer_dir, tmp_path):

@@ -22,7 +22,8 @@ def write(path, texts, kind=None, groups=3, **columns):
 
 
 @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary(),
-                                  pyarrow.dictionary(pyarrow.int32(), pyarrow.string())])
+                                  pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), pyarrow.string_view(),
+                                  pyarrow.binary_view(), pyarrow.dictionary(pyarrow.int8(), pyarrow.large_string())])
 def test_every_kind_of_text_column(tmp_path, kind, monkeypatch):
     values = [value.encode() if value and "binary" in str(kind) else value for value in TEXTS]
     values = [b"" if value == "" and "binary" in str(kind) else value for value in values]
@@ -64,10 +65,11 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
     path = write(tmp_path / "a.parquet", ["x"])
     with pytest.raises(UserError, match=r"a\.parquet: has no column 'body' \(there are id, text\).*--text-key"):
         row_groups(path, "body")
-    with pytest.raises(UserError, match=r"column 'id' holds int64, not text"):
+    with pytest.raises(UserError, match=r"column 'id' holds int64, not text.*\(there are id, text\)"):
         row_groups(path, "id")
-    with pytest.raises(IntegrityError, match=r"none\.parquet: cannot read"):
+    with pytest.raises(UserError, match=r"none\.parquet: cannot read the input: No such file") as error:
         row_groups(str(tmp_path / "none.parquet"), "text")
+    assert not isinstance(error.value, IntegrityError)
     whole = (tmp_path / "a.parquet").read_bytes()
     for damaged in (whole[:-20], whole[:50], b"", b"PAR1" + b"\0" * 100 + b"PAR1"):
         (tmp_path / "a.parquet").write_bytes(damaged)
@@ -84,3 +86,41 @@ def test_damage_inside_is_noticed(tmp_path):
     (tmp_path / "a.parquet").write_bytes(content)
     with pytest.raises(IntegrityError, match=r"a\.parquet: cannot read"):
         list(iter_rows(path, "text"))
+
+
+@pytest.mark.parametrize("nothing", [pyarrow.nulls(3), pyarrow.array([None] * 3, pyarrow.string_view()),
+                                     pyarrow.array([None] * 3).cast(pyarrow.string()).dictionary_encode()])
+def test_a_column_without_any_text_is_counted(tmp_path, nothing):
+    pyarrow.parquet.write_table(pyarrow.table({"text": nothing}), tmp_path / "a.parquet")
+    assert [d.reason for d in iter_documents(tmp_path / "a.parquet")] == ["not_text"] * 3
+
+
+@pytest.mark.parametrize(("column", "kind"), [
+    ([["a"]], "list<"), ([{"b": "a"}], "struct<b: string>"), ([1.5], "double"), ([True], "bool"),
+    (pyarrow.array([b"abc"], pyarrow.binary(3)), "fixed_size_binary")])
+def test_columns_that_hold_no_text_are_refused(tmp_path, column, kind):
+    pyarrow.parquet.write_table(pyarrow.table({"text": column, "other": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=rf"a\.parquet: column 'text' holds {kind}.*, not text; .*text, other"):
+        row_groups(str(tmp_path / "a.parquet"), "text")
+
+
+def test_names_with_dots_and_names_given_twice(tmp_path):
+    path = str(tmp_path / "a.parquet")
+    nested = pyarrow.array([{"text": "inside"}])
+    pyarrow.parquet.write_table(pyarrow.table({"meta": nested, "meta.text": ["own"]}), path)
+    assert list(iter_rows(path, "meta.text")) == [b"own"]
+    pyarrow.parquet.write_table(pyarrow.table({"meta": nested}), path)
+    with pytest.raises(UserError, match=r"'meta.text': a field inside a column cannot be named \(there are meta"):
+        row_groups(path, "meta.text")
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([["a"], ["b"]], names=["text", "text"]), path)
+    with pytest.raises(UserError, match=r"a\.parquet: has 2 columns 'text'; rename"):
+        row_groups(path, "text")
+
+
+def test_encrypted_is_not_called_damaged(tmp_path):
+    path = tmp_path / "a.parquet"
+    write(path, ["x"] * 9)
+    path.write_bytes(path.read_bytes()[:-4] + b"PARE")
+    with pytest.raises(UserError, match=r"a\.parquet: is encrypted \(.*write it again without") as error:
+        row_groups(str(path), "text")
+    assert not isinstance(error.value, IntegrityError)
