@@ -82,8 +82,8 @@ def _plan(arguments: argparse.Namespace):
         seconds_of(arguments.time_limit)
     if arguments.profile is not None:
         steps_of(arguments.profile)
+    plan = make_plan(config, arguments.nproc)
     try:
-        plan = make_plan(config, arguments.nproc)
         origin.find(plan)
     except IntegrityError:
         if not arguments.fallback:

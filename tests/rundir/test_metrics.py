@@ -66,7 +66,7 @@ def test_a_file_that_lost_lines_is_told_and_does_not_stop_the_run(tmp_path):
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
     log = MetricsLog(path, 8, position)
     log.close()
-    assert "lost or altered" in log.note and train_steps(path) == [1, 2, 3]
+    assert "lost or altered" in log.notes[0] and train_steps(path) == [1, 2, 3]
     path.unlink()
     log = MetricsLog(path, 8, position)
     log.close()
