@@ -37,8 +37,10 @@ def newest(checkpoints: Path) -> Path | None:
 
     Raises `IntegrityError` where checkpoints are there, or once were, and `latest` does not name one of them.
     """
-    pointer, names = checkpoints / LATEST, saved_names(checkpoints)
-    name = pointed(checkpoints)
+    pointer, name = checkpoints / LATEST, pointed(checkpoints)
+    names = saved_names(checkpoints)
+    while (later := pointed(checkpoints)) != name:  # a run is saving meanwhile: what was listed is not what it names
+        name, names = later, saved_names(checkpoints)
     if name is None and not names:
         return None
     mend = f"write the name of one into {pointer}" if names else "bring its checkpoints back"
