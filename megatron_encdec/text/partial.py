@@ -113,7 +113,8 @@ class PartialRun:
             return
         what, keep = "and its plan.json is missing or damaged, so that nobody knows of which inputs and settings", ""
         if isinstance(theirs, dict):
-            lines = [shorten(line, 200, placeholder=" ...") for line in differences(theirs, self.plan)]
+            lines = sorted(differences(theirs, self.plan), key=lambda line: line.startswith("inputs"))  # may be many
+            lines = [shorten(line, 200, placeholder=" ...") for line in lines]
             more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
             what = f"of another run (begun with -> asked for): {'; '.join(lines[:SHOWN])}{more}"
             keep = "give it the inputs and settings that it was begun with to go on, "

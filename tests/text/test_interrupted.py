@@ -267,8 +267,8 @@ def test_a_changed_run_leaves_the_others_finished_chunks_alone(half, change, tmp
     before, chunks = everything(partial), finished(partial)
     result = run(*command)
     assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
-    said = {"input": "inputs.0.path: ", "key": "inputs: ", "tokenizer": "tokenizer.mask_id: ",
-            "shard": "settings.shard: "}
+    said = {"input": "inputs.0.path: ", "key": "settings.text_key: 'text' -> 'other'; ",
+            "tokenizer": "tokenizer.mask_id: ", "shard": "settings.shard: "}
     assert f"{partial}: holds {chunks} finished chunks, of another run (begun with -> asked for): " in result.stderr
     assert said[change] in result.stderr and len(result.stderr) < 1500
     assert everything(partial) == before
