@@ -48,7 +48,7 @@ def wrong(trunk, optimizer) -> list[str]:
     return [shard.key for shard in wanted(trunk, optimizer) if not torch.equal(shard.values, expected(shard))]
 
 
-def run_ranks(count: int, code: str, *arguments, check: bool = True, timeout: float = 120) -> list[str]:
+def run_ranks(count: int, code: str, *arguments, check: bool = True, timeout: float = 300) -> list[str]:
     """Run `code` in `count` processes that find each other over gloo; what each wrote to stdout.
 
     Ranks that hang are told to print where they are, and that is the error.

@@ -55,7 +55,7 @@ logging: {{tensorboard: false}}
 TIMING = ("tokens_per_second", "tokens_per_second_per_device", "mfu")
 PLACES = ("in a save", "at the boundary", "in a save there", "start-up", "training", "after the end")
 VICTIMS = ("all", "one rank", "launcher")
-PATIENCE = 180.0  # seconds that an attempt may take before it counts as hanging
+PATIENCE = 600.0  # seconds that an attempt may take before it counts as hanging
 
 
 def workspace(root: Path) -> Path:

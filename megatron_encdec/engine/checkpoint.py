@@ -6,7 +6,7 @@
         checksums.json                                      size and sha256 of every file (integrity.py)
     latest                   name of the newest, written last
 
-    1. `newest`, `saved_names`, `directory_of`, `read_run_state`     finding one
+    1. `newest`, `pointed`, `saved_names`, `directory_of`, `read_run_state`     finding one
     2. `load(...)`, `load_weights(...)`                              into a trunk and optimizer of any topology
     3. `publish`, `prune`, `clean`                                   the directory's part of saving (saver.py)
 """
@@ -19,29 +19,54 @@ from pathlib import Path
 
 from megatron_encdec.engine import integrity
 from megatron_encdec.engine.fp8_state import PREFIX as FP8_PREFIX
-from megatron_encdec.engine.names import LATEST, is_name, name_of, saved_names, split_step, step_of
+from megatron_encdec.engine.names import LATEST, listed, name_of, saved_names, split_step, step_of
 from megatron_encdec.engine.optimizer import set_update_count
 from megatron_encdec.engine.shards import STATE_PREFIX, wanted
 from megatron_encdec.engine.storage import read_shards, read_update_count, stored_dtypes
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
 
-__all__ = ["clean", "directory_at", "directory_of", "load", "load_weights", "name_of", "newest", "prune", "publish",
-           "read_run_state", "saved_names"]
+__all__ = ["clean", "directory_at", "directory_of", "load", "load_weights", "name_of", "newest", "pointed", "prune",
+           "publish", "read_run_state", "saved_names"]
 
 FORMAT = 2  # 1 had no checksums
 
 
 def newest(checkpoints: Path) -> Path | None:
-    """The checkpoint that `latest` names, or None where nothing was saved."""
-    pointer = checkpoints / LATEST
-    if not pointer.exists():
+    """The checkpoint that `latest` names, or None where nothing was saved.
+
+    Raises `IntegrityError` where checkpoints are there, or once were, and `latest` does not name one of them.
+    """
+    pointer, name = checkpoints / LATEST, pointed(checkpoints)
+    names = saved_names(checkpoints)
+    while (later := pointed(checkpoints)) != name:  # a run is saving meanwhile: what was listed is not what it names
+        name, names = later, saved_names(checkpoints)
+    if name is None and not names:
         return None
-    name = pointer.read_text(errors="replace").strip()
-    if not is_name(name) or not (checkpoints / name).is_dir():
-        raise IntegrityError(f"{pointer}: names {name!r}, which is not a checkpoint beside it; write the name of "
-                             f"an existing one into it (found: {', '.join(saved_names(checkpoints)) or 'none'})")
+    mend = f"write the name of one into {pointer}" if names else "bring its checkpoints back"
+    if name is None:
+        raise IntegrityError(f"{checkpoints}: holds {listed(names)}, but its file {LATEST} is missing; {mend}")
+    if name not in names:
+        raise IntegrityError(f"{pointer}: names {name!r}, which is not a checkpoint beside it (found: "
+                             f"{listed(names)}); {mend}")
     return checkpoints / name
+
+
+def pointed(checkpoints: Path) -> str | None:
+    """What stands in `latest`; None where there is no such file. Raises `IntegrityError` where it cannot be read."""
+    for path, what in ((checkpoints, "a directory"), (checkpoints / LATEST, "a file")):
+        if path.is_symlink() and not path.exists():
+            raise IntegrityError(f"{path}: is a link to {os.readlink(path)}, which is not there; bring that back, or "
+                                 f"make {path.name} {what}")
+    if checkpoints.exists() and not checkpoints.is_dir():
+        raise IntegrityError(f"{checkpoints}: is not a directory; move it away")
+    try:
+        return (checkpoints / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise IntegrityError(f"{checkpoints / LATEST}: cannot be read ({error.strerror}); move it away, and write a "
+                             "file there that holds the name of a checkpoint") from None
 
 
 def directory_of(run: str) -> Path:
@@ -53,14 +78,17 @@ def directory_at(path: str, step: int | None) -> Path:
     """The checkpoint of `step` in the run directory `path`; None: the newest."""
     checkpoints = Path(path) / "checkpoints"
     if step is None:
-        found = newest(checkpoints)
+        try:
+            found = newest(checkpoints)
+        except IntegrityError as error:
+            raise IntegrityError(f"{error}; or name a step, as in {path}@1000") from None
         if found is None:
-            raise UserError(f"{path}: no checkpoint there ({checkpoints}/latest is missing)")
+            raise UserError(f"{path}: no checkpoint there ({checkpoints} holds none)")
         return found
     found = checkpoints / name_of(step)
     if not found.is_dir():
         raise UserError(f"{path}@{step}: no checkpoint of step {step} in {path}; there are "
-                        f"{', '.join(saved_names(checkpoints)) or 'none'}")
+                        f"{listed(saved_names(checkpoints))}")
     return found
 
 
@@ -70,6 +98,8 @@ def read_run_state(checkpoint: Path) -> dict:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if not checkpoint.exists():
+            raise integrity.gone(checkpoint) from None
         raise IntegrityError(f"{path}: missing; this checkpoint is not whole") from None
     except ValueError as error:  # not JSON, or not even text
         raise IntegrityError(f"{path}: not valid JSON ({error}); this checkpoint is damaged") from None

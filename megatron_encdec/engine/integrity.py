@@ -12,13 +12,12 @@ form, and a file in any other form is refused, so that it covers itself.
 import hashlib
 import json
 import os
-from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_encdec.engine.names import saved_names
+from megatron_encdec.engine.names import is_name, saved_names, step_of
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.rundir.files import sha256_file
 
@@ -57,18 +56,31 @@ def check(checkpoint: Path) -> None:
 
 
 def damaged(checkpoint: Path, problems: list[str]) -> IntegrityError:
-    """The error to raise for `checkpoint`: what is wrong with it, and the newest intact one beside it."""
+    """The error to raise for `checkpoint`: what is wrong with it, and the newest intact one before it."""
+    if is_name(checkpoint.name) and not checkpoint.exists():
+        return gone(checkpoint)
     shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-    intact = newest_intact(checkpoint.parent, skip=[checkpoint.name])
+    intact = newest_intact(checkpoint.parent, before=checkpoint.name)
     offer = (f"the newest intact checkpoint is {intact.name}: use it with --fallback" if intact
              else "there is no intact one beside it")
     return IntegrityError(f"{shown}; {offer}")
 
 
-def newest_intact(checkpoints: Path, skip: Collection[str] = ()) -> Path | None:
-    """The newest checkpoint in `checkpoints` that `verify` finds nothing wrong with, those named in `skip` apart."""
+def gone(checkpoint: Path) -> IntegrityError:
+    """The error to raise where `checkpoint` was there a moment ago: its run goes on, and has deleted it."""
+    return IntegrityError(f"{checkpoint}: was deleted while it was read (a run keeps its newest checkpoint.keep and "
+                          "those at the ends of phases); give the command again")
+
+
+def newest_intact(checkpoints: Path, before: str | None = None) -> Path | None:
+    """The newest checkpoint in `checkpoints` that `verify` finds nothing wrong with.
+
+    before: where it is the name of a checkpoint, only those of earlier steps: later ones were left by a run that has
+    gone on from an older one since, and are not what this run did.
+    """
+    limit = step_of(before) if before is not None and is_name(before) else None
     for name in reversed(saved_names(checkpoints)):
-        if name not in skip and not verify(checkpoints / name):
+        if (limit is None or step_of(name) < limit) and not verify(checkpoints / name):
             return checkpoints / name
     return None
 

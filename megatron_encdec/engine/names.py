@@ -40,8 +40,15 @@ def split_step(run: str) -> tuple[str, int | None]:
     return path, int(step)
 
 
+def listed(names: list[str], most: int = 5) -> str:
+    """`names` for people: the newest ones, and how many more there are."""
+    earlier = f"{len(names) - most} earlier ones and " if len(names) > most else ""
+    return earlier + ", ".join(names[-most:]) if names else "none"
+
+
 def saved_names(checkpoints: Path) -> list[str]:
     """Names of the finished checkpoints, oldest first."""
     if not checkpoints.is_dir():
         return []
-    return sorted((entry.name for entry in checkpoints.iterdir() if is_name(entry.name)), key=step_of)
+    return sorted((entry.name for entry in checkpoints.iterdir() if is_name(entry.name) and entry.is_dir()),
+                  key=step_of)

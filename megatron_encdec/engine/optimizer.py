@@ -2,7 +2,7 @@
 
     1. `wrap(trunk)`              gradient buffers, reduction over data-parallel ranks (fp32); `whole_parameters`
     2. `build_optimizer(ddp)`     AdamW with fp32 masters split over data-parallel ranks; decay on every parameter
-    3. `set_learning_rate`, `update`, `reset_moments`
+    3. `set_learning_rate`, `update`, `reset_moments`; `nonfinite_gradients` where an update was not wanted
     4. `local_states`, `group_settings`, `update_count`, `set_update_count`    what a checkpoint holds, in place
 
 Without Transformer Engine or Apex the inner optimizer is torch's AdamW, whose `step` lives with each parameter;
@@ -155,6 +155,23 @@ def update(optimizer, wanted: Callable[[float], bool] = lambda norm: True) -> fl
                 mcore.clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
         optimizer.step_with_ready_grads()
     return norm
+
+
+@torch.no_grad()
+def nonfinite_gradients(trunk: Trunk, optimizer) -> list[tuple[str, bool]]:
+    """Names of the parameters whose gradient is not finite on this rank, in the order of the forward pass; and
+    whether this rank's own backward pass made it so.
+
+    That can be seen outside this rank's range of the parameter, where its buffer still holds what it computed by
+    itself; inside stands the sum over the data-parallel ranks, which any of them may have spoilt.
+    """
+    found, states = [], local_states(optimizer)
+    for name, parameter in trunk.named_parameters():
+        bad = ~torch.isfinite(parameter.main_grad.reshape(-1))
+        if count := int(bad.sum()):
+            state = states.get(parameter)
+            found.append((name, state is None or count > int(bad[state.start : state.stop].sum())))
+    return found
 
 
 def set_learning_rate(optimizer, value: float) -> None:

@@ -56,6 +56,7 @@ class _Job:
     shards: Iterable[Shard]
     common: dict
     always: frozenset[int]
+    delete: bool
     started: float
 
     @property
@@ -85,10 +86,11 @@ class Saver:
         if self._rank == 0:
             clean(checkpoints)
 
-    def save(self, run_state: dict, always: set[int] = frozenset()) -> None:
+    def save(self, run_state: dict, always: set[int] = frozenset(), delete: bool = True) -> None:
         """Save the state as it is now under `run_state["step"]`; collective. Waits for an earlier save first.
 
-        always: steps whose checkpoints are never deleted. How it went comes out of `poll` or `wait`.
+        always: steps whose checkpoints are never deleted. delete: whether older ones make way for this one. How it
+        went comes out of `poll` or `wait`.
         """
         started = time.perf_counter()
         self._join()
@@ -96,7 +98,7 @@ class Saver:
         if self._host is not None:
             shards = self._host.take(shards)
         common = common_state(update_count(self._optimizer), group_settings(self._optimizer))
-        job = _Job({"format": FORMAT, **run_state}, shards, common, frozenset(always), started)
+        job = _Job({"format": FORMAT, **run_state}, shards, common, frozenset(always), delete, started)
         if self._host is None:
             self._run(job)
             blocked = time.perf_counter() - started
@@ -111,7 +113,8 @@ class Saver:
 
         No trunk has to be there: it is how an import of any size fits into little memory.
         """
-        self._run(_Job({"format": FORMAT, **run_state}, boxes, common_state(0, []), frozenset(), time.perf_counter()))
+        self._run(_Job({"format": FORMAT, **run_state}, boxes, common_state(0, []), frozenset(), False,
+                       time.perf_counter()))
         return self._events.pop()
 
     def poll(self) -> list[SaveEvent]:
@@ -177,7 +180,7 @@ class Saver:
         text = checksums_text({file.name: (file.bytes, file.sha256) for file in files}).encode()
         files.append(write_bytes(temporary / CHECKSUMS, text))
         publish(temporary, final)
-        pruned = prune(self._checkpoints, self._keep, set(job.always), up_to=job.step)
+        pruned = prune(self._checkpoints, self._keep, set(job.always), up_to=job.step) if job.delete else []
         return sum(file.bytes for file in files), pruned
 
     def _attempt(self, work: Callable) -> tuple:

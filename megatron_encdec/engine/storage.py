@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from megatron_encdec.engine.integrity import gone
 from megatron_encdec.engine.shards import SHARDING, Shard
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.platform.restricted_pickle import load_plain, load_records
@@ -207,6 +208,8 @@ def read_shards(directory: Path, shards: list[Shard]) -> None:
     try:
         reader.read_data(LoadPlan(items), _Targets(targets))
     except FileNotFoundError as error:
+        if not directory.exists():
+            raise gone(directory) from None
         raise IntegrityError(f"{error.filename}: missing; this checkpoint is not whole") from None
     except (RuntimeError, ValueError, pickle.UnpicklingError, EOFError, AssertionError) as error:
         raise IntegrityError(f"{directory}: a *.distcp file is damaged or foreign: "

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.rundir.lock import InUse, RunLock
 
@@ -70,16 +71,27 @@ def reason_of(directory: Path) -> str:
         return "its failure.json cannot be read"
 
 
+def _planned(path: Path) -> list[str]:
+    """The runs in a grid.json; none where there is no such file."""
+    try:
+        return list(dict.fromkeys(json.loads(path.read_text(encoding="utf-8"))["runs"]))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}), so that the runs planned there are "
+                        "not known; mend it, or delete it to have it list the runs of this sweep alone") from None
+
+
 def plan(directories: Iterable[Path]) -> None:
-    """Add runs to the grid.json of their datasets, so that a report knows what it misses."""
+    """Add runs to the grid.json of their datasets, so that a report knows what it misses.
+
+    Raises `UserError` where one is there that cannot be read: what it listed would be lost.
+    """
     by_dataset: dict[Path, list[str]] = defaultdict(list)
     for directory in directories:
         by_dataset[directory.parent].append(directory.name)
     for dataset, names in by_dataset.items():
         dataset.mkdir(parents=True, exist_ok=True)
-        try:
-            known = json.loads((dataset / GRID).read_text(encoding="utf-8"))["runs"]
-        except (OSError, ValueError, KeyError, TypeError):
-            known = []
+        known = _planned(dataset / GRID)
         if set(names) - set(known):
             write_json_atomic(dataset / GRID, {"runs": list(dict.fromkeys([*known, *names]))})

@@ -72,7 +72,7 @@ def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", fo
     work.mkdir(parents=True)
     try:
         difference = _write(work, source, target, home, dtype, shard_size, say)
-        write_json_atomic(work / RECORD, record)
+        write_json_atomic(work / RECORD, {**record, "files": _files(work)})
         _make_durable(work)
         _put_in_place(work, out)
     finally:
@@ -101,8 +101,12 @@ def _is_there(out: Path, record: dict, force: bool) -> bool:
         found = json.loads((out / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{out}: holds other files and no export of ours; name another directory") from None
+    files = found.pop("files", None) if isinstance(found, dict) else None
     if found == record:
         return True
+    if files is not None and (foreign := sorted(set(_files(out)) - {RECORD, *files})):
+        raise UserError(f"{out}: holds {foreign[0]} beside an export, which no export wrote; move it away, or name "
+                        "another directory")
     if not force:
         raise UserError(f"{out}: holds another export (step {found.get('step')}, as {found.get('as')}, "
                         f"{found.get('dtype')}); name another directory, or replace it with --force")
@@ -142,6 +146,11 @@ def _write(work: Path, source: Source, target: Target, home: WayBack | None, dty
         say("comparing with the trunk")
         apart = home.replaced_token if home is not None else None
         return check_logits(trunk, load_model(target, work), target.attention, apart)
+
+
+def _files(directory: Path) -> list[str]:
+    """Names of the files in it and below, as they are written in its record."""
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
 
 
 def _make_durable(directory: Path) -> None:

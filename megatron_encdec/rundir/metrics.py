@@ -4,36 +4,42 @@ A checkpoint's run_state.json records how long the file was, and durable, when t
 (`metrics_position`). A run that goes on from there cuts the file back to that length, so that every line of the
 steps up to the checkpoint is there once, and those of later steps are written again. One kind is written after
 the fact: `checkpoint`, when its save is finished. Such lines of steps that stay are kept; `checkpoint_steps` tells
-whether the process was killed between the save and its line.
+whether the process was killed between the save and its line. What is cut off is put aside, in ASIDE beside the file.
 
     1. `MetricsLog(path, step, position)`     continue, cut back to `step`
     2. `write`, `sync`, `position`, `close`
     3. `read_metrics(path)`                   all lines
+    4. `recorded(path)`                       how far a run came and what it saved, by its lines
 """
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.rundir.files import write_atomic
 
+ASIDE = "metrics.aside.jsonl"  # lines of steps that were done again, added by each launch that cut some off
+
 
 class MetricsLog:
     """Append-only log of one run; only the rank that writes metrics opens one.
 
-    note: None, or what a person should know of the file that was found. checkpoint_steps: of the `checkpoint` lines
-    that it begins with.
+    notes: what a person should know of the file that was found. checkpoint_steps: of the `checkpoint` lines that it
+    begins with.
     """
 
-    def __init__(self, path: Path, resume_step: int, position: dict | None = None):
+    def __init__(self, path: Path, resume_step: int | None = None, position: dict | None = None):
         """Continue `path` after `resume_step`, whose checkpoint recorded `position` (None: cut by step numbers).
 
-        A run that begins, or a fork, gives `resume_step` where it starts and no position: its file is not there.
+        A run that begins, or a fork, gives neither: lines that are there belong to a launch that saved nothing.
+        Raises `IntegrityError` where a line that has to be read is none, OSError where the files cannot be written.
         """
-        self.path, self.note = path, None
-        data = path.read_bytes() if path.exists() else b""
-        kept = self._kept(data, resume_step, position)
+        self.path, self.notes = path, []
+        data = _read(path)
+        kept = b"" if resume_step is None else self._kept(data, resume_step, position)
+        self._put_aside(data, kept, resume_step)
         if kept != data or not path.exists():
             write_atomic(path, kept)
         # held open for the run; the buffer keeps lines while a disk is full
@@ -75,12 +81,40 @@ class MetricsLog:
         size = position["bytes"]
         head = data[:size]
         if len(head) < size or head.count(b"\n") != position["lines"] or (size and not head.endswith(b"\n")):
-            self.note = (f"{self.path}: lines before step {step} were lost or altered: its checkpoint recorded {size} "
-                         f"bytes in {position['lines']} lines, and they are not there")
+            self.notes.append(f"{self.path}: lines before step {step} were lost or altered: its checkpoint recorded "
+                              f"{size} bytes in {position['lines']} lines, and they are not there")
             return self._kept(data, step, None)
         later = [line for line, record in _lines(self.path, data[size:], strict=False)
                  if record.get("kind") == "checkpoint" and record.get("step", 0) <= step]
         return head + b"".join(later)
+
+
+    def _put_aside(self, data: bytes, kept: bytes, step: int | None) -> None:
+        """Add the whole lines of `data` that are not among `kept` to ASIDE; they are durable there first."""
+        staying, cut = Counter(kept.splitlines(keepends=True)), []
+        for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
+            if staying[line]:
+                staying[line] -= 1
+            else:
+                cut.append(line)
+        if not cut:
+            return
+        with open(self.path.with_name(ASIDE), "ab") as file:
+            file.write(b"".join(cut))
+            file.flush()
+            os.fsync(file.fileno())
+        whose = "of a launch that saved nothing" if step is None else f"behind step {step}"
+        self.notes.append(f"{self.path}: {len(cut)} lines {whose} are put aside in {ASIDE}; their steps are done again")
+
+
+def _read(path: Path) -> bytes:
+    """The file's bytes; none where there is no file."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot be read ({error.strerror}); move it away to go on without") from None
 
 
 def _lines(path: Path, data: bytes, strict: bool) -> list[tuple[bytes, dict]]:
@@ -101,7 +135,16 @@ def _lines(path: Path, data: bytes, strict: bool) -> list[tuple[bytes, dict]]:
 
 def read_metrics(path: Path, torn_tail: bool = False) -> list[dict]:
     """All lines; a last line that a crash cut short is left out if `torn_tail`, else refused."""
-    data = path.read_bytes() if path.exists() else b""
+    data = _read(path)
     if not torn_tail and data and not data.endswith(b"\n"):
         data += b"\n"  # so that the last line is one like any other
     return [record for _, record in _lines(path, data, strict=True)]
+
+
+def recorded(path: Path) -> tuple[int, list[int]]:
+    """The last step with a line, 0 without one, and the steps that were saved; lines that are none are left out."""
+    records = [record for _, record in _lines(path, _read(path), strict=False)]
+    steps = [record.get("step", 0) for record in records]
+    saved = [step for step, record in zip(steps, records, strict=True)
+             if record.get("kind") == "checkpoint" and "error" not in record]
+    return max(steps, default=0), saved

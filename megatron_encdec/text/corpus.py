@@ -46,7 +46,7 @@ LINES_LOOKED_AT, KEYS_SHOWN = 100, 20  # for the message about a key that is not
 ZEROS = b"\0 \t\r\n"
 REASONS = {"empty": "no text, or white space only", "bad_json": "not a JSON object", "missing_key": "no such key",
            "not_text": "the value is no string", "bad_utf8": "not UTF-8; from Latin-1: iconv -f LATIN1 -t UTF-8",
-           "utf16": "not UTF-8; iconv -f UTF-16 -t UTF-8"}
+           "utf16": "not UTF-8; iconv -f UTF-16 -t UTF-8", "no_tokens": "the tokenizer has no tokens for it"}
 
 
 @dataclass(frozen=True)

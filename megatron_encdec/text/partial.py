@@ -1,7 +1,7 @@
 """`PREFIX.partial/`: everything of a preprocessing run that is not finished, so that the same command continues it.
 
     lock            held while a process works on this output
-    plan.json       inputs, tokenizer and settings: another plan starts over
+    plan.json       inputs, tokenizer and settings: a folder with finished chunks of another plan is refused
     journal         one line a finished chunk: the line's own sha256, its account with the sha256 of its ids
     train.bin ...   the output so far, chunk after chunk; see `text/indexed.py`
     ids-*, block-*  chunks under way
@@ -23,16 +23,21 @@ import json
 import os
 import shutil
 from pathlib import Path
+from textwrap import shorten
 from typing import Self
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
+from megatron_encdec.rundir.lineage import differences
+
+SHOWN = 3  # differences of two plans
 
 
 class PartialRun:
     """The folder of the unfinished run of `prefix`; a context manager that holds its lock.
 
-    Raises `UserError` if the place cannot be written or another process is writing the same output.
+    Raises `UserError` if the place cannot be written, if another process is writing the same output, or if chunks are
+    finished there that are not of `plan`: hours of work, perhaps, which only the user may give up.
     """
 
     def __init__(self, prefix: str | Path, plan: dict):
@@ -49,6 +54,7 @@ class PartialRun:
             _take(lock, self.folder)
             self.resumed = self.read_plan() == self.plan
             if not self.resumed:
+                self._refuse_others_work()
                 self._empty()
                 write_json_atomic(self.folder / "plan.json", self.plan)
             self._journal = self._stack.enter_context(open(self.folder / "journal", "ab"))
@@ -72,8 +78,8 @@ class PartialRun:
 
     def finished_chunks(self) -> list[dict]:
         """The journal's records in order, up to a line that is not as it was written."""
-        records = []
-        for line in (self.folder / "journal").read_bytes().split(b"\n"):
+        records, journal = [], self.folder / "journal"
+        for line in (journal.read_bytes() if journal.exists() else b"").split(b"\n"):
             digest, _, content = line.partition(b" ")
             if digest != hashlib.sha256(content).hexdigest().encode():
                 break  # cut short, altered, or the end
@@ -96,8 +102,24 @@ class PartialRun:
         self._journal.flush()
 
     def remove(self) -> None:
-        """Take the folder away: the run is complete."""
+        """Take the folder away: the run is complete. The journal goes first: without it nothing counts as unfinished
+        work, should the rest be left behind."""
+        (self.folder / "journal").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _refuse_others_work(self) -> None:
+        chunks, theirs = len(self.finished_chunks()), self.read_plan()
+        if not chunks:
+            return
+        what, keep = "and its plan.json is missing or damaged, so that nobody knows of which inputs and settings", ""
+        if isinstance(theirs, dict):
+            lines = sorted(differences(theirs, self.plan), key=lambda line: line.startswith("inputs"))  # may be many
+            lines = [shorten(line, 200, placeholder=" ...") for line in lines]
+            more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+            what = f"of another run (begun with -> asked for): {'; '.join(lines[:SHOWN])}{more}"
+            keep = "give it the inputs and settings that it was begun with to go on, "
+        raise UserError(f"{self.folder}: holds {chunks} finished chunks, {what}; {keep}name another --output, or "
+                        "delete that folder to start over")
 
     def _empty(self) -> None:
         for entry in self.folder.iterdir():

@@ -24,7 +24,7 @@ from megatron_encdec.text.chunks import CHUNK_BYTES, Chunk, chunks, share_of, sl
 from megatron_encdec.text.corpus import REASONS, InputFile, keys_there, list_files
 from megatron_encdec.text.encode import TRAIN, VALIDATION, ChunkAccount, EncodeSettings, ids_path, remove_parts
 from megatron_encdec.text.encoder import GIGATOKEN, EncoderChoice, choose_encoder
-from megatron_encdec.text.indexed import IndexedWriter, token_dtype
+from megatron_encdec.text.indexed import IndexedWriter, bin_path, token_dtype
 from megatron_encdec.text.manifest import Manifest
 from megatron_encdec.text.partial import PartialRun, remove_left
 from megatron_encdec.text.progress import Progress, short_count
@@ -73,6 +73,7 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
         remove_left(output_prefix, run.plan())
         _say(progress, f"{output_prefix}: complete already for these inputs and settings; nothing to do")
         return run.renew_tokenizer_records()
+    _tell_what_is_replaced(run, progress)
     _warn_of_stale_validation(output_prefix, settings.validation_percent)
     goes_on = f"the same command continues from {output_prefix}.partial"
     try:
@@ -299,6 +300,13 @@ def _nothing_to_write(split: str, outputs: dict[str, IndexedWriter], tally: Tall
     lacking = tally.skipped().get("missing_key")
     keys = keys_there(lacking.examples[0].rpartition(":")[0], text_key) if lacking else ""
     return f"no document to write to {outputs[TRAIN].prefix}; skipped: {skipped or 'none, input empty'}{keys}"
+
+
+def _tell_what_is_replaced(run: _Run, show: bool) -> None:
+    if Path(f"{run.prefixes[TRAIN]}.partial", finish.RECORD).exists():
+        return  # it is this run's own, killed while it gave the files their names
+    for path in filter(Path.exists, map(bin_path, run.prefixes.values())):
+        _say(show, f"note: {path} is there, of other inputs or settings; it is replaced when the new one is complete")
 
 
 def _warn_of_stale_validation(prefix: str | Path, validation_percent: float) -> None:

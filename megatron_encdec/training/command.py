@@ -10,7 +10,8 @@ from megatron_encdec.platform.signals import StopSignals
 
 DESCRIPTION = """\
 Train a trunk through the phases of CONFIG. Where run.dir holds a checkpoint the run continues from it, so the
-same command starts a run, resumes it after any end, and says so when nothing is left to do.
+same command starts a run, resumes it after any end, and says so when nothing is left to do. A run.dir that holds
+another run, or checkpoints that no file `latest` names, is refused.
 
   megatron-encdec pretrain examples/biphasic_tiny.yaml
   megatron-encdec pretrain CONFIG run.dir=runs/a optimizer.lr=1e-3 phases.1.objective=mlm:0.3
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fork", metavar="RUN_DIR[@STEP]",
                         help="begin as a continuation of another run, in a directory of its own (= run.from)")
     parser.add_argument("--fallback", action="store_true",
-                        help="where the newest checkpoint is damaged, continue from the newest intact one")
+                        help="where the newest checkpoint is damaged or not known, continue from the newest intact one")
     parser.add_argument("--dry-run", action="store_true",
                         help="print the resolved config, the phases in tokens, parameters and memory; train nothing")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
@@ -82,8 +83,8 @@ def _plan(arguments: argparse.Namespace):
         seconds_of(arguments.time_limit)
     if arguments.profile is not None:
         steps_of(arguments.profile)
+    plan = make_plan(config, arguments.nproc)
     try:
-        plan = make_plan(config, arguments.nproc)
         origin.find(plan)
     except IntegrityError:
         if not arguments.fallback:

@@ -1,7 +1,8 @@
 """One launch of a run, from the lock on its directory to its exit code, on one rank.
 
     1. `RunLock`                 the directory is ours; another launch is refused
-    2. `origin.find`             rank 0 decides where the run goes on from; all ranks load it
+    2. `origin.find`             rank 0 decides where the run goes on from; all ranks load it; config.yaml is written
+                                 and metrics.jsonl opened
     3. `loop.train`              with a watchdog beside it and a `Stopper` asked after each step
     4. what is still being written is waited for, however it ends; then the exit code
 """
@@ -17,13 +18,14 @@ from megatron_encdec.platform.signals import StopSignals
 from megatron_encdec.platform.watchdog import LONG, Watchdog, mark
 from megatron_encdec.rundir.files import write_atomic
 from megatron_encdec.rundir.lock import RunLock
+from megatron_encdec.rundir.metrics import MetricsLog
 from megatron_encdec.training import loop, origin
 from megatron_encdec.training.job import Job
 from megatron_encdec.training.nonfinite import Guard
 from megatron_encdec.training.plan import Plan, resolved_yaml
 from megatron_encdec.training.profiling import Profiler
 from megatron_encdec.training.report import Report
-from megatron_encdec.training.state import start
+from megatron_encdec.training.state import Run, start
 from megatron_encdec.training.stop import Stopper, TimeLimit
 
 
@@ -39,12 +41,17 @@ class Options:
     profile: range = range(0)
 
 
-def _record(plan: Plan) -> None:
-    """config.yaml of the run directory, as this launch has it."""
+def _open(run: Run) -> MetricsLog:
+    """config.yaml of the run directory, as this launch has it, and metrics.jsonl, as far as the run has come."""
+    path = run.directory / "metrics.jsonl"
     try:
-        write_atomic(Path(plan.config.run.dir) / "config.yaml", resolved_yaml(plan.config))
+        log = MetricsLog(path, run.step, run.origin.state.get("metrics_position")) \
+            if run.origin.kind == "resume" else MetricsLog(path)
+        write_atomic(run.directory / "config.yaml", resolved_yaml(run.plan.config))
     except OSError as error:
-        raise UserError(f"run.dir: {plan.config.run.dir}/config.yaml cannot be written ({error.strerror})") from None
+        name = error.filename2 or error.filename or path
+        raise UserError(f"run.dir: {name} cannot be written ({error.strerror})") from None
+    return log
 
 
 def execute(plan: Plan, topology: Topology, options: Options, signals: StopSignals | None = None) -> int:
@@ -61,14 +68,15 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
         mark("looking for a checkpoint", limit=LONG)
         found = control.from_first(lambda: origin.find(plan, options.fallback))
         run = start(plan, topology, found)
-        control.from_first(lambda: _record(plan))
+        logs: list[MetricsLog] = []  # one on rank 0, none elsewhere
+        control.from_first(lambda: logs.append(_open(run)))
         last = min(plan.timeline.total_steps, options.until or plan.timeline.total_steps)
         limit = None
         if options.time_limit is not None:
             limit = TimeLimit(options.time_limit, options.started, run.bytes_to_save)
         profiler = Profiler(options.profile, run.directory / "profile", topology.rank)
-        job = Job(run, Report(run, last, note), Guard(control, settings), Stopper(control, signals, limit), profiler,
-                  last)
+        report = Report(run, last, logs[0] if logs else None, note)
+        job = Job(run, report, Guard(control, settings), Stopper(control, signals, limit), profiler, last)
         try:
             loop.train(job)
         except RunFailed:

@@ -15,7 +15,7 @@ import torch
 from megatron_encdec.platform.control import Control
 from megatron_encdec.platform.errors import RunFailed
 from megatron_encdec.training.config import RunSettings
-from megatron_encdec.training.step import StepResult
+from megatron_encdec.training.step import BadGradients, StepResult
 
 
 def _shown(value: float | None) -> str:
@@ -25,6 +25,23 @@ def _shown(value: float | None) -> str:
 def samples_text(samples: range) -> str:
     """`8..15`."""
     return f"{samples.start}..{samples.stop - 1}"
+
+
+def blamed(found: list[BadGradients]) -> list[tuple[int, tuple[str, ...], str]]:
+    """The ranks that a gradient which is not finite came from: rank, its parameters, and both in words.
+
+    Where no rank is seen to have made one, it is a rank in whose part of the sum it stands: that one's own gradient
+    was never seen alone.
+    """
+    made = {one.place for one in found if one.own}
+    seen = [(one.rank, one.own or one.summed, "" if one.own else ", or the sum over the ranks that it holds")
+            for one in found if one.own or (one.summed and one.place not in made)]
+    return [(rank, names, f"the gradient of {names[-1]}{_and_more(len(names) - 1)} (rank {rank}{perhaps})")
+            for rank, names, perhaps in seen]
+
+
+def _and_more(count: int) -> str:
+    return f" and {count} parameter{'s' * (count > 1)} before it" if count else ""
 
 
 class Guard:
@@ -42,10 +59,12 @@ class Guard:
         if result.finite:
             return None
         skipped, samples = skipped + 1, result.samples
-        found = [bad for one in self._control.gathered(result.bad) for bad in one]
-        where = "; ".join(f"samples {samples_text(part)} (rank {rank}, micro-batch {number})"
-                          for rank, number, part in found[:8])
-        where = where or "no single micro-batch: their losses are finite, the gradient or its sum is not"
+        everyones = self._control.gathered((result.bad, result.gradients))
+        found = [bad for one, _ in everyones for bad in one]
+        gradients = blamed([one for _, one in everyones if one is not None])
+        where = "; ".join([f"samples {samples_text(part)} (rank {rank}, micro-batch {number})"
+                           for rank, number, part in found] + [line for _, _, line in gradients][:8])
+        where = where or "no micro-batch's loss and no parameter's gradient: their sums are too large"
         what = (f"step {step}: loss {_shown(result.loss)}, gradient norm {_shown(result.grad_norm)}, on samples "
                 f"{samples_text(samples)}; first seen in {where}")
         if self._policy == "stop":
@@ -58,7 +77,8 @@ class Guard:
         return {"loss": _shown(result.loss), "grad_norm": _shown(result.grad_norm),
                 "samples": [samples.start, samples.stop - 1], "skipped": skipped,
                 "seen": [{"rank": rank, "micro_batch": number, "samples": [part.start, part.stop - 1]}
-                         for rank, number, part in found]}
+                         for rank, number, part in found],
+                "gradients": [{"rank": rank, "parameters": list(names)} for rank, names, _ in gradients]}
 
     @torch.no_grad()
     def check_weights(self, trunk, step: int) -> None:

@@ -21,8 +21,8 @@ from megatron_encdec.platform.distributed import RankEnvironment, check_parallel
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.fp8 import fp8_facts, fp8_refusal
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer, require_mask
-from megatron_encdec.training import origin
 from megatron_encdec.training.config import Config
+from megatron_encdec.training.parent import resolve, weights_of
 from megatron_encdec.training.phases import Timeline, lay_out, tokens_per_step, with_phase_steps
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -79,7 +79,7 @@ def make_plan(config: Config, world_size: int | None = None) -> Plan:
     if tokenizer.mask_id is not None:
         evaluated.setdefault("mlm", build(ObjectiveConfig("mlm")))
     masking = {"mask_id": tokenizer.mask_id, "ordinary_ids": tokenizer.ordinary_ids_sha256()}
-    timeline = Timeline(config, train.fingerprints, masking, origin.weights_of(config))
+    timeline = Timeline(config, train.fingerprints, masking, weights_of(config))
     return Plan(config, tokenizer, train, validation, timeline,
                 [build(phase.objective) for phase in phases], dict(sorted(evaluated.items())))
 
@@ -94,7 +94,7 @@ def _resolve(config: Config, phases, tokenizer: Tokenizer) -> Config:
     return replace(resolved,
                    model=replace(config.model, vocabulary_size=given or tokenizer.vocabulary_size),
                    precision=replace(config.precision, dtype=dtype),
-                   run=replace(config.run, total=resolved.run.total, from_=origin.resolve(config.run)))
+                   run=replace(config.run, total=resolved.run.total, from_=resolve(config.run)))
 
 
 def _check_machine(config: Config, world_size: int) -> None:

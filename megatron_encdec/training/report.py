@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable
 
+from megatron_encdec.engine.names import listed
 from megatron_encdec.engine.saver import SaveEvent
 from megatron_encdec.model.flops import training_flops
 from megatron_encdec.platform.peak import peak_flops
@@ -20,20 +21,20 @@ class Report:
     `save_failed`: the newest save has. `metrics_safe`: every line so far is on disk for good.
     """
 
-    def __init__(self, run: Run, last: int, lock_note: str | None = None):
+    def __init__(self, run: Run, last: int, log: MetricsLog | None, lock_note: str | None = None):
         self._run, config = run, run.plan.config
         self._tokens_per_step = tokens_per_step(config)
         self._every = config.logging.every
         self._peak = peak_flops(run.plan.dtype) * run.topology.world_size
         self._progress = TrainingProgress(last, run.step, run.reports)
-        state = run.origin.state if run.origin.kind == "resume" else {}
-        self._log = MetricsLog(run.directory / "metrics.jsonl", run.step,
-                               state.get("metrics_position")) if run.reports else None
+        self._log = log
         self._board = TensorBoard(run.directory / "tensorboard", run.reports and config.logging.tensorboard)
         self.save_failed, self.metrics_safe = False, True
-        for note in filter(None, (lock_note, self._log and self._log.note, *map("note: {}".format, run.plan.notes))):
+        for note in filter(None, (lock_note, *(log.notes if log else ()), *map("note: {}".format, run.plan.notes))):
             self.say(note)
-        if run.origin.kind != "new" or run.origin.fallback:
+        for key, (then, now) in run.origin.changed.items():
+            self.say(f"changed: {key}: {then!r} -> {now!r}")
+        if run.origin.kind != "new":
             self._begin(last)
         self._clock = time.perf_counter()
 
@@ -41,12 +42,13 @@ class Report:
         """The resume line: from where, what changed since, what was passed over."""
         run, origin = self._run, self._run.origin
         if origin.fallback:
-            self.say(f"{origin.fallback['damaged']} is damaged ({origin.fallback['problems'][0]}); "
+            self.say(f"{origin.fallback['damaged']}: {origin.fallback['problems'][0]}; "
                      f"continuing from {origin.fallback['used']} instead")
+        if origin.later:
+            self.say(f"checkpoints of later steps are here: {listed(origin.later)}; each is replaced when the run gets "
+                     "to its step")
         if origin.kind == "resume" and self._log and run.step not in self._log.checkpoint_steps:
             self._write("checkpoint", step=run.step, phase=run.phase.name, tokens=run.tokens)  # killed before its line
-        for key, (then, now) in origin.changed.items():
-            self.say(f"changed: {key}: {then!r} -> {now!r}")
         from_ = f" from {origin.checkpoint}" if origin.parent else ""
         self.say((f"continuing{from_} at step {run.step} of {run.plan.timeline.total_steps}"
                   if origin.kind != "weights" else f"beginning with the weights of {origin.checkpoint}")

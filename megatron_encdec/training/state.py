@@ -14,7 +14,6 @@ import torch
 from megatron_encdec import __version__
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.fp8_state import make_fp8_state
-from megatron_encdec.engine.names import saved_names, step_of
 from megatron_encdec.engine.optimizer import build_optimizer, wrap
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.engine.shards import owned
@@ -71,11 +70,6 @@ class Run:
         return self.plan.timeline.at(max(1, self.step))
 
     @property
-    def checkpoints(self) -> Path:
-        """Directory of the checkpoints."""
-        return self.directory / "checkpoints"
-
-    @property
     def bytes_to_save(self) -> int:
         """Of this rank's share of a checkpoint."""
         return sum(shard.values.nbytes for shard in owned(self.engine.trunk, self.engine.optimizer))
@@ -95,9 +89,6 @@ class Run:
             return
         timeline = self.plan.timeline
         history = timeline.history(self.step)
-        always = {phase.end for phase in timeline.phases}
-        if suspect and self.reports:
-            always |= {step_of(name) for name in saved_names(self.checkpoints)}
         mark(f"saving step {self.step}", limit=LONG)
         self.saver.save({
             "step": self.step, "phase": self.phase.index, "phase_name": self.phase.name,
@@ -105,7 +96,8 @@ class Run:
             "targets": self.targets, "skipped": self.skipped, "metrics_position": metrics_position,
             "history_hash": history_hash(history), "history": history,
             "data_fingerprints": timeline.fingerprints, "tokenizer_fingerprint": self.plan.tokenizer.fingerprint,
-            "topology": self.topology.as_dict(), "versions": versions()}, always=always)
+            "topology": self.topology.as_dict(), "versions": versions()},
+            always={phase.end for phase in timeline.phases}, delete=not suspect)
         self.saved_step = self.step
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_encdec.data.samples import Samples
-from megatron_encdec.engine.optimizer import set_learning_rate, update, whole_parameters
+from megatron_encdec.engine.optimizer import nonfinite_gradients, set_learning_rate, update, whole_parameters
 from megatron_encdec.model.flops import attended_pairs
 from megatron_encdec.objectives import MicroBatch, Objective, collate
 from megatron_encdec.platform import megatron as mcore
@@ -42,6 +42,19 @@ class StepResult:
     samples: range = range(0)
     finite: bool = True  # False: the update was not made
     bad: tuple[tuple[int, int, range], ...] = ()  # this rank's non-finite micro-batches: rank, number, samples
+    gradients: "BadGradients | None" = None  # this rank's, where the loss is finite
+
+
+@dataclass(frozen=True)
+class BadGradients:
+    """Parameters with a gradient that is not finite on `rank`, in the order of the forward pass: `own` ones are of its
+    own making, `summed` ones stand in its part of the sum over the data-parallel ranks that share its `place` (pipeline
+    and tensor rank)."""
+
+    rank: int
+    place: tuple[int, int]
+    own: tuple[str, ...]
+    summed: tuple[str, ...]
 
 
 def share_of_batch(first: int, global_size: int, micro_size: int, topology: Topology) -> list[range]:
@@ -114,7 +127,8 @@ class Engine:
         def wanted(norm: float) -> bool:  # the device has been waited for: the loss costs no second wait
             result = replace(_result(totals_3), grad_norm=norm, samples=numbers)
             finite = math.isfinite(norm) and (result.loss is None or math.isfinite(result.loss))
-            seen.append(result if finite else replace(result, finite=False, bad=self._bad(sums, first)))
+            seen.append(result if finite else replace(result, finite=False, bad=self._bad(sums, first), gradients=(
+                self._bad_gradients() if result.loss is None or math.isfinite(result.loss) else None)))
             return finite
 
         update(self.optimizer, wanted)
@@ -150,6 +164,12 @@ class Engine:
             return ()
         return tuple((self.topology.rank, number, shares[number]) for number, sum_3 in enumerate(sums)
                      if not math.isfinite(float(sum_3[0])))
+
+    def _bad_gradients(self) -> BadGradients:
+        topology, found = self.topology, nonfinite_gradients(self.trunk, self.optimizer)
+        own, summed = (tuple(name for name, mine in found if (mine or topology.data == 1) == wanted)
+                       for wanted in (True, False))
+        return BadGradients(topology.rank, (topology.pipeline_rank, topology.tensor_rank), own, summed)
 
     def _reduce(self, sums: list[torch.Tensor]) -> torch.Tensor:
         """Sums [3] of the last stage over all data-parallel ranks, on every rank; not waited for."""

@@ -1,6 +1,7 @@
 """One format: written on any topology and under any layer spec, by us or by megatron.core, read on any other."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -181,3 +182,25 @@ def test_finding_one(checkpoints, tmp_path):
     state.write_text(json.dumps({"format": 99}))
     with pytest.raises(UserError, match="checkpoint format 99"):
         checkpoint.read_run_state(state.parent)
+
+
+def test_a_reader_finds_the_newest_at_every_moment_of_saving_and_deleting(checkpoints):
+    done = threading.Event()
+
+    def save():
+        for step in range(3, 150):
+            temporary = checkpoints / f".step_{step:08d}.tmp"
+            temporary.mkdir()
+            checkpoint.publish(temporary, checkpoints / checkpoint.name_of(step))
+            checkpoint.prune(checkpoints, 1, set())
+        done.set()
+
+    writer, found = threading.Thread(target=save), []
+    writer.start()
+    while not done.is_set():
+        found.append(checkpoint.newest(checkpoints).name)
+    writer.join()
+    assert found == sorted(found) and len(set(found)) > 10
+    for vanished in (lambda path: checkpoint.load(path, None), checkpoint.read_run_state):
+        with pytest.raises(IntegrityError, match="step_00000001: was deleted while it was read .*checkpoint.keep"):
+            vanished(checkpoints / "step_00000001")

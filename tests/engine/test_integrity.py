@@ -24,7 +24,7 @@ def test_an_intact_one(written):
     assert sorted(os.listdir(written / "step_00000002")) == sorted(FILES)
     assert verify(written / "step_00000002") == []
     assert newest_intact(written) == written / "step_00000002"
-    assert newest_intact(written, skip=["step_00000002"]) == written / "step_00000001"
+    assert newest_intact(written, before="step_00000002") == written / "step_00000001"
 
 
 @pytest.mark.parametrize("name", FILES)

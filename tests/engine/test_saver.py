@@ -196,13 +196,14 @@ def test_a_rank_that_dies_fails_the_save_of_the_others(checkpoints):
 
 def test_killed_while_writing_leaves_the_last_good_one(topology, checkpoints):
     code = textwrap.dedent("""
-        import sys
+        import os, sys, time
         from pathlib import Path
         from trunk_states import make
         from megatron_encdec.engine.saver import Saver
         from megatron_encdec.platform import distributed
         trunk, optimizer = make(distributed.initialize(), hidden_size=256, ffn_hidden_size=512,
                                 vocabulary_size=20000)
+        os.fsync = lambda descriptor: time.sleep(600)  # a disk that never answers: it is killed in the middle
         saver = Saver(Path(sys.argv[1]), trunk, optimizer, keep=5, asynchronous=False)
         saver.save({"step": 3})
     """)

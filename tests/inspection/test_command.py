@@ -33,6 +33,6 @@ def test_looking_at_data_needs_no_torch(workspace):
     code = ("import sys; from megatron_encdec.cli import main; code = main(sys.argv[1:]); "
             "sys.exit(code or 'torch' in sys.modules)")
     words = ["inspect", "data", str(workspace / "corpus"), "--tokenizer", str(workspace / "tokenizer")]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, timeout=60,
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, timeout=300,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
     assert done.returncode == 0, done.stderr

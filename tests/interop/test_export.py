@@ -102,6 +102,11 @@ def test_the_same_export_again_does_nothing_another_needs_force(exported, run_di
 
     with pytest.raises(UserError, match="another export.*step 9, as eurobert, fp32.*--force"):
         export(str(run_directory), out, dtype="bf16")
+    (out / "notes").mkdir()
+    (out / "notes" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds notes/mine.txt beside an export.*move it away"):
+        export(str(run_directory), out, dtype="bf16", force=True)
+    shutil.rmtree(out / "notes")
     (tmp_path / ".copy.tmp").mkdir()  # what an export that was killed left behind
     (tmp_path / ".copy.tmp" / "junk").touch()
     export(str(run_directory), out, dtype="bf16", force=True, say=said.append)

@@ -10,25 +10,33 @@ import pytest
 from megatron_encdec.platform import launcher
 
 
-def _ends(seconds: float, how: int) -> None:
-    time.sleep(seconds)
+def _ends(how: int | None, after_another: bool, another_ends) -> None:
+    """With exit code `how` (None: never), or by signal -`how`; `another_ends`: an event that the first one sets."""
+    if how is None:
+        time.sleep(600)
+    if after_another:
+        another_ends.wait()
+    another_ends.set()
     if how < 0:
         os.kill(os.getpid(), -how)
     os._exit(how)
 
 
 @pytest.mark.parametrize(("ends", "code", "said"), [
-    ([(0, 1), (0.2, -9)], 137, "rank 1 (pid {1}) was killed by SIGKILL"),  # it took the other one with it
-    ([(0.2, -9), (0, 1)], 137, "rank 0 (pid {0}) was killed by SIGKILL"),
-    ([(0.1, 1), (0, 0)], 1, "rank 0 (pid {0}) ended with exit code 1"),
-    ([(0, 0), (0, 2)], 2, ""),
-    ([(0, 0), (0, 0)], 0, ""),
-    ([(60, 0), (0, 1)], 1, "rank 1 (pid {1}) ended with exit code 1"),  # rank 0 is ended
+    ([(1, False), (-9, True)], 137, "rank 1 (pid {1}) was killed by SIGKILL"),  # it took the other one with it
+    ([(-9, True), (1, False)], 137, "rank 0 (pid {0}) was killed by SIGKILL"),
+    ([(1, True), (0, False)], 1, "rank 0 (pid {0}) ended with exit code 1"),
+    ([(0, False), (2, False)], 2, ""),
+    ([(0, False), (0, False)], 0, ""),
+    ([(None, False), (1, False)], 1, "rank 1 (pid {1}) ended with exit code 1"),  # rank 0 is ended
 ])
 def test_the_rank_that_began_it_is_named(ends, code, said, capsys, monkeypatch):
     monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.5)
+    if (None, False) not in ends:  # so that the second one is there before the first is named, however busy the machine
+        monkeypatch.setattr(launcher, "SETTLE_SECONDS", 300)
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_ends, args=arguments) for arguments in ends]
+    first = context.Event()
+    processes = [context.Process(target=_ends, args=(*arguments, first)) for arguments in ends]
     signals = launcher._Forwarder()
     try:
         for process in processes:

@@ -4,9 +4,11 @@ import json
 import resource
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from megatron_encdec.platform.errors import IntegrityError
-from megatron_encdec.rundir.metrics import MetricsLog, read_metrics
+from megatron_encdec.rundir.metrics import ASIDE, MetricsLog, read_metrics
 
 
 def run_to(path, steps, saves=(), resume=0, position=None):
@@ -66,11 +68,11 @@ def test_a_file_that_lost_lines_is_told_and_does_not_stop_the_run(tmp_path):
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
     log = MetricsLog(path, 8, position)
     log.close()
-    assert "lost or altered" in log.note and train_steps(path) == [1, 2, 3]
+    assert "lost or altered" in log.notes[0] and train_steps(path) == [1, 2, 3]
     path.unlink()
     log = MetricsLog(path, 8, position)
     log.close()
-    assert log.note and read_metrics(path) == []
+    assert log.notes and read_metrics(path) == []
 
 
 def test_position_and_floats_are_exact(tmp_path):
@@ -84,6 +86,29 @@ def test_position_and_floats_are_exact(tmp_path):
     continued.write("train", step=2)
     assert continued.position == {"bytes": path.stat().st_size, "lines": 2}
     continued.close()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["train", "checkpoint", "garbage"])), max_size=20),
+       tail=st.sampled_from([b"", b'{"kind": "tr']), step=st.one_of(st.none(), st.integers(0, 9)))
+def test_every_whole_line_stays_or_is_put_aside(tmp_path, lines, tail, step):
+    """Whatever stands in the file, and wherever the run goes on from; garbage stands in the way only where step numbers
+    decide, and is refused there."""
+    path, aside = tmp_path / "metrics.jsonl", tmp_path / ASIDE
+    aside.unlink(missing_ok=True)
+    whole = [b"\0\r{\n" if kind == "garbage" else json.dumps({"kind": kind, "step": number}).encode() + b"\n"
+             for number, kind in lines]
+    path.write_bytes(b"".join(whole) + tail)
+    try:
+        log = MetricsLog(path, step)
+    except IntegrityError:
+        assert step is not None and path.read_bytes() == b"".join(whole) + tail
+        return
+    log.close()
+    there = b"".join(file.read_bytes() for file in (path, aside) if file.exists())
+    assert sorted(there.split(b"\n")[:-1]) == sorted(line[:-1] for line in whole)
+    assert aside.exists() == bool(log.notes)
+    assert step is not None or path.read_bytes() == b""
 
 
 def test_lines_that_a_full_disk_refuses_are_written_when_there_is_room(tmp_path):

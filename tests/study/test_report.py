@@ -14,6 +14,7 @@ import pytest
 from result_trees import write_grid, write_recorded
 from small_run import run_cli
 
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.study.report import report
 
 
@@ -93,6 +94,7 @@ def full(tmp_path_factory):
     write_four_families(root / "tree")
     (root / "out/figures").mkdir(parents=True)
     (root / "out/figures/scores_XX.png").write_bytes(b"of an earlier report")
+    (root / "out/report.json").write_text('{"files": ["figures/scores_XX.png"]}')
     with contextlib.redirect_stdout(io.StringIO()) as said:
         report([root / "tree"], root / "out")
     return root / "out", said.getvalue()
@@ -114,6 +116,17 @@ def test_every_file_of_a_full_report(full):
     text = (out / "report.md").read_text()
     for link in re.findall(r"\]\(([^)]+)\)", text):
         assert (out / link).is_file()
+
+
+@pytest.mark.parametrize("name", ["index.html", "report.md", "tables/scores.csv"])
+def test_files_that_no_report_wrote_are_not_replaced(name, tmp_path):
+    write_recorded(tmp_path / "tree")
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=f"{name} is there, and no study report wrote it"):
+        report([tmp_path / "tree"], tmp_path / "out")
+    assert mine.read_text() == "mine" and [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
 
 
 def test_failures_are_said_and_not_averaged_away(full):
@@ -155,6 +168,9 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
         prints.append([(path.relative_to(tmp_path / name), hashlib.sha256(path.read_bytes()).hexdigest())
                        for path in files])
     assert prints[0] == prints[1]
+    (tmp_path / "one/figures/mine.png").write_bytes(b"of nobody's report")
+    report([tmp_path / "tree"], tmp_path / "one")
+    assert (tmp_path / "one/figures/mine.png").read_bytes() == b"of nobody's report"
 
 
 def test_reference_and_many_models(tmp_path):

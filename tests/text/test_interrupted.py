@@ -1,5 +1,6 @@
 """Runs that are killed, at random and at each step of the finish, and started again by the same command."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -8,17 +9,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from small_run import wait_until
 
 from megatron_encdec.text import manifest as manifests
 
 # The command with chunks of a few kB. With KILL=n the process kills itself before its n-th renaming or removing of
-# a file that is not a chunk's: that is how a run begins and, above all, how it ends.
+# a file that is not a chunk's: that is how a run begins and, above all, how it ends. With HOLD=FILE it waits, once five
+# chunks or more are finished, for as long as FILE is there.
 SCRIPT = """
 import os, signal, sys
 from megatron_encdec.platform.interrupts import interrupts_end_the_process
@@ -35,6 +39,17 @@ def watch(event, arguments):
                 os.kill(os.getpid(), signal.SIGKILL)
 if left[0]:
     sys.addaudithook(watch)
+if held := os.environ.get("HOLD"):
+    import time
+    from megatron_encdec.text.partial import PartialRun
+    record = PartialRun.record
+    def record_and_wait(self, account):
+        record(self, account)
+        if len(self.finished_chunks()) >= 5:
+            open(held + ".reached", "w").close()
+            while os.path.exists(held):
+                time.sleep(0.01)
+    PartialRun.record = record_and_wait
 from megatron_encdec.cli import main
 sys.exit(main(["preprocess", *sys.argv[1:]]))
 """
@@ -47,9 +62,22 @@ def start(*arguments, **environment):
 
 def run(*arguments, **environment):
     process = start(*arguments, **environment)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=300)
     assert "Traceback" not in errors, errors
     return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
+
+
+@contextlib.contextmanager
+def held(*arguments):
+    """The command, with five chunks or more finished, waiting; it goes on when the context ends, if it still runs."""
+    with tempfile.NamedTemporaryFile() as hold:
+        process = start(*arguments, HOLD=hold.name)
+        try:
+            wait_until(lambda: os.path.exists(f"{hold.name}.reached") or process.poll() is not None, "five chunks")
+            assert process.poll() is None, process.communicate()
+            yield process
+        finally:
+            Path(f"{hold.name}.reached").unlink(missing_ok=True)
 
 
 def outputs(folder, name="out"):
@@ -125,7 +153,7 @@ def test_twenty_kills_leave_no_trace_in_the_output(job, tmp_path):
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass  # it was done already
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=300)
         assert "Traceback" not in errors, errors
         assert process.returncode in (0, 2, -9), errors
         if process.returncode == 2:
@@ -175,13 +203,9 @@ def half(job, tmp_path):
     """(command, expected, partial folder) of a run that was killed with some chunks finished."""
     arguments, expected, _ = job
     command = [*arguments, "--workers", 1, "--output", tmp_path / "out"]
-    process = start(*command)
-    journal = tmp_path / "out.partial" / "journal"
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-    process.kill()
-    process.communicate()
+    with held(*command) as process:
+        process.kill()
+        process.communicate()
     return command, expected, tmp_path / "out.partial"
 
 
@@ -226,7 +250,7 @@ def test_damage_in_the_partial_run_is_noticed(half, damage):
 
 
 @pytest.mark.parametrize("change", ["input", "key", "tokenizer", "shard"])
-def test_a_changed_run_starts_over(half, change, tmp_path, tokenizer_dir):
+def test_a_changed_run_leaves_the_others_finished_chunks_alone(half, change, tmp_path):
     command, expected, partial = half
     if change == "input":
         shutil.copytree(command[1], tmp_path / "input")  # with other times
@@ -240,53 +264,74 @@ def test_a_changed_run_starts_over(half, change, tmp_path, tokenizer_dir):
         command += ["--mask-token", "<|reserved_1|>"]
     else:
         command += ["--shard", "1/2"]
+    before, chunks = everything(partial), finished(partial)
+    result = run(*command)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    said = {"input": "inputs.0.path: ", "key": "settings.text_key: 'text' -> 'other'; ",
+            "tokenizer": "tokenizer.mask_id: ", "shard": "settings.shard: "}
+    assert f"{partial}: holds {chunks} finished chunks, of another run (begun with -> asked for): " in result.stderr
+    assert said[change] in result.stderr and len(result.stderr) < 1500
+    assert everything(partial) == before
+    shutil.rmtree(partial)  # one of the ways out; another --output is the other
     result = run(*command)
     assert result.returncode == 0, result.stderr
-    assert "continuing" not in result.stderr
     if change in ("input", "tokenizer"):
         assert outputs(tmp_path)["out.bin"] == expected["out.bin"]
 
 
+@pytest.mark.parametrize("damage", ["gone", "empty", "half", "a list"])
+def test_finished_chunks_without_their_plan_are_not_thrown_away(half, damage):
+    command, expected, partial = half
+    plan = partial / "plan.json"
+    whole = plan.read_bytes()
+    plan.write_bytes({"half": whole[: len(whole) // 2], "a list": b"[]"}.get(damage, b""))
+    if damage == "gone":
+        plan.unlink()
+    before = everything(partial)
+    result = run(*command)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert "its plan.json is missing or damaged" in result.stderr and "delete that folder" in result.stderr
+    assert everything(partial) == before
+    plan.write_bytes(whole)
+    result = run(*command)
+    assert "continuing behind" in result.stderr and outputs(partial.parent) == expected
+
+
+def everything(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_interrupt_says_that_the_same_command_continues(half):
     command, expected, partial = half
-    for wait in (0, 0.05, 0.3, None):
+    with held(*command) as process:  # while it works
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert f"the same command continues from {partial}" in errors
+    assert "Traceback" not in errors, errors
+    for wait in (0, 0.05, 0.3):
         process = start(*command)
         assert process.stdout.readline() == "begun\n"  # Python itself has started
-        if wait is None:  # while it works
-            before = finished(partial)
-            while finished(partial) <= max(before, 6):
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.001)
-        else:
-            time.sleep(wait)
+        time.sleep(wait)
         os.killpg(process.pid, signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
         assert process.returncode in (130, -2, 0), errors
         if process.returncode == 0:  # it was done already: another one
             assert outputs(partial.parent) == expected
             for path in partial.parent.glob("out.*"):
                 path.unlink()
-        if wait is None:
-            assert process.returncode == 130
-            assert f"the same command continues from {partial}" in errors
-            assert "Traceback" not in errors, errors
     result = run(*command)
-    assert "continuing behind" in result.stderr
+    assert result.returncode == 0, result.stderr
     assert outputs(partial.parent) == expected
 
 
 def test_two_at_once_on_one_output(half):
     command, expected, partial = half
-    first = start(*command)
-    count = finished(partial)
-    while finished(partial) <= count:
-        assert first.poll() is None, first.communicate()
-    first.send_signal(signal.SIGSTOP)
-    second = run(*command)
-    first.send_signal(signal.SIGCONT)
+    with held(*command) as first:
+        second = run(*command)
     assert second.returncode == 2
     assert "another process is writing this output" in second.stderr
     assert second.stderr.count("\n") == 1
-    first.communicate(timeout=60)
+    first.communicate(timeout=300)
     assert first.returncode == 0
     assert outputs(partial.parent) == expected

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from small_run import final_bits, metrics, ranks_of, run_cli, start_cli, steps_done, wait_until
+from small_run import PATIENCE, final_bits, metrics, ranks_of, run_cli, start_cli, steps_done, wait_until
 
 LONG = ("phases.0.steps=2000", "phases.1.steps=2000", "checkpoint.every=5")
 
@@ -24,7 +24,8 @@ def begin(root, tmp_path):
         process = start_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--nproc", "2", *arguments,
                             output=output)
         started.append(process)
-        wait_until(lambda: steps_done(run) >= steps or process.poll() is not None, "the first steps")
+        wait_until(lambda: steps_done(run) >= steps and (run / "checkpoints/latest").exists()
+                   or process.poll() is not None, "the first steps and a checkpoint")
         assert process.poll() is None, output.read_text()
         return process, run, output
 
@@ -54,7 +55,7 @@ def test_a_dead_rank_is_named_and_the_resume_is_exact(victim, begin, root, tmp_p
     process, run, output = begin()
     ranks = ranks_of(process)
     os.kill(ranks[victim], signal.SIGKILL)
-    assert process.wait(30) == 128 + signal.SIGKILL
+    assert process.wait(PATIENCE) == 128 + signal.SIGKILL
     said = output.read_text()
     assert f"rank {victim} (pid {ranks[victim]}) was killed by SIGKILL; ending the other ranks" in said
     assert f"rank {1 - victim}: lost contact with another rank" in said and "Traceback" not in said
@@ -69,15 +70,15 @@ def test_a_dead_rank_is_named_and_the_resume_is_exact(victim, begin, root, tmp_p
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_hung_rank_is_named(victim, begin):
-    process, run, output = begin("run.hang_timeout=3")
+    process, run, output = begin("run.hang_timeout=5")
     hung = ranks_of(process)[victim]
     os.kill(hung, signal.SIGSTOP)
     stopped = time.monotonic()
-    assert process.wait(40) == 1
-    assert 3 < time.monotonic() - stopped < 30
+    assert process.wait(PATIENCE) == 1
+    assert time.monotonic() - stopped > 5
     said = output.read_text()
     assert f"rank {victim} (pid {hung} on {os.uname().nodename}) hangs: no sign of life for" in said
-    assert "run.hang_timeout=3 s" in said and "last at: " in said
+    assert "run.hang_timeout=5 s" in said and "last at: " in said
     with pytest.raises(ProcessLookupError):
         os.kill(hung, 0)
 
@@ -104,11 +105,11 @@ raise SystemExit(main(sys.argv[1:]))
     with open(output, "w") as file:
         process = subprocess.Popen(
             [sys.executable, "-c", code, "pretrain", str(root / "config.yaml"), f"run.dir={run}", *LONG, "--nproc", "2",
-             f"data.train=[{{path: {slow}}}]", "run.hang_timeout=3"], stdout=file, stderr=subprocess.STDOUT,
+             f"data.train=[{{path: {slow}}}]", "run.hang_timeout=5"], stdout=file, stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"})
     wait_until(lambda: steps_done(run) >= 3 or process.poll() is not None, "the first steps")
     (tmp_path / "now").touch()
-    assert process.wait(60) == 1
+    assert process.wait(PATIENCE) == 1
     assert "nothing has moved for" in output.read_text() and "rank 1 (pid" in output.read_text()
     assert "hangs at: reading samples" in output.read_text() and "the others wait for it" in output.read_text()
 
@@ -120,10 +121,10 @@ def test_a_second_launch_on_the_directory_is_refused_and_harmless(begin, root):
     assert f"is in use by pid {ranks_of(process)[0]} on {os.uname().nodename}" in second.stderr
     assert second.stderr.count("\n") == 1
     steps = steps_done(run)
-    wait_until(lambda: steps_done(run) > steps, "the first launch going on", 30)
+    wait_until(lambda: steps_done(run) > steps, "the first launch going on")
     for rank in ranks_of(process):
         os.kill(rank, signal.SIGKILL)
-    process.wait(30)
+    process.wait(PATIENCE)
     third = run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--until", newest(run) + 1)
     assert "took over the lock of a launch that ended without letting go" in third.stdout
     assert [line["step"] for line in metrics(run)] == list(range(1, len(metrics(run)) + 1))
@@ -169,9 +170,9 @@ def test_a_disk_that_fills_up_and_empties_again_loses_no_line(small_disk, root, 
         filler.close()
     good = newest(run)
     (small_disk / "filler").unlink()
-    wait_until(lambda: newest(run) > good, "a checkpoint after there is room again", 60)
+    wait_until(lambda: newest(run) > good, "a checkpoint after there is room again")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0, output.read_text()
+    assert process.wait(PATIENCE) == 0, output.read_text()
     said = output.read_text()
     assert "No space left on device" in said and "the last good one is kept, training goes on" in said
     steps = [line["step"] for line in metrics(run)]

@@ -2,6 +2,10 @@
 
 import json
 import math
+import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -85,6 +89,29 @@ def test_stop_names_step_samples_and_rank_and_saves_nothing(here, root, rare):
     assert f"samples {bad[0]}..{bad[0]} (rank {owner}, micro-batch {(bad[0] % 8) // 2})" in two.stderr
 
 
+def test_gradients_alone_that_are_not_finite_name_their_rank_and_parameter(root, here, rare, tmp_path):
+    """A weight whose square is infinite is normalised to 0: the loss stays finite, its own gradient does not."""
+    overrides, token = rare
+    run = here("run", *overrides, "--until", "3").run
+    bad = [index for index in poison(run, token, 3e38) if index >= 24]
+    step = bad[0] // 8 + 1
+    shutil.copytree(run, tmp_path / "two")
+    alone = here("run", *overrides, code=1).err
+    assert f"step {step}: loss " in alone and "loss nan" not in alone and alone.count("\n") == 1
+    assert re.search(r"seen in the gradient of decoder\.layers\.\S+ and \d+ parameters before it \(rank 0\)", alone)
+
+    overrides = (*overrides, "batch.micro_size=1", "--nproc", "2")
+    two = run_cli("pretrain", root / "config.yaml", f"run.dir={tmp_path / 'two'}", *overrides, check=False)
+    topology = Topology(2, 0, 1, 1, 2, 0, 0, 0)
+    first = share_of_batch(8 * step - 8, 8, 1, topology)
+    owners = {0 if any(index in share for share in first) else 1 for index in bad if index // 8 + 1 == step}
+    assert len(owners) == 1, "the fixture should spoil one rank's share alone"
+    owner, = owners
+    assert two.returncode == 1 and "Traceback" not in two.stderr
+    assert re.search(rf"first seen in the gradient of decoder\.layers\.\S+ .*\(rank {owner}\b", two.stderr)
+    assert f"(rank {1 - owner}" not in two.stderr
+
+
 def test_skip_is_logged_counted_limited_and_resumes_exactly(here, rare):
     overrides, token = rare
     runs = {name: here(name, *overrides, "--until", "3").run for name in ("whole", "stopped", "limited")}
@@ -117,11 +144,28 @@ def test_an_exploding_run_keeps_the_checkpoint_from_before(here):
     assert metrics(ended.run)[-1]["step"] == 7
 
 
-def test_saves_after_a_skipped_step_delete_no_older_checkpoint(here):
-    ended = here("run", *EXPLODING, "run.on_nonfinite=skip", "run.max_skipped=3", "checkpoint.every=2", code=1)
-    names = {entry.name for entry in (ended.run / "checkpoints").glob("step_*")}
+SLOW_DISK = """
+import os, sys, time
+fsync = os.fsync
+os.fsync = lambda descriptor: (time.sleep(0.1), fsync(descriptor))[1]
+from megatron_encdec.cli import main
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("disk", ["quick", "slow"])  # slow: a save is still under way when the next two are due
+def test_saves_after_a_skipped_step_delete_no_older_checkpoint(disk, here, root, tmp_path):
+    command = (*EXPLODING, "run.on_nonfinite=skip", "run.max_skipped=3", "checkpoint.every=2")
+    run = tmp_path / "run"
+    if disk == "quick":
+        error = here("run", *command, code=1).err
+    else:
+        ended = subprocess.run([sys.executable, "-c", SLOW_DISK, "pretrain", root / "config.yaml", f"run.dir={run}",
+                                *command], text=True, capture_output=True, timeout=300)
+        error = ended.stderr
+        assert ended.returncode == 1, error
+    names = {entry.name for entry in (run / "checkpoints").glob("step_*")}
     assert {"step_00000006", "step_00000008", "step_00000010"} == names  # keep: 1, and 6 is a boundary
-    error = ended.err
     assert "step 11: " in error and "skipped step number 4" in error
 
 

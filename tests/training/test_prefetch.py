@@ -32,7 +32,7 @@ def test_no_more_than_asked_for_is_drawn():
         next(ready)
         time.sleep(0.3)
         assert len(drawn) <= 1 + 2 + 1  # handed out, waiting, in the thread's hand
-        more = len(drawn)
+    more = len(drawn)
     time.sleep(0.3)
     assert len(drawn) == more  # left in the middle: nobody goes on drawing
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_run import metrics, ranks_of, run_cli, start_cli, steps_done, wait_until
+from small_run import PATIENCE, metrics, ranks_of, run_cli, start_cli, steps_done, wait_until
 
 LONG = ("phases.0.steps=2000", "phases.1.steps=2000")
 
@@ -36,12 +36,17 @@ def begin(root, tmp_path):
 
 @pytest.fixture(scope="module")
 def expected(root, tmp_path_factory):
-    """Train lines of the first 200 steps of that run, on one rank and on two."""
-    def lines(*arguments):
-        run = tmp_path_factory.mktemp("expected") / "run"
-        run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--until", "200", *arguments)
-        return metrics(run)
-    return {1: lines(), 2: lines("--nproc", "2")}
+    """A function: train lines of that run up to a step, on one rank or more; it is trained as far as is asked for."""
+    done = {}
+
+    def lines(step: int, ranks: int = 1) -> list[dict]:
+        run = done.setdefault(ranks, tmp_path_factory.mktemp("expected") / "run")
+        if steps_done(run) < step:
+            run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--until", max(step, 200),
+                    *(["--nproc", str(ranks)] if ranks > 1 else []))
+        return metrics(run)[:step]
+
+    return lines
 
 
 def stopped_at(run) -> int:
@@ -51,22 +56,21 @@ def stopped_at(run) -> int:
     return step
 
 
-def continues(root, run, expected, *arguments):
-    """A few more steps give the lines of the unbroken run, each once."""
+def continues(root, run, expected):
+    """A few more steps, on two ranks, give the lines of the unbroken run, each once."""
     step = stopped_at(run) + 3
-    assert step <= len(expected), "the test stopped too late"
-    run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--until", step, *arguments)
-    assert metrics(run) == expected[:step]
+    run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--until", step, "--nproc", "2")
+    assert metrics(run) == expected(step, ranks=2)
 
 
 def test_the_launcher_saves_and_exits_0(begin, root, expected):
     process, run, output = begin("--nproc", "2")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0, output.read_text()
+    assert process.wait(PATIENCE) == 0, output.read_text()
     said = output.read_text()
     assert f"stopped by SIGTERM after step {stopped_at(run)} of 4000, checkpoint saved" in said
     assert "the same command goes on" in said and "Traceback" not in said
-    continues(root, run, expected[2], "--nproc", "2")
+    continues(root, run, expected)
 
 
 def test_a_signal_before_the_first_step_ends_with_nothing_done(root, tmp_path):
@@ -76,7 +80,7 @@ def test_a_signal_before_the_first_step_ends_with_nothing_done(root, tmp_path):
     wait_until(lambda: int(status.read_text().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1,
                "its handlers")  # imports have yet to come
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 0, (tmp_path / "output").read_text()
+    assert process.wait(PATIENCE) == 0, (tmp_path / "output").read_text()
     assert "stopped by SIGTERM after step 0 of 4000, nothing was to be saved" in (tmp_path / "output").read_text()
     assert not (tmp_path / "run/checkpoints/latest").exists()
 
@@ -88,9 +92,9 @@ def test_one_rank_alone_is_told_as_under_srun(root, tmp_path, expected):
                        MASTER_PORT=str(port)) for rank in range(2)]
     wait_until(lambda: steps_done(run) >= 3, "the first steps")
     ranks[1].send_signal(signal.SIGUSR1)  # rank 0 hears of it from rank 1
-    assert [rank.wait(60) for rank in ranks] == [0, 0], (tmp_path / "rank0").read_text()
+    assert [rank.wait(PATIENCE) for rank in ranks] == [0, 0], (tmp_path / "rank0").read_text()
     assert "stopped by SIGUSR1" in (tmp_path / "rank0").read_text()
-    continues(root, run, expected[2], "--nproc", "2")
+    continues(root, run, expected)
 
 
 def test_a_second_signal_ends_at_once(begin):
@@ -98,12 +102,10 @@ def test_a_second_signal_ends_at_once(begin):
     stuck = ranks_of(process)[1]
     os.kill(stuck, signal.SIGSTOP)  # so that rank 0 waits for it in C code and nothing can be saved
     process.send_signal(signal.SIGTERM)
-    time.sleep(1.2)
+    time.sleep(3)  # well over the second in which it would be the same signal, also for a rank that hears of it late
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    begun = time.monotonic()
-    assert process.wait(20) == 128 + signal.SIGTERM
-    assert time.monotonic() - begun < 10
+    assert process.wait(PATIENCE) == 128 + signal.SIGTERM
     assert "a second SIGTERM" in output.read_text()
     with pytest.raises(ProcessLookupError):
         os.kill(stuck, 0)
@@ -113,7 +115,7 @@ def test_a_second_signal_ends_at_once(begin):
 def test_one_process_saves_and_exits_0(begin):
     process, run, output = begin()
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(60) == 0, output.read_text()
+    assert process.wait(PATIENCE) == 0, output.read_text()
     assert "stopped by SIGUSR1" in output.read_text()
 
 
@@ -122,9 +124,9 @@ def test_ranks_whose_launcher_was_killed_save_and_end(begin, root, expected):
     ranks = ranks_of(process)
     process.kill()
     process.wait()
-    wait_until(lambda: not any(alive(rank) for rank in ranks), "the end of the ranks", 60)
+    wait_until(lambda: not any(alive(rank) for rank in ranks), "the end of the ranks")
     assert "the launcher is gone" in output.read_text()
-    continues(root, run, expected[2], "--nproc", "2")
+    continues(root, run, expected)
 
 
 def alive(pid: int) -> bool:
@@ -147,19 +149,23 @@ def test_torchrun_loses_nothing(number, root, tmp_path, expected):
     wait_until(lambda: steps_done(run) >= 3 or agent.poll() is not None, "the first steps")
     ranks = ranks_of(agent)
     agent.send_signal(number)
-    assert agent.wait(60) == (1 if number == signal.SIGTERM else -number), output.read_text()
-    wait_until(lambda: not any(alive(rank) for rank in ranks), "the end of the ranks", 60)
+    assert agent.wait(PATIENCE) == (1 if number == signal.SIGTERM else -number), output.read_text()
+    wait_until(lambda: not any(alive(rank) for rank in ranks), "the end of the ranks")
     said = output.read_text()
     assert "checkpoint saved; the same command goes on" in said
     assert ("stopped by SIGTERM" if number == signal.SIGTERM else "the launcher is gone") in said
-    continues(root, run, expected[2], "--nproc", "2")
+    continues(root, run, expected)
 
 
 def test_a_time_limit_is_kept(root, tmp_path, expected):
+    begun = time.monotonic()
+    run_cli("pretrain", root / "config.yaml", f"run.dir={tmp_path / 'short'}", *LONG, "--until", "5")
+    limit = 15 + round(2 * (time.monotonic() - begun))  # of what this machine needs to start and to stop
     run, begun = tmp_path / "run", time.monotonic()
-    result = run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--time-limit", "25s")
-    assert time.monotonic() - begun < 25
+    result = run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--time-limit", f"{limit}s")
+    assert time.monotonic() - begun < limit
     assert f"stopped before the time limit after step {stopped_at(run)} of 4000" in result.stdout
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["kind"] == "checkpoint" and lines[-1]["step"] == stopped_at(run)
-    assert metrics(run)[:200] == expected[1][:len(metrics(run))]
+    lines = metrics(run)[:200]
+    assert lines == expected(len(lines))
