@@ -18,6 +18,7 @@ kept as they are. Bad content never raises: it is a document with a reason, so t
     not_text      the value under the key is no string
     bad_utf8      the bytes are not UTF-8, or the string holds half of a surrogate pair
     utf16         the whole text is in UTF-16 or UTF-32
+    no_tokens     the tokenizer makes no token of the text (`text/encode.py` finds out)
 """
 
 import json
