@@ -126,8 +126,10 @@ def load_tokenizer(path: str | Path, mask_token: str | None = None, eod_token: s
     # The common names go first: chat models name the end of a *turn* as eos.
     eod_id = _resolve(tokenizer, eod, eod_token, [*EOD_NAMES, own["eos_token"]])
     if eod_id is None:
-        raise UserError(f"{path}: no end-of-document token found and none named; set {eod} to one of its special "
-                        f"tokens{_list_some(tokenizer)}")
+        which = "one of its special tokens" if tokenizer.special_ids else \
+            "a token that no text needs (it has no special ones)"
+        raise UserError(f"{path}: no end-of-document token found and none named; set {eod} to {which}"
+                        f"{_list_some(tokenizer)}")
     tokenizer.eod_id = eod_id
     if tokenizer.mask_id == eod_id:
         raise UserError(f"{path}: {tokenizer.token(eod_id)!r} is both the mask and the end of document; set "
