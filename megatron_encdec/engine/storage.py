@@ -39,6 +39,7 @@ from megatron_encdec.platform.restricted_pickle import load_plain, load_records
 
 _BACKENDS = {"sharded_backend": "torch_dist", "sharded_backend_version": 1,
              "common_backend": "torch", "common_backend_version": 1}  # megatron.core's names for this format
+_COMMON = MetadataIndex("common_state/shard_0_1")  # what it calls the state that is no tensor, from 0.19 on
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,14 @@ def common_state(count: int, groups: list[dict]) -> dict:
 
 
 def read_update_count(directory: Path) -> int:
-    """Adam's update count from common.pt."""
+    """Adam's update count: in common.pt, or among the tensors' bytes, where megatron.core 0.19 puts that state."""
     path = directory / "common.pt"
-    state = load_plain(path)
     try:
+        if not path.exists() and (place := load_records(directory / ".metadata").storage_data.get(_COMMON)):
+            path = _beside(directory, place.relative_path)
+            (state,) = load_plain(path, place.offset, place.length)
+        else:
+            state = load_plain(path)
         return int(state["optimizer"]["optimizer"]["param_groups"][0].get("step", 0))
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise IntegrityError(f"{path}: holds no optimizer settings; this checkpoint is damaged or foreign") from None
@@ -198,9 +203,7 @@ def read_shards(directory: Path, shards: list[Shard]) -> None:
             targets |= {(key, torch.Size(box.offset)): box.values for box in boxes}
             items += found
         for item in items:
-            place = metadata.storage_data[item.storage_index].relative_path
-            if Path(place).name != place or not place.endswith(".distcp"):
-                raise ValueError(f"it points at {place!r}, which is not beside it")
+            _beside(directory, metadata.storage_data[item.storage_index].relative_path)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path}: {error}; this checkpoint is damaged, or of another model") from None
     reader = FileSystemReader(directory)  # its read_metadata, which unpickles anything, is not called
@@ -214,6 +217,13 @@ def read_shards(directory: Path, shards: list[Shard]) -> None:
     except (RuntimeError, ValueError, pickle.UnpicklingError, EOFError, AssertionError) as error:
         raise IntegrityError(f"{directory}: a *.distcp file is damaged or foreign: "
                              f"{str(error).splitlines()[0]}") from None
+
+
+def _beside(directory: Path, name: str) -> Path:
+    """The data file `name` of a checkpoint. Raises ValueError where it is none of its own."""
+    if Path(name).name != name or not name.endswith(".distcp"):
+        raise ValueError(f"it points at {name!r}, which is not beside it")
+    return directory / name
 
 
 def _read_items(key: str, metadata: Metadata, shape: tuple, chunks: list[ChunkStorageMetadata]) -> list:

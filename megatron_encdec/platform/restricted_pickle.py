@@ -10,6 +10,7 @@ Checksums are no defence: whoever alters a file can write its checksum too.
 """
 
 import contextlib
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,12 @@ def load_records(path: Path) -> Any:
         return _RecordUnpickler(file).load()
 
 
-def load_plain(path: Path) -> Any:
-    """What `torch.save` wrote to `path`, if that is tensors and plain containers; else `IntegrityError`."""
-    with _refusing(path):
-        return torch.load(path, map_location="cpu", weights_only=True)
+def load_plain(path: Path, begin: int = 0, length: int | None = None) -> Any:
+    """What `torch.save` wrote to `path` (or to `length` bytes of it from `begin` on), if that is tensors and plain
+    containers; else `IntegrityError`."""
+    with _refusing(path), open(path, "rb") as file:
+        file.seek(begin)
+        return torch.load(io.BytesIO(file.read(length)), map_location="cpu", weights_only=True)
 
 
 @contextlib.contextmanager
