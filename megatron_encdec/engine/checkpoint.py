@@ -59,7 +59,7 @@ def directory_at(path: str, step: int | None) -> Path:
         return found
     found = checkpoints / name_of(step)
     if not found.is_dir():
-        raise UserError(f"{path}@{step}: no checkpoint of step {step} in {path}; there are "
+        raise UserError(f"{path}@{step}: no checkpoint of step {step}; there are "
                         f"{', '.join(saved_names(checkpoints)) or 'none'}")
     return found
 
