@@ -9,12 +9,13 @@
 # the share of masked tokens that it gets right: before, after, and for a trunk of the same shape that started from
 # random weights and saw the same steps. Everything goes to work_dirs/continue; called again it does what is missing.
 set -euo pipefail
+unset CDPATH # else `cd` may go elsewhere, and prints where
 script="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/$(basename "${BASH_SOURCE[0]}")"
 if [[ "${1:-}" == "-h" || "${1:-}" == "--help" ]]; then
     sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$script"
     exit 0
 fi
-source_model="${1:+$(cd "$1" && pwd)}"
+source_model="${1:+$(cd -- "$1" && pwd)}"
 cd "$(dirname "$script")/.."
 source tools/setup_env.sh
 

@@ -8,6 +8,7 @@
 # Installs the recipes of NeMo AutoModel into .venv-nemo (or takes MEGATRON_ENCDEC_PYTHON, which has to have them).
 # Runs go to work_dirs/demo/finetuned, the report to work_dirs/demo/report; the config is examples/finetune_tiny.yaml.
 set -euo pipefail
+unset CDPATH # else `cd` may go elsewhere, and prints where
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 case "${1:-}" in

@@ -20,6 +20,7 @@
 #
 # Arguments are passed on to `pretrain`: dotted.key=value, --until STEP, --dry-run, ...; --help prints this.
 set -euo pipefail
+unset CDPATH # else `cd` may go elsewhere, and prints where
 script="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/$(basename "${BASH_SOURCE[0]}")"
 cd "$(dirname "$script")/.."
 

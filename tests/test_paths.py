@@ -138,7 +138,8 @@ def test_run_dir_at_step(tmp_path, monkeypatch, word, there, meant):
 @pytest.mark.parametrize("path", [
     "runs/a: b", "[x]", "{x}", "1e5", "007", "on", "2024-01-01", "~", "~/a", "a #b", "#a", "a=b", " a ", "*a", "&a",
     "!a", "%a", "@a", "`a`", "'a", "a'b\"c", "a\nb", "né 🙂", "-", "- a", "a/", "a,b", "null", "\t"])
-def test_an_override_of_a_path_is_taken_as_it_stands(tmp_path, path):
+def test_an_override_of_a_path_is_taken_as_it_stands(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(BASE.format(root="x"))
     words = ["run.dir", "run.from.path", "tokenizer.path", "data.train.0.path", "phases.1.name"]
     config = load_config(tmp_path / "c.yaml", [f"{word}={path}" for word in words])

@@ -87,7 +87,7 @@ def directory_at(path: str, step: int | None) -> Path:
         return found
     found = checkpoints / name_of(step)
     if not found.is_dir():
-        raise UserError(f"{path}@{step}: no checkpoint of step {step} in {path}; there are "
+        raise UserError(f"{path}@{step}: no checkpoint of step {step}; there are "
                         f"{listed(saved_names(checkpoints))}")
     return found
 

@@ -20,6 +20,9 @@ another run, or checkpoints that no file `latest` names, is refused.
   srun megatron-encdec pretrain CONFIG                                 a Slurm task a rank
   megatron-encdec pretrain CONFIG run.dir=runs/b --fork runs/a@500     a branch: runs/a as it was after step 500
 
+The value of a key that wants a string, such as a path, is taken as it stands; any other is YAML. A directory that is
+called RUN_DIR@STEP goes before step STEP of RUN_DIR, which is then RUN_DIR/@STEP.
+
 SIGTERM or SIGUSR1, to the command or to any rank, saves and ends with exit code 0; a second one ends at once.
 What is done cannot change: a config with another past is refused, with what differs. What is still to come may.
 """

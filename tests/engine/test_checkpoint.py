@@ -170,7 +170,7 @@ def test_weights_alone(written, topology):
 def test_finding_one(checkpoints, tmp_path):
     assert checkpoint.directory_of(str(tmp_path)).name == "step_00000002"
     assert checkpoint.directory_of(f"{tmp_path}@1").name == "step_00000001"
-    for run, why in ((f"{tmp_path}@3", "there are step_00000001, step_00000002"), (f"{tmp_path}@x", "a step number"),
+    for run, why in ((f"{tmp_path}@3", "there are step_00000001, step_00000002"), (f"{tmp_path}@x", "no step number"),
                      (str(tmp_path / "absent"), "no checkpoint there")):
         with pytest.raises(UserError, match=why):
             checkpoint.directory_of(run)
