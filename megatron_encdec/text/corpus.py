@@ -135,7 +135,7 @@ def _is_kept(path: str, named: bool, found: dict[tuple, InputFile], aliases: dic
         return True
     file = InputFile(path, status.st_size, status.st_mtime_ns)
     try:
-        check_head(path, file.kind)
+        check_head(path, file.kind, file.size)
     except OneObject:
         if named or ".jsonl" in path.lower() or ".ndjson" in path.lower():
             raise

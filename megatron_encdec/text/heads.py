@@ -1,8 +1,8 @@
 """What a file's first bytes say and its name does not, told before any work is done.
 
-    1. `check_head(path, kind)`   refuses pointers of Git LFS, other formats under this name, and files of lines that
-                                  are not JSON lines in UTF-8: UTF-16, line ends of CR alone, one JSON array or object
-    2. `is_utf16(data)`           of a whole text, which is counted and not refused
+    1. `check_head(...)`   refuses pointers of Git LFS, other formats under this name, and files of lines that are not
+                           JSON lines in UTF-8: UTF-16, line ends of CR alone, one JSON array or object
+    2. `is_utf16(data)`    of a whole text, which is counted and not refused
 
 Only what concerns a whole file is refused here. A line that cannot be used is counted where it is read.
 """
@@ -12,7 +12,7 @@ import re
 import shlex
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
-from megatron_encdec.rundir.files import refuse_pointer
+from megatron_encdec.rundir.files import POINTER_BYTES, refuse_pointer
 from megatron_encdec.text.streams import open_stream
 
 HEAD = 64 << 10  # bytes that are looked at
@@ -34,9 +34,10 @@ class OneObject(UserError):
     """The file is one JSON object over many lines: a description of data rather than data."""
 
 
-def check_head(path: str, kind: str) -> None:
-    """Raises `UserError` where the file at `path` is not what its `kind` (of `InputFile`) says."""
-    refuse_pointer(path)
+def check_head(path: str, kind: str, size: int) -> None:
+    """Raises `UserError` where the file at `path`, of `size` bytes, is not what its `kind` (of `InputFile`) says."""
+    if size < POINTER_BYTES:
+        refuse_pointer(path)
     if kind == "text":
         return
     try:

@@ -30,4 +30,4 @@ def mixed_corpus(tmp_path):
     (directory / "c.md").write_bytes(b"")
     (directory / "d.txt").write_bytes(b"\xfe\xff")
     (directory / "e.jsonl").write_bytes(b"")
-    return directory, 301, {"empty": 3, "bad_json": 3, "missing_key": 1, "not_text": 1, "bad_utf8": 3}
+    return directory, 301, {"empty": 3, "bad_json": 3, "missing_key": 1, "not_text": 1, "bad_utf8": 2, "utf16": 1}

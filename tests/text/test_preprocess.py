@@ -129,7 +129,7 @@ def test_failed_run_leaves_the_older_output(tokenizer_dir, tmp_path):
     preprocess([path], tokenizer_dir, tmp_path / "out", workers=1, progress=False)
     before = contents(tmp_path, "*out*")
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(IntegrityError, match=r"data\.jsonl\.gz: damaged"):
+    with pytest.raises(IntegrityError, match=r"data\.jsonl\.gz: cut off"):
         preprocess([path], tokenizer_dir, tmp_path / "out", workers=1, progress=False)
     assert contents(tmp_path, "*out*") == before
 
