@@ -34,7 +34,8 @@ SHOWN = 3  # differences of two plans
 
 
 class PartialRun:
-    """The folder of the unfinished run of `prefix`; a context manager that holds its lock.
+    """The folder of the unfinished run of `prefix`; a context manager that holds its lock. `resumed`: it is of this
+    very plan; `outdated`: chunks that were finished from inputs which have changed since, and are done again.
 
     Raises `UserError` if the place cannot be written, if another process is writing the same output, or if chunks are
     finished there that are not of `plan`: hours of work, perhaps, which only the user may give up.
@@ -46,6 +47,7 @@ class PartialRun:
         self._stack = contextlib.ExitStack()
         self._journal = None
         self.resumed = False
+        self.outdated = 0
 
     def __enter__(self) -> Self:
         try:
@@ -111,6 +113,9 @@ class PartialRun:
         chunks, theirs = len(self.finished_chunks()), self.read_plan()
         if not chunks:
             return
+        if isinstance(theirs, dict) and _without_times(theirs) == _without_times(self.plan):
+            self.outdated = chunks
+            return
         what, keep = "and its plan.json is missing or damaged, so that nobody knows of which inputs and settings", ""
         if isinstance(theirs, dict):
             lines = sorted(differences(theirs, self.plan), key=lambda line: line.startswith("inputs"))  # may be many
@@ -125,6 +130,11 @@ class PartialRun:
         for entry in self.folder.iterdir():
             if entry.name != "lock":
                 entry.unlink()
+
+
+def _without_times(plan: dict) -> dict:
+    """A plan without sizes and times of its inputs: of files that were changed in place since, nothing can be kept."""
+    return plan | {"inputs": [record.get("path") for record in plan.get("inputs", [])]}
 
 
 def remove_left(prefix: str | Path, plan: dict) -> None:

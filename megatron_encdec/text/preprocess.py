@@ -92,6 +92,9 @@ def _make(run: "_Run", tokenizer: Tokenizer, tokenizer_path: str, output_prefix:
     with ExitStack() as stack:
         count = settings.workers or available_cores()
         partial = stack.enter_context(PartialRun(output_prefix, run.plan()))
+        if partial.outdated:
+            _say(progress, f"note: {partial.folder}: {partial.outdated} chunks were finished, but the input files have "
+                 "changed since; starting over")
         pool = stack.enter_context(Workers(count))  # they start while we look at the text
         if manifest := run.published_late(partial):
             _say(progress, f"{partial.folder}: all chunks were finished; the files have their names now")

@@ -114,7 +114,7 @@ def test_a_shard_without_any_text(tokenizer_dir, tmp_path):
     assert (manifest.documents, manifest.skipped["not_text"].count) == (2, 3)
 
 
-def test_stopping_at_the_first_bad_document(tokenizer_dir, tmp_path):
+def test_stopping_at_the_first_bad_document(tokenizer_dir, tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 3)
     (tmp_path / "b.jsonl").write_text('{"text": "x"}\n\n{"text": 1}\n' + "{")
     settings = {"workers": 1, "progress": False}
@@ -126,7 +126,10 @@ def test_stopping_at_the_first_bad_document(tokenizer_dir, tmp_path):
     assert sum(record.count for record in manifest.skipped.values()) == 3
     with pytest.raises(UserError, match=r"b\.jsonl:2: empty"):
         preprocess(inputs, tokenizer_dir, tmp_path / "out", on_error="stop", **settings)
-    assert preprocess(inputs[:1], tokenizer_dir, tmp_path / "out", on_error="stop", **settings).documents == 3
+    assert preprocess(inputs[:1], tokenizer_dir, tmp_path / "other", on_error="stop", **settings).documents == 3
+    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n')  # mended: nothing finished is of use now
+    assert preprocess(inputs, tokenizer_dir, tmp_path / "out", on_error="stop", workers=1).documents == 4
+    assert "out.partial: 1 chunks were finished, but the input files have changed since" in capsys.readouterr().err
 
 
 def test_bad_parquet_and_streams_leave_what_is_done(tokenizer_dir, tmp_path):

@@ -115,13 +115,13 @@ def test_what_does_not_belong_together_is_refused_by_name(corpus, tokenizer_dir,
     make("other1", [corpus / "a.jsonl"], shard=(1, 2))
     make("other2", [corpus, corpus.parent / "input" / "a.jsonl"], shard=(2, 2))
     make("plain", [corpus / "a.jsonl"])
-    make("mask", [corpus / "a.jsonl"], mask_token="<|reserved_1|>")
+    make("ended", [corpus / "a.jsonl"], eod_token="<|reserved_1|>")
     make("split", [corpus / "a.jsonl"], validation_percent=20)
     for parts, message in ((["s1", "s3"], "these are the shards 1/3, 3/3; give all of 3 once, in order"),
                            (["s2", "s1", "s3"], "2/3, 1/3, 3/3; give all of 3"), (["s1", "s1", "s3"], "1/3, 1/3, 3/3"),
                            (["s1"], "1/3; give all of 3"), (["s1", "s2", "plain"], "1/3, 2/3, 1/1"),
                            (["other1", "other2"], "other2: is a shard of other inputs than .*other1"),
-                           (["plain", "mask"], "mask: tokenizer is .*preprocess both alike"),
+                           (["plain", "ended"], "ended: tokenizer.fingerprint is .*preprocess both alike"),
                            (["plain", "split"], "split: its settings .* are not those of .*plain"),
                            (["plain", "none"], "none.*missing")):
         with pytest.raises(UserError, match=message) as error:
