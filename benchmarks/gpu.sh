@@ -13,6 +13,7 @@
 # Exit code 75: not through, the same command goes on. Where OUT names a folder, results are packed into it at the end,
 # and where RESULTS lacks them but $RESULTS.tar.gz is there, they are unpacked first: so a later machine goes on too.
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON="${PYTHON:-python3}"

@@ -8,6 +8,7 @@
 #
 # Where CI is set, the slowest tests are listed at the end.
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source tools/setup_env.sh
 

@@ -16,7 +16,7 @@
 
 if [[ "${BASH_SOURCE[0]}" != "$0" ]]; then # sourced: a child does the work, so that its `exit` cannot end us
     bash "${BASH_SOURCE[0]}" || return 1
-    _encdec_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+    _encdec_root="$(unset CDPATH; cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
     if [[ -n "${MEGATRON_ENCDEC_PYTHON:-}" ]]; then
         PYTHON="$(command -v "$MEGATRON_ENCDEC_PYTHON")"
         export PYTHONPATH="$_encdec_root${PYTHONPATH:+:$PYTHONPATH}" # this checkout, installed or not
@@ -31,7 +31,7 @@ fi
 
 set -euo pipefail
 
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+root="$(unset CDPATH; cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 kind="${ENCDEC_ENV:-}"
 case "$kind" in
     "") extras=dev modules="torch megatron transformers tokenizers yaml rich" ;;
@@ -76,7 +76,7 @@ import sys
 from importlib.util import find_spec
 print(*(name for name in sys.argv[1].split() if not find_spec(name)))' "$modules")"
     [[ -z "$missing" ]] || fail "MEGATRON_ENCDEC_PYTHON=$given: not installed there: $missing;" \
-        "run  $given -m pip install -c '$root/$constraints' -e '$root[$extras]'"
+        "run  '$given' -m pip install -c '$root/$constraints' -e '$root[$extras]'"
 }
 
 make_venv() {
