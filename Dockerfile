@@ -17,7 +17,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends \
-        ibverbs-providers libibverbs1 librdmacm1 python3-dev python3-venv rdma-core tini \
+        ibverbs-providers libibverbs1 librdmacm1 python3-dev python3-venv rdma-core tini zstd \
     && rm -rf /var/lib/apt/lists/*
 
 ENV VIRTUAL_ENV=/opt/venv \

@@ -4,7 +4,8 @@
     2. `Stream.read(count)`   the next bytes; members and frames one behind the other are one stream
 
 pyarrow decodes zstd frames whose window is at most 128 MB. Where a frame needs more (`zstd --long=28` to `31`), the
-`zstd` program goes on from the same byte, if it is installed: its memory is the window's, 2 GB at most.
+`zstd` program goes on from the same byte, if it is installed: its memory is the window's, 2 GB at most. (The package
+zstandard takes long windows too, but its reader ends a file that is cut off as if that were all of it.)
 """
 
 import contextlib
