@@ -11,11 +11,12 @@ characters, never as the special token, so that a corpus cannot end its own docu
 
 import difflib
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+
+import orjson
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.optional import require
@@ -57,8 +58,8 @@ class Tokenizer:
         Normalizer, splitting, model, the added tokens that a text may hold, and the end of document count; names of
         special tokens, decoders, chat templates and the file's layout do not, nor does a special token more.
         """
-        deciding = json.dumps([self.model.deciding(), self.eod_id], sort_keys=True, separators=(",", ":"))
-        return FINGERPRINT_KIND + hashlib.sha256(deciding.encode()).hexdigest()
+        deciding = orjson.dumps([self.model.deciding(), self.eod_id], option=orjson.OPT_SORT_KEYS)
+        return FINGERPRINT_KIND + hashlib.sha256(deciding).hexdigest()
 
     @cached_property
     def file_sha256(self) -> str:

@@ -7,16 +7,18 @@
 
 A tokenizer may meet its special tokens in a text at three places: among the added tokens, as a piece of the model's
 own vocabulary (Unigram, WordLevel, WordPiece), or as a user-defined piece (SentencePiece). Hiding renames the entry (or
-makes it a control piece) for the encoder, so that none of the three can; ids and all other entries stay. Noise that
-belongs to training the tokenizer (dropout) and limits of a text's length are left out as well.
+makes it a control piece) for the encoder, so that none of the three can; ids and all other entries stay. A BPE whose
+merges make none of them, as nearly all are, does not need that: its library can take special tokens as text. Noise
+that belongs to training the tokenizer (dropout) and limits of a text's length are left out as well.
 """
 
-import copy
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+
+import orjson
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.optional import require
@@ -24,7 +26,7 @@ from megatron_encdec.rundir.files import refuse_pointer
 
 MODEL_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 HIDDEN = "\ufdd0"  # starts a hidden name: a noncharacter, which Unicode keeps out of texts
-_LIMITS = ("truncation", "padding")  # sentence encoders store a limit of 128 tokens: it would cut documents silently
+_UNWANTED = ("truncation", "padding")  # sentence encoders store a limit of 128 tokens: it would cut documents silently
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")
 
 
@@ -38,11 +40,12 @@ class HuggingFaceModel:
     def __init__(self, file: Path, content: bytes):
         library = require("tokenizers", f"the tokenizer {file}")
         try:
-            self._content = json.loads(content)
+            self._content = orjson.loads(content)
             self._named = library.Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # noqa: BLE001  (the library raises nothing more precise)
             raise UserError(f"{file}: {_what_json_it_is(file, content, error)}") from None
-        self._load = library.Tokenizer.from_str
+        self._load, self._hidden = library.Tokenizer.from_str, frozenset()
+        self._as_it_is = not self._content["model"].get("dropout")
         self._plain = self._named
         self.vocabulary = self._named.get_vocab(with_added_tokens=True)
         self.special_ids = {id_ for id_, token in self._named.get_added_tokens_decoder().items() if token.special}
@@ -52,19 +55,38 @@ class HuggingFaceModel:
 
     def hide(self, ids: set[int]) -> None:
         """Give the entries `ids` names that no text holds, in what encodes."""
-        content = copy.deepcopy(self._content) | dict.fromkeys(_LIMITS)
-        names = {name: f"{HIDDEN}{id_}" for name, id_ in self.vocabulary.items() if id_ in ids}
+        content, names = self._content, {name: f"{HIDDEN}{id_}" for name, id_ in self.vocabulary.items() if id_ in ids}
+        self._hidden = names.keys()
+        content |= dict.fromkeys(_UNWANTED)
+        if content["model"].get("dropout"):
+            content["model"]["dropout"] = None
+        if self._merges_make_none_of(names.keys()):
+            self._named.no_truncation()
+            self._named.no_padding()
+            self._named.encode_special_tokens = True
+            return
         for token in content.get("added_tokens") or []:
             if token["content"] in names:
                 token |= {"content": names[token["content"]], "special": True, "normalized": False}
         _hide_in_model(content["model"], names)
-        self._content = content
-        self._plain = self._load(json.dumps(content))
+        self._plain = self._load(orjson.dumps(content).decode())
+
+    def _merges_make_none_of(self, names: Collection[str]) -> bool:
+        """Whether the library gives none of `names` for a text by itself, if special tokens are text to it."""
+        model, added = self._content["model"], self._content.get("added_tokens") or []
+        if "merges" not in model or model.get("ignore_merges") or not self._as_it_is:
+            return False
+        if any(len(name) < 2 for name in names):
+            return False
+        if any(token["content"] in names and not token.get("special") for token in added):
+            return False
+        return not any(name in names for name, _, _ in _merges(model))
 
     def forget_unknown(self) -> bool:
         """Do without the unknown token, where the model can: a BPE then leaves out what it does not know."""
         if "merges" in self._content["model"]:
             self._content["model"]["unk_token"] = self.unknown_id = None
+            self._as_it_is = False
         return self.unknown_id is None
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -108,7 +130,7 @@ class HuggingFaceModel:
         import gigatoken
 
         tokens = [token for token in self._content.get("added_tokens") or [] if not token.get("special")]
-        return gigatoken.Tokenizer.from_json(json.dumps(self._content | {"added_tokens": tokens})).backend
+        return gigatoken.Tokenizer.from_json(orjson.dumps(self._content | {"added_tokens": tokens}).decode()).backend
 
     def ordinary_added(self) -> list[str]:
         """Names of the added tokens that a text may hold."""
@@ -120,11 +142,12 @@ class HuggingFaceModel:
         The library writes all defaults out; what is absent, false or empty is left out here, so that a key which a
         later version of it adds changes nothing.
         """
-        content = json.loads(self._plain.to_str())
-        model = content["model"]
-        model["vocab"] = [[*entry, place] for place, entry in enumerate(model["vocab"])] if isinstance(
+        content = orjson.loads(self._plain.to_str())
+        model = content["model"] | {"unk_token": None, "unk_id": None, "unknown": self.unknown_id}
+        vocabulary = [(*entry, place) for place, entry in enumerate(model["vocab"])] if isinstance(
             model["vocab"], list) else sorted(model["vocab"].items(), key=lambda entry: entry[1])
-        model["vocab"] = [entry for entry in model["vocab"] if not entry[0].startswith(HIDDEN)]
+        model["vocab"] = [entry for entry in vocabulary
+                          if not (entry[0] in self._hidden or entry[0].startswith(HIDDEN))]
         tokens = [token for token in content["added_tokens"] if not token["special"]]
         return _without_defaults({"normalizer": content["normalizer"], "pre_tokenizer": content["pre_tokenizer"],
                                   "model": model, "added_tokens": sorted(tokens, key=lambda token: token["id"])})
@@ -139,13 +162,17 @@ def _hide_in_model(model: dict, names: dict[str, str]) -> None:
         model["vocab"] = [[names.get(name, name), score] for name, score in vocabulary]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
-    if model.get("dropout"):
-        model["dropout"] = None
-    if "merges" in model and names.keys() & vocabulary.keys():
-        prefix = model.get("continuing_subword_prefix") or ""
-        pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
-        model["merges"] = [[left, right] for left, right in pairs
-                           if not names.keys() & {left, right, left + right.removeprefix(prefix)}]
+    if "merges" in model:
+        model["merges"] = [[left, right] for made, left, right in _merges(model)
+                           if not (made in names or left in names or right in names)]
+
+
+def _merges(model: dict) -> Iterator[tuple[str, str, str]]:
+    """What each merge of a BPE makes, and of what; older files have the pair as one string."""
+    prefix = model.get("continuing_subword_prefix") or ""
+    for pair in model["merges"]:
+        left, right = pair.split(" ") if isinstance(pair, str) else pair
+        yield left + right.removeprefix(prefix), left, right
 
 
 def _without_defaults(value):

@@ -13,6 +13,7 @@ from megatron_encdec.text.corpus import iter_documents, list_files
 
 ROWS = [{"text": f"naïve {i}", "id": i} for i in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+GZIPPED = gzip.compress(LINES.encode(), mtime=0)  # the same in each process that collects these tests
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
 CONTENTS = {
     "array on a line": (json.dumps(ROWS), "a JSON array, not JSON lines"),
@@ -76,15 +77,15 @@ def test_pointers_of_git_lfs(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(("name", "data", "message"), [
-    ("a.jsonl", gzip.compress(LINES.encode()), "holds gzip data, which its name does not say"),
+    ("a.jsonl", GZIPPED, "holds gzip data, which its name does not say"),
     ("a.jsonl.gz", LINES.encode(), "is no gzip file (it begins with b'"), ("a.jsonl.zst", b"x", "is no zstd file"),
-    ("a.jsonl.zst", gzip.compress(LINES.encode()), "holds gzip data"),
-    ("a.jsonl.gz", gzip.compress(gzip.compress(LINES.encode())), "holds gzip data when decompressed"),
+    ("a.jsonl.zst", GZIPPED, "holds gzip data"),
+    ("a.jsonl.gz", gzip.compress(GZIPPED, mtime=0), "holds gzip data when decompressed"),
     ("a.parquet", LINES.encode(), "is no Parquet file"), ("a.parquet", b"\n<!DOCTYPE HTML><html>", "is an HTML page"),
     ("a.jsonl", b"<html><body>404", "is an HTML page"), ("a.jsonl", b"PK\x03\x04" + bytes(30), "holds zip data"),
     ("a.jsonl.gz", b"", "0 bytes, which is no gzip file"), ("a.json.zst", b"", "0 bytes, which is no zstd file"),
     ("a.parquet", b"", "0 bytes, which is no Parquet file"), ("a.jsonl", bytes(100_000), "nothing but zero bytes"),
-    ("a.json.gz", gzip.compress(LINES.encode())[:-20] + bytes(12), "a.json.gz: damaged|cut off")])
+    ("a.json.gz", GZIPPED[:-20] + bytes(12), "a.json.gz: damaged|cut off")])
 def test_other_formats_under_this_name(tmp_path, name, data, message):
     path = tmp_path / name
     path.write_bytes(data)
