@@ -137,10 +137,12 @@ def load_tokenizer(path: str | Path, mask_token: str | None = None, eod_token: s
                         f"{mask} to another token{_list_some(tokenizer)}")
     pad_id = _resolve(tokenizer, "pad_token", None, [own["pad_token"], *PAD_NAMES])
     tokenizer.pad_id = eod_id if pad_id is None else pad_id
-    tokenizer.special_ids = sorted({*tokenizer.special_ids, eod_id, tokenizer.pad_id}
-                                   | ({tokenizer.mask_id} - {None}))
     _keep_unknown_apart(tokenizer, mask, eod)
-    tokenizer.model.hide({*tokenizer.special_ids, tokenizer.unknown_id} - {None})
+    named = {eod_id, tokenizer.mask_id, tokenizer.unknown_id}
+    if tokenizer.token(tokenizer.pad_id) in (*PAD_NAMES, *tokenizer.model.added):
+        named.add(tokenizer.pad_id)  # some tokenizers pad with an ordinary token, which texts need
+    tokenizer.model.hide({*tokenizer.special_ids, *named} - {None})
+    tokenizer.special_ids = sorted({*tokenizer.special_ids, eod_id, tokenizer.mask_id, tokenizer.pad_id} - {None})
     return tokenizer
 
 

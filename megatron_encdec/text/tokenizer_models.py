@@ -33,8 +33,8 @@ _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")
 class HuggingFaceModel:
     """A `tokenizer.json`.
 
-    `vocabulary`: name -> id, added tokens included. `special_ids`: added tokens marked special. `unknown_id`: what
-    stands for text that it does not know, None where there is no such token.
+    `vocabulary`: name -> id, added tokens included. `added`: names of the added tokens. `special_ids`: those of them
+    that are marked special. `unknown_id`: of the token for text that it does not know, None where there is none.
     """
 
     def __init__(self, file: Path, content: bytes):
@@ -48,7 +48,9 @@ class HuggingFaceModel:
         self._as_it_is = not self._content["model"].get("dropout")
         self._plain = self._named
         self.vocabulary = self._named.get_vocab(with_added_tokens=True)
-        self.special_ids = {id_ for id_, token in self._named.get_added_tokens_decoder().items() if token.special}
+        added = self._named.get_added_tokens_decoder()
+        self.added = [token.content for token in added.values()]
+        self.special_ids = {id_ for id_, token in added.items() if token.special}
         model = self._content["model"]
         unknown = model.get("unk_token")
         self.unknown_id = self.vocabulary.get(unknown) if unknown else model.get("unk_id")
@@ -194,7 +196,7 @@ class SentencePieceModel:
             raise UserError(f"{file}: {_what_file_it_is(file, content, error)}") from None
         self._content, self._plain, model = content, self._named, self._named
         pieces = range(model.get_piece_size())
-        self.vocabulary = {model.id_to_piece(i): i for i in pieces}
+        self.vocabulary, self.added = {model.id_to_piece(i): i for i in pieces}, self.ordinary_added()
         self.special_ids = {i for i in pieces if model.is_control(i) or model.is_unknown(i) or model.is_unused(i)}
         self.unknown_id = model.unk_id()
 

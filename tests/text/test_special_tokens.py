@@ -161,6 +161,15 @@ def test_dropout_is_for_training_a_tokenizer(zoo, tmp_path):
     assert noisy.fingerprint == plain.fingerprint
 
 
+def test_an_ordinary_token_that_is_named_as_padding_stays_in_texts(zoo, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(zoo["byte-level"].read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "e"}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.pad_id in tokenizer.special_ids and tokenizer.token(tokenizer.pad_id) == "e"
+    assert tokenizer.encode("e") == [tokenizer.pad_id]
+    assert tokenizer.fingerprint == load_tokenizer(zoo["byte-level"]).fingerprint
+
+
 def without_unknown(zoo, tmp_path, kind, **changes):
     content = json.loads(zoo[kind].read_bytes())
     content["model"] |= changes
