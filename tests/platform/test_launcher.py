@@ -27,6 +27,8 @@ def _ends(seconds: float, how: int) -> None:
 ])
 def test_the_rank_that_began_it_is_named(ends, code, said, capsys, monkeypatch):
     monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.5)
+    if code == 137:  # on a busy machine the killed rank may have begun long after the other one
+        monkeypatch.setattr(launcher, "SETTLE_SECONDS", 20)
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_ends, args=arguments) for arguments in ends]
     signals = launcher._Forwarder()
