@@ -1,6 +1,14 @@
 """For all tests: one rank's process group; `gpu` and `te` tests skip where there is no GPU or no Transformer Engine."""
 
+import signal
+
 import pytest
+
+
+def pytest_configure():
+    """A shell lets what it runs in the background ignore Ctrl-C, and so would all that the tests start."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
