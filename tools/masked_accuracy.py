@@ -55,8 +55,9 @@ def measure(path: str, arguments) -> tuple[float, float, int]:
     tokenizer = load_tokenizer(path)
     data = DataConfig(train=[SourceConfig(arguments.data)], sequence_length=arguments.length, isolate_documents=False)
     samples = Samples(data, "train")
-    if samples.tokenizer and samples.tokenizer["fingerprint"] != tokenizer.fingerprint:
-        raise UserError(f"{path}: its tokenizer is not the one that wrote {arguments.data}")
+    for store in samples.stores:
+        if store.tokenizer:
+            tokenizer.check_wrote(store.prefix, store.tokenizer["fingerprint"], "HF_DIR")
     objective = build_objective(ObjectiveConfig("mlm", mask_ratio=arguments.mask_ratio), tokenizer.mask_id,
                                 tokenizer.special_ids, tokenizer.vocabulary_size)
     right = total = 0

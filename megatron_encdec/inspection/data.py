@@ -109,8 +109,8 @@ def _window(samples: Samples, index: int, objective, tokenizer: Tokenizer) -> di
 
 def _tokenizer(arguments: argparse.Namespace, report: dict) -> Tokenizer:
     tokenizer = load_tokenizer(arguments.tokenizer, arguments.mask_token, arguments.eod_token, "--{}-token")
-    if report["manifest"] and not tokenizer.has_fingerprint(report["tokenizer"]["fingerprint"]):
-        raise UserError(f"--tokenizer {tokenizer.not_the_one(report['prefix'], report['tokenizer']['fingerprint'])}")
+    if report["manifest"]:
+        tokenizer.check_wrote(report["prefix"], report["tokenizer"]["fingerprint"], "--tokenizer")
     return tokenizer
 
 

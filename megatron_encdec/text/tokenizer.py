@@ -71,15 +71,18 @@ class Tokenizer:
         mine = self.fingerprint if str(recorded).startswith(FINGERPRINT_KIND) else self.file_sha256
         return recorded == mine
 
-    def not_the_one(self, data: str | Path, recorded: str) -> str:
-        """Why `data`, whose manifest has the fingerprint `recorded`, is not of this tokenizer, and what to do."""
+    def check_wrote(self, data: str | Path, recorded: str, setting: str) -> None:
+        """Raises `UserError` where `data`, whose manifest has the fingerprint `recorded`, is not of this tokenizer,
+        which the user has named with `setting`."""
+        if self.has_fingerprint(recorded):
+            return
         ways = "name the tokenizer that wrote it, or preprocess again with this one"
         if not recorded.startswith(FINGERPRINT_KIND):
             ways = (f"its manifest is of an earlier version, which knew a tokenizer by the bytes of its file (sha256 "
                     f"{recorded[:12]}): name the unchanged file; or run preprocess once more with that file as at "
                     "first, which encodes nothing again and records what the tokenizer does")
-        return f"{self.path} (fingerprint {self.fingerprint[:16]}) does not give the ids that {data} holds " \
-               f"({recorded[:16]}); {ways}"
+        raise UserError(f"{setting}: {self.path} (fingerprint {self.fingerprint[:16]}) does not give the ids that "
+                        f"{data} holds ({recorded[:16]}); {ways}")
 
     def ordinary_ids_sha256(self) -> str:
         """Hash of the set of ids that are not special: what masking may hide, and draw in place of a token."""

@@ -66,8 +66,8 @@ def make_plan(config: Config, world_size: int | None = None) -> Plan:
     train = Samples(config.data, "train")
     validation = Samples(config.data, "validation") if config.data.validation else None
     for store in [*train.stores, *(validation.stores if validation else [])]:
-        if store.tokenizer and not tokenizer.has_fingerprint(store.tokenizer["fingerprint"]):
-            raise UserError(f"tokenizer.path: {tokenizer.not_the_one(store.prefix, store.tokenizer['fingerprint'])}")
+        if store.tokenizer:
+            tokenizer.check_wrote(store.prefix, store.tokenizer["fingerprint"], "tokenizer.path")
     config = _resolve(config, phases, tokenizer)
     _check_kernels(config)
 

@@ -190,7 +190,7 @@ def test_a_long_text_in_csv(tmp_path):
 
 
 def test_damaged_files(tmp_path):
-    with pytest.raises(IntegrityError, match="a.csv.gz: damaged after line"):
+    with pytest.raises(IntegrityError, match="a.csv.gz: cut off after line"):
         rows_of(tmp_path / "a.csv.gz", gzip.compress(b"text,label\n" + b"xyz,1\n" * 9999)[:-20])
     with pytest.raises(UserError, match="a.parquet"):
         rows_of(tmp_path / "a.parquet", b"PAR1")

@@ -100,9 +100,11 @@ def test_mistakes_are_one_line(inspect, workspace, options, words):
 
 def test_another_tokenizer_is_refused(inspect, workspace, tmp_path, write_pair):
     other = tmp_path / "tokenizer.json"
-    other.write_text((workspace / "tokenizer" / "tokenizer.json").read_text() + "\n")
+    content = json.loads((workspace / "tokenizer" / "tokenizer.json").read_text())
+    content["model"]["merges"].pop()
+    other.write_text(json.dumps(content))
     code, _, err = inspect("data", workspace / "corpus", "--tokenizer", other)
-    assert code == 2 and "is not the tokenizer that wrote" in err
+    assert code == 2 and "does not give the ids that" in err
     prefix = write_pair(tmp_path / "foreign", [[9999] * 200])  # no manifest to tell: the ids do
     code, _, err = inspect("data", prefix, "--tokenizer", other)
     assert code == 2 and "the data holds the id 9999" in err
