@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.corpus import BYTE_ORDER_MARK, iter_lines
-
-_FOREIGN_MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16",
-                  b"\xfe\xff": "UTF-16"}
+from megatron_encdec.text.corpus import iter_lines
+from megatron_encdec.text.heads import BYTE_ORDER_MARK, is_utf16
 
 
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
@@ -36,10 +34,8 @@ def _lines(path: str) -> Iterator[bytes]:
             yield data
             continue
         first = False
-        for mark, encoding in _FOREIGN_MARKS.items():
-            if data.startswith(mark):
-                raise UserError(f"{path}:1: the file is {encoding} (it begins with its byte order mark); save it as "
-                                "UTF-8")
+        if is_utf16(data):
+            raise UserError(f"{path}:1: the file is UTF-16 or UTF-32; save it as UTF-8")
         data = data.removeprefix(BYTE_ORDER_MARK)
         if not data.endswith(b"\n") and b"\r" in data.rstrip(b"\r"):  # the only line: they end in carriage returns
             yield from (line + b"\r" for line in data.removesuffix(b"\r").split(b"\r"))

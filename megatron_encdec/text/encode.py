@@ -22,7 +22,7 @@ from megatron_encdec.text.documents import Batch, LongDocument, read_chunk
 from megatron_encdec.text.encoder import LONG_CHARACTERS, Encoder, encode_long
 from megatron_encdec.text.indexed import token_dtype
 from megatron_encdec.text.losses import LossCounter, Losses
-from megatron_encdec.text.tokenizer import load_tokenizer
+from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
 
 TRAIN, VALIDATION = "train", "validation"
 EXAMPLES_KEPT = 3  # of documents skipped for one reason
@@ -92,7 +92,7 @@ def make_worker(settings: EncodeSettings) -> Callable[[tuple[int, Chunk]], Chunk
     def work(item: tuple[int, Chunk]) -> ChunkAccount:
         number, chunk = item
         try:
-            writing = _ChunkWriting(number, chunk, settings, encoder, dtype, tokenizer.eod_id, losses)
+            writing = _ChunkWriting(number, chunk, settings, encoder, dtype, tokenizer, losses)
             for part in read_chunk(chunk, settings.text_key):
                 if isinstance(part, LongDocument):
                     writing.add_long(part)
@@ -109,9 +109,9 @@ class _ChunkWriting:
     """A chunk's ids and account while they grow."""
 
     def __init__(self, number: int, chunk: Chunk, settings: EncodeSettings, encoder: Encoder, dtype: np.dtype,
-                 eod_id: int, losses: LossCounter):
-        self._settings, self._encoder, self._dtype, self._eod_id = settings, encoder, dtype, eod_id
-        self._losses = losses
+                 tokenizer: Tokenizer, losses: LossCounter):
+        self._settings, self._encoder, self._dtype, self._losses = settings, encoder, dtype, losses
+        self._eod_id, self._may_fail = tokenizer.eod_id, tokenizer.model.may_fail
         self._chunk = chunk
         self.account = ChunkAccount(number, chunk.consumed)
         self._splits = (TRAIN, VALIDATION) if settings.validation_percent else (TRAIN,)
@@ -186,6 +186,9 @@ class _ChunkWriting:
         for piece in document.pieces():
             characters += len(piece)
             digest.update(piece.encode("utf-8"))
+            if self._may_fail and piece.strip() and not len(self._encoder.encode([piece.encode()])[0]):
+                self._skip("no_tokens", document.file, document.line, document.size)  # before any of it is written
+                return
         if self._settings.validation_percent and is_validation(digest.digest(), self._settings.validation_percent):
             split = VALIDATION
         length = 0

@@ -103,6 +103,11 @@ class HuggingFaceModel:
         return self._named.decode(ids, skip_special_tokens=False)
 
     @property
+    def may_fail(self) -> bool:
+        """Whether one unknown character may leave a whole text without ids: no unknown token, where one is needed."""
+        return self.unknown_id is None and "merges" not in self._content["model"]
+
+    @property
     def drops(self) -> bool:
         """Whether characters may vanish: a BPE without unknown token and bytes leaves out what it does not know."""
         return self._alphabet is not None
@@ -222,7 +227,7 @@ class SentencePieceModel:
         """The text of `ids`."""
         return self._named.decode(ids)
 
-    drops = False  # what the model does not know becomes the unknown token
+    may_fail = drops = False  # what the model does not know becomes the unknown token
 
     def for_gigatoken(self):
         """gigatoken's form of what encodes."""

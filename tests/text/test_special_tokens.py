@@ -196,10 +196,12 @@ def test_an_unknown_token_that_ends_documents_is_not_used(zoo, tmp_path):
         load_tokenizer(tmp_path, setting="--{}-token")
 
 
-def test_a_text_that_has_no_tokens_is_counted(zoo, tmp_path):
-    """A Unigram model without unknown token raises at a character that it does not know: that document is skipped."""
+@pytest.mark.parametrize("length", [1, 900_000])
+def test_a_text_that_has_no_tokens_is_counted(zoo, tmp_path, length):
+    """A Unigram model without unknown token raises at a character that it does not know: that document is skipped, a
+    very long one, which is encoded in pieces, as a whole."""
     without_unknown(zoo, tmp_path, "unigram", unk_id=None)
-    (tmp_path / "docs.jsonl").write_text('{"text": "東京 word"}\n{"text": "word"}\n')
+    (tmp_path / "docs.jsonl").write_text(f'{{"text": "東京 {"word " * length}"}}\n{{"text": "word"}}\n')
     manifest = preprocess([tmp_path / "docs.jsonl"], tmp_path, tmp_path / "out", workers=1, progress=False)
     assert manifest.documents == 1
     assert {reason: one.count for reason, one in manifest.skipped.items()} == {"no_tokens": 1}
