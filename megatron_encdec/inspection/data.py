@@ -23,7 +23,7 @@ from megatron_encdec.objectives import ObjectiveConfig, build_objective
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.schema import parse_yaml, to_dict
 from megatron_encdec.text.manifest import check_files
-from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
 
 PIECE = 1 << 24  # tokens whose document ends are looked up at once
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -108,7 +108,7 @@ def _window(samples: Samples, index: int, objective, tokenizer: Tokenizer) -> di
 
 
 def _tokenizer(arguments: argparse.Namespace, report: dict) -> Tokenizer:
-    tokenizer = load_tokenizer(arguments.tokenizer, arguments.mask_token, arguments.eod_token, "--{}-token")
+    tokenizer = load_tokenizer(arguments.tokenizer, arguments.mask_token, arguments.eod_token, AS_OPTION)
     if report["manifest"]:
         tokenizer.check_wrote(report["prefix"], report["tokenizer"]["fingerprint"], "--tokenizer")
     return tokenizer

@@ -40,9 +40,9 @@ from megatron_encdec.platform import distributed, schema
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.control import Control
 from megatron_encdec.platform.errors import AgreedError, UserError
-from megatron_encdec.rundir.files import fsync_directory, refuse_pointer, replace_durably, write_atomic
+from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
 from megatron_encdec.rundir.lineage import history_hash
-from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file
 from megatron_encdec.training.state import versions
 
@@ -150,9 +150,7 @@ def _with_tokenizer(work: Path, directory: Path, source: SourceModel, wish: Wish
     if wish.tokenizer is None and file is None:
         return _Prepared(source.model, Mask("none"), rows, None, None, (
             "there is no tokenizer in the directory: name one with --tokenizer to train with this import",))
-    if file is not None:
-        refuse_pointer(file)
-    tokenizer = load_tokenizer(path, None, wish.eod_token)
+    tokenizer = load_tokenizer(path, None, wish.eod_token, AS_OPTION)
     if tokenizer.vocabulary_size > rows:
         raise UserError(f"{path}: its tokens go up to id {tokenizer.vocabulary_size - 1}, the model has {rows} rows "
                         "(vocab_size): it is another model's, or tokens were added without resizing the embeddings")

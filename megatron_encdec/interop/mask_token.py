@@ -17,7 +17,7 @@ from typing import Literal
 from megatron_encdec.interop.tokenizer_files import SAMPLES
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
-from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
 from megatron_encdec.text.tokenizer_models import MODEL_FILES, SentencePieceModel, find_model_file, parse_sentencepiece
 
 ADDED = "<|mask|>"
@@ -47,7 +47,7 @@ def choose_mask(tokenizer: Tokenizer, wish: str) -> Mask:
     if wish == "none":
         return Mask("none")
     if wish != "auto":
-        named = load_tokenizer(tokenizer.path, wish)
+        named = load_tokenizer(tokenizer.path, wish, setting=AS_OPTION)
         return Mask("own" if named.mask_id == tokenizer.mask_id else "reserved", wish, named.mask_id)
     if tokenizer.mask_id is not None:
         return Mask("own", tokenizer.token(tokenizer.mask_id), tokenizer.mask_id)

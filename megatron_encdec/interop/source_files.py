@@ -16,7 +16,8 @@ from megatron_encdec.interop.mask_token import FILES
 from megatron_encdec.interop.tokenizer_files import SAMPLES
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import refuse_pointer
-from megatron_encdec.text.tokenizer import Tokenizer, find_model_file
+from megatron_encdec.text.tokenizer import Tokenizer
+from megatron_encdec.text.tokenizer_models import find_model_file
 
 _OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _SHOWN = 4  # tokens of a list

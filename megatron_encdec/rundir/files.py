@@ -16,28 +16,20 @@ POINTERS = {b"version https://git-lfs.github.com/spec/": ("Git LFS", "git lfs pu
             b"/annex/objects/": ("git-annex", "git annex get .")}
 
 
-def is_git_lfs_pointer(path: str | Path) -> bool:
-    """Whether the file at `path` is the small text that stands for a file which Git LFS (or git-annex) has not
-    fetched. False where there is no such file, or it cannot be read."""
-    return _pointer_of(path) is not None
-
-
 def refuse_pointer(path: str | Path) -> None:
-    """Raises `UserError` where the file at `path` is a pointer that Git LFS or git-annex left in the place of one."""
-    if of := _pointer_of(path):
-        raise UserError(f"{path}: a {of[0]} pointer, not the file itself, which was never downloaded; run `{of[1]}` in "
-                        f"{Path(path).absolute().parent} (or download the file again)")
-
-
-def _pointer_of(path: str | Path) -> tuple[str, str] | None:
+    """Raises `UserError` where the file at `path` is the small text that stands for a file which Git LFS (or git-annex)
+    has not fetched. A file that is not there, or cannot be read, is for the caller to refuse."""
     try:
         if os.stat(path).st_size >= POINTER_BYTES or not os.path.isfile(path):
-            return None
+            return
         with open(path, "rb") as file:
             head = file.read(POINTER_BYTES)
     except OSError:
-        return None
-    return next((of for start, of in POINTERS.items() if head.startswith(start)), None)
+        return
+    for start, (what, command) in POINTERS.items():
+        if head.startswith(start):
+            raise UserError(f"{path}: a {what} pointer, not the file itself, which was never downloaded; run "
+                            f"`{command}` in {Path(path).absolute().parent} (or download the file again)")
 
 
 def fsync_directory(path: str | Path) -> None:

@@ -30,7 +30,7 @@ from megatron_encdec.text.partial import PartialRun, remove_left
 from megatron_encdec.text.progress import Progress, short_count
 from megatron_encdec.text.sample import ensure_tokenizer, sample_texts
 from megatron_encdec.text.tally import Tally
-from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
+from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
 from megatron_encdec.text.workers import Workers, available_cores
 
 
@@ -67,7 +67,7 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
     files = list_files(inputs)
     if train_tokenizer is not None:
         ensure_tokenizer(files, tokenizer_path, settings.text_key, train_tokenizer, progress)
-    tokenizer = load_tokenizer(tokenizer_path, settings.mask_token, settings.eod_token, "--{}-token")
+    tokenizer = load_tokenizer(tokenizer_path, settings.mask_token, settings.eod_token, AS_OPTION)
     run = _Run(files, tokenizer, settings, output_prefix)
     if run.finished_before():
         remove_left(output_prefix, run.plan())

@@ -29,6 +29,7 @@ PAD_NAMES = ("<|pad|>", "[PAD]", "<pad>", "<|padding|>")
 # Tokens that vocabularies keep free for later use: <|reserved_special_token_0|>, [unused1], <extra_id_0>, ...
 RESERVED = re.compile(r"[<\[]\|?_?(reserved|unused|extra|control|placeholder|dummy)[\w-]*\|?[>\]]")
 OUR_SPECIAL_TOKENS = ("<|endoftext|>", "<|mask|>", "<|pad|>", *(f"<|reserved_{i}|>" for i in range(5)))
+IN_CONFIG, AS_OPTION = "tokenizer.{}_token", "--{}-token"  # where a user names the mask or the end of document
 FINGERPRINT_KIND = "ids-"  # by what the tokenizer does; hex alone is of its file's bytes, as earlier versions recorded
 
 
@@ -116,10 +117,10 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | Path, mask_token: str | None = None, eod_token: str | None = None,
-                   setting: str = "tokenizer.{}_token") -> Tokenizer:
+                   setting: str = IN_CONFIG) -> Tokenizer:
     """Load the tokenizer at `path` and resolve its special ids.
 
-    `setting`: what the caller's user sets to name a token, for messages; `--{}-token` on a command line. Raises
+    `setting`: where the user names a token, for messages: `IN_CONFIG`, or `AS_OPTION` of a command. Raises
     `UserError` if there is no tokenizer, a named token does not exist (near ones are listed), no end of document is
     known, or mask, end of document and unknown token are not three.
     """

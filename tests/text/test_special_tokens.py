@@ -14,7 +14,7 @@ from megatron_encdec.data.store import TokenStore
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.losses import LossCounter, Losses
 from megatron_encdec.text.preprocess import preprocess
-from megatron_encdec.text.tokenizer import load_tokenizer
+from megatron_encdec.text.tokenizer import AS_OPTION, load_tokenizer
 
 SPECIAL = ["<pad>", "</s>", "<unk>", "<mask>", "<extra_id_0>"]
 WORDS = ["the", "encoder", "reads", "every", "word", "in", "a", "text"]
@@ -193,7 +193,7 @@ def test_an_unknown_token_that_ends_documents_is_not_used(zoo, tmp_path):
         content = json.loads(zoo["wordlevel"].read_bytes())
         content["model"]["unk_token"] = "</s>"
         (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-        load_tokenizer(tmp_path, setting="--{}-token")
+        load_tokenizer(tmp_path, setting=AS_OPTION)
 
 
 @pytest.mark.parametrize("length", [1, 900_000])
