@@ -160,6 +160,8 @@ def build(cls: type, data: Any, where: str = "") -> Any:
 
 def to_dict(config: Any) -> Any:
     """The plain dict/list/scalar form of a config; `build` of it gives an equal config."""
+    if hasattr(config, "to_yaml"):
+        return config.to_yaml()
     if dataclasses.is_dataclass(config):
         return {field.metadata.get("key", field.name): to_dict(getattr(config, field.name))
                 for field in dataclasses.fields(config)}
@@ -188,10 +190,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                     raise error
         raise UserError(f"{where}: expected {_name(hint)}, found {_kind(value)} {value!r}")
     if origin is typing.Literal:
-        if value in arguments and type(value) in {type(argument) for argument in arguments}:
-            return value
-        raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}"
-                        f"{_nearest(str(value), [str(argument) for argument in arguments])}")
+        return one_of(arguments, value, where)
     if dataclasses.is_dataclass(hint):
         from_yaml = getattr(hint, "from_yaml", None)
         return from_yaml(value, where) if from_yaml else build(hint, value, where)
@@ -209,6 +208,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where}: expected a mapping, found {_kind(value)} {value!r}")
         return {key: _convert(arguments[1], item, _join(where, key)) for key, item in value.items()}
     return _convert_scalar(hint, value, where)
+
+
+def one_of(known: tuple, value: Any, where: str) -> Any:
+    """`value`, the key `where`, if it is in `known`; a `UserError` that lists them if not."""
+    if value in known and type(value) in {type(one) for one in known}:
+        return value
+    raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, known))}"
+                    f"{_nearest(str(value), [str(one) for one in known])}")
 
 
 def _convert_scalar(hint: type, value: Any, where: str) -> Any:
