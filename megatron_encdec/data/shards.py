@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_encdec.platform.progress import Progress
 from megatron_encdec.text.indexed import bin_path, idx_path
-from megatron_encdec.text.progress import Progress
 
 PIECE = 1 << 20  # bytes read at once by each thread
 
