@@ -8,8 +8,8 @@ from pathlib import Path
 from megatron_encdec.engine.names import listed
 from megatron_encdec.engine.saver import SaveEvent
 from megatron_encdec.model.flops import training_flops
+from megatron_encdec.platform.device import peak_flops
 from megatron_encdec.platform.optional import why_unusable
-from megatron_encdec.platform.peak import peak_flops
 from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.metrics import MetricsLog
 from megatron_encdec.training.phases import Phase, tokens_per_step

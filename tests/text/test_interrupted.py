@@ -330,7 +330,7 @@ def test_two_at_once_on_one_output(half):
     with held(*command) as first:
         second = run(*command)
     assert second.returncode == 2
-    assert "another process is writing this output" in second.stderr
+    assert f"--output: {partial} is in use by pid {first.pid} on " in second.stderr
     assert second.stderr.count("\n") == 1
     first.communicate(timeout=300)
     assert first.returncode == 0
