@@ -20,7 +20,7 @@ from pathlib import Path
 
 from megatron_encdec import __version__
 from megatron_encdec.platform.children import available_cores
-from megatron_encdec.platform.optional import CUDA_PACKAGES, install_command, is_available
+from megatron_encdec.platform.optional import CUDA_PACKAGES, install_command
 from megatron_encdec.platform.signals import how_it_ended
 
 DESCRIPTION = """\
@@ -28,6 +28,10 @@ Say what this machine can train with: versions, device, backends, and for each t
 command that installs it. Exit code 0 if training can start here, 1 if not.
 """
 _PROBE_SECONDS = 120
+_PROBE = """
+from megatron_encdec.platform.optional import is_available, why_unusable
+print(why_unusable({module!r}) if is_available({name!r}) else "missing")
+"""
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,8 @@ def examine_package(package: Package) -> dict:
         version = metadata.version(package.distribution or package.name)
     except metadata.PackageNotFoundError:
         version = None
-    if version is None and not is_available(package.name.partition(".")[0]):
-        return {"version": None, "state": "missing", "why": "it is not installed"}
-    module = _MODULES.get(package.name, package.name)
-    code = f"from megatron_encdec.platform.optional import why_unusable; print(why_unusable({module!r}))"
+    name, module = package.name.partition(".")[0], _MODULES.get(package.name, package.name)
+    code = _PROBE.format(name=name, module=module)
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     try:
         done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True,
@@ -84,6 +86,8 @@ def examine_package(package: Package) -> dict:
         why = f"broken (its import did not end in {_PROBE_SECONDS} s)"
     if why == "None":
         return {"version": version, "state": "usable", "why": None}
+    if version is None and why == "missing":
+        return {"version": None, "state": "missing", "why": "it is not installed"}
     return {"version": version, "state": "broken", "why": why.removeprefix("broken (").removesuffix(")")}
 
 
