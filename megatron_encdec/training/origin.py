@@ -108,12 +108,23 @@ def refusal(found: Path, then: dict, now: dict, config_then: dict, config_now: d
 def _changed_past(then: dict, now: dict, config_then: dict, config_now: dict) -> list[str]:
     """What differs between two histories. Hashes of learning rates say nothing to people: the keys they follow from
     are shown in their place, where they are on record."""
-    lines = [f"  {line}" for line in differences(then, now)]
-    shown = [line for line in lines if ".learning_rates:" not in line]
-    if lines != shown:
-        rates = [f"  {line}" for line in differences(config_then, config_now) if line.startswith(_RATES)]
-        shown += rates or ["  the learning rates (optimizer.lr, schedule, run.total, lengths of phases)"]
-    return list(dict.fromkeys(shown))
+    pasts = [{key: value for key, value in history.items() if key != "stretches"} for history in (then, now)]
+    lines, steps = differences(*pasts), [[f"{one['start'] + 1}..{one['end']}" for one in history.get("stretches", [])]
+                                         for history in (then, now)]
+    if steps[0] != steps[1]:
+        lines.append(f"phases: steps {', '.join(steps[0])} -> {', '.join(steps[1])}")
+    found: dict[str, list[str]] = {}  # line -> which steps it is true of
+    for where, *pair in zip(steps[0], then.get("stretches", []), now.get("stretches", []), strict=False):
+        for line in differences(*({key: value for key, value in one.items() if key not in ("start", "end")}
+                                  for one in pair)):
+            found.setdefault(line, []).append(where)
+    rates = any(line.startswith("learning_rates:") for line in found)
+    lines += [line if len(where) == len(steps[0]) else f"steps {', '.join(where)}: {line}"
+              for line, where in found.items() if not line.startswith("learning_rates:")]
+    if rates:
+        keys = [line for line in differences(config_then, config_now) if line.startswith(_RATES)]
+        lines += keys or ["the learning rates (optimizer.lr, schedule, run.total, lengths of phases)"]
+    return [f"  {line}" for line in dict.fromkeys(lines)]
 
 
 def _newest(checkpoints: Path, fallback: bool) -> tuple[Path | None, dict | None]:
