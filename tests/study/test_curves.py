@@ -2,15 +2,15 @@
 
 import pytest
 
-from megatron_encdec.study.checkpoints import Stage, curves, parse, shares, short_steps
+from megatron_encdec.study.curves import Stage, curves, parse, shares, short_steps
 from megatron_encdec.study.published import AVERAGES
 from megatron_encdec.study.results import ModelRecord
 
 
 def test_names_of_the_paper():
-    lineage = parse("610m-clm-10k-mlm40-42k")
-    assert lineage.prefix == "610m" and lineage.stages == (Stage("clm", 10_000, False), Stage("mlm40", 42_000, False))
-    assert lineage.step == 42_000 and lineage.share == pytest.approx(10 / 42)
+    name = parse("610m-clm-10k-mlm40-42k")
+    assert name.prefix == "610m" and name.stages == (Stage("clm", 10_000, False), Stage("mlm40", 42_000, False))
+    assert name.steps == 42_000 and name.share == pytest.approx(10 / 42)
     continued = parse("610m-clm-dec42k-mlm40-64k")
     assert continued.stages[0].decayed and continued.share is None
     assert parse("clm-500").stages == (Stage("clm", 500, False),)

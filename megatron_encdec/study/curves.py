@@ -7,7 +7,7 @@ A model's `model.json` says so (`step`, `series`); otherwise its name does, in t
     610m-clm-dec42k-mlm40-64k     MLM on a decayed CLM checkpoint
     anything@1500, anything-step1500, anything-1500
 
-    1. `parse(name)`                 a name -> `Lineage`, or None
+    1. `parse(name)`                 a name -> `ModelName`, or None
     2. `curves(models, records)`     {series: [(step, model), ...]}, only where there are two points or more
     3. `shares(models)`              {(series, steps in all): [(CLM share, model), ...]}, the paper's split figure
 """
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 
 from megatron_encdec.study.results import ModelRecord, natural
 
-_STEPS = r"(?:dec)?\d+(?:\.\d+)?[kKmM]?"
-_STAGE = re.compile(rf"(?P<objective>[a-zA-Z]+\d*)-(?P<steps>{_STEPS})")
-_KNOWN_STAGE = rf"(?:clm|mlm|mntp)\d*-{_STEPS}"
-_PAPER = re.compile(rf"(?:(?P<prefix>.+?)-)??(?P<stages>{_KNOWN_STAGE}(?:-{_KNOWN_STAGE})*)")
-_STEP = re.compile(r"(?P<series>.+?)(?:@|[-_]step[-_]?|-)(?P<steps>\d+(?:\.\d+)?[kKmM]?)")
+_COUNT = r"\d+(?:\.\d+)?[kKmM]?"
+_STAGE = re.compile(rf"(?P<objective>(?:clm|mlm|mntp)\d*)-(?P<decayed>dec)?(?P<steps>{_COUNT})")
+_ANY_STAGE = re.sub(r"\?P<\w+>", "?:", _STAGE.pattern)  # without names, which a pattern may hold only once
+_PAPER = re.compile(rf"(?:(?P<prefix>.+?)-)??(?P<stages>{_ANY_STAGE}(?:-{_ANY_STAGE})*)")
+_STEP = re.compile(rf"(?P<series>.+?)(?:@|[-_]step[-_]?|-)(?P<steps>{_COUNT})")
 _SHARE_GRID = 20  # shares are told apart in twentieths: 3 of 12, 5 of 22 and 10 of 42 thousand steps are all "25 %"
 
 
@@ -37,37 +37,42 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Lineage:
-    """`prefix` (the size, mostly), and the stages in their order."""
+class ModelName:
+    """What a name in the paper's style says: a `prefix` (the size, mostly), and the stages in their order."""
 
     prefix: str
     stages: tuple[Stage, ...]
 
     @property
-    def step(self) -> int:
+    def objectives(self) -> list[str]:
+        """Of the stages."""
+        return [stage.objective for stage in self.stages]
+
+    @property
+    def steps(self) -> int:
         """Steps in all."""
         return self.stages[-1].end
 
     @property
     def share(self) -> float | None:
-        """Part of all steps before the last stage, for a switch under one schedule; None for other lineages."""
+        """Part of all steps before the last stage, for a switch under one schedule; None for other names."""
         if len(self.stages) == 1:
-            return {"clm": 1.0}.get(self.stages[0].objective, 0.0)
-        return self.stages[0].end / self.step if len(self.stages) == 2 and not self.stages[0].decayed else None
+            return 1.0 if self.objectives == ["clm"] else 0.0
+        return self.stages[0].end / self.steps if len(self.stages) == 2 and not self.stages[0].decayed else None
 
 
-def parse(name: str) -> Lineage | None:
+def parse(name: str) -> ModelName | None:
     """What a name in the paper's style says; None for other names."""
     match = _PAPER.fullmatch(name)
     if not match:
         return None
-    found = [(stage["objective"], stage["steps"]) for stage in _STAGE.finditer(match["stages"])]
-    stages = tuple(Stage(objective, steps(end.removeprefix("dec")), end.startswith("dec")) for objective, end in found)
+    stages = tuple(Stage(stage["objective"], _steps(stage["steps"]), bool(stage["decayed"]))
+                   for stage in _STAGE.finditer(match["stages"]))
     ascending = all(a.end < b.end for a, b in zip(stages, stages[1:], strict=False))
-    return Lineage(match["prefix"] or "", stages) if ascending else None
+    return ModelName(match["prefix"] or "", stages) if ascending else None
 
 
-def steps(text: str) -> int:
+def _steps(text: str) -> int:
     """`42k` -> 42000."""
     factor = {"k": 1000, "m": 1_000_000}.get(text[-1].lower(), 1)
     return round(float(text.rstrip("kKmM")) * factor)
@@ -75,7 +80,6 @@ def steps(text: str) -> int:
 
 def curves(models: Iterable[str], records: Mapping[str, ModelRecord]) -> dict[str, list[tuple[int, str]]]:
     """Series of checkpoints, each by its name and in order of steps."""
-    models = list(models)
     points: dict[str, dict[int, str]] = defaultdict(dict)
     for model in models:
         for series, step in _series(model, records.get(model)):
@@ -90,26 +94,21 @@ def curves(models: Iterable[str], records: Mapping[str, ModelRecord]) -> dict[st
 
 def _series(model: str, record: ModelRecord | None) -> list[tuple[str, int]]:
     """Every series that a model may be a point of: the run it lies on and, for a biphasic one, the recipe."""
+    by_step = _STEP.fullmatch(model)
     if record is not None:
-        return [(record.series or _without_step(model), record.step)]
-    lineage = parse(model)
-    if lineage is None:
-        match = _STEP.fullmatch(model)
-        return [(match["series"], steps(match["steps"]))] if match else []
-    prefix = f"{lineage.prefix} " if lineage.prefix else ""
-    last = lineage.stages[-1].objective
-    before = " ".join(f"{stage.objective} {'decayed ' if stage.decayed else ''}{short_steps(stage.end)}"
-                      for stage in lineage.stages[:-1])
-    run = (f"{prefix}{before} → {last}" if before else f"{prefix}{last}", lineage.step)
-    if lineage.share in (None, 0.0, 1.0):
+        return [(record.series or (by_step["series"] if by_step else model), record.step)]
+    name = parse(model)
+    if name is None:
+        return [(by_step["series"], _steps(by_step["steps"]))] if by_step else []
+    *before, last = name.stages
+    done = [f"{one.objective} {'decayed ' if one.decayed else ''}{short_steps(one.end)}" for one in before]
+    prefix = [name.prefix] if name.prefix else []
+    end = ["→", last.objective] if before else [last.objective]
+    run = (" ".join(prefix + done + end), name.steps)
+    if name.share in (None, 0.0, 1.0):
         return [run]
-    percent = round(lineage.share * _SHARE_GRID) * 100 // _SHARE_GRID
-    return [run, (f"{prefix}{lineage.stages[0].objective} {percent} % → {last}", lineage.step)]
-
-
-def _without_step(model: str) -> str:
-    match = _STEP.fullmatch(model)
-    return match["series"] if match else model
+    percent = round(name.share * _SHARE_GRID) * 100 // _SHARE_GRID
+    return [run, (" ".join([*prefix, before[0].objective, f"{percent} %", *end]), name.steps)]
 
 
 def shares(models: Iterable[str]) -> dict[tuple[str, int], list[tuple[float, str]]]:
@@ -117,25 +116,18 @@ def shares(models: Iterable[str]) -> dict[tuple[str, int], list[tuple[float, str
 
     The ends are CLM alone (share 1) and MLM alone (share 0).
     """
-    lineages = {model: lineage for model in models if (lineage := parse(model)) and lineage.share is not None}
-    switched = {(one.prefix, one.stages[-1].objective, one.step) for one in lineages.values()
-                if len(one.stages) == 2 and one.stages[0].objective == "clm"}
+    names = {model: name for model in models if (name := parse(model)) and name.share is not None}
+    switched = {(one.prefix, one.objectives[1], one.steps) for one in names.values()
+                if len(one.stages) == 2 and one.objectives[0] == "clm"}
     found = {}
-    for prefix, last, total in sorted(switched, key=lambda one: (natural(one[0]), one[1], one[2])):
-        points = sorted((one.share, model) for model, one in lineages.items()
-                        if one.prefix == prefix and one.step == total and _belongs(one, last))
+    for prefix, last, total in sorted(switched, key=lambda one: (natural(one[0]), *one[1:])):
+        points = sorted((one.share, model) for model, one in names.items() if (one.prefix, one.steps) == (prefix, total)
+                        and one.objectives in (["clm"], [last], ["clm", last]))
         if len(points) > 2:
             found[f"{prefix} clm → {last}".strip(), total] = points
     return found
 
 
-def _belongs(lineage: Lineage, last: str) -> bool:
-    names = [stage.objective for stage in lineage.stages]
-    return names in (["clm"], [last], ["clm", last])
-
-
 def short_steps(count: int) -> str:
     """42000 -> `42k`."""
-    if count >= 1000 and count % 100 == 0:
-        return f"{count / 1000:g}k"
-    return str(count)
+    return f"{count / 1000:g}k" if count >= 1000 and count % 100 == 0 else str(count)
