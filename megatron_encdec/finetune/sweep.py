@@ -1,7 +1,7 @@
 """A sweep: the runs of a grid, learning rates x seeds, done by workers until each is finished or has failed.
 
-    1. what is on disk decides what is to do           sweep_tree.py: a finished run is never repeated
-    2. workers get runs, those of one dataset to the   sweep_worker.py, sweep_workers.py: models and data stay loaded
+    1. what is on disk decides what is to do           results_tree.py: a finished run is never repeated
+    2. workers get runs, those of one dataset to the   sweep_worker(s).py: models and data stay loaded
        same worker where possible
     3. a run that another sweep works on is waited     two sweeps on one tree share its runs
        for, and done here if the other gives it up
@@ -21,8 +21,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from megatron_encdec.finetune.results_tree import FAILED, FINISHED, TODO, plan, reason_of, state_of, write_failure
 from megatron_encdec.finetune.sweep_progress import SweepProgress, name_of
-from megatron_encdec.finetune.sweep_tree import FAILED, FINISHED, TODO, plan, reason_of, state_of, write_failure
 from megatron_encdec.finetune.sweep_workers import Worker
 
 GRACE_SECONDS = 20.0  # for workers to end after SIGTERM

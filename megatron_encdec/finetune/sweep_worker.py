@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from megatron_encdec.finetune.sweep_tree import FINISHED, claim, state_of, write_failure, write_results
+from megatron_encdec.finetune.results_tree import FINISHED, claim, state_of, write_failure, write_results
 from megatron_encdec.platform.errors import RunFailed, UserError
 
 LOG = "log.txt"  # in the run's folder: what the run printed

@@ -16,11 +16,8 @@ metric as the runs'; `validation` and further keys may stand beside it. `metric`
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_encdec.finetune.results_tree import BASELINES, FAMILIES, read_json, score_of
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.study.records import read_json, score_of
-
-FOLDER = "baselines"
-FAMILIES = ("SC", "TC", "QA", "IR")
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Baselines:
 
 def read_baselines(tree: Path) -> dict[tuple[str, str], Baselines]:
     """All baselines of `tree`; empty where it has none. Raises `UserError` naming a file that is malformed."""
-    return {(path.parent.name, path.stem): _read(path) for path in sorted((tree / FOLDER).glob("*/*.json"))}
+    return {(path.parent.name, path.stem): _read(path) for path in sorted((tree / BASELINES).glob("*/*.json"))}
 
 
 def _read(path: Path) -> Baselines:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_encdec.study.results import Cell, Run
+from megatron_encdec.study.results import Cell, RunScores
 
 Z = 1.96  # of a normal distribution: with five seeds Student's t would give 2.776, the paper does not
 
@@ -48,9 +48,9 @@ def deviation(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def select(cell: Cell) -> dict[int, Run]:
+def select(cell: Cell) -> dict[int, RunScores]:
     """{seed: its finished run with the best validation score}; of equals the one with the lowest learning rate."""
-    best: dict[int, Run] = {}
+    best: dict[int, RunScores] = {}
     for (_, seed), run in sorted(cell.finished.items()):  # by learning rate
         if seed not in best or run.validation > best[seed].validation:
             best[seed] = run
@@ -62,7 +62,7 @@ class Summary:
     """A cell's score. `score` is None where no run finished; `seeds_lost` have no finished run at all."""
 
     cell: Cell
-    selected: dict[int, Run]
+    selected: dict[int, RunScores]
     score: Interval | None
     seeds_lost: list[int]
 
