@@ -31,7 +31,7 @@ import orjson
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
-from megatron_encdec.rundir.lock import InUse, RunLock
+from megatron_encdec.rundir.lock import FolderLock, InUse
 
 FAMILIES = ("SC", "TC", "QA", "IR")
 RESULTS, FAILURE, GRID, BASELINES = "results.json", "failure.json", "grid.json", "baselines"
@@ -65,13 +65,13 @@ def state_of(directory: Path) -> str:
 @contextlib.contextmanager
 def claim(directory: Path) -> Iterator[InUse | None]:
     """Hold the run's folder while the context lasts; gives None then, or says who has it."""
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
+        held = None
         try:
-            held.enter_context(RunLock(directory))
-        except InUse as by_another:
-            yield by_another
-        else:
-            yield None
+            stack.enter_context(FolderLock(directory, "results"))
+        except InUse as refused:
+            held = refused
+        yield held
 
 
 def write_results(directory: Path, results: dict) -> None:
