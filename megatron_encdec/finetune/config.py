@@ -168,7 +168,7 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class FinetuneRun:
-    """One run: a model on a dataset with a learning rate and a seed. Its cell.json is this, as JSON."""
+    """One run: a model on a dataset with a learning rate and a seed. Its cell.json is this."""
 
     model: ModelSource
     dataset: DatasetConfig

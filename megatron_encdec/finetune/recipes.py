@@ -45,15 +45,15 @@ EVALUATED_TOKENS = 16384  # of a batch without gradients, padding included
 PACKAGES = ("torch", "transformers", "tokenizers", "nemo-automodel", "seqeval", "numpy")  # that decide a score
 
 
-def model_of(cell: str, **_) -> torch.nn.Module:
-    """The model of the run whose settings are in the file `cell`, with the head of its family."""
-    run = _read_run(cell)
+def model_of(settings: str, **_) -> torch.nn.Module:
+    """The model of the run whose cell.json is `settings`, with the head of its family."""
+    run = _read_run(settings)
     return build_model(run.model.path, run.family, load_task(run).labels, run.model.weights)
 
 
-def training_features(cell: str, **_) -> list[Feature]:
-    """The training set of the run whose settings are in the file `cell`."""
-    return load_task(_read_run(cell)).train
+def training_features(settings: str, **_) -> list[Feature]:
+    """The training set of the run whose cell.json is `settings`."""
+    return load_task(_read_run(settings)).train
 
 
 def _read_run(path: str) -> FinetuneRun:
@@ -97,7 +97,7 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         self.began = time.perf_counter()
         compat.prepare()
         super().__init__(cfg)
-        self.settings = _read_run(self.cfg.get("cell"))
+        self.settings = _read_run(self.cfg.get("settings"))
         self.task = load_task(self.settings)
 
     def setup(self):

@@ -21,7 +21,7 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.schema import to_dict
 from megatron_encdec.rundir.files import write_atomic, write_json_atomic
 
-SETTINGS, NEMO = "cell.json", "nemo.yaml"
+SETTINGS, NEMO = "cell.json", "nemo.yaml"  # the first: a place of the grid, models x datasets x rates x seeds
 _MODULE = "megatron_encdec.finetune.recipes"
 RECIPES = {"SC": "SequenceClassification", "TC": "TokenClassification", "QA": "SpanExtraction", "IR": "Retrieval"}
 
@@ -69,7 +69,7 @@ def _nemo_config(run: FinetuneRun, settings: Path, features: int, ranks: int) ->
         micro = math.gcd(micro, training.micro_batch_size)
     return {
         "recipe": f"{_MODULE}.{RECIPES[run.family]}",
-        "cell": str(settings),
+        "settings": str(settings),
         "seed": run.seed,
         "step_scheduler": {
             "global_batch_size": training.batch_size, "local_batch_size": max(micro, 1), "num_epochs": training.epochs,
@@ -77,8 +77,8 @@ def _nemo_config(run: FinetuneRun, settings: Path, features: int, ranks: int) ->
             "save_checkpoint_every_epoch": False, "validate_on_checkpoint": False, "preemption_signal": None},
         "dist_env": {"backend": "nccl" if torch.cuda.is_available() else "gloo", "timeout_minutes": 30},
         "model": {"_target_": f"{_MODULE}.model_of", "pretrained_model_name_or_path": run.model.path,
-                  "cell": str(settings)},
-        "dataset": {"_target_": f"{_MODULE}.training_features", "cell": str(settings), "tokenizer": None},
+                  "settings": str(settings)},
+        "dataset": {"_target_": f"{_MODULE}.training_features", "settings": str(settings), "tokenizer": None},
         "dataloader": {"shuffle": True, "num_workers": 0},
         "optimizer": {"_target_": "torch.optim.AdamW", "lr": run.lr, "betas": list(training.betas),
                       "eps": training.eps, "weight_decay": training.weight_decay},
