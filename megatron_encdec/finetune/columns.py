@@ -3,18 +3,17 @@
     1. `read_csv(path, lines)`, `read_tsv(...)`     [(line where the record begins, {column: text})]
     2. `read_conll(path, lines)`                    [(line where the sentence begins, {"tokens": [...], "tags": [...]})]
 
-CSV is RFC 4180. In a TSV of GLUE's kind a quotation mark is a character like any other. But CSV writers write TSV too,
-so a TSV is read with quoting where that is the only way for every row to have the header's columns, or changes no row:
-each field that holds a quotation mark, tab or line end is quoted, its marks doubled (or the header is quoted: a writer
-that quotes all). Where both ways fit and give other rows, and where the lines inside one quoted field look like rows
-themselves, nobody can know: refused, except that lines which look like rows are rows in a TSV.
+CSV is RFC 4180. In a TSV a quotation mark is a character like any other (GLUE), but CSV writers write TSV too. So a TSV
+is read with quoting where only that gives every row the header's columns, or changes no row: each field that holds a
+quotation mark, tab or line end is quoted, its marks doubled (or the header is quoted: a writer that quotes all). Where
+both ways fit and give other rows, and where the lines inside one quoted field look like rows themselves, nobody can
+know: refused, except that lines which look like rows are rows in a TSV. pandas would take all lines up to the next
+stray quotation mark as one field, without a word.
 
 CoNLL: the word first, its tag last, a blank line (or `-DOCSTART-`) between sentences. The first word's line says how
 columns are separated (by tabs if it has one, else by blanks) and how many there are, so that no tag is taken from the
 wrong column. A comment stands before a sentence's first word, begins with `#`, and is `# name = value` or does not end
 in a tag.
-
-pandas and pyarrow read CSV too, but take a stray quotation mark's lines as one field, or drop rows, without a word.
 """
 
 import csv

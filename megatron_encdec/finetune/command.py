@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="runs at a time (= sweep.workers; default: one for each GPU, else for each core, up to "
                              f"{MOST_WORKERS})")
     parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (= sweep.retry_failed)")
-    parser.add_argument("--dry-run", action="store_true", help="say what is to be done; run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="say what there is to do; run nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:

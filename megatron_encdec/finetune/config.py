@@ -56,16 +56,14 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """A labelled set: local files, or a set of the hub.
+    """A labelled set (docs/finetune.md): files, or splits of `hub` NAME[:CONFIG].
 
-    Local files: `train`, `test` and, optionally, `validation` (else 5 % of train, drawn with seed 42, as the paper's).
-    Hub: `hub` NAME[:CONFIG], the three being names of splits; `local` a folder that holds <split>.parquet (or .jsonl,
-    .csv) instead, for a machine that is offline. `train_hub` and `train_columns`: where training is on another set of
-    the hub. `documents` (retrieval): further texts to search.
+    Without `validation` it is 5 % of train, drawn with seed 42, as the paper's. `local`: a folder with <split>.parquet
+    (or .jsonl, .csv) in place of the hub. `train_hub`, `train_columns`: where training is on another set of the hub.
+    `documents` (retrieval): further texts to search; `train_set` names what was trained on.
     `columns` maps our names to the file's: text, text_pair, label | tokens, tags | question, context, answers |
     query, positive. `labels` (SC, TC) fixes the labels and their order, for a set whose training file lacks one of
-    them; else they are those of the whole training set, in order (numbers by value).
-    `train_set` (retrieval) names what was trained on.
+    them; else they are those of the whole training set.
     """
 
     name: str

@@ -3,12 +3,10 @@
     1. `class_name(value, fixed)`                      a value of the label column -> the class's name
     2. `read_answers(answers, impossible, context)`    -> [(text, start in characters)], checked against the context
 
-Formats and tools write one class differently: 1, 1.0 (pandas, where a value of the column was missing), "1", true.
-
+A class is written differently by different tools: 1, 1.0 (pandas, where a value of the column was missing), "1", true.
 Answers are SQuAD's {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"} (or "start"), or of texts
-alone, as ReCoRD has them, each of which is taken where it first stands in the context. CSV holds any of these as JSON,
-or one text. There is no answer where that is declared: an empty list, or `is_impossible`. A text without its place
-never becomes "no answer".
+alone (ReCoRD), each of which is taken where it first stands in the context; CSV holds any of these as JSON, or one
+text. There is no answer where that is declared: an empty list, or `is_impossible`.
 """
 
 import json
