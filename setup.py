@@ -59,7 +59,8 @@ setup(
         "markdown-it-py>=3.0",
     ],
     extras_require={
-        # Fine-tuning recipes. triton 3.9 breaks nemo_automodel's import; it imports wandb where that is installed.
+        # Fine-tuning recipes: not nemo-toolkit, which is for speech alone since 3.0. triton 3.9 breaks nemo_automodel's
+        # import; it imports wandb where that is installed.
         "nemo": ["nemo-automodel==0.7.0", "seqeval>=1.2.2", "wandb>=0.30",
                  "triton>=3.7,<3.9; sys_platform == 'linux'"],
         # Figures of `study report`; not for training, so not in the base.

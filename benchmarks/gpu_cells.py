@@ -87,8 +87,7 @@ def throughput(cell: dict) -> dict:
     import torch
 
     from megatron_encdec.model.flops import training_flops
-    from megatron_encdec.platform.device import device_type
-    from megatron_encdec.platform.peak import peak_flops
+    from megatron_encdec.platform.device import device_type, peak_flops
 
     engine, model = engine_of(cell), model_of(cell)
     samples = RandomDocuments(cell["length"], model.vocabulary_size, cell.get("isolated", True))

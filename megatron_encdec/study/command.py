@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from megatron_encdec.platform.interrupts import interrupts_end_the_process
+from megatron_encdec.platform.signals import interrupts_end_the_process
 
 REPORT = """\
 Read trees of fine-tuning results and write what they come to, in the paper's way: for each seed the learning rate

@@ -16,11 +16,11 @@ from megatron_encdec.page.folder import write_report
 from megatron_encdec.page.page import Fact, Section, page
 from megatron_encdec.page.tables import Table, csv_text, markdown
 from megatron_encdec.platform.optional import require
+from megatron_encdec.platform.progress import Progress
 from megatron_encdec.study.analysis import Analysis, analyse
 from megatron_encdec.study.content import all_tables
 from megatron_encdec.study.figures import all_figures
 from megatron_encdec.study.results import read_trees
-from megatron_encdec.text.progress import Progress
 
 TITLE = "Fine-tuning results"
 SECTIONS = (  # name, title, tables shown open, tables folded away

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from megatron_encdec.page.tables import Interval
-from megatron_encdec.study.results import Cell, Run
+from megatron_encdec.study.results import Cell, RunScores
 
 Z = 1.96  # of a normal distribution: with five seeds Student's t would give 2.776, the paper does not
 
@@ -58,7 +58,7 @@ class Summary:
     sensitivity (None where there are fewer than two learning rates)."""
 
     cell: Cell
-    selected: dict[int, Run]
+    selected: dict[int, RunScores]
     score: Interval | None
     sensitivity: Sensitivity | None
 
@@ -94,9 +94,9 @@ def summarise(cell: Cell) -> Summary:
     return Summary(cell, selected, interval([run.test for run in selected.values()]), sensitivity(cell))
 
 
-def select(cell: Cell) -> dict[int, Run]:
+def select(cell: Cell) -> dict[int, RunScores]:
     """{seed: its finished run with the best validation score}; of equals the one with the lowest learning rate."""
-    best: dict[int, Run] = {}
+    best: dict[int, RunScores] = {}
     for (_, seed), run in sorted(cell.finished.items()):  # by learning rate
         if seed not in best or run.validation > best[seed].validation:
             best[seed] = run

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
     began = started() or time.time()
-    with StopSignals() as signals:  # from here on nothing ends a rank between two steps
+    with StopSignals(second_ends=True) as signals:  # from here on nothing ends a rank between two steps
         if arguments.nproc is None or arguments.nproc == 1:
             return _rank(arguments, began, signals)
         plan = _plan(arguments)
@@ -64,7 +64,15 @@ def run(arguments: argparse.Namespace) -> int:
     if signals.received:
         print("stopped before any rank was started; nothing was to be saved")
         return 0
-    return launch(_arguments_of_a_rank(arguments), arguments.nproc, began)
+    of_a_rank = argparse.Namespace(**{**vars(arguments), "nproc": None})
+    return launch(run, (of_a_rank,), arguments.nproc, began, import_what_ranks_need)
+
+
+def import_what_ranks_need() -> None:
+    """What every rank would import for itself: seconds, done once before the fork."""
+    import torch._dynamo  # noqa: F401  (torch's optimizers import it in their first step)
+
+    import megatron_encdec.training.execute  # noqa: F401
 
 
 def _plan(arguments: argparse.Namespace):
@@ -134,12 +142,3 @@ def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> 
     with distributed.peers():
         return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, began, profile),
                        signals)
-
-
-def _arguments_of_a_rank(arguments: argparse.Namespace) -> list[str]:
-    """The same command for one rank."""
-    options = [("--until", arguments.until), ("--time-limit", arguments.time_limit), ("--fork", arguments.fork),
-               ("--profile", arguments.profile)]
-    given = [f"{option}={value}" for option, value in options if value is not None]
-    return ["pretrain", *given, *(["--fallback"] if arguments.fallback else []), f"--device={arguments.device}", "--",
-            arguments.config, *arguments.overrides]

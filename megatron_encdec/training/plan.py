@@ -16,10 +16,9 @@ from megatron_encdec.model.performance import accumulation_fusion, choose_attent
 from megatron_encdec.model.precision import fp8_shape_problems
 from megatron_encdec.objectives import Objective, ObjectiveConfig, build_objective
 from megatron_encdec.platform import schema
-from megatron_encdec.platform.device import bf16_is_native
+from megatron_encdec.platform.device import bf16_is_native, fp8_facts, fp8_refusal
 from megatron_encdec.platform.distributed import RankEnvironment, check_parallel_sizes
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.fp8 import fp8_facts, fp8_refusal
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer, require_mask
 from megatron_encdec.training.config import Config
 from megatron_encdec.training.parent import resolve, weights_of

@@ -1,15 +1,18 @@
 """Everything a step leaves behind for people: metrics.jsonl, TensorBoard, the progress line."""
 
+import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from megatron_encdec.engine.names import listed
 from megatron_encdec.engine.saver import SaveEvent
 from megatron_encdec.model.flops import training_flops
-from megatron_encdec.platform.peak import peak_flops
+from megatron_encdec.platform.device import peak_flops
+from megatron_encdec.platform.optional import why_unusable
+from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.metrics import MetricsLog
 from megatron_encdec.training.phases import Phase, tokens_per_step
-from megatron_encdec.training.progress import TensorBoard, TrainingProgress
 from megatron_encdec.training.state import Run
 from megatron_encdec.training.step import StepResult
 
@@ -26,7 +29,8 @@ class Report:
         self._tokens_per_step = tokens_per_step(config)
         self._every = config.logging.every
         self._peak = peak_flops(run.plan.dtype) * run.topology.world_size
-        self._progress = TrainingProgress(last, run.step, run.reports)
+        self._last = last
+        self._progress = Progress("step", last, run.reports, run.step, counts=True, stream=sys.stdout)
         self._log = log
         self._board = TensorBoard(run.directory / "tensorboard", run.reports and config.logging.tensorboard)
         self.save_failed, self.metrics_safe = False, True
@@ -84,7 +88,8 @@ class Report:
                      f"samples {nonfinite['samples'][0]}..{nonfinite['samples'][1]}; "
                      f"{run.skipped} of at most {run.plan.config.run.max_skipped}")
         shown = "no target" if loss is None else f"loss {loss:.4f}"
-        self._progress.step(run.step, phase.name, f"{shown}  {speed:,.0f} tokens/s  MFU {mfu:.1%}")
+        self._progress.update(run.step, f"{phase.name}  {shown}  {speed:,.0f} tokens/s  MFU {mfu:.1%}",
+                              always=run.step == self._last)
 
     def evaluation(self, phase: Phase, losses: dict[str, float | None]) -> None:
         """Validation losses by objective."""
@@ -152,3 +157,28 @@ class Report:
         if not self.metrics_safe:
             self.say("metrics.jsonl: there is room again; no line was lost")
         self.metrics_safe = True
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, or nothing where the package is missing or broken."""
+
+    def __init__(self, directory: Path, active: bool):
+        self._writer = None
+        if active and why_unusable("torch.utils.tensorboard") is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(directory))
+
+    def write(self, step: int, **scalars: float) -> None:
+        """Add each scalar that is not None at `step`."""
+        for name, value in scalars.items():
+            if self._writer is not None and value is not None:
+                try:
+                    self._writer.add_scalar(name.replace("__", "/"), value, step)
+                except (OSError, RuntimeError):  # a full disk: metrics.jsonl holds the same numbers
+                    self._writer = None
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        if self._writer is not None:
+            self._writer.close()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from result_trees import write_grid, write_recorded, write_run
 
-from megatron_encdec.study.results import Cell, CellKey, Run, read_trees
+from megatron_encdec.study.results import Cell, CellKey, RunScores, read_trees
 from megatron_encdec.study.statistics import average, compare, interval, select, sensitivity, summarise
 
 SCORES = st.floats(0.0, 1.0)
@@ -18,7 +18,7 @@ def cell_of(scores: dict[tuple[float, int], tuple[float, float] | None], model: 
     """{(rate, seed): (validation, test), or None for a failed run}."""
     cell = Cell(CellKey("SC", "x", "", model))
     for (rate, seed), pair in scores.items():
-        cell.runs[rate, seed] = Run(rate, seed, *(pair or (None, None)), None if pair else "diverged", None)
+        cell.runs[rate, seed] = RunScores(rate, seed, *(pair or (None, None)), None if pair else "diverged", None)
     return cell
 
 
