@@ -12,7 +12,7 @@ from typing import NamedTuple
 from megatron_encdec.page.tables import Interval
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.study import published
-from megatron_encdec.study.curves import curves, shares
+from megatron_encdec.study.curves import Curves, curves, shares
 from megatron_encdec.study.results import CellKey, Results
 from megatron_encdec.study.statistics import Comparison, Summary, average, compare, summarise
 
@@ -27,8 +27,8 @@ class Analysis:
     reference: str | None
     summaries: dict[CellKey, Summary]
     comparisons: dict[Task, list[Comparison]]
-    curves: dict[str, list[tuple[int, str]]]
-    shares: dict[tuple[str, int], list[tuple[float, str]]]
+    curves: Curves
+    shares: Curves
 
     @property
     def families(self) -> list[str]:

@@ -8,8 +8,8 @@ A model's `model.json` says so (`step`, `series`); otherwise its name does, in t
     anything@1500, anything-step1500, anything-1500
 
     1. `parse(name)`                 a name -> `ModelName`, or None
-    2. `curves(models, records)`     {series: [(step, model), ...]}, only where there are two points or more
-    3. `shares(models)`              {(series, steps in all): [(CLM share, model), ...]}, the paper's split figure
+    2. `curves(models, records)`     scores over steps, where there are two points or more
+    3. `shares(models)`              scores over the CLM share of one budget, the paper's split figure
 """
 
 import re
@@ -24,6 +24,7 @@ _STAGE = re.compile(rf"(?P<objective>(?:clm|mlm|mntp)\d*)-(?P<decayed>dec)?(?P<s
 _ANY_STAGE = re.sub(r"\?P<\w+>", "?:", _STAGE.pattern)  # without names, which a pattern may hold only once
 _PAPER = re.compile(rf"(?:(?P<prefix>.+?)-)??(?P<stages>{_ANY_STAGE}(?:-{_ANY_STAGE})*)")
 _STEP = re.compile(rf"(?P<series>.+?)(?:@|[-_]step[-_]?|-)(?P<steps>{_COUNT})")
+Curves = dict[str, list[tuple[float, str]]]  # by the curve's name: where each of its models stands
 _SHARE_GRID = 20  # shares are told apart in twentieths: 3 of 12, 5 of 22 and 10 of 42 thousand steps are all "25 %"
 
 
@@ -78,13 +79,13 @@ def _steps(text: str) -> int:
     return round(float(text.rstrip("kKmM")) * factor)
 
 
-def curves(models: Iterable[str], records: Mapping[str, ModelRecord]) -> dict[str, list[tuple[int, str]]]:
-    """Series of checkpoints, each by its name and in order of steps."""
+def curves(models: Iterable[str], records: Mapping[str, ModelRecord]) -> Curves:
+    """Series of checkpoints, in order of steps."""
     points: dict[str, dict[int, str]] = defaultdict(dict)
     for model in models:
         for series, step in _series(model, records.get(model)):
             points[series].setdefault(step, model)
-    found: dict[str, list[tuple[int, str]]] = {}
+    found: Curves = {}
     for series in sorted(points, key=natural):
         curve = sorted(points[series].items())
         if len(curve) > 1 and curve not in found.values():
@@ -111,20 +112,19 @@ def _series(model: str, record: ModelRecord | None) -> list[tuple[str, int]]:
     return [run, (" ".join([*prefix, before[0].objective, f"{percent} %", *end]), name.steps)]
 
 
-def shares(models: Iterable[str]) -> dict[tuple[str, int], list[tuple[float, str]]]:
-    """Models of one size, objective pair and budget by their CLM share; at least three points with a switch among them.
-
-    The ends are CLM alone (share 1) and MLM alone (share 0).
-    """
+def shares(models: Iterable[str]) -> Curves:
+    """Models of one size, objective pair and budget by their CLM share in per cent, from MLM alone (0) to CLM alone
+    (100); at least three points with a switch among them."""
     names = {model: name for model in models if (name := parse(model)) and name.share is not None}
     switched = {(one.prefix, one.objectives[1], one.steps) for one in names.values()
                 if len(one.stages) == 2 and one.objectives[0] == "clm"}
-    found = {}
+    found: Curves = {}
     for prefix, last, total in sorted(switched, key=lambda one: (natural(one[0]), *one[1:])):
-        points = sorted((one.share, model) for model, one in names.items() if (one.prefix, one.steps) == (prefix, total)
+        points = sorted((100 * one.share, model) for model, one in names.items()
+                        if (one.prefix, one.steps) == (prefix, total)
                         and one.objectives in (["clm"], [last], ["clm", last]))
         if len(points) > 2:
-            found[f"{prefix} clm → {last}".strip(), total] = points
+            found[f"{prefix} clm → {last}, {short_steps(total)} steps".strip()] = points
     return found
 
 

@@ -7,13 +7,14 @@ Each family has a figure of each kind, with a panel for each dataset. A model ha
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from megatron_encdec.page.drawing import COLOURS, INK, MUTED, STYLE, Picture, colour, dots, legend_below, line, panels
 from megatron_encdec.page.tables import Interval, rate_text
 from megatron_encdec.platform.optional import require
 from megatron_encdec.study import published
 from megatron_encdec.study.analysis import Analysis, Task
-from megatron_encdec.study.curves import short_steps
+from megatron_encdec.study.curves import Curves, short_steps
 from megatron_encdec.study.statistics import compare
 
 FAMILY_NAMES = {"SC": "Sequence classification", "TC": "Token classification", "QA": "Question answering",
@@ -23,14 +24,20 @@ ROW = 0.3  # inches, of a figure of dots
 ALL_PAIRS = 6  # models up to which every pair is shown; of more the CSV has them, and --reference chooses
 LINES = 12  # models up to which learning rates are drawn as lines; more are a map of colours
 MAP_END = 20.0  # points below the best rate at which that map ends
+Drawn = list[tuple[Any, str]]  # a figure and its caption; empty where there is nothing to show
 
 
 def all_figures(analysis: Analysis) -> list[Picture]:
     """Every figure that has something to show. Raises `UserError` where matplotlib is not installed."""
+    kinds = (("scores", "scores", "test scores", _scores),
+             ("differences", "comparisons", "differences over the same seeds", _differences),
+             ("checkpoints", "checkpoints", "over checkpoints", _checkpoints),
+             ("shares", "checkpoints", "over the CLM share", _shares),
+             ("learning_rates", "sensitivity", "over learning rates", _rates))
     with require("matplotlib", "study report").rc_context(STYLE):
-        pictures = [draw(analysis, family) for family in analysis.families
-                    for draw in (_scores, _differences, _checkpoints, _shares, _rates)]
-    return [picture for picture in pictures if picture is not None]
+        return [Picture(f"{name}_{family}", section, f"{FAMILY_NAMES[family]}: {title}", caption, figure)
+                for family in analysis.families for name, section, title, draw in kinds
+                for figure, caption in draw(analysis, family)]
 
 
 def _panels(analysis: Analysis, tasks: Sequence[Task], height: float, rows: Sequence[str] = ()):
@@ -39,7 +46,7 @@ def _panels(analysis: Analysis, tasks: Sequence[Task], height: float, rows: Sequ
     return figure, list(zip(tasks, axes, strict=True))
 
 
-def _scores(analysis: Analysis, family: str) -> Picture | None:
+def _scores(analysis: Analysis, family: str) -> Drawn:
     tasks, models = analysis.tasks(family), analysis.results.models
     rows = [model for model in models if any(analysis.summary(task, model) for task in tasks)]
     names = list(dict.fromkeys(name for task in tasks for name in analysis.baselines(task)))
@@ -58,10 +65,8 @@ def _scores(analysis: Analysis, family: str) -> Picture | None:
             axis.axvline(100 * score, **styles[name])
         axis.set_xlabel("test score, %")
     _legend_of_marks(figure, styles, has_published)
-    return Picture(f"scores_{family}", "scores", f"{FAMILY_NAMES[family]}: test scores",
-                   "Mean over seeds and its interval."
-                   + (" Dashed and dotted: baselines." if names else "")
-                   + (" Diamond: the number that the paper prints." if has_published else ""), figure)
+    return [(figure, "Mean over seeds and its interval." + (" Dashed and dotted: baselines." if names else "")
+             + (" Diamond: the number that the paper prints." if has_published else ""))]
 
 
 def _legend_of_marks(figure, styles: Mapping[str, dict], has_published: bool) -> None:
@@ -74,10 +79,10 @@ def _legend_of_marks(figure, styles: Mapping[str, dict], has_published: bool) ->
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), labelcolor=INK)
 
 
-def _differences(analysis: Analysis, family: str) -> Picture | None:
+def _differences(analysis: Analysis, family: str) -> Drawn:
     tasks = [task for task in analysis.tasks(family) if analysis.comparisons[task]]
     if not tasks or analysis.reference is None and len(analysis.results.models) > ALL_PAIRS:
-        return None
+        return []
     pairs = {f"{a} − {b}": (a, b) for a, b in _pairs(analysis, tasks)}
     figure, parts = _panels(analysis, tasks, 1.15 + ROW * len(pairs), list(pairs))
     for task, axis in parts:
@@ -87,9 +92,7 @@ def _differences(analysis: Analysis, family: str) -> Picture | None:
         dots(axis, list(pairs), {row: one.percent for row, one in found.items()},
              lambda row, found=found: COLOURS[0] if found[row].excludes_zero else MUTED)
         axis.set_xlabel("difference, points")
-    return Picture(f"differences_{family}", "comparisons", f"{FAMILY_NAMES[family]}: differences over the same seeds",
-                   "Mean of the differences seed by seed and its interval; grey where the interval reaches zero.",
-                   figure)
+    return [(figure, "Mean of the differences seed by seed and its interval; grey where the interval reaches zero.")]
 
 
 def _pairs(analysis: Analysis, tasks: Sequence[Task]) -> list[tuple[str, str]]:
@@ -101,38 +104,31 @@ def _pairs(analysis: Analysis, tasks: Sequence[Task]) -> list[tuple[str, str]]:
     return [pair if total >= 0 or analysis.reference is not None else pair[::-1] for pair, total in sums.items()]
 
 
-def _checkpoints(analysis: Analysis, family: str) -> Picture | None:
+def _checkpoints(analysis: Analysis, family: str) -> Drawn:
     def label_steps(axis) -> None:
         axis.set_xlabel("pretraining steps")
         axis.xaxis.set_major_formatter(lambda step, _: short_steps(round(step)))
 
-    figure = _curves(analysis, family, analysis.curves, 2, label_steps)
-    return None if figure is None else Picture(
-        f"checkpoints_{family}", "checkpoints", f"{FAMILY_NAMES[family]}: over checkpoints",
-        "Test score of checkpoints of one run, or of one recipe at growing budgets.", figure)
+    return _curves(analysis, family, analysis.curves, 2, label_steps,
+                   "Test score of checkpoints of one run, or of one recipe at growing budgets.")
 
 
-def _shares(analysis: Analysis, family: str) -> Picture | None:
+def _shares(analysis: Analysis, family: str) -> Drawn:
     def label_shares(axis) -> None:
         axis.set_xlabel("CLM share of the steps, %")
         axis.set_xticks((0, 25, 50, 75, 100))
 
-    curves = {f"{series}, {short_steps(total)} steps": [(100 * share, model) for share, model in points]
-              for (series, total), points in analysis.shares.items()}
-    figure = _curves(analysis, family, curves, 3, label_shares)
-    return None if figure is None else Picture(
-        f"shares_{family}", "checkpoints", f"{FAMILY_NAMES[family]}: over the CLM share",
-        "From MLM alone (0 %) to CLM alone (100 %) on one budget.", figure)
+    return _curves(analysis, family, analysis.shares, 3, label_shares,
+                   "From MLM alone (0 %) to CLM alone (100 %) on one budget.")
 
 
-def _curves(analysis: Analysis, family: str, curves: Mapping[str, Sequence[tuple[float, str]]], least: int,
-            label_places: Callable):
-    """A figure of `curves` (label -> place and model of each point), or None where none has `least` points."""
+def _curves(analysis: Analysis, family: str, curves: Curves, least: int, label_axis: Callable, caption: str) -> Drawn:
+    """A panel for each task on which some curve has at least `least` models."""
     tasks = [task for task in analysis.tasks(family)
              if any(sum(analysis.summary(task, model) is not None for _, model in points) >= least
                     for points in curves.values())]
     if not tasks:
-        return None
+        return []
     figure, parts = _panels(analysis, tasks, 3.0)
     for task, axis in parts:
         for number, (label, points) in enumerate(curves.items()):
@@ -140,16 +136,16 @@ def _curves(analysis: Analysis, family: str, curves: Mapping[str, Sequence[tuple
             if len(values) > 1:
                 line(axis, values, colour(number), label)
         axis.set_ylabel("test score, %")
-        label_places(axis)
+        label_axis(axis)
     legend_below(figure)
-    return figure
+    return [(figure, caption)]
 
 
-def _rates(analysis: Analysis, family: str) -> Picture | None:
+def _rates(analysis: Analysis, family: str) -> Drawn:
     tasks = [task for task in analysis.tasks(family) if any(one.sensitivity for one in analysis.cells([task]))]
     models = analysis.results.models
     if not tasks:
-        return None
+        return []
     if len(models) > LINES:
         figure, parts = _panels(analysis, tasks, 1.3 + 0.22 * len(models), models)
         images = [_rate_map(axis, analysis, task) for task, axis in parts]
@@ -162,8 +158,7 @@ def _rates(analysis: Analysis, family: str) -> Picture | None:
         legend_below(figure)
         has_failed = any(summary.cell.failures for summary in analysis.cells(tasks))
         caption = ", with its interval." + (" A cross at the bottom: a run that failed there." if has_failed else "")
-    return Picture(f"learning_rates_{family}", "sensitivity", f"{FAMILY_NAMES[family]}: over learning rates",
-                   f"Mean test score over seeds at each learning rate{caption}", figure)
+    return [(figure, f"Mean test score over seeds at each learning rate{caption}")]
 
 
 def _rate_lines(axis, analysis: Analysis, task: Task) -> None:

@@ -46,9 +46,9 @@ def test_records_say_more_than_names():
 
 def test_shares_of_the_paper():
     found = shares(AVERAGES)
-    assert [total for _, total in found] == [12_000, 22_000, 42_000]
-    assert [share for share, _ in found["610m clm → mlm40", 12_000]] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert found["610m clm → mlm40", 42_000][0][1] == "610m-mlm40-42k"  # not mlm20, mlm30, mlm50
+    assert list(found) == [f"610m clm → mlm40, {total} steps" for total in ("12k", "22k", "42k")]
+    assert [share for share, _ in found["610m clm → mlm40, 12k steps"]] == [0, 25, 50, 75, 100]
+    assert found["610m clm → mlm40, 42k steps"][0][1] == "610m-mlm40-42k"  # not mlm20, mlm30, mlm50
 
 
 def test_short_steps():
