@@ -2,12 +2,11 @@
 
 A run is done under the lock of its folder, and its results or its failure are written here. A worker that is stopped
 in the middle of a run leaves neither: that run is done again.
-
-    1. `make_runner(function)`     called in the worker; what it returns does a run and says what became of it
 """
 
 import contextlib
 import os
+import pkgutil
 import sys
 import time
 import traceback
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_encdec.finetune.results_tree import FINISHED, claim, state_of, write_failure, write_results
-from megatron_encdec.platform.children import function_named, tell
+from megatron_encdec.platform.children import tell
 from megatron_encdec.platform.errors import RunFailed, UserError
 
 LOG = "log.txt"  # in the run's folder: what the run printed
@@ -38,7 +37,7 @@ def make_runner(function: str) -> Callable[[Any], tuple[str, Any]]:
                 return "finished", None
             try:
                 with _output_to(directory / LOG):
-                    results = function_named(function)(run, _Reporter())
+                    results = pkgutil.resolve_name(function)(run, _reporter())
             except (UserError, ImportError) as error:
                 return "mistake", str(error)
             except Exception as error:  # one run's failure is never another's
@@ -70,14 +69,14 @@ def _output_to(path: Path) -> Iterator[None]:
             os.close(old)
 
 
-class _Reporter:
+def _reporter() -> Callable[[int, int], None]:
     """What a run calls at each step: `report(step, total)`."""
+    last = 0.0
 
-    def __init__(self):
-        self._last = 0.0
-
-    def __call__(self, step: int, total: int) -> None:
-        now = time.monotonic()
-        if step == total or now - self._last >= SECONDS_BETWEEN_STEPS:
-            self._last = now
+    def report(step: int, total: int) -> None:
+        nonlocal last
+        if step == total or time.monotonic() - last >= SECONDS_BETWEEN_STEPS:
+            last = time.monotonic()
             tell((step, total))
+
+    return report

@@ -1,9 +1,8 @@
 """Child processes that answer what they are asked, each with a function made there once.
 
-    1. `Child()`               starts a process; `begin(make, arguments)`: "module:function", which returns the answerer
-    2. `send`, `receive`       an item; its answer, or what the child has to `tell` while it works on it
-    3. `with Pool(n) as pool`  several of them; `map_ordered(items)` yields the answers in the items' order
-    4. `main(descriptor)`      a child's life
+    1. `Child()`               one; `begin` tells it what to make of items, `send` gives it one, `receive` its answer
+    2. `with Pool(n) as pool`  several; `pool.map_ordered(items)` yields the answers in the items' order
+    3. `tell(message)`         in a child: what the parent receives before the answer
 
 A child ends at once when its pipe closes, also in the middle of an item: so it does when its parent was killed with
 SIGKILL. SIGTERM unwinds the item in hand first. Ctrl-C reaches the parent alone, which decides.
@@ -12,9 +11,9 @@ Why not `multiprocessing`: its spawned children import the caller's main module 
 a main guard or read from standard input; forked children inherit the threads of Rust libraries.
 """
 
-import importlib
 import os
 import pickle
+import pkgutil
 import queue
 import signal
 import socket
@@ -43,9 +42,9 @@ def available_cores() -> int:
 
 
 class Child:
-    """One process, waiting for `begin`. threads: of its libraries. environment: what else it sees, or sees otherwise.
+    """One process; what it prints goes to standard error. connection: ready when there is something to `receive`.
 
-    `connection` is to be waited on, with others; what it prints goes to standard error.
+    threads: of its libraries. environment: variables that it sees beside, or instead of, this process's.
     """
 
     def __init__(self, threads: int = 1, environment: Mapping[str, str] | None = None):
@@ -65,7 +64,7 @@ class Child:
         self.connection = Connection(ours.detach())
 
     def begin(self, make: str, arguments: tuple) -> None:
-        """Have it answer items with what `make(*arguments)` returns, called at the first one."""
+        """Have it answer items with what `make` ("module:function") returns, called once, at the first item."""
         self.send((make, arguments))
 
     def send(self, item: Any) -> None:
@@ -76,10 +75,8 @@ class Child:
             pass
 
     def receive(self) -> tuple[str, Any] | None:
-        """("told", message), ("answer", its answer), or None where the process has ended.
-
-        Raises a `UserError` of its function; any other exception of it as a `RuntimeError` with the child's traceback.
-        """
+        """("told", message), ("answer", its answer), or None where the process has ended. Raises a `UserError` of its
+        function as such, any other exception as a `RuntimeError` with the child's traceback."""
         try:
             kind, content = self.connection.recv()
         except (EOFError, OSError):
@@ -176,7 +173,7 @@ def main(descriptor: int) -> None:
             try:
                 if answerer is None:
                     make, arguments = pickle.loads(begin)
-                    answerer = function_named(make)(*arguments)
+                    answerer = pkgutil.resolve_name(make)(*arguments)
                 answer = "answer", answerer(pickle.loads(item))
             except UserError as error:
                 answer = "user error", str(error)
@@ -199,12 +196,6 @@ def _listen(parent: Connection, received: queue.SimpleQueue) -> None:
 def _stop(*_) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second must not interrupt the unwinding
     raise _Stopped
-
-
-def function_named(name: str) -> Any:
-    """What "module:name" names."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def tell(message: Any) -> None:

@@ -64,6 +64,7 @@ def launch(work: Callable[..., int], arguments: tuple, ranks: int, began: float,
     sys.stderr.flush()
     for process in processes:
         process.start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # a first spawn lets go of some
     with StopSignals(FORWARDED) as signals:
         return _wait(processes, signals)
 

@@ -160,6 +160,8 @@ def build(cls: type, data: Any, where: str = "") -> Any:
 
 def to_dict(config: Any) -> Any:
     """The plain dict/list/scalar form of a config; `build` of it gives an equal config."""
+    if hasattr(config, "to_yaml"):
+        return config.to_yaml()
     if dataclasses.is_dataclass(config):
         return {_key(field): to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, (list, tuple)):
@@ -179,10 +181,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     hint = kinds[0]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
-        if value in arguments and type(value) in {type(argument) for argument in arguments}:
-            return value
-        raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}"
-                        f"{_nearest(str(value), [str(argument) for argument in arguments])}")
+        return one_of(arguments, value, where)
     if dataclasses.is_dataclass(hint):
         return getattr(hint, "from_yaml", lambda value, where: build(hint, value, where))(value, where)
     if origin in (list, tuple):
@@ -209,6 +208,14 @@ def _convert_to_one_of(kinds: list, value: Any, where: str) -> Any:
             if isinstance(value, dict) and dataclasses.is_dataclass(kind):
                 raise  # what is wrong inside the mapping
     raise _unexpected(" or ".join(map(_name, kinds)), value, where)
+
+
+def one_of(known: tuple, value: Any, where: str) -> Any:
+    """`value`, the key `where`, if it is in `known`; a `UserError` that lists them if not."""
+    if value in known and type(value) in {type(one) for one in known}:
+        return value
+    raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, known))}"
+                    f"{_nearest(str(value), [str(one) for one in known])}")
 
 
 def _convert_scalar(hint: type, value: Any, where: str) -> Any:

@@ -18,8 +18,8 @@ POINTERS = {b"version https://git-lfs.github.com/spec/": ("Git LFS", "git lfs pu
 
 
 def refuse_pointer(path: str | Path) -> None:
-    """Raises `UserError` where the file at `path` is the small text that stands for a file which Git LFS (or git-annex)
-    has not fetched. A file that is not there, or cannot be read, is for the caller to refuse."""
+    """`UserError` where the file at `path` is the small text that stands for one which Git LFS (or git-annex) has not
+    fetched. A file that is not there, or cannot be read, is for the caller to refuse."""
     try:
         if os.stat(path).st_size >= POINTER_BYTES or not os.path.isfile(path):
             return

@@ -43,7 +43,7 @@ class Holder:
 
     @classmethod
     def this_process(cls) -> Self:
-        """The one that asks."""
+        """This one."""
         return cls(socket.gethostname(), _boot_id(), os.getpid(), _start_ticks(os.getpid()),
                    time.strftime("%Y-%m-%d %H:%M:%S"), " ".join(sys.argv)[:500])
 
@@ -66,10 +66,10 @@ class InUse(UserError):
 
 
 class FolderLock:
-    """Holds `folder` for this process as long as the context lasts; made where missing.
+    """Holds `folder` for this process as long as the context lasts; made where missing. option: what users name it by.
 
-    Raises `InUse` where another process holds it (host, pid, start, command), another `UserError` where the folder
-    cannot be written. option: what a user names the folder by, for these messages.
+    Raises `InUse` where another process holds it (host, pid, start, command), another `UserError` where it cannot be
+    written.
     """
 
     def __init__(self, folder: str | Path, option: str = "run.dir"):

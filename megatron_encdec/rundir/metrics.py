@@ -89,12 +89,11 @@ class MetricsLog:
 
     def _put_aside(self, data: bytes, kept: bytes, step: int | None) -> None:
         """Add the whole lines of `data` that are not among `kept` to ASIDE; they are durable there first."""
-        whole = data[: data.rfind(b"\n") + 1]
-        cut = list((Counter(whole.splitlines(keepends=True)) - Counter(kept.splitlines(keepends=True))).elements())
+        cut = list((Counter(data.split(b"\n")[:-1]) - Counter(kept.split(b"\n")[:-1])).elements())
         if not cut:
             return
         with open(self.path.with_name(ASIDE), "ab") as file:
-            file.write(b"".join(cut))
+            file.write(b"".join(line + b"\n" for line in cut))
             file.flush()
             os.fsync(file.fileno())
         whose = "of a launch that saved nothing" if step is None else f"after step {step}"

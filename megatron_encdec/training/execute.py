@@ -44,7 +44,7 @@ def _open(run: Run) -> MetricsLog:
     """config.yaml of the run directory, as this launch has it, and metrics.jsonl, as far as the run has come."""
     path = run.directory / "metrics.jsonl"
     try:
-        log = MetricsLog(path, run.step, run.origin.state.get("metrics_position")) \
+        log = MetricsLog(path, run.step, run.origin.state.metrics_position) \
             if run.origin.kind == "resume" else MetricsLog(path)
         write_atomic(run.directory / "config.yaml", resolved_yaml(run.plan.config))
     except OSError as error:
@@ -73,8 +73,8 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
         limit = None
         if options.time_limit is not None:
             limit = TimeLimit(options.time_limit, options.started, run.bytes_to_save)
-        profiler = Profiler(options.profile, run.directory / "profile", topology.rank)
         report = Report(run, last, logs[0] if logs else None, note)
+        profiler = Profiler(options.profile, run.directory / "profile", topology.rank, report.say)
         job = Job(run, report, Guard(control, settings), Stopper(control, signals, limit), profiler, last)
         try:
             loop.train(job)

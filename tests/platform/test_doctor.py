@@ -24,6 +24,8 @@ def report(tmp_path_factory):
     """`examine()` of this machine with flash_attn, a broken nemo_automodel and an nvidia-smi."""
     directory = tmp_path_factory.mktemp("packages")
     write_module(directory, "flash_attn", "")
+    for name in ("datasets", "matplotlib"):  # only to be quick
+        write_module(directory, name, "")
     write_module(directory, "nemo_automodel", "raise OSError('libcudart.so:\\ncannot open')")
     smi = directory / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho 999.1\n")

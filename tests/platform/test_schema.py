@@ -40,7 +40,7 @@ class Whole:
     from_: str | None = field(default=None, metadata={"key": "from"})
     steps: int | None = None
     ratio: float | Part = 0.5
-    on: bool = False
+    flag: bool = False
     short: Short | None = None
 
 
@@ -56,7 +56,7 @@ def test_every_kind_of_value():
         from: z
         steps: 1e9
         ratio: 5e-4
-        on: true
+        flag: true
         short: word""")
     assert config == Whole((Part("x", 2.0, "b"), Part("y", 1.0, 3)), (10, 3.0), {"a": 1}, "z", 10**9, 5e-4, True,
                            Short("word"))
@@ -68,7 +68,7 @@ def test_every_kind_of_value():
 
 @pytest.mark.parametrize(("text", "said"), [
     ("stesp: 1", "stesp: unknown key; did you mean 'steps'?"),
-    ("zzz: 1", "zzz: unknown key (known: from, on, pair, parts, ratio, short, sizes, steps)"),
+    ("zzz: 1", "zzz: unknown key (known: flag, from, pair, parts, ratio, short, sizes, steps)"),
     ("parts: [{weight: 1}]", "parts.0.path: missing; every config must give it"),
     ("parts: [{path: x}, {path: y, weight: -1}]", "parts.1.weight: -1.0 is below 0"),
     ("parts: {path: x}", "parts: expected a list, found a mapping"),
@@ -81,8 +81,8 @@ def test_every_kind_of_value():
     ("sizes: [1]", "sizes: expected a mapping, found a list [1]"),
     ("sizes: {a: x}", "sizes.a: expected an integer, found a string 'x'"),
     ("steps: true", "steps: expected an integer, found a boolean True"),
-    ("on: 1", "on: expected true or false, found an integer 1"),
-    ("on: null", "on: expected true or false, found nothing None"),
+    ("flag: 1", "flag: expected true or false, found an integer 1"),
+    ("flag: null", "flag: expected true or false, found nothing None"),
     ("ratio: x", "ratio: expected a number or a mapping, found a string 'x'"),
     ("ratio: {pth: x}", "ratio.pth: unknown key; did you mean 'path'?"),
 ])
