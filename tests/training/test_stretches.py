@@ -46,7 +46,7 @@ def test_lengths(overrides, ends):
     ((phases("fraction: 0.5", "fraction: 0.5"),), "run.total.steps or run.total.tokens must be given"),
     (("run.total.steps=10", phases("fraction: 0.01", "fraction: 0.99")), "less than one step"),
     ((phases("steps: 3", "steps: 3, tokens: 100"),), "exactly one of steps, tokens, fraction"),
-    ((phases("steps: 0"),), "phases.0.steps: 0 is not positive"),
+    ((phases("steps: 0"),), "phases.0.steps: 0 is not above 0"),
     (("schedule.warmup_steps=9", "schedule.decay_steps=9"), "more than its 12 steps"),
     (("phases.1.name=causal",), "'causal' is given 2 times"),
     (("run.total={steps: 3, tokens: 4}",), "not both"),
