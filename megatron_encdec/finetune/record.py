@@ -18,7 +18,7 @@ from pathlib import Path
 
 from megatron_encdec import __version__
 from megatron_encdec.finetune.config import Cell
-from megatron_encdec.interop.pooling import write_pooling
+from megatron_encdec.interop.hugging_face import write_pooling
 from megatron_encdec.platform.schema import build, to_dict
 from megatron_encdec.rundir.files import write_json_atomic
 
