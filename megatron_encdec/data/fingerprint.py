@@ -6,10 +6,7 @@ The record holds the shards' hashes as a manifest does, so that `data/verify.py`
 changed.
 """
 
-import contextlib
-import fcntl
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from megatron_encdec.data.shards import hash_ranges, ranges_of, shard_ranges
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.rundir.files import write_json_atomic
+from megatron_encdec.rundir.lock import taking_turns
 from megatron_encdec.text.indexed import SHARD_SIZE, bin_path, idx_path
 from megatron_encdec.text.manifest import data_fingerprint
 
@@ -81,7 +79,7 @@ def keep_record(prefix: str | Path, record: Record) -> bool:
 def without_manifest(prefix: str | Path) -> tuple[str, str]:
     """(fingerprint, what to say of it) of a pair without a manifest. The ranks of a node take turns: one hashes."""
     says = f"{prefix}: no manifest (another tool's file), so which tokenizer wrote it is not known; fingerprint"
-    with _alone(prefix):
+    with taking_turns(idx_path(prefix)):
         record = read_record(prefix)
         if record is not None and record.files == _file_states(prefix):
             return record.fingerprint, f"{says} {record.fingerprint[:12]}, as kept in {record_path(prefix)}"
@@ -97,12 +95,3 @@ def _file_states(prefix: str | Path) -> dict[str, FileState]:
         status = path.stat()
         states[path.suffix[1:]] = FileState(status.st_size, status.st_mtime_ns)
     return states
-
-
-@contextlib.contextmanager
-def _alone(prefix: str | Path) -> Iterator[None]:
-    """Hold the index's lock: every reader may take it, and no file is left behind."""
-    with open(idx_path(prefix), "rb") as file:
-        with contextlib.suppress(OSError):  # a file system without locks: each hashes for itself
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -6,14 +6,14 @@
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_encdec.platform.children import available_cores
+from megatron_encdec.platform.progress import Progress
 from megatron_encdec.text.indexed import bin_path, idx_path
-from megatron_encdec.text.progress import Progress
 
 PIECE = 1 << 20  # bytes read at once by each thread
 
@@ -55,10 +55,9 @@ def hash_ranges(ranges: Sequence[Range], label: str) -> list[str | OSError]:
     """Hex sha256 of each range, or the error that reading it gave; on all cores, with a progress line."""
     found: list[str | OSError] = [""] * len(ranges)
     total, done = sum(one.bytes for one in ranges), 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # The longest first (an index is one range however large), so that no core ends long after the others.
     order = sorted(range(len(ranges)), key=lambda k: (-ranges[k].bytes, k))
-    with Progress(label, total) as progress, ThreadPoolExecutor(cores) as pool:
+    with Progress(label, total) as progress, ThreadPoolExecutor(available_cores()) as pool:
         waiting = {pool.submit(_hash_range, ranges[k]): k for k in order}
         try:
             for future in as_completed(waiting):

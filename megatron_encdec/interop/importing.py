@@ -27,6 +27,7 @@ import torch.distributed as dist
 import yaml
 from safetensors.torch import save_file
 
+from megatron_encdec.engine.run_state import RunState, versions
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.engine.shards import Shard
 from megatron_encdec.interop.conversion import Conversion
@@ -38,6 +39,7 @@ from megatron_encdec.interop.source_files import check_files, copy_tokenizer_fil
 from megatron_encdec.interop.tensor_files import TensorFiles
 from megatron_encdec.interop.tokenizer_files import tokenizer_remarks
 from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.objectives import of_attention
 from megatron_encdec.platform import distributed, schema
 from megatron_encdec.platform.control import Control
 from megatron_encdec.platform.errors import AgreedError, UserError
@@ -45,7 +47,6 @@ from megatron_encdec.rundir.files import fsync_tree, replace_durably, sha256_fil
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file
-from megatron_encdec.training.state import versions
 
 USUAL_LENGTH = 2048  # tokens of a window, where the model has as many positions
 REPLACED_ROWS = "replaced_rows.safetensors"
@@ -161,7 +162,7 @@ def _about_mask(mask: Mask, tokenizer: Tokenizer) -> str:
 
 
 def _run_state(source: SourceModel, conversion: Conversion, prepared: _Prepared, wish: Wish,
-               control: Control) -> dict:
+               control: Control) -> RunState:
     """run_state.json: a state that nothing was trained for, determined by the files it came from."""
     rank, ranks, files = dist.get_rank(), dist.get_world_size(), conversion.files
     hashed = control.gathered({file.name: sha256_file(file) for file in files.files[rank::ranks]})
@@ -170,14 +171,13 @@ def _run_state(source: SourceModel, conversion: Conversion, prepared: _Prepared,
     history = {"step": 0, "imported": {"weights": weights, "mask": mask}, "model": prepared.model.identity(),
                "phases": []}
     topology = distributed.Topology(ranks, rank, 1, 1, ranks, 0, 0, rank)
-    return {"step": 0, "phase": 0, "phase_name": "import", "objective": "mlm" if source.target.is_encoder else "clm",
-            "samples": 0, "tokens": 0, "targets": 0, "skipped": 0, "metrics_position": None,
-            "history_hash": history_hash(history), "history": history, "data_fingerprints": [],
-            "tokenizer_fingerprint": prepared.tokenizer, "topology": topology.as_dict(), "versions": versions(),
-            "imported": {"as": source.target.name, "architecture": source.architecture, "weights": weights,
-                         "mask": mask, "vocabulary_size": source.model.vocabulary_size,
-                         "dtype": next(name for name, dtype in DTYPES.items() if dtype == conversion.dtype),
-                         "ignore": list(wish.ignore)}}
+    dtype = next(name for name, dtype in DTYPES.items() if dtype == conversion.dtype)
+    return RunState(
+        step=0, phase=0, phase_name="import", objective=of_attention(source.target.attention), samples=0, tokens=0,
+        targets=0, history_hash=history_hash(history), history=history, data_fingerprints=[],
+        tokenizer_fingerprint=prepared.tokenizer, topology=topology.as_dict(), versions=versions(),
+        imported={"as": source.target.name, "architecture": source.architecture, "weights": weights, "mask": mask,
+                  "vocabulary_size": source.model.vocabulary_size, "dtype": dtype, "ignore": list(wish.ignore)})
 
 
 def _with_progress(conversion: Conversion, units: list, say: Callable[[str], None]) -> Iterator[Shard]:

@@ -25,8 +25,7 @@ from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.source_files import read_object
 from megatron_encdec.model.trunk import Trunk
-from megatron_encdec.objectives import MicroBatch, ObjectiveConfig, build_objective, collate
-from megatron_encdec.objectives.base import AttentionKind
+from megatron_encdec.objectives import AttentionKind, MicroBatch, Vocabulary, collate, evaluated
 from megatron_encdec.platform.device import device
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import Tokenizer
@@ -205,16 +204,13 @@ def _compare_texts(trunk: Trunk, model, target: Target, source: Source, texts: l
 
 def _compare_losses(trunk: Trunk, model, source: Source, samples: Samples, numbers: range) -> Iterator[Answer]:
     tokenizer, config = source.tokenizer, source.config
-    settings = {phase.objective.name: phase.objective for phase in config.phases}
-    settings.setdefault("clm", ObjectiveConfig("clm"))
-    if tokenizer.mask_id is not None:
-        settings.setdefault("mlm", ObjectiveConfig("mlm"))
-    for name, setting in sorted(settings.items()):
-        objective = build_objective(setting, tokenizer.mask_id, tokenizer.special_ids, tokenizer.vocabulary_size)
+    for name, objective in evaluated([phase.objective for phase in config.phases],
+                                     tokenizer.mask_id is not None).items():
         target = next(target for target in TARGETS.values()
                       if target.attention == objective.attention and target.family.refuses(config.model) is None)
         there = hugging_face_config(target, config.model, config.data.sequence_length, tokenizer)
-        batch = collate(objective, [samples.sample(number) for number in numbers], samples.seed)
+        batch = collate(objective, [samples.sample(number) for number in numbers], samples.seed,
+                        Vocabulary.of(tokenizer))
         ours, theirs = losses(trunk, build_model(target, there, model.state_dict()), batch)
         yield abs(ours - theirs) <= _LOSS_TOLERANCE, (f"loss, {name} on {len(numbers)} validation windows: trunk "
                                                       f"{ours:.6f}, {target.model_class} {theirs:.6f}")

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_encdec.platform.children import Pool, available_cores
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.files import replace_durably
-from megatron_encdec.text.progress import Progress
-from megatron_encdec.text.workers import Workers, available_cores
 
 LONGER_THAN = 200  # characters, after cleaning: shorter docstrings are mostly signatures
 FILES_AT_ONCE = 32
@@ -62,7 +62,7 @@ def build_docstring_corpus(output_jsonl: str | Path, site_packages: str | Path |
     temporary = output.with_name(f".{output.name}.tmp")
     try:
         with (open(temporary, "wb") as file, Progress("docstrings", len(files), progress) as shown,
-              Workers(workers or available_cores()) as pool):
+              Pool(workers or available_cores()) as pool):
             pool.begin("megatron_encdec.text.docstrings:make_extractor", (str(root),))
             counts = _write(file, pool.map_ordered(batches), len(files), shown)
             if not counts.documents:

@@ -17,7 +17,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from megatron_encdec.platform.children import Pool, available_cores
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.progress import Progress, short_count
 from megatron_encdec.text import finish
 from megatron_encdec.text import manifest as manifests
 from megatron_encdec.text.chunks import CHUNK_BYTES, Chunk, chunks, share_of, slots
@@ -27,11 +29,9 @@ from megatron_encdec.text.encoder import GIGATOKEN, EncoderChoice, choose_encode
 from megatron_encdec.text.indexed import IndexedWriter, bin_path, token_dtype
 from megatron_encdec.text.manifest import Manifest
 from megatron_encdec.text.partial import PartialRun, remove_left
-from megatron_encdec.text.progress import Progress, short_count
 from megatron_encdec.text.sample import ensure_tokenizer, sample_texts
 from megatron_encdec.text.tally import Tally
 from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
-from megatron_encdec.text.workers import Workers, available_cores
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _make(run: "_Run", tokenizer: Tokenizer, tokenizer_path: str, output_prefix:
         if partial.outdated:
             _say(progress, f"note: {partial.folder}: {partial.outdated} chunks were finished, but the input files have "
                  "changed since; starting over")
-        pool = stack.enter_context(Workers(count))  # they start while we look at the text
+        pool = stack.enter_context(Pool(count))  # they start while we look at the text
         if manifest := run.published_late(partial):
             _say(progress, f"{partial.folder}: all chunks were finished; the files have their names now")
             partial.remove()
@@ -227,7 +227,7 @@ def _continue(partial: PartialRun, outputs: dict[str, IndexedWriter], tally: Tal
              "are done again")
 
 
-def _encode_all(run: _Run, partial: PartialRun, pool: Workers, outputs: dict[str, IndexedWriter], tally: Tally,
+def _encode_all(run: _Run, partial: PartialRun, pool: Pool, outputs: dict[str, IndexedWriter], tally: Tally,
                 show: bool) -> None:
     first, bytes_before, tokens_before = tally.chunks, tally.bytes_in, _tokens(outputs)
     waiting: dict[int, Chunk] = {}
@@ -248,7 +248,7 @@ def _encode_all(run: _Run, partial: PartialRun, pool: Workers, outputs: dict[str
             progress.update(tally.consumed, rate)
         seconds = progress.elapsed()
     _say(show, f"read {(tally.bytes_in - bytes_before) / 1e6:,.1f} MB in {seconds:.1f} s: {rate}, "
-         f"{pool.count} workers")
+         f"{len(pool.children)} workers")
 
 
 def _tokens(outputs: dict[str, IndexedWriter]) -> int:

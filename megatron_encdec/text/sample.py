@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.progress import Progress
 from megatron_encdec.text.corpus import (
     BYTE_ORDER_MARK,
     InputFile,
@@ -18,7 +19,6 @@ from megatron_encdec.text.corpus import (
     parse_line,
 )
 from megatron_encdec.text.parquet import iter_rows
-from megatron_encdec.text.progress import Progress
 from megatron_encdec.text.streams import open_stream
 from megatron_encdec.text.tokenizer import train_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file

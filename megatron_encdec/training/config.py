@@ -15,7 +15,7 @@ from megatron_encdec.engine.config import (
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.precision import PrecisionSettings
-from megatron_encdec.objectives.config import ObjectiveConfig
+from megatron_encdec.objectives import Objective
 from megatron_encdec.platform import schema
 from megatron_encdec.text.config import TokenizerConfig
 
@@ -81,7 +81,7 @@ class PhaseSettings:
     """One phase: an objective for some of the run. Exactly one of steps, tokens, fraction gives its length."""
 
     name: str
-    objective: ObjectiveConfig
+    objective: Objective
     steps: int | None = None
     tokens: int | None = None
     fraction: float | None = None

@@ -65,7 +65,7 @@ def test_an_encoder_on_request_is_the_decoders_weights_seen_bidirectionally(topo
     # and an encoder of whatever class is imported as one
     import_model(tmp_path / "out", tmp_path / "again", say=quiet)
     source = find(str(tmp_path / "again"))
-    assert (source.state["objective"], source.imported["as"]) == ("mlm", ENCODERS[MODELS[name][0]])
+    assert (source.state.objective, source.imported["as"]) == ("mlm", ENCODERS[MODELS[name][0]])
     assert export(str(tmp_path / "again"), tmp_path / "back", say=quiet).difference < 1e-4
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == json.loads(
         (tmp_path / "out" / "config.json").read_text())
