@@ -24,7 +24,7 @@ DATA = """\
 Statistics of a .bin/.idx pair, and windows of it as a model sees them.
 
 With --tokenizer some windows are decoded, each document ending in a visible mark. With --objective they
-show what is to be predicted: [MASK:word] is a mask with the word under it, [RANDOM:x:word] a word replaced
+show what must be predicted: [MASK:word] is a mask with the word under it, [RANDOM:x:word] a word replaced
 by x, [KEPT:word] a word left as it is and predicted all the same; for clm, [NO TARGET:word] is a position
 whose next token is not predicted, the last of each document and of the window.
 

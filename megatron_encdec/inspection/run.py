@@ -119,16 +119,12 @@ def phase_summaries(config: Config, records: list[dict], entropy: float | None) 
             "targets": lines[-1]["targets"] - targets_before if lines and phase.start >= unseen else None,
             "first_loss": losses[0] if losses else None, "last_loss": losses[-1] if losses else None,
             "validation": evaluation["losses"], "validation_step": evaluation["step"],
-            "validation_loss": validation_loss, "tokens_per_second": _mean_speed(lines),
+            "validation_loss": validation_loss,
+            "tokens_per_second": len(lines) / sum(1 / line["tokens_per_second"] for line in lines) if lines else None,
             "below_entropy": all(loss < entropy for loss in ends) if ends and entropy is not None else None})
         if lines:
             targets_before = lines[-1]["targets"]
     return summaries
-
-
-def _mean_speed(lines: list[dict]) -> float | None:
-    """Tokens over time of steps of equal size: the harmonic mean."""
-    return len(lines) / sum(1 / line["tokens_per_second"] for line in lines) if lines else None
 
 
 def corpus_entropy(config: Config, fingerprints: list[str] | None) -> tuple[dict | None, str | None]:
