@@ -1,4 +1,8 @@
-"""What a dataset gives without an encoder, written once beside the tree of results (format: study/baselines.py).
+"""What a dataset gives without an encoder, written once beside the tree of results:
+
+    {"metric": "accuracy", "baselines": {"majority": {"validation": {"score": 0.55}, "test": {"score": 0.51}}, ...}}
+
+Names of baselines are free; `test.score`, from 0 to 1 and in the runs' metric, is what a report needs.
 
     SC   majority; naive_bayes (multinomial over lower-cased words, add-one; words that training lacks count too, which
          scikit-learn's leaves out)

@@ -36,7 +36,7 @@ from megatron_encdec.finetune.config import FinetuneRun
 from megatron_encdec.finetune.features import IGNORED, SPLITS, Feature, Task, load_task
 from megatron_encdec.finetune.models import build_model, mean_pool
 from megatron_encdec.finetune.results_tree import write_results
-from megatron_encdec.interop.pooling import write_pooling
+from megatron_encdec.interop.hugging_face import write_pooling
 from megatron_encdec.platform.errors import RunFailed
 from megatron_encdec.platform.schema import build
 from megatron_encdec.rundir.files import write_json_atomic

@@ -14,7 +14,6 @@ from pathlib import Path
 from megatron_encdec.finetune import results_tree
 from megatron_encdec.finetune.results_tree import FAMILIES
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.study.baselines import Baselines, read_baselines
 
 
 @dataclass(frozen=True, order=True)
@@ -84,6 +83,14 @@ class ModelRecord:
 
     step: int
     series: str | None
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Of one dataset: test scores (0 to 1) by the baseline's name, and the file that holds them."""
+
+    scores: dict[str, float]
+    path: Path
 
 
 @dataclass
@@ -209,8 +216,20 @@ def _cell(results: Results, dataset: Path, name: str, where: str) -> tuple[Cell,
 
 
 def _add_baselines(results: Results, tree: Path) -> None:
-    for task, found in read_baselines(tree).items():
-        earlier = results.baselines.get(task)
-        if earlier is not None and earlier.scores != found.scores:
-            raise UserError(f"{found.path}: other scores than in {earlier.path}; leave one of the two out")
-        results.baselines[task] = found
+    for path in sorted((tree / results_tree.BASELINES).glob("*/*.json")):
+        found = Baselines(_baseline_scores(path), path)
+        earlier = results.baselines.setdefault((path.parent.name, path.stem), found)
+        if earlier.scores != found.scores:
+            raise UserError(f"{path}: other scores than in {earlier.path}; leave one of the two out")
+
+
+def _baseline_scores(path: Path) -> dict[str, float]:
+    if path.parent.name not in FAMILIES:
+        raise UserError(f"{path}: the folder of a baseline is a family, one of {', '.join(FAMILIES)}")
+    record = results_tree.read_json(path)
+    named, metric = record.get("baselines"), record.get("metric")
+    if not isinstance(named, dict) or not named:
+        raise UserError(f"{path}: expected a mapping 'baselines' of names to {{'test': {{'score': ...}}}}")
+    if metric is not None and not isinstance(metric, str):
+        raise UserError(f"{path}: 'metric' is a name, found {metric!r}")
+    return {name: results_tree.score_of(value, "test", path, f"baselines.{name}.") for name, value in named.items()}

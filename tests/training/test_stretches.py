@@ -1,32 +1,18 @@
 """From lengths in the config to steps, and what does not fit."""
 
 import pytest
-from small_run import BASE
+from small_run import config_of, timeline_of
 
-from megatron_encdec.objectives import Vocabulary
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config
-from megatron_encdec.training.stretches import Timeline, lay_out, with_phase_steps
-
-
-def config_of(*overrides):
-    data = schema.parse_yaml(BASE.format(root="x"), "base")
-    for override in overrides:
-        schema.apply_override(data, override, Config)
-    return schema.build(Config, data)
+from megatron_encdec.training.stretches import lay_out, with_phase_steps
 
 
 def phases(*lengths):
     return "phases=[" + ", ".join(
         f"{{name: p{i}, objective: {'clm' if i % 2 == 0 else 'mlm'}, {length}}}"
         for i, length in enumerate(lengths)) + "]"
-
-
-def timeline_of(*overrides, fingerprints=("f",)):
-    config = config_of(*overrides)
-    return Timeline(lay_out(config), {"run_seed": config.run.seed}, config.model.identity(), list(fingerprints),
-                    Vocabulary(301, frozenset(range(8)), 1))
 
 
 @pytest.mark.parametrize(("overrides", "ends"), [
