@@ -17,7 +17,7 @@ Any number of ranks gives the same checkpoint, and any topology loads it.
 import os
 import shlex
 import shutil
-import time
+import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +43,7 @@ from megatron_encdec.objectives import of_attention
 from megatron_encdec.platform import distributed, schema
 from megatron_encdec.platform.control import Control
 from megatron_encdec.platform.errors import AgreedError, UserError
+from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.files import fsync_tree, replace_durably, sha256_file, write_atomic
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
@@ -93,7 +94,7 @@ def import_model(directory: str | Path, run: str | Path, wish: Wish | None = Non
             state = _run_state(source, conversion, prepared, wish, control)
             tell = say if rank == 0 else lambda _line: None
             saver = Saver(work / "checkpoints", None, None, keep=1, asynchronous=False)
-            event = saver.save_boxes(state, _with_progress(conversion, conversion.share(rank, ranks), tell))
+            event = saver.save_boxes(state, _with_progress(conversion, conversion.share(rank, ranks), rank == 0))
             if event.error:
                 raise AgreedError(f"{directory}: {event.error}")
             control.from_first(lambda: _finish(work, run, conversion, prepared))
@@ -180,15 +181,14 @@ def _run_state(source: SourceModel, conversion: Conversion, prepared: _Prepared,
                   "vocabulary_size": source.model.vocabulary_size, "dtype": dtype, "ignore": list(wish.ignore)})
 
 
-def _with_progress(conversion: Conversion, units: list, say: Callable[[str], None]) -> Iterator[Shard]:
-    """The boxes of `units`, with a line for every tenth of a share that takes a while."""
-    total, done, told, started = sum(unit.bytes for unit in units), 0, 0, time.monotonic()
-    for unit in units:
-        yield conversion.box(unit)
-        done += unit.bytes
-        if done * 10 // total > told and time.monotonic() - started > 2:
-            told = done * 10 // total
-            say(f"{done / 1e9:.2f} of {total / 1e9:.2f} GB")
+def _with_progress(conversion: Conversion, units: list, active: bool) -> Iterator[Shard]:
+    """The boxes of `units`, and how far this rank's share is where that takes a while."""
+    done = 0
+    with Progress("import", sum(unit.bytes for unit in units), active, stream=sys.stdout) as shown:
+        for unit in units:
+            yield conversion.box(unit)
+            done += unit.bytes
+            shown.update(done, f"{done / 1e9:.2f} GB")
 
 
 def _finish(work: Path, run: Path, conversion: Conversion, prepared: _Prepared) -> None:

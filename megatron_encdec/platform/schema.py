@@ -158,6 +158,20 @@ def build(cls: type, data: Any, where: str = "") -> Any:
         raise UserError(_join(where, str(error))) from None
 
 
+def at_least(config: Any, bound: float, *names: str) -> None:
+    """For `__post_init__`: the numbers `names` of `config`, where given, are not below `bound`."""
+    for name in names:
+        if (value := getattr(config, name)) is not None and not value >= bound:
+            raise ValueError(f"{name}: {value} is not at least {bound}")
+
+
+def above(config: Any, bound: float, *names: str) -> None:
+    """The same for numbers that have to be more than `bound`."""
+    for name in names:
+        if (value := getattr(config, name)) is not None and not value > bound:
+            raise ValueError(f"{name}: {value} is not above {bound}")
+
+
 def to_dict(config: Any) -> Any:
     """The plain dict/list/scalar form of a config; `build` of it gives an equal config."""
     if hasattr(config, "to_yaml"):
