@@ -25,7 +25,6 @@ from megatron_encdec.text.tokenizer_models import SentencePieceModel, find_model
 
 SAMPLES = ("Hello world", "two  spaces, a tab\there\nand lines\n\n", "naïve café — 東京 🙂",
            "x = f(y)[0]; y += 1.5e-3", "don't STOP", "ﬁne ½ Ⅷ", "")
-MASK_FLAGS = {"lstrip": True, "rstrip": False, "normalized": False, "single_word": False, "special": True}
 _CARRIED = ("bos_token", "unk_token", "sep_token", "cls_token")  # of the tokenizer's own config
 _SHOWN = 8  # ids of a text
 
@@ -113,7 +112,8 @@ def _write_config(tokenizer: Tokenizer, own: dict, directory: Path, sequence_len
               "model_max_length": sequence_length, "model_input_names": ["input_ids", "attention_mask"],
               "clean_up_tokenization_spaces": False}
     if tokenizer.mask_id is not None:
-        config["mask_token"] = {"__type": "AddedToken", "content": tokenizer.token(tokenizer.mask_id), **MASK_FLAGS}
+        config["mask_token"] = {"__type": "AddedToken", "content": tokenizer.token(tokenizer.mask_id), "lstrip": True,
+                                "rstrip": False, "normalized": False, "single_word": False, "special": True}
     write_json_atomic(directory / "tokenizer_config.json", config)
 
 
