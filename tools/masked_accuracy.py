@@ -57,7 +57,7 @@ def measure(path: str, arguments) -> tuple[float, float, int]:
     samples = Samples(data, "train")
     for store in samples.stores:
         if store.tokenizer:
-            tokenizer.check_wrote(store.prefix, store.tokenizer["fingerprint"], "HF_DIR")
+            tokenizer.check_wrote(store.prefix, store.tokenizer.fingerprint, "HF_DIR")
     objective = build_objective(ObjectiveConfig("mlm", mask_ratio=arguments.mask_ratio), tokenizer.mask_id,
                                 tokenizer.special_ids, tokenizer.vocabulary_size)
     right = total = 0

@@ -1,70 +1,57 @@
-"""The ranges of bytes that a fingerprint is made of, and their hashes on all cores.
+"""The ranges of bytes that a manifest has hashes of, and their hashes on all cores.
 
-    1. `shard_ranges(parts, shard_bytes)`   which bytes of a .bin stand under which hash
-    2. `ranges_of(prefix, shards)`          those, and the whole .idx as one more
-    3. `hash_ranges(ranges)`                sha256 of each, in threads: hashing does without the interpreter's lock
+    1. `ranges_of(prefix, parts, shard_bytes)`   the shards of a .bin, pieces of a fixed size, and the whole .idx
+    2. `hash_ranges(ranges)`                     sha256 of each, in threads: hashing does without the interpreter's lock
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from megatron_encdec.text.indexed import bin_path, idx_path
 from megatron_encdec.text.progress import Progress
+from megatron_encdec.text.workers import available_cores
 
 PIECE = 1 << 20  # bytes read at once by each thread
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """Bytes start .. end - 1 of a file."""
 
     path: Path
     start: int
     end: int
 
-    @property
-    def bytes(self) -> int:
-        """Their number."""
-        return self.end - self.start
 
-
-def shard_ranges(parts: Sequence[int], shard_bytes: int) -> list[tuple[int, int]]:
-    """(start, end) in bytes of each shard of a `.bin` that was merged from `parts` (bytes each).
+def ranges_of(prefix: str | Path, parts: Sequence[int], shard_bytes: int) -> list[Range]:
+    """What a fingerprint covers: each shard of a `.bin` that was merged from `parts` (bytes each), then the `.idx`.
 
     A shard never crosses from one part into the next: merging keeps the hashes of what is merged.
     """
     ranges, part_start = [], 0
     for part in parts:
         part_end = part_start + part
-        ranges += [(start, min(start + shard_bytes, part_end)) for start in range(part_start, part_end, shard_bytes)]
+        ranges += [Range(bin_path(prefix), start, min(start + shard_bytes, part_end))
+                   for start in range(part_start, part_end, shard_bytes)]
         part_start = part_end
-    return ranges
-
-
-def ranges_of(prefix: str | Path, shards: Sequence[tuple[int, int]]) -> list[Range]:
-    """What a fingerprint covers: the `.bin`'s shards, then the whole `.idx`."""
-    index = idx_path(prefix)
-    return [*(Range(bin_path(prefix), *shard) for shard in shards), Range(index, 0, index.stat().st_size)]
+    return [*ranges, Range(idx_path(prefix), 0, idx_path(prefix).stat().st_size)]
 
 
 def hash_ranges(ranges: Sequence[Range], label: str) -> list[str | OSError]:
     """Hex sha256 of each range, or the error that reading it gave; on all cores, with a progress line."""
     found: list[str | OSError] = [""] * len(ranges)
-    total, done = sum(one.bytes for one in ranges), 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    sizes, done = [one.end - one.start for one in ranges], 0
     # The longest first (an index is one range however large), so that no core ends long after the others.
-    order = sorted(range(len(ranges)), key=lambda k: (-ranges[k].bytes, k))
-    with Progress(label, total) as progress, ThreadPoolExecutor(cores) as pool:
+    order = sorted(range(len(ranges)), key=lambda k: (-sizes[k], k))
+    with Progress(label, sum(sizes)) as progress, ThreadPoolExecutor(available_cores()) as pool:
         waiting = {pool.submit(_hash_range, ranges[k]): k for k in order}
         try:
             for future in as_completed(waiting):
                 k = waiting[future]
                 found[k] = future.result()
-                done += ranges[k].bytes
+                done += sizes[k]
                 progress.update(done, f"{done / progress.elapsed() / 1e6:,.0f} MB/s")
         except BaseException:  # Ctrl-C: do not go through the rest first
             pool.shutdown(wait=False, cancel_futures=True)
@@ -73,7 +60,7 @@ def hash_ranges(ranges: Sequence[Range], label: str) -> list[str | OSError]:
 
 
 def _hash_range(one: Range) -> str | OSError:
-    digest, buffer, at = hashlib.sha256(), memoryview(bytearray(min(PIECE, one.bytes))), one.start
+    digest, buffer, at = hashlib.sha256(), memoryview(bytearray(min(PIECE, one.end - one.start))), one.start
     try:
         with open(one.path, "rb", buffering=0) as file:
             file.seek(one.start)

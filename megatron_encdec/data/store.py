@@ -10,15 +10,14 @@ The format is described in `text/indexed.py`; here a document may also be severa
 write it: the document indices are the first sequence of each document, then the number of sequences.
 """
 
-import dataclasses
 import os
 import weakref
 from pathlib import Path
 
 import numpy as np
 
-from megatron_encdec.data import fingerprint
 from megatron_encdec.data.column import Column, read_bytes
+from megatron_encdec.data.fingerprint import manifest_of_foreign
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.text.indexed import HEADER, bin_path, idx_path, read_header
 from megatron_encdec.text.manifest import check_files
@@ -40,20 +39,16 @@ class TokenStore:
         self._offsets_N = Column(path, index, offsets_at, header.sequences)
         self._documents_D = Column(path, index, offsets_at + 8 * header.sequences, header.documents + 1)
         self._check_index()
-        self.tokenizer = dataclasses.asdict(manifest.tokenizer) if manifest else None
-        self.note = None
-        if manifest:
-            self.fingerprint = manifest.fingerprint
-        else:
-            self.fingerprint, self.note = fingerprint.without_manifest(prefix)
+        manifest, self.note = (manifest, None) if manifest else manifest_of_foreign(prefix)
+        self.fingerprint, self.tokenizer = manifest.fingerprint, manifest.tokenizer
 
     @classmethod
     def open(cls, prefix: str | Path) -> "TokenStore":
         """The store at PREFIX.bin, PREFIX.idx and, if there, PREFIX.manifest.json.
 
-        `tokens`, `documents`, `dtype`, `fingerprint` and `tokenizer` (the manifest's record, None without
-        one) describe it; `note` is what to say of a pair without a manifest. Raises IntegrityError, with
-        expected and found bytes, where a file is missing or truncated, or where the three disagree.
+        `tokens`, `documents`, `dtype`, `fingerprint` and `tokenizer` (`TokenizerRecord`, None where another tool wrote
+        the pair) describe it; `note` is what to say of a pair without a manifest. Raises IntegrityError, with expected
+        and found bytes, where a file is missing or truncated, or where the three disagree.
         """
         return cls(prefix)
 

@@ -12,12 +12,13 @@ Letters: D documents, T tokens.
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import islice
 
 import numpy as np
 
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.manifest import EncoderRecord
 from megatron_encdec.text.tokenizer import Tokenizer
 
 GIGATOKEN, TOKENIZERS = "gigatoken", "tokenizers"
@@ -37,18 +38,6 @@ PROBES = (" ", "  two   three\n\n\n four\t\tfive \r\n", "It's they'LL I'd we've 
           "a\x00b\x01c\x7f", "x" * 300, "def f(x):\n    return {**x, 'a': [1, 2]}  # ok\n", "https://a.b/c?d=e&f=%20")
 
 
-@dataclass(frozen=True)
-class EncoderChoice:
-    """The encoder's `name` and `version`; the `documents` and `characters` it was compared on (0: not compared);
-    why it is not gigatoken, if so."""
-
-    name: str
-    version: str
-    documents: int
-    characters: int
-    reason: str | None = None
-
-
 class Encoder:
     """Encodes documents with the library `name`."""
 
@@ -65,7 +54,7 @@ class Encoder:
         self._full = resident_bytes() + CACHE_BYTES
 
     def encode(self, texts_D: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids_T, lengths_D) of documents given as UTF-8: nothing in front of or behind the ids of each."""
+        """(ids_T, lengths_D) of documents given as UTF-8: nothing before or after the ids of each."""
         if self._fast is None:
             return _join(self._slow(texts_D))
         if resident_bytes() > self._full:
@@ -105,31 +94,34 @@ def _join(ids_D: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return (np.concatenate(ids_D) if ids_D else np.empty(0, np.uint32)), lengths_D
 
 
-def choose_encoder(tokenizer: Tokenizer, sample: list[str], wanted: str | None = None) -> EncoderChoice:
-    """gigatoken if it gives the tokenizer's ids on every text of `sample` and on texts of ours, else `tokenizers`.
+def choose_encoder(tokenizer: Tokenizer, sample: list[str], wanted: str | None = None) -> tuple[EncoderRecord, str]:
+    """gigatoken if it gives the tokenizer's ids on every text of `sample` and on texts of ours, else `tokenizers`; and
+    why that one.
 
     `wanted` names one of the two; a `UserError` says why gigatoken cannot be used where it is wanted.
     """
-    ours = EncoderChoice(TOKENIZERS, _version("tokenizers"), 0, 0, "asked for" if wanted == TOKENIZERS else None)
+    ours = EncoderRecord(TOKENIZERS, version("tokenizers"), 0, 0)
     if wanted == TOKENIZERS:
-        return ours
+        return ours, "asked for"
     texts = [*sample, *PROBES, *_token_probes(tokenizer)]
     try:
         fast = tokenizer.model.for_gigatoken()
         different = next((text for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True)
                           if fast.encode(text.encode("utf-8")).tolist() != ids), None)
-        reason = None if different is None else f"its ids differ from the tokenizer's, first at {different[:60]!r}"
+        if different is None:
+            record = EncoderRecord(GIGATOKEN, version("gigatoken"), len(texts), sum(map(len, texts)))
+            return record, (f"same ids as the tokenizer on a sample of {record.compared_documents:,} texts, "
+                            f"{record.compared_characters:,} characters")
+        reason = f"its ids differ from the tokenizer's, first at {different[:60]!r}"
     except ImportError:
         reason = "gigatoken is not installed (pip install gigatoken)"
     except BaseException as error:  # noqa: BLE001  (an error or panic inside it: this tokenizer is not for it)
         if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
         reason = f"gigatoken cannot load this tokenizer ({' '.join(str(error).split())[:120]})"
-    if reason is None:
-        return EncoderChoice(GIGATOKEN, _version("gigatoken"), len(texts), sum(map(len, texts)))
     if wanted == GIGATOKEN:
         raise UserError(f"--encoder {GIGATOKEN}: {reason}; use --encoder {TOKENIZERS}")
-    return EncoderChoice(ours.name, ours.version, 0, 0, reason)
+    return ours, reason
 
 
 def _token_probes(tokenizer: Tokenizer) -> Iterator[str]:
@@ -137,15 +129,6 @@ def _token_probes(tokenizer: Tokenizer) -> Iterator[str]:
     yield "".join(tokenizer.token(id_) or "" for id_ in tokenizer.special_ids)
     for name in tokenizer.model.ordinary_added()[:MOST_PROBES]:
         yield from (name, f"a{name}b", f"a {name} b  {name}\n{name}{name}", f" {name.upper()} {name.lower()} ")
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def resident_bytes() -> int:
@@ -158,7 +141,7 @@ def resident_bytes() -> int:
 
 
 def encode_long(pieces: Iterator[str], encode: Callable[[str], np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
-    """The ids of one document, part by part, and of each part whether the cut behind it is proven.
+    """The ids of one document, part by part, and of each part whether the cut after it is proven.
 
     A cut is proven where the tokenizer cuts by itself: the text around it has the same ids when encoded in two.
     Where none of the places near the limit is (a megabyte without a blank, say), the text is cut all the same: a

@@ -23,9 +23,7 @@ PARQUET = "python -c \"import pandas as p; p.read_csv('{0}'{1}).to_parquet('{0}.
 WAYS = {".csv": PARQUET.replace("{1}", ""), ".tsv": PARQUET.replace("{1}", ", sep='\\t'"),
         ".arrow": "python -c \"import datasets as d; d.Dataset.from_file('{0}').to_parquet('{0}.parquet')\"",
         ".zip": "unpack it first: unzip '{0}'", ".tar": "unpack it first: tar -xf '{0}'",
-        ".tgz": "unpack it first: tar -xf '{0}'", ".tar.gz": "unpack it first: tar -xf '{0}'",
-        ".tar.zst": "unpack it first: tar --zstd -xf '{0}'", ".tar.xz": "unpack it first: tar -xf '{0}'",
-        ".tar.bz2": "unpack it first: tar -xf '{0}'", ".gz": "decompress it first: gzip -dk '{0}'",
+        ".tgz": "unpack it first: tar -xf '{0}'", ".gz": "decompress it first: gzip -dk '{0}'",
         ".zst": "decompress it first: zstd -d '{0}'", ".xz": "decompress it first: xz -dk '{0}'",
         ".bz2": "decompress it first: bzip2 -dk '{0}'"}
 
@@ -72,7 +70,7 @@ def suffix_of(path: str) -> str:
 def way_out(path: str) -> str:
     """`; what to do` with a file that has a suffix we do not read, "" where we know nothing."""
     suffix = suffix_of(path)
-    way = WAYS.get(suffix) or WAYS.get(os.path.splitext(suffix)[1])
+    way = WAYS.get(".tar" if suffix.startswith(".tar.") else suffix) or WAYS.get(os.path.splitext(suffix)[1])
     if not way:
         return ""
     return "; " + ("convert it: " if way.startswith("python") else "") + way.replace("{0}", path)

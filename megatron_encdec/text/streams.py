@@ -1,7 +1,7 @@
 """Compressed files as streams of their decompressed bytes; where one cannot be read, the true cause.
 
     1. `open_stream(path)`    a `.gz` or `.zst` file -> `Stream`
-    2. `Stream.read(count)`   the next bytes; members and frames one behind the other are one stream
+    2. `Stream.read(count)`   the next bytes; members and frames one after the other are one stream
 
 pyarrow decodes zstd frames whose window is at most 128 MB. Where a frame needs more (`zstd --long=28` to `31`), the
 `zstd` program goes on from the same byte, if it is installed: its memory is the window's, 2 GB at most. (The package
@@ -118,12 +118,16 @@ class _ZstdProgram:
 @contextmanager
 def open_stream(path: str) -> Iterator[Stream]:
     """The decompressed bytes of the compressed file at `path`. Raises `UserError` if it cannot be read."""
-    try:
+    with reading(path):
         raw = open(path, "rb", buffering=0)  # noqa: SIM115  (the stream closes it; unbuffered, so that `tell` is right)
+    with contextlib.closing(Stream(raw, path)) as stream:
+        yield stream
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn an error of the system into a `UserError`: the input at `path` cannot be read."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
-    stream = Stream(raw, path)
-    try:
-        yield stream
-    finally:
-        stream.close()

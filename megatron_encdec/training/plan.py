@@ -67,7 +67,7 @@ def make_plan(config: Config, world_size: int | None = None) -> Plan:
     validation = Samples(config.data, "validation") if config.data.validation else None
     for store in [*train.stores, *(validation.stores if validation else [])]:
         if store.tokenizer:
-            tokenizer.check_wrote(store.prefix, store.tokenizer["fingerprint"], "tokenizer.path")
+            tokenizer.check_wrote(store.prefix, store.tokenizer.fingerprint, "tokenizer.path")
     config = _resolve(config, phases, tokenizer)
     _check_kernels(config)
 

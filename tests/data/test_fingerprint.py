@@ -24,7 +24,7 @@ def test_it_is_kept_and_follows_the_data(corpus, tmp_path, write_pair):
     assert "no manifest" in first.note and f"computed, now kept in {cache}" in first.note
     assert f"as kept in {cache}" in TokenStore.open(prefix).note
     kept = json.loads(cache.read_text())
-    for damaged in ("damaged", "[]", json.dumps({**kept, "fingerprint": "other"}), json.dumps({**kept, "files": {}})):
+    for damaged in ("damaged", "[]", json.dumps({**kept, "fingerprint": "other"}), json.dumps({**kept, "inputs": []})):
         cache.write_text(damaged)
         store = TokenStore.open(prefix)
         assert store.fingerprint == first.fingerprint and "computed" in store.note

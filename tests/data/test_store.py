@@ -5,10 +5,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
+from corpora import write_tokens
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from megatron_encdec.data.store import TokenStore
 from megatron_encdec.platform.errors import IntegrityError
-from megatron_encdec.text.indexed import IndexedWriter
+from megatron_encdec.text.manifest import TokenizerRecord
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int32"])
@@ -95,7 +98,7 @@ def test_manifest_gives_fingerprint_and_tokenizer(corpus, write_manifest):
     manifest = write_manifest(prefix)
     store = TokenStore.open(prefix)
     assert store.fingerprint == manifest.fingerprint
-    assert store.tokenizer == {"fingerprint": "t", "vocabulary_size": 60000, "eod_id": 0, "mask_id": None}
+    assert store.tokenizer == TokenizerRecord("t", 60000, 0, None)
     assert not prefix.with_name("corpus.fingerprint.json").exists()
     path = prefix.with_name("corpus.manifest.json")
     path.write_text(path.read_text().replace(f'"documents": {len(documents)}', '"documents": 3'))
@@ -104,22 +107,17 @@ def test_manifest_gives_fingerprint_and_tokenizer(corpus, write_manifest):
 
 
 def test_reads_what_preprocess_writes(tmp_path):
-    with IndexedWriter(tmp_path / "w", np.dtype(np.int32)) as writer:
-        writer.append(np.arange(7, dtype=np.int32), np.array([4, 0, 3]))
-        writer.finish()
-        writer.publish()
+    write_tokens(tmp_path / "w", [[0, 1, 2, 3], [], [4, 5, 6]], np.int32)
     store = TokenStore.open(tmp_path / "w")
     assert (store.documents, store.read(0, 7).tolist()) == (3, list(range(7)))
     assert store.document_ends(0, 7).tolist() == [4, 7]
 
 
 def test_megatrons_own_files_with_documents_of_several_sequences(tmp_path):
-    dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
-    torch = pytest.importorskip("torch")
     documents = [[[1, 2, 3], [4, 5]], [[6]], [[7, 8], [9], [10, 11, 12]]]
     for dtype in (np.uint16, np.int32):
         prefix = tmp_path / np.dtype(dtype).name
-        builder = dataset.IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
+        builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
         for document in documents[:2]:
             for sequence in document:
                 builder.add_item(torch.tensor(sequence))

@@ -120,7 +120,7 @@ def test_places_that_cannot_be_read_or_written(lines, tokenizer_dir, tmp_path):
 
 @pytest.mark.parametrize(("shard", "message"), [("0/3", "from 1 to 3"), ("4/3", "from 1 to 3"), ("1/0", "from 1 to 1"),
                                                 ("3", "not of the form I/N"), ("²/3", "invalid")])
-def test_malformed_shards(lines, tokenizer_dir, tmp_path, shard, message):
+def test_malformed_shares(lines, tokenizer_dir, tmp_path, shard, message):
     result = run("--input", lines, "--tokenizer", tokenizer_dir, "--output", tmp_path / "out", "--shard", shard)
     assert result.returncode == 2
     assert message in result.stderr

@@ -12,7 +12,8 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from megatron_encdec.data.store import TokenStore
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.losses import LossCounter, Losses
+from megatron_encdec.text.account import Account
+from megatron_encdec.text.encode import LossCounter
 from megatron_encdec.text.preprocess import preprocess
 from megatron_encdec.text.tokenizer import AS_OPTION, load_tokenizer
 
@@ -178,9 +179,9 @@ def without_unknown(zoo, tmp_path, kind, **changes):
 
 
 def test_characters_that_a_vocabulary_leaves_out_are_counted(zoo, tmp_path):
-    tokenizer, losses = without_unknown(zoo, tmp_path, "bpe", unk_token=None), Losses()
+    tokenizer, losses = without_unknown(zoo, tmp_path, "bpe", unk_token=None), Account()
     LossCounter(tokenizer).add(losses, ["東京 word".encode(), b"word", "é".encode()], np.array([], np.uint32))
-    assert losses == Losses(dropped_characters=3)
+    assert losses == Account(dropped_characters=3)
     (tmp_path / "docs.jsonl").write_text('{"text": "東京 word"}\n{"text": "word"}\n')
     manifest = preprocess([tmp_path / "docs.jsonl"], tmp_path, tmp_path / "out", workers=1, progress=False)
     assert (manifest.documents, manifest.dropped_characters, manifest.unknown_tokens) == (2, 2, 0)
