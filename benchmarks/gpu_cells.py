@@ -38,12 +38,18 @@ class RandomDocuments:
         return Sample(index, 0, 0, index, tokens_S, np.append(ends, self.sequence_length))
 
 
-def objective_of(name: str, vocabulary: int):
+def objective_of(name: str):
     """`clm`, or `mlm` at 40 %."""
-    from megatron_encdec.objectives import ObjectiveConfig, build_objective
+    from megatron_encdec.objectives import Objective
 
-    return build_objective(ObjectiveConfig(name, RATIO if name == "mlm" else None), min(MASK_ID, vocabulary - 1),
-                           range(8), vocabulary)
+    return Objective.from_yaml({"mlm": f"mlm:{RATIO}"}.get(name, name), "objective")
+
+
+def vocabulary_of(size: int):
+    """Eight special tokens, and the mask."""
+    from megatron_encdec.objectives import Vocabulary
+
+    return Vocabulary(size, frozenset(range(8)), min(MASK_ID, size - 1))
 
 
 def model_of(cell: dict):
@@ -61,8 +67,8 @@ def dtype_of(cell: dict):
     return torch.float32 if cell.get("dtype") == "fp32" else torch.bfloat16
 
 
-def engine_of(cell: dict):
-    """Our engine as `pretrain` makes it."""
+def trainer_of(cell: dict):
+    """Our trainer as `pretrain` makes it."""
     from megatron_encdec.engine.config import OptimizerSettings
     from megatron_encdec.engine.fp8_state import make_fp8_state
     from megatron_encdec.engine.optimizer import build_optimizer, wrap
@@ -70,7 +76,7 @@ def engine_of(cell: dict):
     from megatron_encdec.model.precision import PrecisionSettings
     from megatron_encdec.model.trunk import build_trunk
     from megatron_encdec.platform.distributed import initialize
-    from megatron_encdec.training.step import Engine
+    from megatron_encdec.training.step import Trainer
 
     performance, topology = PerformanceSettings(**cell.get("performance", {})), initialize()
     trunk = build_trunk(model_of(cell), topology, dtype_of(cell), cell["length"], 1, performance=performance,
@@ -78,8 +84,14 @@ def engine_of(cell: dict):
     ddp = wrap(trunk)
     optimizer = build_optimizer(ddp, OptimizerSettings(lr=1e-4))
     make_fp8_state(trunk)
+    return Trainer(ddp, optimizer, topology, vocabulary_of(model_of(cell).vocabulary_size), cell["micro"],
+                   performance.batches_ahead)
+
+
+def windows_of(cell: dict, step: int) -> range:
+    """The samples of a step."""
     windows = cell["micro"] * cell.get("micro_batches", 2)
-    return Engine(ddp, optimizer, topology, cell["micro"], windows, performance.batches_ahead)
+    return range((step - 1) * windows, step * windows)
 
 
 def throughput(cell: dict) -> dict:
@@ -87,16 +99,15 @@ def throughput(cell: dict) -> dict:
     import torch
 
     from megatron_encdec.model.flops import training_flops
-    from megatron_encdec.platform.device import device_type
-    from megatron_encdec.platform.peak import peak_flops
+    from megatron_encdec.platform.device import device_type, peak_flops
 
-    engine, model = engine_of(cell), model_of(cell)
+    trainer, model = trainer_of(cell), model_of(cell)
     samples = RandomDocuments(cell["length"], model.vocabulary_size, cell.get("isolated", True))
-    objective = objective_of(cell["objective"], model.vocabulary_size)
-    tokens, seconds, flops, loss = engine.global_size * cell["length"], [], [], None
+    objective = objective_of(cell["objective"])
+    tokens, seconds, flops, loss = len(windows_of(cell, 1)) * cell["length"], [], [], None
     for step in range(1, cell["warmup"] + cell["steps"] + 1):
         start = time.perf_counter()
-        result = engine.train_step(samples, objective, step, 1e-4)
+        result = trainer.train_step(samples, objective, windows_of(cell, step), 1e-4)
         if device_type() == "cuda":
             torch.cuda.synchronize()
         if step > cell["warmup"]:
@@ -108,8 +119,8 @@ def throughput(cell: dict) -> dict:
     memory = torch.cuda.max_memory_allocated() if device_type() == "cuda" else 0
     return {"tokens_per_second": tokens / median, "mfu": rate / peak_flops(dtype_of(cell)), "flops_per_second": rate,
             "flops_per_token": statistics.mean(flops) / tokens, "seconds_a_step": seconds, "loss": loss,
-            "peak_memory_bytes": memory, "packed": engine.trunk.packed,
-            "layers": type(engine.trunk.decoder.layers[0].mlp.linear_fc1).__name__}
+            "peak_memory_bytes": memory, "packed": trainer.trunk.packed,
+            "layers": type(trainer.trunk.decoder.layers[0].mlp.linear_fc1).__name__}
 
 
 def peer(cell: dict) -> dict:
@@ -132,12 +143,13 @@ def peer(cell: dict) -> dict:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     compiled = torch.compile(model) if cell["compile"] else model
     samples = RandomDocuments(cell["length"], shape.vocabulary_size, False)
-    objective, seconds = objective_of(cell["objective"], shape.vocabulary_size), []
+    objective, vocabulary, seconds = objective_of(cell["objective"]), vocabulary_of(shape.vocabulary_size), []
     for step in range(cell["warmup"] + cell["steps"]):
         start = time.perf_counter()
         for number in range(cell.get("micro_batches", 2)):
             first = (step * cell.get("micro_batches", 2) + number) * cell["micro"]
-            batch = collate(objective, [samples.sample(first + i) for i in range(cell["micro"])], samples.seed)
+            windows = [samples.sample(first + i) for i in range(cell["micro"])]
+            batch = collate(objective, windows, samples.seed, vocabulary)
             inputs = torch.from_numpy(batch.inputs_BS)
             labels = inputs.clone() if causal else torch.full((inputs.numel(),), -100)
             if not causal:
@@ -167,8 +179,8 @@ def specs(cell: dict) -> dict:
 
     topology, found = initialize(), {}
     samples = RandomDocuments(cell["length"], cell["vocabulary"], True)
-    batch = collate(objective_of(cell["objective"], cell["vocabulary"]),
-                    [samples.sample(i) for i in range(cell["micro"])], 7)
+    batch = collate(objective_of(cell["objective"]), [samples.sample(i) for i in range(cell["micro"])], 7,
+                    vocabulary_of(cell["vocabulary"]))
     inputs, cuts, positions, labels = (torch.from_numpy(array).to(device()) for array in (
         batch.inputs_BS, batch.cu_seqlens, batch.label_positions_N, batch.labels_N))
     ways = {"reference": ("torch", torch.float32, "masked"), "torch": ("torch", torch.bfloat16, None),
@@ -204,15 +216,15 @@ def costs(cell: dict) -> dict:
 
     from megatron_encdec.platform.device import device_type
 
-    engine, model = engine_of(cell), model_of(cell)
+    trainer, model = trainer_of(cell), model_of(cell)
     samples = RandomDocuments(cell["length"], model.vocabulary_size, True)
-    objective = objective_of(cell["objective"], model.vocabulary_size)
+    objective = objective_of(cell["objective"])
     for step in (1, 2, 3):
-        engine.train_step(samples, objective, step, 1e-4)
+        trainer.train_step(samples, objective, windows_of(cell, step), 1e-4)
     on_gpu = device_type() == "cuda"
     kinds = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if on_gpu else [kinds.CPU]) as profile:
-        engine.train_step(samples, objective, 4, 1e-4)
+        trainer.train_step(samples, objective, windows_of(cell, 4), 1e-4)
         if on_gpu:
             torch.cuda.synchronize()
     averages = [(event.key, event.self_device_time_total if on_gpu else event.self_cpu_time_total)

@@ -40,9 +40,9 @@ class RandomDocuments:
 
 def objective_of(name: str):
     """`clm` or `mlm`."""
-    from megatron_encdec.objectives import ObjectiveConfig, build_objective
+    from megatron_encdec.objectives import Objective
 
-    return build_objective(ObjectiveConfig(name, RATIO if name == "mlm" else None), MASK_ID, range(8), VOCABULARY)
+    return Objective.from_yaml({"mlm": f"mlm:{RATIO}"}.get(name, name), "objective")
 
 
 def our_step(arguments):
@@ -53,16 +53,19 @@ def our_step(arguments):
     from megatron_encdec.engine.optimizer import build_optimizer, wrap
     from megatron_encdec.model.config import ModelConfig
     from megatron_encdec.model.trunk import build_trunk
+    from megatron_encdec.objectives import Vocabulary
     from megatron_encdec.platform.distributed import initialize
-    from megatron_encdec.training.step import Engine
+    from megatron_encdec.training.step import Trainer
 
     model = ModelConfig.from_yaml({"preset": arguments.preset, "vocabulary_size": VOCABULARY}, "model")
     topology = initialize()
     dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
     ddp = wrap(build_trunk(model, topology, dtype, arguments.length, 1))
-    engine = Engine(ddp, build_optimizer(ddp, OptimizerSettings()), topology, arguments.windows, arguments.windows)
+    windows, vocabulary = arguments.windows, Vocabulary(VOCABULARY, frozenset(range(8)), MASK_ID)
+    trainer = Trainer(ddp, build_optimizer(ddp, OptimizerSettings()), topology, vocabulary, windows)
     samples = RandomDocuments(arguments.length)
-    return lambda name, step: engine.train_step(samples, objective_of(name), step, 1e-3)
+    return lambda name, step: trainer.train_step(samples, objective_of(name),
+                                                 range((step - 1) * windows, step * windows), 1e-3)
 
 
 def transformers_step(arguments):

@@ -2,12 +2,11 @@
 
 import argparse
 import importlib
-import os
 import sys
 
 from megatron_encdec import __version__
-from megatron_encdec.platform.errors import AgreedError, RunFailed, UserError
-from megatron_encdec.platform.interrupts import interrupts_end_the_process
+from megatron_encdec.platform.errors import UserError, exit_code
+from megatron_encdec.platform.signals import interrupts_end_the_process
 
 # verb -> (module with add_arguments and run, what `--help` says of it)
 VERBS = {
@@ -48,20 +47,12 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
 
 def main(argv: list[str] | None = None) -> int:
     """Run `megatron-encdec` with `argv`; the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    verb = argv[0] if argv and argv[0] in VERBS else None
-    try:
-        for word in argv:
-            if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
-                raise UserError(f"{word!r}: not UTF-8; rename the file, or call this in a UTF-8 locale")
-        arguments = _parse(_parser(verb), argv)
-        return importlib.import_module(VERBS[arguments.verb][0]).run(arguments)
-    except (UserError, RunFailed) as error:
-        agreed = isinstance(error, (AgreedError, RunFailed))  # by all ranks: one of them says it
-        rank = os.environ.get("RANK")
-        if not agreed or rank in (None, "0"):
-            print(f"megatron-encdec: {f'rank {rank}: ' if rank and not agreed else ''}{error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print("megatron-encdec: interrupted", file=sys.stderr)
-        return 130
+    return exit_code(_run, sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: list[str]) -> int:
+    for word in argv:
+        if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
+            raise UserError(f"{word!r}: not UTF-8; rename the file, or call this in a UTF-8 locale")
+    arguments = _parse(_parser(argv[0] if argv and argv[0] in VERBS else None), argv)
+    return importlib.import_module(VERBS[arguments.verb][0]).run(arguments)

@@ -26,10 +26,10 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
+from megatron_encdec.platform.children import available_cores
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.files import replace_durably
-from megatron_encdec.text.progress import Progress
-from megatron_encdec.text.workers import available_cores
 
 LONGER_THAN = 200  # characters, after cleaning: shorter docstrings are mostly signatures
 FILES_AT_ONCE = 32

@@ -44,7 +44,7 @@ def measure(path: str, arguments) -> tuple[float, float, int]:
 
     from megatron_encdec.data.config import DataConfig, SourceConfig
     from megatron_encdec.data.samples import Samples
-    from megatron_encdec.objectives import ObjectiveConfig, build_objective
+    from megatron_encdec.objectives import OBJECTIVES, Vocabulary
     from megatron_encdec.text.tokenizer import load_tokenizer
 
     transformers.logging.set_verbosity_error()
@@ -58,12 +58,11 @@ def measure(path: str, arguments) -> tuple[float, float, int]:
     for store in samples.stores:
         if store.tokenizer:
             tokenizer.check_wrote(store.prefix, store.tokenizer.fingerprint, "HF_DIR")
-    objective = build_objective(ObjectiveConfig("mlm", mask_ratio=arguments.mask_ratio), tokenizer.mask_id,
-                                tokenizer.special_ids, tokenizer.vocabulary_size)
+    objective, vocabulary = OBJECTIVES["mlm"](mask_ratio=arguments.mask_ratio), Vocabulary.of(tokenizer)
     right = total = 0
     loss = 0.0
     for number in range(arguments.windows):
-        labelled = objective.apply(samples.sample(number), samples.seed)
+        labelled = objective.apply(samples.sample(number), samples.seed, vocabulary)
         with torch.no_grad():
             inputs_S = torch.from_numpy(labelled.inputs_S.astype(np.int64))
             logits_NV = model(input_ids=inputs_S[None]).logits[0, torch.from_numpy(labelled.positions_N)]

@@ -279,7 +279,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep everything here (default: a temporary one)")
     arguments = parser.parse_args()
     os.environ["MEGATRON_ENCDEC_DEVICE"] = "cpu"
-    from megatron_encdec.platform.launcher import import_what_ranks_need
+    from megatron_encdec.training.command import import_what_ranks_need
 
     import_what_ranks_need()
     begun = time.monotonic()

@@ -6,13 +6,11 @@ It says what the files themselves tell (sizes, counts, hashes); who wrote them i
 are None. Its `inputs` are the two files as they were when hashed.
 """
 
-import contextlib
-import fcntl
-from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_encdec.data.shards import hash_ranges, ranges_of
 from megatron_encdec.platform.errors import IntegrityError, UserError
+from megatron_encdec.rundir.lock import taking_turns
 from megatron_encdec.text import manifest as manifests
 from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, bin_path, idx_path, read_header
 from megatron_encdec.text.manifest import InputFile, Manifest
@@ -65,7 +63,7 @@ def keep_record(prefix: str | Path, record: Manifest) -> bool:
 
 def manifest_of_foreign(prefix: str | Path) -> tuple[Manifest, str]:
     """The manifest of a pair without one, and what to say of it. The ranks of a node take turns: one hashes."""
-    with _alone(prefix):
+    with taking_turns(idx_path(prefix)):
         record = read_record(prefix)
         if record and record.inputs == _states(prefix):
             where = f", as kept in {record_path(prefix)}"
@@ -82,12 +80,3 @@ def _states(prefix: str | Path) -> tuple[InputFile, InputFile]:
     bin_state, idx_state = (path.stat() for path in (bin_path(prefix), idx_path(prefix)))
     return (InputFile(".bin", bin_state.st_size, bin_state.st_mtime_ns),
             InputFile(".idx", idx_state.st_size, idx_state.st_mtime_ns))
-
-
-@contextlib.contextmanager
-def _alone(prefix: str | Path) -> Iterator[None]:
-    """Hold the index's lock: every reader may take it, and no file is left behind."""
-    with open(idx_path(prefix), "rb") as file:
-        with contextlib.suppress(OSError):  # a file system without locks: each hashes for itself
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
+from megatron_encdec.platform.children import available_cores
+from megatron_encdec.platform.progress import Progress
 from megatron_encdec.text.indexed import bin_path, idx_path
-from megatron_encdec.text.progress import Progress
-from megatron_encdec.text.workers import available_cores
 
 PIECE = 1 << 20  # bytes read at once by each thread
 

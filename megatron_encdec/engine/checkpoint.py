@@ -2,16 +2,15 @@
 
     step_00001000/           written as .step_00001000.tmp, renamed when whole and durable
         *.distcp, .metadata, common.pt, metadata.json      weights and optimizer, reshardable (storage.py)
-        run_state.json                                      step, phase, counters, history hash, topology, versions
+        run_state.json                                      step, phase, counters, history hash, ... (run_state.py)
         checksums.json                                      size and sha256 of every file (integrity.py)
     latest                   name of the newest, written last
 
-    1. `newest`, `pointed`, `saved_names`, `directory_of`, `read_run_state`     finding one
+    1. `newest`, `pointed`, `saved_names`, `directory_of`            finding one
     2. `load(...)`, `load_weights(...)`                              into a trunk and optimizer of any topology
     3. `publish`, `prune`, `clean`                                   the directory's part of saving (saver.py)
 """
 
-import json
 import os
 import shutil
 from dataclasses import replace
@@ -27,9 +26,7 @@ from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
 
 __all__ = ["clean", "directory_at", "directory_of", "load", "load_weights", "name_of", "newest", "pointed", "prune",
-           "publish", "read_run_state", "saved_names"]
-
-FORMAT = 2  # 1 had no checksums
+           "publish", "saved_names"]
 
 
 def newest(checkpoints: Path) -> Path | None:
@@ -90,23 +87,6 @@ def directory_at(path: str, step: int | None) -> Path:
         raise UserError(f"{path}@{step}: no checkpoint of step {step}; there are "
                         f"{listed(saved_names(checkpoints))}")
     return found
-
-
-def read_run_state(checkpoint: Path) -> dict:
-    """run_state.json of a checkpoint."""
-    path = checkpoint / "run_state.json"
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if not checkpoint.exists():
-            raise integrity.gone(checkpoint) from None
-        raise IntegrityError(f"{path}: missing; this checkpoint is not whole") from None
-    except ValueError as error:  # not JSON, or not even text
-        raise IntegrityError(f"{path}: not valid JSON ({error}); this checkpoint is damaged") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else None
-        raise UserError(f"{path}: checkpoint format {found!r}; this version reads {FORMAT}")
-    return state
 
 
 def load(checkpoint: Path, trunk, optimizer=None) -> None:

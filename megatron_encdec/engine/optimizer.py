@@ -2,14 +2,13 @@
 
     1. `wrap(trunk)`              gradient buffers, reduction over data-parallel ranks (fp32); `whole_parameters`
     2. `build_optimizer(ddp)`     AdamW with fp32 masters split over data-parallel ranks; decay on every parameter
-    3. `set_learning_rate`, `update`, `reset_moments`; `nonfinite_gradients` where an update was not wanted
+    3. `set_learning_rate`, `gradient_norm`, `update`, `reset_moments`; `nonfinite_gradients` where none is made
     4. `local_states`, `group_settings`, `update_count`, `set_update_count`    what a checkpoint holds, in place
 
 Without Transformer Engine or Apex the inner optimizer is torch's AdamW, whose `step` lives with each parameter;
 megatron.core expects it in the parameter group. Both have their state from the start.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -142,19 +141,19 @@ def reset_moments(optimizer) -> None:
 
 
 @torch.no_grad()
-def update(optimizer, wanted: Callable[[float], bool] = lambda norm: True) -> float:
-    """Clip and update, as megatron.core's `step` does, if `wanted(gradient norm)`; the norm before clipping.
-
-    Where it is not wanted, weights, masters, moments and update count stay as they are.
-    """
+def gradient_norm(optimizer) -> float:
+    """The norm of the reduced gradients, which `update` takes over; the first part of megatron.core's `step`."""
     optimizer.prepare_grads()
-    norm = float(optimizer.get_grad_norm())
-    if wanted(norm):
-        for part in optimizer.chained_optimizers:
-            if part.config.clip_grad > 0.0 and (parameters := part.get_parameters()):
-                mcore.clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
-        optimizer.step_with_ready_grads()
-    return norm
+    return float(optimizer.get_grad_norm())
+
+
+@torch.no_grad()
+def update(optimizer, norm: float) -> None:
+    """Clip by `norm`, that of `gradient_norm`, and update: the rest of `step`. Without it nothing has changed."""
+    for part in optimizer.chained_optimizers:
+        if part.config.clip_grad > 0.0 and (parameters := part.get_parameters()):
+            mcore.clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
+    optimizer.step_with_ready_grads()
 
 
 @torch.no_grad()

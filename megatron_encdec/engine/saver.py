@@ -21,10 +21,11 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_encdec.engine.checkpoint import FORMAT, clean, prune, publish
+from megatron_encdec.engine.checkpoint import clean, prune, publish
 from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text
 from megatron_encdec.engine.names import name_of
 from megatron_encdec.engine.optimizer import group_settings, update_count
+from megatron_encdec.engine.run_state import RunState
 from megatron_encdec.engine.shards import HostCopy, Shard, owned
 from megatron_encdec.engine.storage import Written, common_state, write_bytes, write_index, write_shards
 from megatron_encdec.platform.errors import UserError
@@ -33,13 +34,13 @@ from megatron_encdec.rundir.files import json_bytes
 
 @dataclass(frozen=True)
 class SaveEvent:
-    """A finished save. `error` is None, or why there is no checkpoint of `step`; equal on all ranks but for times.
+    """A finished save of `state`. `error` is None, or why there is no checkpoint; equal on all ranks but for times.
 
     seconds_blocked: how long `save` kept training; seconds_total: until the checkpoint was durable. bytes: of all
     files. pruned: names of the checkpoints deleted for it.
     """
 
-    step: int
+    state: RunState
     path: Path
     seconds_blocked: float
     seconds_total: float
@@ -52,16 +53,12 @@ class SaveEvent:
 class _Job:
     """One save: everything the thread needs, none of it shared with training."""
 
-    run_state: dict
+    run_state: RunState
     shards: Iterable[Shard]
     common: dict
     always: frozenset[int]
     delete: bool
     started: float
-
-    @property
-    def step(self) -> int:
-        return self.run_state["step"]
 
 
 class Saver:
@@ -86,8 +83,8 @@ class Saver:
         if self._rank == 0:
             clean(checkpoints)
 
-    def save(self, run_state: dict, always: set[int] = frozenset(), delete: bool = True) -> None:
-        """Save the state as it is now under `run_state["step"]`; collective. Waits for an earlier save first.
+    def save(self, run_state: RunState, always: set[int] = frozenset(), delete: bool = True) -> None:
+        """Save the state as it is now as that of `run_state.step`; collective. Waits for an earlier save first.
 
         always: steps whose checkpoints are never deleted. delete: whether older ones make way for this one. How it
         went comes out of `poll` or `wait`.
@@ -98,23 +95,22 @@ class Saver:
         if self._host is not None:
             shards = self._host.take(shards)
         common = common_state(update_count(self._optimizer), group_settings(self._optimizer))
-        job = _Job({"format": FORMAT, **run_state}, shards, common, frozenset(always), delete, started)
+        job = _Job(run_state, shards, common, frozenset(always), delete, started)
         if self._host is None:
             self._run(job)
             blocked = time.perf_counter() - started
             self._events[-1] = replace(self._events[-1], seconds_blocked=blocked)
             return
-        self._thread = threading.Thread(target=self._run, args=(job,), name=f"save-{job.step}", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(job,), name=f"save-{job.run_state.step}", daemon=True)
         self._blocked = time.perf_counter() - started
         self._thread.start()
 
-    def save_boxes(self, run_state: dict, boxes: Iterable[Shard]) -> SaveEvent:
+    def save_boxes(self, run_state: RunState, boxes: Iterable[Shard]) -> SaveEvent:
         """Write this rank's `boxes`, each made when it is asked for, as a checkpoint of weights alone; collective.
 
         No trunk has to be there: it is how an import of any size fits into little memory.
         """
-        self._run(_Job({"format": FORMAT, **run_state}, boxes, common_state(0, []), frozenset(), False,
-                       time.perf_counter()))
+        self._run(_Job(run_state, boxes, common_state(0, []), frozenset(), False, time.perf_counter()))
         return self._events.pop()
 
     def poll(self) -> list[SaveEvent]:
@@ -139,14 +135,15 @@ class Saver:
 
     def _run(self, job: _Job) -> None:
         """Write `job` and add its event; never raises."""
-        final = self._checkpoints / name_of(job.step)
+        final = self._checkpoints / name_of(job.run_state.step)
         try:
             size, pruned, error = self._write(job, final)
         except Exception as failure:  # a rank died: its peers' messages fail
             size, pruned, error = 0, [], f"rank {self._rank}: {_reason(failure)}"
             if self._rank == 0:
                 clean(self._checkpoints)
-        self._events.append(SaveEvent(job.step, final, 0.0, time.perf_counter() - job.started, size, error, pruned))
+        self._events.append(SaveEvent(job.run_state, final, 0.0, time.perf_counter() - job.started, size, error,
+                                      pruned))
 
     def _write(self, job: _Job, final: Path) -> tuple[int, list[str], str | None]:
         """Bytes of all files, names of the checkpoints deleted, and what went wrong: the same on all ranks."""
@@ -176,11 +173,11 @@ class Saver:
     def _finish(self, job: _Job, temporary: Path, final: Path, files: list[Written]) -> tuple[int, list[str]]:
         """Rank 0, when all ranks' files are durable."""
         files = [*files, *write_index(temporary, files, job.common),
-                 write_bytes(temporary / "run_state.json", json_bytes(job.run_state))]
+                 write_bytes(temporary / "run_state.json", json_bytes(job.run_state.as_dict()))]
         text = checksums_text({file.name: (file.bytes, file.sha256) for file in files}).encode()
         files.append(write_bytes(temporary / CHECKSUMS, text))
         publish(temporary, final)
-        pruned = prune(self._checkpoints, self._keep, set(job.always), up_to=job.step) if job.delete else []
+        pruned = prune(self._checkpoints, self._keep, set(job.always), job.run_state.step) if job.delete else []
         return sum(file.bytes for file in files), pruned
 
     def _attempt(self, work: Callable) -> tuple:

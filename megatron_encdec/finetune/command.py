@@ -8,9 +8,9 @@ import signal
 from megatron_encdec.finetune.config import FinetuneConfig, load_config
 from megatron_encdec.finetune.sweep import Outcome, Sweep
 from megatron_encdec.finetune.sweep_tree import FAILED, FINISHED, state_of
+from megatron_encdec.platform.children import available_cores
 from megatron_encdec.platform.errors import RunFailed, UserError
 from megatron_encdec.platform.optional import INSTALL, is_available
-from megatron_encdec.text.workers import available_cores
 
 DESCRIPTION = """\
 Fine-tune models on labelled sets: every learning rate and seed of the config's grid, each a run with a folder of its

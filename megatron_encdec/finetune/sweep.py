@@ -1,7 +1,7 @@
 """A sweep: the runs of a grid, learning rates x seeds, done by workers until each is finished or has failed.
 
     1. what is on disk decides what is to do           sweep_tree.py: a finished run is never repeated
-    2. workers get runs, those of one dataset to the   sweep_worker.py, sweep_workers.py: models and data stay loaded
+    2. workers get runs, those of one dataset to the   sweep_worker.py: models and data stay loaded
        same worker where possible
     3. a run that another sweep works on is waited     two sweeps on one tree share its runs
        for, and done here if the other gives it up
@@ -11,22 +11,25 @@
        are repeated by the next launch
 """
 
-import os
 import signal
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
-from megatron_encdec.finetune.sweep_progress import SweepProgress, name_of
 from megatron_encdec.finetune.sweep_tree import FAILED, FINISHED, TODO, plan, reason_of, state_of, write_failure
-from megatron_encdec.finetune.sweep_workers import Worker
+from megatron_encdec.platform.children import Child
+from megatron_encdec.platform.progress import Progress, duration
+from megatron_encdec.platform.signals import StopSignals
 
 GRACE_SECONDS = 20.0  # for workers to end after SIGTERM
 RETRY_SECONDS = 2.0  # between looks at runs that another sweep works on
+SIGNAL_SECONDS = 0.2  # between looks at signals
+SECONDS_BETWEEN_LINES = 30.0  # of runs under way, where there is no terminal
 ATTEMPTS = 2  # of a run whose process died
 
 
@@ -54,20 +57,29 @@ class Outcome:
         return self.total - self.finished - len(self.failed)
 
 
+@dataclass
+class _Worker:
+    """A child process, and the cell that it works on (None: idle)."""
+
+    slot: int
+    child: Child
+    cell: Any = None
+    dataset: Path | None = None  # of its newest run: what it has loaded
+    began: float = 0.0
+
+
 class Sweep:
-    """Does `cells` with `function`, a "package.module:name" called in the workers as `function(cell[, report])`.
+    """Does `cells` with `function`, a "package.module:name" called in the workers as `function(cell, report)`.
 
     It returns what results.json is to hold, which the worker writes; it may call `report(step, total)`. A `UserError`
-    of it is a mistake to mend (nothing is recorded), any other exception a failure of that run. group: what cells
-    share that is worth keeping loaded (default: the folder of their dataset). workers: processes at a time. gpus:
-    their numbers as CUDA_VISIBLE_DEVICES knows them, dealt out in turn; empty on a CPU, where `threads` is each
-    worker's share of the cores.
+    of it is a mistake to mend (nothing is recorded), any other exception a failure of that run. workers: processes at
+    a time. gpus: their numbers as CUDA_VISIBLE_DEVICES knows them, dealt out in turn; empty on a CPU, where `threads`
+    is each worker's share of the cores.
     """
 
     def __init__(self, cells: Sequence[HasDirectory], function: str, workers: int = 1, gpus: Sequence[str] = (),
-                 threads: int = 1, retry_failed: bool = False,
-                 group: Callable[[Any], Any] = lambda cell: cell.directory.parent):
-        self._cells, self._function, self._group = list(cells), function, group
+                 threads: int = 1, retry_failed: bool = False):
+        self._cells, self._function = list(cells), function
         self._gpus, self._threads = list(gpus), threads
         self._size, self._retry_failed = workers, retry_failed
         states = {cell.directory: state_of(cell.directory) for cell in cells}
@@ -77,7 +89,7 @@ class Sweep:
         self._seen_elsewhere: set[Path] = set()
         self._looked = 0.0
         self._deaths: Counter[Path] = Counter()
-        self._workers: list[Worker] = []
+        self._workers: list[_Worker] = []
         self._outcome = Outcome(len(cells), sum(state == FINISHED for state in states.values()))
         if not retry_failed:
             self._outcome.failed = [(path, reason_of(path)) for path, state in states.items() if state == FAILED]
@@ -88,11 +100,13 @@ class Sweep:
         outcome = self._outcome
         if not self._queue:
             return outcome
-        with _StopSignals() as signals, SweepProgress(outcome.total, outcome.finished, len(outcome.failed)) as shown:
+        with StopSignals((signal.SIGTERM, signal.SIGINT)) as signals, Progress(
+                "runs", outcome.total, done=outcome.total - outcome.left, counts=True, stream=sys.stdout,
+                seconds=SECONDS_BETWEEN_LINES) as self._shown:
             try:
                 while (self._queue or self._waiting or self._busy) and signals.received is None:
-                    self._hand_out(shown)
-                    self._hear(shown, signals)
+                    self._hand_out()
+                    self._hear()
             finally:
                 self._end(signals)
             if signals.received is not None:
@@ -107,160 +121,150 @@ class Sweep:
         outcome.finished, outcome.stopped_by = finished, number
 
     @property
-    def _busy(self) -> list[Worker]:
+    def _busy(self) -> list[_Worker]:
         return [worker for worker in self._workers if worker.cell is not None]
 
-    def _hand_out(self, shown: SweepProgress) -> None:
+    def _hand_out(self) -> None:
         """Give every idle worker a run, starting workers where there are too few."""
         while self._queue:
             idle = [worker for worker in self._workers if worker.cell is None]
             if not idle and len(self._workers) == self._size:
                 return
             worker = idle[0] if idle else self._start()
-            cell = self._next(worker.group)
-            worker.give(self._function, cell, self._group(cell))
-            shown.begun(worker.slot, cell.directory)
+            worker.cell, worker.began = self._next(worker), time.monotonic()
+            worker.child.send(worker.cell)
+            self._shown.part(worker.slot, name_of(worker.cell.directory))
 
-    def _start(self) -> Worker:
+    def _start(self) -> _Worker:
         slot = min(set(range(self._size)) - {worker.slot for worker in self._workers})
-        worker = Worker(slot, self._gpus[slot % len(self._gpus)] if self._gpus else None, self._threads)
+        gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]} if self._gpus else {}
+        worker = _Worker(slot, Child(self._threads, gpu))
+        worker.child.begin("megatron_encdec.finetune.sweep_worker:make_runner", (self._function,))
         self._workers.append(worker)
         return worker
 
-    def _next(self, group: Any) -> Any:
-        """A run of the worker's group, else of the group that has most left for each worker on it."""
-        left = Counter(self._group(cell) for cell in self._queue)
-        if group not in left:
-            taken = Counter(worker.group for worker in self._busy)
-            group = max(left, key=lambda one: left[one] / (1 + taken[one]))
-        cell = next(cell for cell in self._queue if self._group(cell) == group)
+    def _next(self, worker: _Worker) -> Any:
+        """A run of the dataset that the worker has loaded, else of the one with most left for each worker on it."""
+        left = Counter(cell.directory.parent for cell in self._queue)
+        dataset = worker.dataset
+        if dataset not in left:
+            taken = Counter(one.dataset for one in self._busy)
+            dataset = max(left, key=lambda one: left[one] / (1 + taken[one]))
+        cell = next(cell for cell in self._queue if cell.directory.parent == dataset)
         self._queue.remove(cell)
+        worker.dataset = dataset
         return cell
 
-    def _hear(self, shown: SweepProgress, signals: "_StopSignals") -> None:
-        """Wait for a message, a signal, or the time to look at other sweeps' runs again."""
-        workers = {worker.connection: worker for worker in self._workers}
-        for source in wait([*workers, signals.descriptor], timeout=RETRY_SECONDS if self._waiting else None):
-            if source in workers:
-                self._take(workers[source], shown)
+    def _hear(self) -> None:
+        """Wait for a message, or the time to look at signals and other sweeps' runs again."""
+        workers = {worker.child.connection: worker for worker in self._workers}
+        for connection in wait(workers, timeout=SIGNAL_SECONDS):
+            self._take(workers[connection])
         if self._waiting and time.monotonic() - self._looked >= RETRY_SECONDS:
-            self._look_again(shown)
+            self._look_again()
 
-    def _look_again(self, shown: SweepProgress) -> None:
+    def _look_again(self) -> None:
         """What became of the runs that another sweep had; those without an end are tried here."""
         self._looked = time.monotonic()
         waiting, self._waiting = self._waiting, []
         for cell in waiting:
             state = state_of(cell.directory)
             if state == FINISHED:
-                self._finished(None, cell.directory, None, shown)
+                self._finished(None, cell.directory, None)
             elif state == FAILED and not self._retry_failed:
-                self._failed(None, cell.directory, reason_of(cell.directory), shown)
+                self._failed(None, cell.directory, reason_of(cell.directory))
             else:
                 self._queue.append(cell)
 
-    def _take(self, worker: Worker, shown: SweepProgress) -> None:
-        message = worker.receive()
+    def _take(self, worker: _Worker) -> None:
+        message = worker.child.receive()
         if message is None:
-            self._died(worker, shown)
+            self._died(worker)
             return
-        kind, content = message
-        if kind == "step":
-            shown.step(worker.slot, *content)
+        name, content = message
+        if name == "told":
+            self._shown.part(worker.slot, name_of(worker.cell.directory), *content)
             return
+        self._shown.part_ended(worker.slot)
         cell, worker.cell = worker.cell, None
+        kind, what = content
         if kind == "finished":
-            self._finished(worker.slot, cell.directory, content, shown)
+            self._finished(worker, cell.directory, what)
         elif kind == "elsewhere":
-            self._elsewhere(worker.slot, cell, content, shown)
+            self._elsewhere(cell, what)
         elif kind == "mistake":
-            self._mistake(worker.slot, cell, content, shown)
+            self._mistake(cell, what)
         else:
-            self._failed(worker.slot, cell.directory, content, shown)
+            self._failed(worker, cell.directory, what)
             self._workers.remove(worker)  # whatever the run left behind in its process must not reach the next one
-            worker.kill()
-            worker.close()
+            worker.child.send_signal(signal.SIGKILL)
+            worker.child.close()
 
-    def _mistake(self, slot: int, cell: HasDirectory, what: str, shown: SweepProgress) -> None:
-        """What the user must mend: the runs of the same group would fail alike and stay to be done."""
-        group = self._group(cell)
-        self._queue = [one for one in self._queue if self._group(one) != group]
-        shown.idle(slot)
+    def _mistake(self, cell: HasDirectory, what: str) -> None:
+        """What the user must mend: the runs of the same dataset would fail alike and stay to be done."""
+        self._queue = [one for one in self._queue if one.directory.parent != cell.directory.parent]
         if what not in self._outcome.mistakes:
             self._outcome.mistakes.append(what)
-            shown.say(f"{name_of(cell.directory)}: {what}")
+            self._shown.say(f"{name_of(cell.directory)}: {what}")
 
-    def _finished(self, slot: int | None, directory: Path, scores: dict | None, shown: SweepProgress) -> None:
+    def _finished(self, worker: _Worker | None, directory: Path, scores: dict | None) -> None:
+        """`worker` is None for another sweep's run, and `scores` then too."""
         self._outcome.finished += 1
         self._outcome.ran += scores is not None
-        text = "  ".join(f"{split} {100 * score:.2f}" for split, score in scores.items()) if scores \
-            else "finished by another sweep"
-        shown.ended(slot, directory, text, False)
+        self._say_ended(worker, directory, "  ".join(f"{split} {100 * score:.2f}" for split, score in scores.items())
+                        if scores else "finished by another sweep")
 
-    def _elsewhere(self, slot: int, cell: HasDirectory, holder: str, shown: SweepProgress) -> None:
+    def _elsewhere(self, cell: HasDirectory, holder: str) -> None:
         if cell.directory not in self._seen_elsewhere:
             self._seen_elsewhere.add(cell.directory)
-            shown.say(f"{name_of(cell.directory)}: {holder} works on it; waiting for that")
+            self._shown.say(f"{name_of(cell.directory)}: {holder} works on it; waiting for that")
         self._waiting.append(cell)
-        shown.idle(slot)
 
-    def _failed(self, slot: int | None, directory: Path, reason: str, shown: SweepProgress) -> None:
+    def _failed(self, worker: _Worker | None, directory: Path, reason: str) -> None:
         self._outcome.failed.append((directory, reason))
-        self._outcome.ran += slot is not None
-        shown.ended(slot, directory, f"FAILED: {' '.join(reason.split())}", True)
+        self._outcome.ran += worker is not None
+        self._say_ended(worker, directory, f"FAILED: {' '.join(reason.split())}")
 
-    def _died(self, worker: Worker, shown: SweepProgress) -> None:
+    def _say_ended(self, worker: _Worker | None, directory: Path, how: str) -> None:
+        """A line for a run that is over; its scores, or why it failed, are in `how`."""
+        outcome, shown = self._outcome, self._shown
+        done, failed = outcome.total - outcome.left, len(outcome.failed)
+        took = f"  {duration(time.monotonic() - worker.began)}" if worker else ""
+        left = f"  {shown.time_left(done)} left" if outcome.left else ""
+        shown.say(f"{done}/{outcome.total}  {name_of(directory)}  {how}{took}{left}")
+        shown.update(done, f"{failed} failed" if failed else "")
+
+    def _died(self, worker: _Worker) -> None:
         """Replace a worker whose process ended by itself; its run gets another chance."""
         self._workers.remove(worker)
-        cell, how = worker.cell, worker.close()
+        cell, how = worker.cell, worker.child.close()
         if cell is None:
             return
-        shown.idle(worker.slot)
+        self._shown.part_ended(worker.slot)
         self._deaths[cell.directory] += 1
         if self._deaths[cell.directory] < ATTEMPTS:
-            shown.say(f"{name_of(cell.directory)}: its process was ended {how}; once more")
+            self._shown.say(f"{name_of(cell.directory)}: its process {how}; once more")
             self._queue.insert(0, cell)
             return
-        reason = f"its process was ended {how}, {ATTEMPTS} times"
+        reason = f"its process {how}, {ATTEMPTS} times"
         write_failure(cell.directory, reason)
-        self._failed(worker.slot, cell.directory, reason, shown)
+        self._failed(worker, cell.directory, reason)
 
-    def _end(self, signals: "_StopSignals") -> None:
+    def _end(self, signals: StopSignals) -> None:
         """End the workers: at once where they are idle, with some grace where they work."""
-        for worker in self._workers:
-            worker.stop()
+        children = [worker.child for worker in self._workers]
+        for child in children:
+            child.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
-        while any(worker.process.poll() is None for worker in self._workers):
-            if time.monotonic() > deadline or signals.count > 1:
-                for worker in self._workers:
-                    worker.kill()
+        while any(child.process.poll() is None for child in children):
+            if time.monotonic() > deadline or signals.repeated:
+                for child in children:
+                    child.send_signal(signal.SIGKILL)
             time.sleep(0.02)
-        for worker in self._workers:
-            worker.close()
+        for child in children:
+            child.close()
 
 
-class _StopSignals:
-    """Notes SIGTERM and SIGINT; `descriptor` becomes readable with the first. Main thread only."""
-
-    NUMBERS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self):
-        self.received: int | None = None
-        self.count = 0
-
-    def __enter__(self) -> Self:
-        self.descriptor, self._write = os.pipe()
-        self._previous = {number: signal.signal(number, self._note) for number in self.NUMBERS}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        os.close(self.descriptor)
-        os.close(self._write)
-
-    def _note(self, number: int, _frame) -> None:
-        self.count += 1
-        if self.received is None:
-            self.received = number
-            os.write(self._write, b"s")
+def name_of(directory: Path) -> str:
+    """`model/SC/dataset/lr1e-05_sd0` of a run's folder."""
+    return "/".join(directory.parts[-4:])

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
-from megatron_encdec.rundir.lock import InUse, RunLock
+from megatron_encdec.rundir.lock import FolderLock, InUse
 
 FINISHED, FAILED, TODO = "finished", "failed", "todo"
 RESULTS, FAILURE, GRID = "results.json", "failure.json", "grid.json"
@@ -38,16 +38,13 @@ def state_of(directory: Path) -> str:
 @contextlib.contextmanager
 def claim(directory: Path) -> Iterator[InUse | None]:
     """Hold the run's folder while the context lasts; gives None then, or says who has it."""
-    lock = RunLock(directory)
-    try:
-        lock.__enter__()
-    except InUse as held:
+    with contextlib.ExitStack() as stack:
+        held = None
+        try:
+            stack.enter_context(FolderLock(directory, "results"))
+        except InUse as refused:
+            held = refused
         yield held
-        return
-    try:
-        yield None
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def write_results(directory: Path, results: dict) -> None:

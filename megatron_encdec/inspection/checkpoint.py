@@ -10,8 +10,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_encdec.engine.checkpoint import directory_of, read_run_state
-from megatron_encdec.inspection.tables import number, objective_label, print_facts, print_table, say, size
+from megatron_encdec.engine.checkpoint import directory_of
+from megatron_encdec.engine.run_state import read_run_state
+from megatron_encdec.inspection.tables import number, print_facts, print_table, say, size
+from megatron_encdec.objectives import OBJECTIVES
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.platform.restricted_pickle import load_records
 
@@ -47,11 +49,11 @@ def read_tensors(checkpoint: Path) -> list[Tensor]:
 def describe(checkpoint: Path) -> dict:
     """run_state.json, without the long history, and what lies on disk."""
     state = read_run_state(checkpoint)
+    done = state.history.get("stretches", state.history.get("phases", []))  # phases: recorded by earlier versions
     files = [file for file in checkpoint.iterdir() if file.is_file()]
     return {"checkpoint": str(checkpoint), "files": len(files),
             "bytes": sum(file.stat().st_size for file in files),
-            **{key: value for key, value in state.items() if key != "history"},
-            "phases": state.get("history", {}).get("phases", [])}
+            **{key: value for key, value in state.as_dict().items() if key != "history"}, "stretches": done}
 
 
 def inspect(arguments: argparse.Namespace) -> None:
@@ -79,23 +81,30 @@ def _print_tensors(tensors: list[Tensor]) -> None:
 
 
 def _facts(report: dict) -> list[tuple[str, str]]:
-    history = ", ".join(f"{objective_label(phase['objective'])} in steps {phase['start'] + 1}..{phase['end']}"
-                        for phase in report["phases"])
-    topology = report.get("topology", {})
+    history = ", ".join(f"{_label(done['objective'])} in steps {done['start'] + 1}..{done['end']}"
+                        for done in report["stretches"])
+    topology = report["topology"]
     return [
         ("checkpoint", report["checkpoint"]),
         ("on disk", f"{size(report['bytes'])} in {report['files']} files"),
-        ("step", number(report.get("step"))),
-        ("phase", f"{report.get('phase_name')} (number {report.get('phase')}), objective "
-                  f"{report.get('objective')}"),
+        ("step", number(report["step"])),
+        ("phase", f"{report['phase_name']} (number {report['phase']}), objective {report['objective']}"),
         ("history", history or "nothing trained yet"),
-        ("consumed", f"{number(report.get('samples'))} samples, {number(report.get('tokens'))} tokens, "
-                     f"{number(report.get('targets'))} targets"),
-        ("history hash", str(report.get("history_hash"))),
-        ("data", ", ".join(report.get("data_fingerprints", [])) or "not recorded"),
-        ("tokenizer", str(report.get("tokenizer_fingerprint"))),
+        ("consumed", f"{number(report['samples'])} samples, {number(report['tokens'])} tokens, "
+                     f"{number(report['targets'])} targets"),
+        ("history hash", report["history_hash"]),
+        ("data", ", ".join(report["data_fingerprints"]) or "not recorded"),
+        ("tokenizer", str(report["tokenizer_fingerprint"])),
         ("written by", f"{topology.get('world_size')} rank(s): tensor {topology.get('tensor')} x "
                        f"pipeline {topology.get('pipeline')} x data {topology.get('data')}, on "
                        f"{topology.get('device')}, {topology.get('threads')} thread(s)"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in report.get("versions", {}).items())),
+        ("versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items())),
     ]
+
+
+def _label(identity: dict) -> str:
+    """An objective as the history has it, which may be of a version with other ones."""
+    kind = OBJECTIVES.get(identity["name"])
+    if kind is None:
+        return identity["name"]
+    return kind(**{key: value for key, value in identity.items() if key in kind.setting_names()}).label()

@@ -8,7 +8,7 @@
 import json
 
 from megatron_encdec.inspection.tables import number, print_table, say, short
-from megatron_encdec.objectives import ObjectiveConfig
+from megatron_encdec.objectives import evaluated
 from megatron_encdec.platform import schema
 from megatron_encdec.rundir.lineage import differences
 from megatron_encdec.training.config import Config
@@ -21,13 +21,12 @@ _COSMETIC = ("dir", "phases", "checkpoint", "logging", "parallel", "micro_size",
 def validation_basis(config: Config) -> dict:
     """What a validation loss is measured on, objective settings included."""
     data, settings = schema.to_dict(config.data), schema.to_dict(config)
-    masked = [phase["objective"] for phase in settings["phases"] if phase["objective"]["name"] == "mlm"]
     return {"data": {key: data[key] for key in ("validation", "seed", "sequence_length", "isolate_documents",
                                                 "random_length")},
             "tokenizer": settings["tokenizer"],
             "validation windows": config.evaluation.batches * config.batch.global_size,
-            # the loop evaluates mlm as the run's first mlm phase trains it, at the default if there is none
-            "mlm": masked[0] if masked else schema.to_dict(ObjectiveConfig("mlm"))}
+            "objectives": {name: schema.to_dict(objective) for name, objective in evaluated(
+                [phase.objective for phase in config.phases], has_mask=True).items()}}
 
 
 def remarks(runs: list[tuple[dict, Config]]) -> list[str]:

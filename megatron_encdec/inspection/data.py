@@ -19,11 +19,11 @@ from megatron_encdec.data.store import TokenStore
 from megatron_encdec.data.verify import verify
 from megatron_encdec.inspection.tables import number, print_facts, print_table, say, size
 from megatron_encdec.inspection.windows import indented, marks_of, show
-from megatron_encdec.objectives import ObjectiveConfig, build_objective
+from megatron_encdec.objectives import Objective, Vocabulary
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.schema import parse_yaml, to_dict
 from megatron_encdec.text.manifest import check_files
-from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
+from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer, require_mask
 
 PIECE = 1 << 24  # tokens whose document ends are looked up at once
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -86,9 +86,9 @@ def windows(arguments: argparse.Namespace, report: dict) -> list[dict]:
         raise UserError(f"inspect data: --{str(error).replace('_', '-', 1)}") from None
     samples, objective = Samples(config), None
     if arguments.objective:
-        settings = ObjectiveConfig.from_yaml(parse_yaml(arguments.objective, "--objective"), "--objective")
-        objective = build_objective(settings, tokenizer.mask_id, tokenizer.special_ids,
-                                    tokenizer.vocabulary_size)
+        objective = Objective.from_yaml(parse_yaml(arguments.objective, "--objective"), "--objective")
+        if objective.hides:
+            require_mask(tokenizer)
     return [_window(samples, index, objective, tokenizer) for index in range(arguments.samples)]
 
 
@@ -98,7 +98,7 @@ def _window(samples: Samples, index: int, objective, tokenizer: Tokenizer) -> di
     if sample.tokens_S.min() < 0 or sample.tokens_S.max() >= tokenizer.vocabulary_size:
         raise UserError(f"--tokenizer {tokenizer.path}: has {tokenizer.vocabulary_size} tokens, the data "
                         f"holds the id {sample.tokens_S.max()}; name the tokenizer that wrote the data")
-    labelled = objective.apply(sample, samples.seed) if objective else None
+    labelled = objective.apply(sample, samples.seed, Vocabulary.of(tokenizer)) if objective else None
     marks = marks_of(objective, labelled, sample, tokenizer) if objective else {}
     document_ends = samples.stores[0].document_ends(sample.window * length, length)
     targets = len(labelled.positions_N) if labelled else None

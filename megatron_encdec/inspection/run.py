@@ -15,15 +15,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_encdec.data.store import TokenStore
-from megatron_encdec.engine.checkpoint import newest, read_run_state
+from megatron_encdec.engine.checkpoint import newest
+from megatron_encdec.engine.run_state import read_run_state
 from megatron_encdec.inspection import comparison
-from megatron_encdec.inspection.tables import number, objective_label, print_facts, print_table, say, short
+from megatron_encdec.inspection.tables import number, print_facts, print_table, say, short
 from megatron_encdec.inspection.unigram import Entropy, unigram_entropy
-from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.metrics import read_metrics
 from megatron_encdec.training.config import Config, load_config
-from megatron_encdec.training.phases import lay_out, tokens_per_step
+from megatron_encdec.training.stretches import lay_out
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def phase_summaries(config: Config, records: list[dict], entropy: Entropy | None
         validation_loss = validation.get(phase.objective.name)
         ends = [loss for loss in (losses[-1] if losses else None, validation_loss) if loss is not None]
         summaries.append(PhaseSummary(
-            phase.name, objective_label(schema.to_dict(phase.objective)), phase.start,
-            steps=steps, planned_steps=phase.end - phase.start, tokens=steps * tokens_per_step(config),
+            phase.name, phase.objective.label(), phase.start,
+            steps=steps, planned_steps=phase.steps, tokens=steps * phase.tokens_per_step,
             targets=last["targets"] - before["targets"] if last and phase.start >= unseen["step"] else None,
             first_loss=losses[0] if losses else None, last_loss=losses[-1] if losses else None,
             validation=validation, validation_step=evaluations[-1]["step"] if evaluations else None,
@@ -146,7 +146,7 @@ def describe(directory: str, config: Config, records: list[dict], with_entropy: 
     checkpoint, parent = newest(Path(directory) / "checkpoints"), parent_of(records)
     entropy, unknown = None, "not counted when runs are compared"
     if with_entropy:
-        fingerprints = read_run_state(checkpoint)["data_fingerprints"] if checkpoint else None
+        fingerprints = read_run_state(checkpoint).data_fingerprints if checkpoint else None
         entropy, unknown = corpus_entropy(config, fingerprints)
     phases = phase_summaries(config, with_ancestors(records), entropy)
     last = [record for record in records if record.get("kind") == "train"][-1]

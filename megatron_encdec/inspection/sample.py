@@ -1,56 +1,43 @@
 """`inspect run CONFIG --sample I`: what the trainer reads, and must predict, at sample I of a run.
 
-    1. `plan_of(path, overrides)`   the trainer's own plan of a config or run directory, whatever this machine is
+    1. `plan_of(path, overrides)`   the trainer's own plan of a config or run directory, on whatever machine
     2. `describe(plan, index)`      the sample through the trainer's own micro-batch, with where it came from
     3. `inspect(arguments)`         the same in words: documents, segments, masks and missing targets marked
 """
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
-from megatron_encdec.engine.config import ParallelSettings
-from megatron_encdec.inspection.tables import objective_label, say
+from megatron_encdec.inspection.tables import say
 from megatron_encdec.inspection.windows import indented, marks_of, show
-from megatron_encdec.model.performance import PerformanceSettings
-from megatron_encdec.model.precision import PrecisionSettings
 from megatron_encdec.objectives import Labelled
-from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import load_config
-from megatron_encdec.training.plan import Plan, make_plan
+from megatron_encdec.training.plan import Plan, resolve
 from megatron_encdec.training.step import micro_batches
 
 
 def plan_of(path: str, overrides: list[str]) -> Plan:
-    """The plan of a config file, or of a run directory's config.yaml.
-
-    Ranks, layers and precision decide nothing of what a sample holds: they are set so that a config for a
-    cluster can be looked at on any machine.
-    """
+    """The plan of a config file, or of a run directory's config.yaml; made for a cluster, it can be looked at here."""
     file = Path(path)
     if file.is_dir():
         file /= "config.yaml"
         if not file.is_file():
             raise UserError(f"{path}: not a run directory (it has no config.yaml); name a CONFIG.yaml or a run.dir")
-    config = load_config(file, overrides)
-    portable = replace(config, parallel=ParallelSettings(), precision=PrecisionSettings(),
-                       performance=PerformanceSettings(), model=replace(config.model, layers="torch"))
-    return make_plan(portable, world_size=1)
+    return resolve(load_config(file, overrides))
 
 
 def describe(plan: Plan, index: int) -> dict:
     """Sample `index` as plain data; inputs, label positions and labels are the trainer's, position by position."""
-    timeline, global_size = plan.timeline, plan.config.batch.global_size
-    total = timeline.total_steps * global_size
+    timeline = plan.timeline
+    total = timeline.stretches[-1].samples(timeline.total_steps).stop
     if not 0 <= index < total:
         raise UserError(f"inspect run: --sample {index}: the run's samples are 0..{total - 1} ({timeline.total_steps} "
-                        f"steps of batch.global_size={global_size})")
-    step = index // global_size + 1
-    phase = timeline.at(step)
-    objective = plan.objectives[phase.index]
-    batch = next(iter(micro_batches(plan.train, objective, [range(index, index + 1)])))
+                        "steps)")
+    stretch, step = timeline.of_sample(index)
+    objective = stretch.objective
+    batch = next(micro_batches(plan.train, objective, plan.vocabulary, [range(index, index + 1)]))
     sample = plan.train.sample(index)
     store = plan.train.stores[sample.source]
     length = plan.train.sequence_length
@@ -61,8 +48,8 @@ def describe(plan: Plan, index: int) -> dict:
     text = show(plan.tokenizer, sample.tokens_S, document_ends, marks_of(objective, labelled, sample, plan.tokenizer),
                 segment_ends)
     return {
-        "sample": index, "samples": total, "step": step, "steps": timeline.total_steps, "phase": phase.name,
-        "objective": objective_label(schema.to_dict(phase.objective)), "attention": batch.attention,
+        "sample": index, "samples": total, "step": step, "steps": timeline.total_steps, "phase": stretch.name,
+        "objective": objective.label(), "attention": batch.attention,
         "source": str(store.prefix), "source_number": sample.source, "epoch": sample.epoch, "window": sample.window,
         "first_token": start, "tokens": length, "targets": len(batch.labels_N), "document_ends": document_ends,
         "segment_ends": segment_ends, "inputs": batch.inputs_BS[0].tolist(),

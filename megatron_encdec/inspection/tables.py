@@ -73,13 +73,3 @@ def size(count: int) -> str:
         if value >= 1024:
             value, unit = value / 1024, bigger
     return f"{value:.1f} {unit}"
-
-
-def objective_label(objective: dict) -> str:
-    """`clm`, `mlm:0.4`, or with BERT's way of hiding `mlm:0.15 (mask 0.8, random 0.1)`."""
-    if objective.get("mask_ratio") is None:
-        return objective["name"]
-    label = f"{objective['name']}:{objective['mask_ratio']:g}"
-    if objective["mask_fraction"] == 1.0:
-        return label
-    return f"{label} (mask {objective['mask_fraction']:g}, random {objective['random_fraction']:g})"

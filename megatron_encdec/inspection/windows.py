@@ -23,12 +23,13 @@ _LINE = 94
 
 def marks_of(objective: Objective, labelled: Labelled, sample: Sample,
              tokenizer: Tokenizer) -> dict[int, str]:
-    """Position -> what to write before its token: `MASK`, `RANDOM:x`, `KEPT` or `NO TARGET`."""
-    if objective.attention == "causal":
+    """Position -> what to write before its token: `MASK`, `RANDOM:x`, `KEPT`, or `NO TARGET` if nothing is hidden."""
+    if not objective.hides:
         without = np.setdiff1d(np.arange(len(sample.tokens_S)), labelled.positions_N)
         return {int(position): "NO TARGET" for position in without}
     marks = {}
-    for position, label in zip(labelled.positions_N.tolist(), labelled.labels_N.tolist(), strict=True):
+    hidden_N = labelled.positions_N + objective.predicts
+    for position, label in zip(hidden_N.tolist(), labelled.labels_N.tolist(), strict=True):
         seen = int(labelled.inputs_S[position])
         if seen == tokenizer.mask_id:
             marks[position] = "MASK"

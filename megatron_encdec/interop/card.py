@@ -3,6 +3,7 @@
 from megatron_encdec.interop.families import Target
 from megatron_encdec.interop.source import Source, parent_of
 from megatron_encdec.rundir.metrics import read_metrics
+from megatron_encdec.training.stretches import lay_out
 
 _USE = {
     "fill-mask": """\
@@ -28,9 +29,9 @@ def model_card(source: Source, target: Target, dtype: str, remarks: list[str]) -
 ---
 library_name: transformers
 pipeline_tag: {target.task}
-tags: [megatron_encdec, {state["objective"]}]
+tags: [megatron_encdec, {state.objective}]
 ---
-# {target.model_class}, step {state["step"]}
+# {target.model_class}, step {state.step}
 
 A trunk of {model.parameter_count() / 1e6:,.1f}M parameters ({model.num_layers} layers, hidden size \
 {model.hidden_size}, {model.num_attention_heads} heads, {model.num_query_groups} key/value groups), \
@@ -47,10 +48,10 @@ attention, weights in {dtype}.
 
 {_metrics(source)}## Origin
 
-- history hash: `{state["history_hash"]}`
-- training data: {", ".join(f"`{fingerprint}`" for fingerprint in state["data_fingerprints"]) or "none"}
-- tokenizer: `{state["tokenizer_fingerprint"]}`
-- versions: {", ".join(f"{name} {version}" for name, version in state["versions"].items())}{notes}
+- history hash: `{state.history_hash}`
+- training data: {", ".join(f"`{fingerprint}`" for fingerprint in state.data_fingerprints) or "none"}
+- tokenizer: `{state.tokenizer_fingerprint}`
+- versions: {", ".join(f"{name} {version}" for name, version in state.versions.items())}{notes}
 """
 
 
@@ -61,18 +62,18 @@ def _training(source: Source) -> str:
         return began
     return f"""{began}{_phases(source)}
 
-{state["tokens"]:,} input tokens and {state["targets"]:,} predicted tokens in all, in windows of \
+{state.tokens:,} input tokens and {state.targets:,} predicted tokens in all, in windows of \
 {source.config.data.sequence_length} tokens."""
 
 
 def _began(source: Source) -> str:
     """Of an imported model, or a run that began with the weights of another: which."""
-    imported, weights = source.imported, source.state.get("history", {}).get("weights")
+    imported, weights = source.imported, source.state.history.get("weights")
     if imported is None and weights is None:
         return ""
     if imported is None:
         parent = parent_of(source)
-        imported = parent and parent.get("imported")
+        imported = parent and parent.imported
         if imported is None:
             return (f"Begun with the weights of another run at step {weights['step']} (history hash "
                     f"`{weights['history_hash']}`), with a fresh optimizer.\n\n")
@@ -85,17 +86,13 @@ def _began(source: Source) -> str:
 
 def _phases(source: Source) -> str:
     """A table of the phases up to the checkpoint; the one that it interrupts is cut there."""
-    tokens_step = source.config.batch.global_size * source.config.data.sequence_length
-    lines, start = ["| phase | objective | steps | tokens |", "|---|---|---|---|"], 0
-    for phase in source.config.phases:
-        end = min(start + phase.steps, source.state["step"])
-        if end > start:
-            objective = {key: value for key, value in vars(phase.objective).items() if value is not None}
-            name = objective.pop("name")
-            settings = ", ".join(f"{key} {value}" for key, value in objective.items())
-            lines.append(f"| {phase.name} | {name}{f' ({settings})' if settings else ''} | {start + 1}–{end} "
-                         f"| {(end - start) * tokens_step:,} |")
-        start += phase.steps
+    lines = ["| phase | objective | steps | tokens |", "|---|---|---|---|"]
+    for phase in lay_out(source.config):
+        end, objective = min(phase.end, source.state.step), phase.objective
+        if end > phase.start:
+            settings = ", ".join(f"{key} {value}" for key, value in objective.settings().items())
+            lines.append(f"| {phase.name} | {objective.name}{f' ({settings})' if settings else ''} "
+                         f"| {phase.start + 1}–{end} | {(end - phase.start) * phase.tokens_per_step:,} |")
     return "\n".join(lines)
 
 
@@ -103,7 +100,7 @@ def _metrics(source: Source) -> str:
     """The last losses that the run noted up to the checkpoint."""
     lines = []
     records = [record for record in read_metrics(source.run / "metrics.jsonl", torn_tail=True)
-               if record.get("step", 0) <= source.state["step"]]
+               if record.get("step", 0) <= source.state.step]
     trained = [line for line in records if line["kind"] == "train" and line["loss"] is not None]
     if trained:
         last = trained[-1]

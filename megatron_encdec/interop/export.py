@@ -54,7 +54,7 @@ def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", fo
     """
     source = find(run)
     model, imported = source.config.model, source.imported
-    target = choose(as_, source.state["objective"], model, imported and imported["as"])
+    target = choose(as_, source.state.objective, model, imported and imported["as"])
     home = way_back(source, target)
     if dtype == "auto":
         dtype = imported["dtype"] if imported else "fp32"
@@ -84,8 +84,8 @@ def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", fo
 
 def _record(source: Source, target: Target, dtype: str) -> dict:
     tokenizer = source.tokenizer
-    return {"format": 1, "history_hash": source.state["history_hash"], "step": source.state["step"],
-            "as": target.name, "dtype": dtype, "tokenizer_fingerprint": source.state["tokenizer_fingerprint"],
+    return {"format": 1, "history_hash": source.state.history_hash, "step": source.state.step,
+            "as": target.name, "dtype": dtype, "tokenizer_fingerprint": source.state.tokenizer_fingerprint,
             "special_ids": tokenizer and {"mask": tokenizer.mask_id, "eod": tokenizer.eod_id}}
 
 

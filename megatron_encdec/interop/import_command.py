@@ -52,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.nproc is not None and arguments.nproc < 1:
         raise UserError(f"--nproc {arguments.nproc}: at least one rank")
     if (arguments.nproc or 1) > 1:
-        return launch(_arguments_of_a_rank(arguments), arguments.nproc, time.time())
+        of_a_rank = argparse.Namespace(**{**vars(arguments), "nproc": None})
+        return launch(run, (of_a_rank,), arguments.nproc, time.time(), _import_what_ranks_need)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from megatron_encdec.interop.importing import Wish, import_model
     from megatron_encdec.platform.distributed import peers
@@ -63,9 +64,5 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _arguments_of_a_rank(arguments: argparse.Namespace) -> list[str]:
-    """The same command for one rank."""
-    named = (("--mask-token", arguments.mask_token), ("--eod-token", arguments.eod_token),
-             ("--tokenizer", arguments.tokenizer), *(("--ignore", key) for key in arguments.ignore))
-    options = [f"{option}={value}" for option, value in named if value is not None]
-    return ["import", *options, *(["--new-head"] if arguments.new_head else []), "--", arguments.model, arguments.run]
+def _import_what_ranks_need() -> None:
+    import megatron_encdec.interop.importing  # noqa: F401

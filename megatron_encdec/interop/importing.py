@@ -28,6 +28,7 @@ import torch.distributed as dist
 import yaml
 from safetensors.torch import save_file
 
+from megatron_encdec.engine.run_state import RunState, versions
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.engine.shards import Shard
 from megatron_encdec.interop.conversion import Conversion
@@ -36,6 +37,7 @@ from megatron_encdec.interop.source_config import SourceModel, read_source
 from megatron_encdec.interop.source_files import check_files, tokenizer_remarks
 from megatron_encdec.interop.tensor_files import TensorFiles
 from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.objectives import of_attention
 from megatron_encdec.platform import distributed, schema
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.control import Control
@@ -44,7 +46,6 @@ from megatron_encdec.rundir.files import fsync_directory, replace_durably, write
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file
-from megatron_encdec.training.state import versions
 
 USUAL_LENGTH = 2048  # tokens of a window, where the model has as many positions
 REPLACED_ROWS = "replaced_rows.safetensors"
@@ -177,7 +178,7 @@ def _conversion(source: SourceModel, files: TensorFiles, prepared: _Prepared, wi
 
 
 def _run_state(source: SourceModel, conversion: Conversion, prepared: _Prepared, wish: Wish,
-               control: Control) -> dict:
+               control: Control) -> RunState:
     """run_state.json: a state that nothing was trained for, determined by the files it came from."""
     rank, ranks, files = dist.get_rank(), dist.get_world_size(), conversion.files
     hashed = control.gathered(files.fingerprint(files.files[rank::ranks]))
@@ -186,13 +187,14 @@ def _run_state(source: SourceModel, conversion: Conversion, prepared: _Prepared,
     history = {"step": 0, "imported": {"weights": weights, "mask": mask}, "model": prepared.model.identity(),
                "phases": []}
     topology = distributed.Topology(ranks, rank, 1, 1, ranks, 0, 0, rank)
-    return {"step": 0, "phase": 0, "phase_name": "import", "objective": "mlm" if source.bidirectional else "clm",
-            "samples": 0, "tokens": 0, "targets": 0, "skipped": 0, "metrics_position": None,
-            "history_hash": history_hash(history), "history": history, "data_fingerprints": [],
-            "tokenizer_fingerprint": prepared.tokenizer, "topology": topology.as_dict(), "versions": versions(),
-            "imported": {"as": source.target, "architecture": source.architecture, "weights": weights, "mask": mask,
-                         "vocabulary_size": source.model.vocabulary_size, "dtype": _DTYPES[conversion.dtype],
-                         "ignore": list(wish.ignore)}}
+    kind = "bidirectional" if source.bidirectional else "causal"
+    return RunState(
+        step=0, phase=0, phase_name="import", objective=of_attention(kind), samples=0, tokens=0, targets=0,
+        history_hash=history_hash(history), history=history, data_fingerprints=[],
+        tokenizer_fingerprint=prepared.tokenizer, topology=topology.as_dict(), versions=versions(),
+        imported={"as": source.target, "architecture": source.architecture, "weights": weights, "mask": mask,
+                  "vocabulary_size": source.model.vocabulary_size, "dtype": _DTYPES[conversion.dtype],
+                  "ignore": list(wish.ignore)})
 
 
 def _with_progress(conversion: Conversion, units: list, say: Callable[[str], None]) -> Iterator[Shard]:

@@ -25,7 +25,7 @@ from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.targets import hugging_face_config
 from megatron_encdec.model.trunk import Trunk
-from megatron_encdec.objectives import MicroBatch, Objective, ObjectiveConfig, build_objective, collate
+from megatron_encdec.objectives import MicroBatch, Objective, Vocabulary, collate, evaluated
 from megatron_encdec.objectives.base import AttentionKind
 from megatron_encdec.platform.device import device
 from megatron_encdec.platform.errors import UserError
@@ -77,14 +77,14 @@ def check_logits(trunk: Trunk, hugging_face, kind: AttentionKind, apart: int | N
 
 
 @torch.no_grad()
-def losses(trunk: Trunk, hugging_face, samples: Samples, objective: Objective,
+def losses(trunk: Trunk, hugging_face, samples: Samples, objective: Objective, vocabulary: Vocabulary,
            numbers: Iterable[int]) -> tuple[float, float]:
     """Mean loss per target of (trunk, HF model) on the samples `numbers`, both in fp32.
 
     The HF model, which knows no documents, gets every segment on its own: a second, independent statement of
     what isolation means, and a test with one window.
     """
-    batch = collate(objective, [samples.sample(number) for number in numbers], samples.seed)
+    batch = collate(objective, [samples.sample(number) for number in numbers], samples.seed, vocabulary)
     return _trunk_loss(trunk, batch), _hugging_face_loss(hugging_face, batch)
 
 
@@ -228,18 +228,13 @@ def _compare_texts(trunk: Trunk, model, target: Target, source: Source, texts: l
 
 def _compare_losses(trunk: Trunk, model, source: Source, samples: Samples, numbers: range):
     tokenizer, config = source.tokenizer, source.config
-    settings = {phase.objective.name: phase.objective for phase in config.phases}
-    settings.setdefault("clm", ObjectiveConfig("clm"))
-    if tokenizer.mask_id is not None:
-        settings.setdefault("mlm", ObjectiveConfig("mlm"))
-    for name, setting in sorted(settings.items()):
-        objective = build_objective(setting, tokenizer.mask_id, tokenizer.special_ids,
-                                    tokenizer.vocabulary_size)
+    for name, objective in evaluated([phase.objective for phase in config.phases],
+                                     tokenizer.mask_id is not None).items():
         target = next(target for target in TARGETS.values()
                       if target.attention == objective.attention and target.family.refuses(config.model) is None)
         settings_there = hugging_face_config(target, config.model, config.data.sequence_length, tokenizer)
         same_weights = build_model(target, settings_there, model.state_dict())
-        ours, theirs = losses(trunk, same_weights, samples, objective, numbers)
+        ours, theirs = losses(trunk, same_weights, samples, objective, Vocabulary.of(tokenizer), numbers)
         yield (abs(ours - theirs) <= _LOSS_TOLERANCE,
                f"loss, {name} on {len(numbers)} validation windows: trunk {ours:.6f}, "
                f"{target.model_class} {theirs:.6f}")

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine.run_state import RunState, read_run_state
 from megatron_encdec.engine.shards import STATE_PREFIX
 from megatron_encdec.engine.storage import stored_names
 from megatron_encdec.model.trunk import Trunk, transformer_config
@@ -33,7 +34,7 @@ class Source:
 
     checkpoint: Path
     config: Config
-    state: dict  # run_state.json
+    state: RunState
     tokenizer: Tokenizer | None  # None: an import that had none
 
     @property
@@ -44,7 +45,7 @@ class Source:
     @property
     def imported(self) -> dict | None:
         """What an import noted of its source, if this checkpoint is one."""
-        return self.state.get("imported")
+        return self.state.imported
 
     @property
     def has_masters(self) -> bool:
@@ -59,9 +60,9 @@ def find(run: str) -> Source:
     checkpoint was trained with.
     """
     found = checkpoint.directory_of(run)
-    state = checkpoint.read_run_state(found)
+    state = read_run_state(found)
     path = found.parent.parent / "config.yaml"
-    config = _of_import(path) if state.get("imported") else load_config(path)
+    config = _of_import(path) if state.imported else load_config(path)
     return Source(found, config, state, _tokenizer(found, config, state))
 
 
@@ -77,28 +78,28 @@ def _of_import(path: Path) -> Config:
     return config
 
 
-def _tokenizer(found: Path, config: Config, state: dict) -> Tokenizer | None:
+def _tokenizer(found: Path, config: Config, state: RunState) -> Tokenizer | None:
     settings, where = config.tokenizer, found.parent.parent / "config.yaml"
-    if state["tokenizer_fingerprint"] is None:
+    if state.tokenizer_fingerprint is None:
         return None
     if not Path(settings.path).exists():
         raise UserError(f"{where}: its tokenizer.path {settings.path} is not there; paths in a config are "
                         "relative to where pretrain ran: export from there, or bring the tokenizer back")
     tokenizer = load_tokenizer(settings.path, settings.mask_token, settings.eod_token)
-    if not tokenizer.has_fingerprint(state["tokenizer_fingerprint"]):
+    if not tokenizer.has_fingerprint(state.tokenizer_fingerprint):
         raise UserError(f"{where}: its tokenizer.path {settings.path} is not the tokenizer of {found.name} "
                         f"any more (fingerprint {tokenizer.fingerprint[:12]}, trained with "
-                        f"{state['tokenizer_fingerprint'][:12]}); put the old file back")
+                        f"{state.tokenizer_fingerprint[:12]}); put the old file back")
     return tokenizer
 
 
-def parent_of(source: Source) -> dict | None:
+def parent_of(source: Source) -> RunState | None:
     """run_state.json of the checkpoint whose weights the run began with; None where it is not there any more."""
     origin = source.config.run.from_
     if origin is None or origin.step is None:
         return None
     try:
-        return checkpoint.read_run_state(checkpoint.directory_at(origin.path, origin.step))
+        return read_run_state(checkpoint.directory_at(origin.path, origin.step))
     except UserError:
         return None
 

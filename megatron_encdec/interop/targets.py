@@ -11,10 +11,9 @@ tests/interop/test_attention_of_exports.py can reach on a CPU.
 
 from megatron_encdec.interop.families import TARGETS, Target
 from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.objectives import OBJECTIVES
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import Tokenizer
-
-_ATTENTION_OF_OBJECTIVE = {"clm": "causal", "mlm": "bidirectional"}
 
 
 def choose(wish: str, objective: str, model: ModelConfig, source: str | None = None) -> Target:
@@ -29,10 +28,10 @@ def choose(wish: str, objective: str, model: ModelConfig, source: str | None = N
         return TARGETS[wish]
     if source is not None:
         return TARGETS[source]
-    attention = _ATTENTION_OF_OBJECTIVE.get(objective)
-    if attention is None:
+    if objective not in OBJECTIVES:
         raise UserError(f"--as auto: no class is known for the objective {objective!r}; "
                         f"name one of {', '.join(TARGETS)}")
+    attention = OBJECTIVES[objective].attention
     candidates = [target for target in TARGETS.values() if target.attention == attention]
     if attention == "causal":  # an encoder of the trunk's own family comes after EuroBERT
         candidates.sort(key=lambda target: target.family.name != model.family)

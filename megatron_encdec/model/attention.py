@@ -15,15 +15,13 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
+from megatron_encdec.objectives.base import AttentionKind
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device_type
-
-AttentionKind = Literal["causal", "bidirectional"]
 
 
 @dataclass

@@ -11,6 +11,7 @@ import numpy as np
 
 from megatron_encdec.data.samples import Sample
 from megatron_encdec.objectives.base import AttentionKind, Objective
+from megatron_encdec.objectives.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +34,9 @@ class MicroBatch:
     samples: tuple[int, ...]
 
 
-def collate(objective: Objective, samples: Sequence[Sample], data_seed: int) -> MicroBatch:
+def collate(objective: Objective, samples: Sequence[Sample], data_seed: int, vocabulary: Vocabulary) -> MicroBatch:
     """Apply `objective` to `samples` (at least one, of equal length) and lay them end to end."""
-    labelled = [objective.apply(sample, data_seed) for sample in samples]
+    labelled = [objective.apply(sample, data_seed, vocabulary) for sample in samples]
     inputs_BS = np.stack([one.inputs_S for one in labelled])
     starts_B = np.arange(len(samples)) * inputs_BS.shape[1]
     ends_E = np.concatenate([start + sample.segment_ends_E

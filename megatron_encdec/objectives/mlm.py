@@ -11,63 +11,73 @@ Rule: arXiv 2507.00994 (i.i.d. masking, always the mask token, special tokens ne
 split is that of BERT (arXiv 1810.04805, section 3.1).
 """
 
-from functools import cached_property
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from megatron_encdec.data.draws import uniforms
 from megatron_encdec.data.samples import Sample
-from megatron_encdec.objectives.base import AttentionKind, Labelled
+from megatron_encdec.objectives.base import AttentionKind, Labelled, Objective
+from megatron_encdec.objectives.vocabulary import Vocabulary
 from megatron_encdec.platform.errors import UserError
 
 
-class MLM:
-    """Masked tokens, bidirectional attention."""
+@dataclass(frozen=True)
+class MLM(Objective):
+    """Masked tokens, bidirectional attention.
 
-    name = "mlm"
-    attention: AttentionKind = "bidirectional"
+    `mask_ratio`, in (0, 1): the share of ordinary tokens to predict. Of these, `mask_fraction` become the mask token,
+    `random_fraction` an ordinary token drawn uniformly from the vocabulary, the rest stay as they are; all of them are
+    predicted. BERT's 80/10/10 is 0.8 and 0.1.
+    """
 
-    def __init__(self, mask_ratio: float, mask_id: int, special_ids: list[int], vocabulary_size: int,
-                 mask_fraction: float = 1.0, random_fraction: float = 0.0):
-        """Choose `mask_ratio` of the tokens that are not in `special_ids` (`mask_id` always counts as one).
+    name: ClassVar[str] = "mlm"
+    attention: ClassVar[AttentionKind] = "bidirectional"
+    hides: ClassVar[bool] = True
+    short: ClassVar[str | None] = "mask_ratio"
+    yardstick: ClassVar[bool] = True
 
-        Of the chosen, `mask_fraction` become `mask_id`, `random_fraction` an ordinary token drawn uniformly
-        from the vocabulary, the rest stay as they are; all of them are predicted.
-        """
-        special = sorted({mask_id, *special_ids})
-        if special[0] < 0 or special[-1] >= vocabulary_size:
-            raise UserError(f"tokenizer: special token ids {special[0]}..{special[-1]} are outside its "
-                            f"vocabulary of {vocabulary_size}")
-        if len(special) == vocabulary_size:
-            raise UserError(f"tokenizer: all {vocabulary_size} tokens are special, none can be masked")
-        self.mask_ratio, self.mask_fraction, self.random_fraction = mask_ratio, mask_fraction, random_fraction
-        self.mask_id, self.vocabulary_size = mask_id, vocabulary_size
-        self._ordinary_V = np.ones(vocabulary_size, dtype=bool)
-        self._ordinary_V[special] = False
+    mask_ratio: float = 0.4
+    mask_fraction: float = 1.0
+    random_fraction: float = 0.0
 
-    def apply(self, sample: Sample, data_seed: int) -> Labelled:
+    def __post_init__(self):
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio: must be above 0 and below 1, found {self.mask_ratio}")
+        for key in ("mask_fraction", "random_fraction"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key}: must be from 0 to 1, found {getattr(self, key)}")
+        if self.mask_fraction + self.random_fraction > 1 + 1e-9:
+            raise ValueError(f"random_fraction: with mask_fraction {self.mask_fraction} at most "
+                             f"{1 - self.mask_fraction:.4g} remains, found {self.random_fraction}")
+
+    def label(self) -> str:
+        """`mlm:0.4`, or with BERT's way of hiding `mlm:0.15 (mask 0.8, random 0.1)`."""
+        if self.mask_fraction == 1.0:
+            return super().label()
+        return f"{super().label()} (mask {self.mask_fraction:g}, random {self.random_fraction:g})"
+
+    def apply(self, sample: Sample, data_seed: int, vocabulary: Vocabulary) -> Labelled:
         """Labels at the chosen positions only: none where the window holds special tokens alone."""
         tokens_S = sample.tokens_S
         chosen_S, how_S, which_S = uniforms(data_seed, "mask", sample.index, 3 * len(tokens_S)).reshape(3, -1)
         try:
-            ordinary_S = self._ordinary_V[tokens_S]
+            ordinary_S = vocabulary.ordinary_V[tokens_S]
         except IndexError:
             raise UserError(f"sample {sample.index} holds token id {tokens_S.max()}, outside the tokenizer's "
-                            f"vocabulary of {self.vocabulary_size}: the data was written with another "
-                            "tokenizer") from None
+                            f"vocabulary of {vocabulary.size}: the data was written with another tokenizer") from None
         positions_N = np.flatnonzero((chosen_S < self.mask_ratio) & ordinary_S)
         labels_N = tokens_S[positions_N]
         inputs_S = tokens_S.copy()
-        inputs_S[positions_N] = self._hide(labels_N, how_S[positions_N], which_S[positions_N])
+        inputs_S[positions_N] = self._hide(labels_N, how_S[positions_N], which_S[positions_N], vocabulary)
         return Labelled(inputs_S, positions_N, labels_N)
 
-    def _hide(self, labels_N: np.ndarray, how_N: np.ndarray, which_N: np.ndarray) -> np.ndarray:
+    def _hide(self, labels_N: np.ndarray, how_N: np.ndarray, which_N: np.ndarray,
+              vocabulary: Vocabulary) -> np.ndarray:
         if self.mask_fraction == 1.0:
-            return np.full_like(labels_N, self.mask_id)
-        random_N = self._ordinary_ids[(which_N * len(self._ordinary_ids)).astype(np.int64)]
+            return np.full_like(labels_N, vocabulary.mask_id)
+        ordinary = vocabulary.ordinary_ids
+        random_N = ordinary[(which_N * len(ordinary)).astype(np.int64)]
         unmasked_N = np.where(how_N < self.mask_fraction + self.random_fraction, random_N, labels_N)
-        return np.where(how_N < self.mask_fraction, self.mask_id, unmasked_N)
-
-    @cached_property
-    def _ordinary_ids(self) -> np.ndarray:
-        return np.flatnonzero(self._ordinary_V)
+        return np.where(how_N < self.mask_fraction, vocabulary.mask_id, unmasked_N)

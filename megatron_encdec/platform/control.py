@@ -1,9 +1,4 @@
-"""What ranks tell each other beside the tensors: small messages over a gloo group of their own.
-
-    1. `highest(n)`            the largest of the ranks' numbers: how they agree, after every step, whether to stop
-    2. `from_first(work)`      rank 0 does it; everyone has its result, or the same `AgreedError`
-    3. `gathered(value)`       everyone's value, in order of rank
-"""
+"""What ranks tell each other beside the tensors: small messages over a gloo group of their own."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -28,7 +23,7 @@ class Control:
         self._group = None if self._alone else dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
     def highest(self, value: int) -> int:
-        """The largest `value` of all ranks."""
+        """The largest `value` of all ranks: how they agree, after every step, whether to stop."""
         if self._alone:
             return value
         box_1 = torch.tensor([value], dtype=torch.int64)
@@ -36,7 +31,7 @@ class Control:
         return int(box_1)
 
     def from_first(self, work: Callable[[], T]) -> T:
-        """Rank 0's result of `work()`; a `UserError` there is an `AgreedError` everywhere."""
+        """Rank 0's result of `work()`, for everyone; a `UserError` there is the same `AgreedError` everywhere."""
         box = [None, None]
         if dist.get_rank() == 0:
             try:
@@ -45,9 +40,10 @@ class Control:
                 box[1] = str(error)
         if not self._alone:
             dist.broadcast_object_list(box, src=0, group=self._group)
-        if box[1] is not None:
-            raise AgreedError(box[1])
-        return box[0]
+        result, refusal = box
+        if refusal is not None:
+            raise AgreedError(refusal)
+        return result
 
     def gathered(self, value: T) -> list[T]:
         """Everyone's `value`, in order of rank."""

@@ -21,7 +21,6 @@ import torch.utils._device
 _CPU = torch.device("cpu")
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "rand", "randn", "randint",
               "zeros_like", "ones_like", "empty_like", "full_like")
-_installed = False
 
 
 class _NoStream:
@@ -36,20 +35,14 @@ class _NoStream:
     def __exit__(self, *_exception):
         return False
 
-    def record_event(self, *_args):
-        return _NoStream()
-
     def _nothing(self, *_args, **_kwargs):
-        pass
+        return self
 
-    wait_stream = wait_event = synchronize = record = wait = _nothing
-
-    def query(self):
-        return True
+    wait_stream = wait_event = synchronize = record = wait = record_event = query = _nothing
 
 
 def _is_cuda(device) -> bool:
-    return device is not None and str(device).startswith("cuda")
+    return isinstance(device, (str, torch.device)) and str(device).startswith("cuda")
 
 
 def _answer_queries() -> None:
@@ -88,7 +81,7 @@ def _redirect_literals() -> None:
     tensor_to = torch.Tensor.to
 
     def to(self, *args, **kwargs):
-        args = tuple(_CPU if isinstance(arg, (str, torch.device)) and _is_cuda(arg) else arg for arg in args)
+        args = tuple(_CPU if _is_cuda(arg) else arg for arg in args)
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = _CPU
         return tensor_to(self, *args, **kwargs)
@@ -111,12 +104,9 @@ def _rename_types() -> None:
     torch.Tensor.type = type_
 
 
+@functools.cache
 def install() -> None:
-    """Prepare this process so that `import megatron.core` works and trains on the CPU."""
-    global _installed
-    if _installed:
-        return
-    _installed = True
+    """Prepare this process, once, so that `import megatron.core` works and trains on the CPU."""
     _answer_queries()
     _replace_streams()
     _redirect_literals()

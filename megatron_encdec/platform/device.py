@@ -1,18 +1,24 @@
-"""Which device this process runs on, decided once, before `megatron.core` is imported.
+"""Which device this process runs on, decided once, before `megatron.core` is imported; and what it can do.
 
-    1. `choose(name)`       from the command line: auto | cpu | cuda; asking for a GPU where none is, is refused
-    2. `device_type()`      "cuda" or "cpu", the same for the life of the process
-    3. `device()`           the torch device of this rank
+    1. `choose(name)`                 auto | cpu | cuda, from the command line; a GPU that is not there is refused
+    2. `device_type()`, `device()`    "cuda" or "cpu", the same for the life of the process; this rank's torch device
+    3. `bf16_is_native()`, `varlen_is_usable()`, `fp8_refusal(...)`    what its matrix units and kernels can do
+    4. `peak_flops(dtype)`            the denominator of MFU
 """
 
 import os
+import time
+from dataclasses import dataclass
 
 import torch
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.optional import why_unusable
+from megatron_encdec.platform.optional import CUDA_PACKAGES, INSTALL, why_unusable
 
 _VARIABLE = "MEGATRON_ENCDEC_DEVICE"  # an environment variable, so that child processes agree
+_AMPERE, _ADA, _HOPPER = (8, 0), (8, 9), (9, 0)
+# Dense tensor-core rates of the datasheets, FLOP/s.
+_DATASHEET_BF16 = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
 
 
 def choose(name: str) -> str:
@@ -36,6 +42,13 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
+def use_deterministic_kernels() -> None:
+    """`run.deterministic`: the same bits from the same inputs on a GPU too; a CPU always gives them."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
+    torch.use_deterministic_algorithms(True)
+
+
 def bf16_is_native() -> bool:
     """Whether matrix products in bfloat16 are faster than in fp32 on this device."""
     if device_type() == "cuda":
@@ -45,13 +58,64 @@ def bf16_is_native() -> bool:
 
 def varlen_is_usable() -> bool:
     """Whether torch's attention over packed segments runs here: on a GPU that flash attention knows, torch 2.10 on."""
-    if device_type() != "cuda" or torch.cuda.get_device_capability() < (8, 0):
+    if device_type() != "cuda" or torch.cuda.get_device_capability() < _AMPERE:
         return False
     return why_unusable("torch.nn.attention.varlen") is None
 
 
-def use_deterministic_kernels() -> None:
-    """`run.deterministic`: the same bits from the same inputs on a GPU too; a CPU always gives them."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ.setdefault("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
-    torch.use_deterministic_algorithms(True)
+@dataclass(frozen=True)
+class Fp8Facts:
+    """Lowest compute capability of the GPUs (None: there is none), CUDA that torch is built for ("13.0"), state of
+    Transformer Engine: `usable`, `missing` or `broken (why)`."""
+
+    capability: tuple[int, int] | None
+    cuda: str | None
+    transformer_engine: str
+
+
+def fp8_facts() -> Fp8Facts:
+    """Of this process's device; on a CPU Transformer Engine is not looked for."""
+    if device_type() == "cpu":
+        return Fp8Facts(None, None, "usable")
+    engine = why_unusable(CUDA_PACKAGES["transformer_engine"]) or "usable"
+    return Fp8Facts(torch.cuda.get_device_capability(), torch.version.cuda, engine)
+
+
+def fp8_refusal(recipe: str | None, facts: Fp8Facts) -> str:
+    """Why `recipe` (None: any) is not possible with these `facts`; \"\" where it is.
+
+    blockwise: its products need compute capability 9.0 and CUDA 12.9 (Transformer Engine's own check).
+    """
+    reasons = []
+    cuda = tuple(int(part) for part in (facts.cuda or "0.0").split(".")[:2])
+    if facts.capability is None:
+        reasons.append("there is no CUDA GPU")
+    elif facts.capability < _ADA:
+        reasons.append("the GPU is older than compute capability 8.9 (L40, H100 and later have FP8)")
+    elif recipe == "blockwise" and (facts.capability < _HOPPER or cuda < (12, 9)):
+        reasons.append("blockwise scaling needs compute capability 9.0 (H100 and later) and CUDA 12.9 or later")
+    if facts.transformer_engine != "usable":
+        reasons.append(f"Transformer Engine is {facts.transformer_engine}: {INSTALL['transformer_engine']}")
+    return " and ".join(reasons)
+
+
+def peak_flops(dtype: torch.dtype) -> float:
+    """FLOP/s of one device: the datasheet's for known GPUs in bf16, else its own matrix product, measured."""
+    if device_type() == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name()
+        for key, value in _DATASHEET_BF16.items():
+            if key in name:
+                return value
+    return _measured_matmul(dtype)
+
+
+def _measured_matmul(dtype: torch.dtype, size: int = 1024, repeats: int = 8) -> float:
+    a, b = (torch.ones(size, size, dtype=dtype, device=device()) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        if device_type() == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

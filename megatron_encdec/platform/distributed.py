@@ -35,13 +35,10 @@ class RankEnvironment:
     @classmethod
     def read(cls) -> "RankEnvironment":
         """From RANK/WORLD_SIZE (torchrun, `--nproc`), else SLURM_PROCID/SLURM_NTASKS (a task a rank), else alone."""
-        environment = os.environ
-        if "RANK" in environment and "WORLD_SIZE" in environment:
-            return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]),
-                       int(environment.get("LOCAL_RANK", 0)))
-        if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1:
-            return cls(int(environment["SLURM_PROCID"]), int(environment["SLURM_NTASKS"]),
-                       int(environment.get("SLURM_LOCALID", 0)))
+        for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+            rank, size, local = (os.environ.get(name) for name in names)
+            if rank is not None and size is not None and (names[0] == "RANK" or int(size) > 1):
+                return cls(int(rank), int(size), int(local or 0))
         return cls(0, 1, 0)
 
 

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform as python_platform
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,105 +19,84 @@ from importlib import metadata
 from pathlib import Path
 
 from megatron_encdec import __version__
-from megatron_encdec.platform.optional import CUDA_PACKAGES, INSTALL
+from megatron_encdec.platform.children import available_cores
+from megatron_encdec.platform.optional import CUDA_PACKAGES, install_command
+from megatron_encdec.platform.signals import how_it_ended
 
 DESCRIPTION = """\
 Say what this machine can train with: versions, device, backends, and for each thing that is missing the
 command that installs it. Exit code 0 if training can start here, 1 if not.
 """
+_PROBE_SECONDS = 120
+_PROBE = """
+from megatron_encdec.platform.optional import is_available, why_unusable
+print(why_unusable({module!r}) if is_available({name!r}) else "missing")
+"""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package by import name; `distributions` are the names it may be installed under."""
+    """A package by import name; `distribution`: as it is installed, where that differs in more than dots and dashes."""
 
     name: str
-    distributions: tuple[str, ...]
     use: str
     required: bool = False  # no training without it
-    install: str | None = None  # None: `optional.INSTALL` knows, or the name itself
-
-    @property
-    def command(self) -> str:
-        """What to type to get it."""
-        return self.install or INSTALL.get(self.name, f"pip install {self.distributions[0]}")
+    distribution: str | None = None
 
 
 PACKAGES = (
-    Package("torch", ("torch",), "tensors, autograd, kernels", True,
-            "pip install 'torch==2.13.0'  (the CUDA or the CPU build: see torch's installation page)"),
-    Package("megatron.core", ("megatron-core",), "parallel layers, optimizer, checkpoints", True,
-            f"pip install 'megatron-core=={'0.16.1' if sys.version_info < (3, 12) else '0.19.2'}'"),
-    Package("numpy", ("numpy",), "data", True),
-    Package("psutil", ("psutil",), "megatron.core's checkpoints", True),
-    Package("yaml", ("PyYAML",), "configs", True),
-    Package("rich", ("rich",), "progress and tables", True),
-    Package("tokenizers", ("tokenizers",), "tokenizer.json", True),
-    Package("transformers", ("transformers",), "export to Hugging Face",
-            install="pip install 'transformers==5.18.0'"),
-    Package("safetensors", ("safetensors",), "export to Hugging Face"),
-    Package("sentencepiece", ("sentencepiece",), "SentencePiece tokenizers"),
-    Package("tensorboard", ("tensorboard",), "curves in the browser"),
-    Package("datasets", ("datasets",), "fine-tuning data"),
-    Package("matplotlib", ("matplotlib",), "figures of study report"),
-    Package("nemo_automodel", ("nemo-automodel", "nemo_automodel"), "fine-tuning recipes"),
-    Package("transformer_engine", ("transformer-engine", "transformer_engine", "transformer-engine-torch"),
-            "fused layers and FP8 on GPUs"),
-    Package("apex", ("apex",), "fused optimizer on GPUs"),
-    Package("flash_attn", ("flash-attn", "flash_attn"), "attention kernels on GPUs"),
+    Package("torch", "tensors, autograd, kernels", required=True),
+    Package("megatron.core", "parallel layers, optimizer, checkpoints", required=True),
+    Package("numpy", "data", required=True),
+    Package("psutil", "megatron.core's checkpoints", required=True),
+    Package("yaml", "configs", required=True, distribution="PyYAML"),
+    Package("rich", "progress and tables", required=True),
+    Package("tokenizers", "tokenizer.json", required=True),
+    Package("transformers", "export to Hugging Face"),
+    Package("safetensors", "export to Hugging Face"),
+    Package("sentencepiece", "SentencePiece tokenizers"),
+    Package("tensorboard", "curves in the browser"),
+    Package("datasets", "fine-tuning data"),
+    Package("matplotlib", "figures of study report"),
+    Package("nemo_automodel", "fine-tuning recipes"),
+    Package("transformer_engine", "fused layers and FP8 on GPUs"),
+    Package("apex", "fused optimizer on GPUs"),
+    Package("flash_attn", "attention kernels on GPUs"),
 )
 # What to import where the name alone says little: ours puts its CPU backend in place before megatron.core.
-_PROBE_MODULES = {"megatron.core": "megatron_encdec.platform.megatron",
-                  **{name: f"torch, {module}" for name, module in CUDA_PACKAGES.items()}}
-_PROBE_SECONDS = 120
-_PROBE = """
-import sys
-from importlib.util import find_spec
-if find_spec({name!r}) is None:
-    sys.exit("{missing}")
-try:
-    import {module}
-except BaseException as error:
-    sys.exit(f"{{type(error).__name__}}: {{' '.join(str(error).split())[:300]}}")
-"""
+_MODULES = {"megatron.core": "megatron_encdec.platform.megatron", **CUDA_PACKAGES}
 
 
 def examine_package(package: Package) -> dict:
     """`{version, state, why}`; state: `usable`, `missing`, or `broken` (installed, but its import fails)."""
-    version, name = _version(package), package.name.partition(".")[0]
-    missing = f"ModuleNotFoundError: No module named '{name}'"
-    code = _PROBE.format(module=_PROBE_MODULES.get(package.name, package.name), name=name, missing=missing)
+    try:
+        version = metadata.version(package.distribution or package.name)
+    except metadata.PackageNotFoundError:
+        version = None
+    name, module = package.name.partition(".")[0], _MODULES.get(package.name, package.name)
+    code = _PROBE.format(name=name, module=module)
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     try:
         done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True,
                               errors="replace", stdin=subprocess.DEVNULL, timeout=_PROBE_SECONDS,
                               env={**os.environ, "PYTHONPATH": paths})
+        said = done.stdout.splitlines()
+        why = said[-1] if said and done.returncode == 0 else f"broken (its import {how_it_ended(done.returncode)})"
     except subprocess.TimeoutExpired:
-        return {"version": version, "state": "broken", "why": f"its import did not end in {_PROBE_SECONDS} s"}
-    if done.returncode == 0:
+        why = f"broken (its import did not end in {_PROBE_SECONDS} s)"
+    if why == "None":
         return {"version": version, "state": "usable", "why": None}
-    said = done.stderr.strip().splitlines()
-    if version is None and said == [missing]:
+    if version is None and why == "missing":
         return {"version": None, "state": "missing", "why": "it is not installed"}
-    killed = done.returncode < 0 or not said
-    why = f"its import ended the process with code {done.returncode}" if killed else said[-1]
-    return {"version": version, "state": "broken", "why": why}
-
-
-def _version(package: Package) -> str | None:
-    for name in package.distributions:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+    return {"version": version, "state": "broken", "why": why.removeprefix("broken (").removesuffix(")")}
 
 
 def examine() -> dict:
     """Everything doctor knows, as plain data."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+    with ThreadPoolExecutor(min(4, available_cores())) as threads:
         found = list(threads.map(examine_package, PACKAGES))
-    packages = {package.name: one for package, one in zip(PACKAGES, found, strict=True)}
+    packages = {package.name: {**asdict(package), **one, "install": install_command(package.name)}
+                for package, one in zip(PACKAGES, found, strict=True)}
     device = _device() if packages["torch"]["state"] == "usable" else None
     if device:
         packages["torch"]["version"] = device["torch"]  # with its build, which pip's records leave out: +cpu, +cu130
@@ -126,8 +104,7 @@ def examine() -> dict:
     return {
         "versions": {"megatron_encdec": __version__, "python": python_platform.python_version(),
                      **{name: one["version"] for name, one in packages.items()}},
-        "packages": {package.name: {**asdict(package), **packages[package.name], "install": package.command}
-                     for package in PACKAGES},
+        "packages": packages,
         "device": device,
         "backends": _backends(device, packages) if device and not device["problem"] else None,
         "problems": problems,
@@ -138,16 +115,11 @@ def examine() -> dict:
 def _problems(packages: dict) -> list[str]:
     """A line for each required package that is not usable."""
     lines = [f"{name} is {one['state']} ({one['why']})" for name, one in packages.items()
-             if one["state"] != "usable" and _package(name).required]
-    # megatron.core fails with what it imports.
-    core = packages["megatron.core"]
+             if one["required"] and one["state"] != "usable"]
+    core = packages["megatron.core"]  # fails with what it imports
     culprits = [name for name, one in packages.items() if one["state"] == "broken" == core["state"]
-                and one["why"] == core["why"] and name != "megatron.core"]
+                and one["why"] == core["why"] and one is not core]
     return lines + [f"megatron.core fails with {name}: mend or uninstall that one" for name in culprits]
-
-
-def _package(name: str) -> Package:
-    return next(package for package in PACKAGES if package.name == name)
 
 
 def _device() -> dict:
@@ -180,47 +152,42 @@ def _cpu() -> dict:
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     except OSError:
         pass  # not Linux
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    return {"cpu": name, "cores": cores, "memory_bytes": memory}
+    return {"cpu": name, "cores": available_cores(), "memory_bytes": memory}
 
 
 def _driver() -> str | None:
     """Version of the NVIDIA driver, None where there is none."""
-    if not shutil.which("nvidia-smi"):
-        return None
     try:
         done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-                              check=False, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
+                              check=True, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.split("\n")[0].strip() or None if done.returncode == 0 else None
+    return done.stdout.split("\n")[0].strip() or None
 
 
 def _backends(device: dict, packages: dict) -> dict:
     """What a run with every setting left at its default would use."""
     engine, flash = (packages[name]["state"] for name in ("transformer_engine", "flash_attn"))
     on_gpu = device["type"] == "cuda"
-    backends = {"communication": "nccl" if on_gpu else "gloo", "layers": "torch",
-                "attention": "scaled_dot_product_attention of torch",
-                "dtype": "bf16" if device["bf16_native"] else "fp32", "fp8": fp8_recipes(device, engine)}
-    if device["varlen"] and device["bf16_native"]:
-        backends["attention"] = "packed attention of torch, flash kernels"
+    layers, attention = "torch", "scaled_dot_product_attention of torch"
     if on_gpu and engine == "usable":
-        backends["layers"] = "transformer_engine"
-        backends["attention"] = ("packed attention of Transformer Engine, "
-                                 + ("flash-attn or cuDNN" if flash == "usable" else "cuDNN"))
-    elif on_gpu and engine == "broken":
-        backends["layers"] = "torch: Transformer Engine is installed, but broken"
-    return backends
+        layers = "transformer_engine"
+        attention = f"packed attention of Transformer Engine, {'flash-attn or ' if flash == 'usable' else ''}cuDNN"
+    elif device["varlen"] and device["bf16_native"]:
+        attention = "packed attention of torch, flash kernels"
+    if on_gpu and engine == "broken":
+        layers = "torch: Transformer Engine is installed, but broken"
+    return {"communication": "nccl" if on_gpu else "gloo", "layers": layers, "attention": attention,
+            "dtype": "bf16" if device["bf16_native"] else "fp32", "fp8": fp8_recipes(device, engine)}
 
 
 def fp8_recipes(device: dict, transformer_engine: str) -> str:
     """What `precision.fp8` may be on `device` (as `examine` describes it) with TE in that state, or why nothing."""
-    from megatron_encdec.platform.fp8 import Fp8Facts, cuda_version, fp8_refusal
+    from megatron_encdec.platform.device import Fp8Facts, fp8_refusal
 
     lowest = min((tuple(card["capability"]) for card in device["gpus"]), default=None)
-    facts = Fp8Facts(lowest if device["type"] == "cuda" else None, cuda_version(device["cuda"]), transformer_engine)
+    facts = Fp8Facts(lowest if device["type"] == "cuda" else None, device["cuda"], transformer_engine)
     possible = [recipe for recipe in ("delayed", "current", "blockwise") if not fp8_refusal(recipe, facts)]
     return f"precision.fp8: {', '.join(possible)}" if possible else f"not possible: {fp8_refusal(None, facts)}"
 
@@ -235,59 +202,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; 0 where training can start, else 1."""
     report = examine()
-    if arguments.json:
-        print(json.dumps(report, indent=2))
-    else:
-        print("\n".join(report_lines(report)))
+    print(json.dumps(report, indent=2) if arguments.json else "\n".join(report_lines(report)))
     return 0 if report["can_train"] else 1
 
 
 def report_lines(report: dict) -> list[str]:
     """`examine`'s report as people read it."""
-    lines = ["versions"]
+    versions, lacking = [], []
     for name, version in report["versions"].items():
         found = report["packages"].get(name)
         if not found or found["state"] == "usable":
-            lines.append(f"  {name:<20} {version or 'version unknown'}")
-        else:
-            lines.append(f"  {name:<20} {found['state']}" + (f" ({version})" if version else ""))
-    lines += ["", "device", *_device_lines(report["device"])]
-    if report["backends"]:
-        lines += ["", "backends", *(f"  {name:<20} {value}" for name, value in report["backends"].items())]
-    lacking = [found for found in report["packages"].values() if found["state"] != "usable"]
-    if lacking:
-        lines += ["", "not usable here"]
-    for found in lacking:
+            versions.append((name, version or "version unknown"))
+            continue
+        versions.append((name, found["state"] + (f" ({version})" if version else "")))
         need = "needed to train" if found["required"] else "optional"
-        lines.append(f"  {found['name']:<20} {found['use']} ({need}): {found['install']}")
+        lacking.append((name, f"{found['use']} ({need}): {found['install']}"))
         if found["state"] == "broken":
-            lines.append(f"  {'':<20} installed, but it does not import: {found['why']}")
+            lacking.append(("", f"installed, but it does not import: {found['why']}"))
+    backends = list((report["backends"] or {}).items())
+    lines = []
+    for title, rows in (("versions", versions), ("device", _device_rows(report["device"])), ("backends", backends),
+                        ("not usable here", lacking)):
+        if rows:
+            lines += [title, *(f"  {name:<20} {text}" for name, text in rows), ""]
     if report["can_train"]:
-        return [*lines, "", "training can start here"]
-    return [*lines, "", *(f"training cannot start here: {problem}" for problem in report["problems"])]
+        return [*lines, "training can start here"]
+    return [*lines, *(f"training cannot start here: {problem}" for problem in report["problems"])]
 
 
-def _device_lines(device: dict | None) -> list[str]:
+def _device_rows(device: dict | None) -> list[tuple[str, str]]:
     if device is None:
-        return ["  unknown: torch is not usable"]
+        return [("unknown", "torch is not usable")]
     rows = [("cpu", f"{device['cpu']}, {device['cores']} cores, {device['threads']} threads of torch"),
             ("memory", _gib(device["memory_bytes"]))]
     for number, card in enumerate(device["gpus"]):
         capability = ".".join(map(str, card["capability"]))
-        memory = _gib(card["memory_bytes"])
-        rows.append((f"gpu {number}", f"{card['name']}, {memory}, compute capability {capability}"))
+        rows.append((f"gpu {number}", f"{card['name']}, {_gib(card['memory_bytes'])}, compute capability {capability}"))
     if device["type"] == "cuda":
         nccl, driver = device["nccl"] or "unknown", device["driver"] or "unknown"
         rows.append(("cuda", f"{device['cuda']}, NCCL {nccl}, driver {driver}"))
     elif device["driver"]:  # the commonest accident: a GPU, and a torch that does not see it
         build = f"is built for CUDA {device['cuda']} and finds no GPU" if device["cuda"] else "is a CPU build"
         rows.append(("gpu", f"not used: driver {device['driver']} is here, but this torch {build}"))
-        rows.append(("", f"for a build that fits the driver: {_package('torch').command}"))
+        rows.append(("", f"for a build that fits the driver: {install_command('torch')}"))
     else:
         rows.append(("gpu", "none"))
     if device["bf16_native"] is not None:
         rows.append(("bf16", "native" if device["bf16_native"] else "emulated, slower than fp32"))
-    return [f"  {name:<20} {text}" for name, text in rows]
+    return rows
 
 
 def _gib(size: int | None) -> str:

@@ -1,4 +1,8 @@
-"""The kinds of failure the command line tells apart."""
+"""The kinds of failure the command line tells apart, and the exit code of each."""
+
+import os
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -21,3 +25,18 @@ class RunFailed(Exception):
 
     All ranks raise it together; rank 0 alone prints it.
     """
+
+
+def exit_code(work: Callable[..., int], *arguments) -> int:
+    """What `work(*arguments)` returns; where it fails, the failure's line is printed and this is its exit code."""
+    try:
+        return work(*arguments)
+    except (UserError, RunFailed) as error:
+        agreed = isinstance(error, (AgreedError, RunFailed))  # by all ranks: one of them says it
+        rank = os.environ.get("RANK")
+        if not agreed or rank in (None, "0"):
+            print(f"megatron-encdec: {f'rank {rank}: ' if rank and not agreed else ''}{error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("megatron-encdec: interrupted", file=sys.stderr)
+        return 130

@@ -6,6 +6,9 @@
     3. when a rank fails, name it, give the others a moment, end them; return the exit code of the one that failed
 
 Ranks whose launcher is gone (kill -9) notice it themselves: `is_orphan`.
+
+Why not torchrun's agent: it forwards no SIGUSR1, exits 1 on SIGTERM even where all ranks have saved and exit 0, and
+each of its ranks imports torch and megatron.core anew, seconds on every core. Under torchrun and srun all else works.
 """
 
 import multiprocessing
@@ -14,10 +17,14 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+
+from megatron_encdec.platform.errors import exit_code
+from megatron_encdec.platform.signals import REPEAT_SECONDS, StopSignals, how_it_ended
 
 SETTLE_SECONDS = 0.5  # a rank that was killed may take longer to be gone than those that miss it
 GRACE_SECONDS = 3.0  # for the other ranks when one has failed: long enough for what they have to say
-REPEAT_SECONDS = 1.0  # a signal that comes again sooner is the same one (to a process group and forwarded as well)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 # Of this process, where it is a rank that was launched by `launch` or by torchrun; else None.
 _launcher_pid: int | None = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
@@ -34,111 +41,58 @@ def started() -> float | None:
     return _started
 
 
+def launch(work: Callable[..., int], arguments: tuple, ranks: int, began: float, imports: Callable[[], None]) -> int:
+    """Run `work(*arguments)` in `ranks` processes, each of which ends with the exit code it gives; that of the whole.
+
+    began: time.time() when the command was given. imports: what every rank would import for itself, seconds: called
+    once, before the fork.
+    """
+    from megatron_encdec.platform.device import device_type
+
+    fork = device_type() == "cpu"
+    context = multiprocessing.get_context("fork" if fork else "spawn")
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // ranks))
+    environment = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
+                   "OMP_NUM_THREADS": threads}
+    processes = [context.Process(target=_rank_main, args=(
+        work, arguments, {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, os.getpid(), began))
+        for rank in range(ranks)]
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # held back until all ranks are there to have them
+    if fork:
+        imports()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for process in processes:
+        process.start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # a first spawn lets go of some
+    with StopSignals(FORWARDED) as signals:
+        return _wait(processes, signals)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def launch(arguments: list[str], ranks: int, began: float) -> int:
-    """Run `megatron-encdec ARGUMENTS` as `ranks` processes; the exit code of the whole.
-
-    began: time.time() when the command was given.
-    """
-    from megatron_encdec.platform.device import device_type
-
-    signals = _Forwarder()
-    fork = device_type() == "cpu"
-    if fork:
-        import_what_ranks_need()
-    context = multiprocessing.get_context("fork" if fork else "spawn")
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // ranks))
-    environment = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
-                   "OMP_NUM_THREADS": threads}
-    sys.stdout.flush()
-    sys.stderr.flush()
-    processes = [context.Process(target=_rank_main, args=(
-        arguments, {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, os.getpid(), began))
-        for rank in range(ranks)]
-    signals.processes = processes
-    try:
-        for process in processes:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _Forwarder.NUMBERS)  # a rank begins with them held back
-            process.start()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _Forwarder.NUMBERS)
-            signals.catch_up(process)
-        return _wait(processes, signals)
-    finally:
-        signals.restore()
-
-
-def import_what_ranks_need() -> None:
-    """What every rank would import for itself: seconds, done once before the fork."""
-    import torch._dynamo  # noqa: F401  (torch's optimizers import it in their first step)
-
-    import megatron_encdec.training.execute  # noqa: F401
-
-
-def _rank_main(arguments: list[str], environment: dict[str, str], launcher_pid: int, began: float) -> None:
+def _rank_main(work: Callable[..., int], arguments: tuple, environment: dict[str, str], launcher_pid: int,
+               began: float) -> None:
     """A rank, from its first instruction to its exit code."""
     global _launcher_pid, _started
     os.setsid()  # a terminal's Ctrl-C goes to the launcher, which forwards it
     os.environ.update(environment)
-    for number in _Forwarder.NUMBERS:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # the others: by StopSignals, which handles them
     _launcher_pid, _started = launcher_pid, began
     if "torch" in sys.modules:  # forked: torch has read OMP_NUM_THREADS already
         sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    from megatron_encdec.cli import main
-
-    sys.exit(main(arguments))
+    sys.exit(exit_code(work, *arguments))
 
 
-class _Forwarder:
-    """Signals to the launcher go to every rank."""
-
-    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self):
-        self.processes: list = []
-        self.first: float | None = None  # when the first one came
-        self.again = False  # a second one has come
-        self._received: list[int] = []  # while ranks were still being started, too
-        self._previous = {number: signal.signal(number, self._forward) for number in self.NUMBERS}
-
-    def _forward(self, number, _frame) -> None:
-        now = time.monotonic()
-        self.again |= self.first is not None and now - self.first >= REPEAT_SECONDS
-        self.first = self.first or now
-        self._received.append(number)
-        for process in self.processes:
-            self._send(process, number)
-
-    def _send(self, process, number: int) -> None:
-        if process.pid is not None and process.exitcode is None:
-            os.kill(process.pid, number)
-
-    @property
-    def last(self) -> int:
-        """Number of the newest signal."""
-        return self._received[-1]
-
-    def catch_up(self, process) -> None:
-        """Give a rank that was started late the signals that came before it was there."""
-        for number in self._received:
-            self._send(process, number)
-
-    def restore(self) -> None:
-        """As it was before."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-def _wait(processes: list, signals: _Forwarder) -> int:
+def _wait(processes: list, signals: StopSignals) -> int:
     """Until all have ended; the exit code of the rank to name, or of a second signal, or 0."""
     deadline = failed = None
-    code = 0
+    code = forwarded = 0
     while True:
         running = [process for process in processes if process.exitcode is None]
         now = time.monotonic()
@@ -148,27 +102,22 @@ def _wait(processes: list, signals: _Forwarder) -> int:
             failed = failed or now
             by_itself, rank = bad[0]
             if not by_itself or not running or now > failed + SETTLE_SECONDS:
-                code = _exit_code(processes[rank])
+                ended = processes[rank].exitcode
+                code = ended if ended > 0 else 128 - ended  # as a shell has it
                 deadline = now + GRACE_SECONDS
                 if code != 2:  # a user's mistake has already said its one line
-                    _say_failed(rank, processes[rank])
+                    print(f"megatron-encdec: rank {rank} (pid {processes[rank].pid}) {how_it_ended(ended)}; ending the "
+                          "other ranks", file=sys.stderr)
         if not running:
             return code
-        if signals.again and deadline is None:
+        for number in signals.all[forwarded:]:
+            forwarded += 1
+            for process in running:
+                os.kill(process.pid, number)
+        if signals.repeated and deadline is None:
             deadline = now + REPEAT_SECONDS
-            code = 128 + signals.last
+            code = 128 + signals.repeated
         if deadline is not None and now > deadline:
             for process in running:
                 process.kill()
         time.sleep(0.02)
-
-
-def _exit_code(process) -> int:
-    """As a shell has it."""
-    return process.exitcode if process.exitcode >= 0 else 128 - process.exitcode
-
-
-def _say_failed(rank: int, process) -> None:
-    code = process.exitcode
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    print(f"megatron-encdec: rank {rank} (pid {process.pid}) {how}; ending the other ranks", file=sys.stderr)

@@ -4,7 +4,7 @@ Other rooms write `from megatron_encdec.platform import megatron as mcore` and u
 Tested with 0.16.1 (Python 3.11) and 0.19.2 (Python 3.12), on CPU.
 """
 
-# ruff: noqa: E402, I001  (the CPU backend has to be in place before the first mcore import)
+# ruff: noqa: E402, F401, I001  (the CPU backend has to be in place before the first mcore import; names for others)
 import contextlib
 import logging
 import warnings
@@ -37,22 +37,14 @@ if device_type() == "cpu":
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory, apply_factories
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
-from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    gather_from_sequence_parallel_region,
-)
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -62,7 +54,6 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
-from megatron.core.utils import make_viewless_tensor
 
 
 def unwrap_model(model):
@@ -97,16 +88,3 @@ def fp8_recipe(config):
 
 
 __version__ = megatron.core.__version__
-
-__all__ = [
-    "AttnMaskType", "ColumnParallelLinear", "DistributedDataParallel", "DistributedDataParallelConfig",
-    "GPTModel", "IdentityOp", "MLP", "MLPSubmodules", "MegatronModule", "ModuleSpec", "OptimizerConfig",
-    "PackedSeqParams", "RowParallelLinear", "SelfAttention", "SelfAttentionSubmodules", "ShardedTensor",
-    "ShardedTensorFactory", "TransformerBlockSubmodules", "TransformerConfig", "TransformerLayer",
-    "TransformerLayerSubmodules",
-    "apply_factories", "clip_grad_by_total_norm_fp32", "dist_checkpointing", "finalize_model_grads", "fp8_recipe",
-    "gather_from_sequence_parallel_region",
-    "get_bias_dropout_add", "get_forward_backward_func", "get_megatron_optimizer", "get_num_layers_to_build",
-    "make_viewless_tensor", "nested_values", "parallel_state", "start_tensor_overlap", "tensor_parallel",
-    "transformer_engine_modules", "unwrap_model", "__version__",
-]

@@ -14,22 +14,28 @@ from types import ModuleType
 
 from megatron_encdec.platform.errors import UserError
 
+# Commands that are more than `pip install NAME`.
 INSTALL = {
+    "torch": "pip install 'torch==2.13.0'  (the CUDA or the CPU build: see torch's installation page)",
+    "megatron.core": f"pip install 'megatron-core=={'0.16.1' if sys.version_info < (3, 12) else '0.19.2'}'",
+    "yaml": "pip install PyYAML",
+    "transformers": "pip install 'transformers==5.18.0'",
     "transformer_engine": "pip install --no-build-isolation 'transformer-engine[pytorch]==2.20.*'  (needs CUDA)",
     "apex": "build NVIDIA Apex from source with --cuda_ext (optional: Transformer Engine replaces it)",
     "flash_attn": "pip install --no-build-isolation flash-attn  (needs CUDA)",
-    "tensorboard": "pip install tensorboard",
-    "datasets": "pip install datasets",
     "nemo_automodel": "pip install -e '.[nemo]'",
     "seqeval": "pip install -e '.[nemo]'",
     "matplotlib": "pip install 'megatron_encdec[study]'",
-    "sentencepiece": "pip install sentencepiece",
 }
-
 
 # Packages of CUDA kernels that megatron.core imports where it finds them, and the module that shows if they work. They
 # are linked to libraries that torch brings and loads: torch is imported first.
 CUDA_PACKAGES = {"transformer_engine": "transformer_engine.pytorch", "apex": "apex", "flash_attn": "flash_attn"}
+
+
+def install_command(name: str) -> str:
+    """What to type to get the package that is imported as `name`."""
+    return INSTALL.get(name, f"pip install {name}")
 
 
 def is_available(name: str) -> bool:
@@ -50,7 +56,7 @@ def why_unusable(module: str) -> str | None:
         if package in CUDA_PACKAGES:
             importlib.import_module("torch")
         importlib.import_module(module)
-    except Exception as error:  # RuntimeError, FileNotFoundError, ...: a broken package raises what it likes
+    except (Exception, SystemExit) as error:  # a broken package raises what it likes
         return f"broken ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
     return None
 
@@ -73,6 +79,5 @@ def require(name: str, why: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        package = name.partition(".")[0]
         raise UserError(f"{why} needs the package {name}, which is not usable here ({error}); "
-                        f"install it: {INSTALL.get(package, 'pip install ' + package)}") from None
+                        f"install it: {install_command(name.partition('.')[0])}") from None

@@ -1,12 +1,8 @@
 """Reading pickles from a checkpoint without running anything from them.
 
 A pickle may name any importable function and have it called. torch reads a checkpoint's `.metadata` with a bare
-`pickle.load`; everything here that opens a checkpoint goes through this module instead:
-
-    1. `load_records(path)`   `.metadata`: only torch's own record classes may be built
-    2. `load_plain(path)`     `common.pt`: tensors and plain containers (torch's `weights_only`)
-
-Checksums are no defence: whoever alters a file can write its checksum too.
+`pickle.load`; everything here that opens a checkpoint goes through this module instead. Checksums are no defence:
+whoever alters a file can write its checksum too.
 """
 
 import contextlib
@@ -41,7 +37,8 @@ class _RecordUnpickler(pickle.Unpickler):
 
 
 def load_records(path: Path) -> Any:
-    """The `Metadata` in torch's `.metadata`. Raises `IntegrityError` where it is missing, damaged or foreign."""
+    """The `Metadata` in torch's `.metadata`, of torch's own record classes alone. Raises `IntegrityError` where it is
+    missing, damaged or foreign."""
     with _refusing(path), open(path, "rb") as file:
         return _RecordUnpickler(file).load()
 

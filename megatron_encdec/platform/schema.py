@@ -7,13 +7,18 @@
 
 A dataclass checks its own values in `__post_init__` by raising `ValueError("key: what is wrong")`; `build`
 turns that into a `UserError` with the full dotted name in front.
+
+Why not OmegaConf, pydantic or dacite: one line for a mistake, with the dotted key and the nearest known one; 5e-4 and
+1e9 as YAML's users mean them; overrides whose paths are taken as they stand: each of them would need that on top.
 """
 
 import dataclasses
 import difflib
 import os
+import re
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +35,13 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
+                              list("-+0123456789."))
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -55,17 +56,14 @@ def parse_yaml(text: str, name: str) -> Any:
 
 def load_yaml(path: str | Path) -> dict:
     """Read the mapping in the YAML file at `path`."""
-    path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        data = parse_yaml(Path(path).read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read the config: {error}") from None
-    data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
-        raise UserError(f"{path}: a config is a mapping of sections (run:, data:, phases:, ...), "
-                        f"found {_kind(data)}")
+        raise UserError(f"{path}: a config is a mapping of sections (run:, data:, phases:, ...), found {_kind(data)}")
     return data
 
 
@@ -78,79 +76,81 @@ def apply_override(data: dict, override: str, cls: type) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r}: expected dotted.key=value")
-    value = _value(text, _type_of(cls, key.split(".")), override)
-    parts = key.split(".")
+    parts: list = key.split(".")
+    value = _value(text, _type_of(cls, parts), f"override {override!r}")
     node: Any = data
     for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        here = ".".join(parts[: depth + 1])
         if isinstance(node, list):
             if not part.isdigit() or int(part) >= len(node):
-                raise UserError(f"override {override!r}: {here} is not an item of a list of {len(node)}")
-            if last:
-                node[int(part)] = value
-            else:
-                node = node[int(part)]
-        elif isinstance(node, dict):
-            if last:
-                node[part] = value
-            else:
-                if node.get(part) is None:
-                    node[part] = {}
-                node = node[part]
-        else:
+                raise UserError(f"override {override!r}: {'.'.join(parts[:depth + 1])} is not an item of a list of "
+                                f"{len(node)}")
+            part = int(part)
+        elif not isinstance(node, dict):
             raise UserError(f"override {override!r}: {'.'.join(parts[:depth])} is {_kind(node)}, it has no keys")
+        elif node.get(part) is None:
+            node[part] = {}
+        if depth < len(parts) - 1:
+            node = node[part]
+    node[part] = value
 
 
 def _type_of(hint: Any, parts: list[str]) -> Any:
     """The type of the value under the dotted key `parts`; Any where it cannot be told."""
+    for part in parts:
+        kinds, _ = _kinds(hint)
+        origin, arguments = typing.get_origin(kinds[0]), typing.get_args(kinds[0])
+        if len(kinds) == 1 and dataclasses.is_dataclass(kinds[0]):
+            hint = {**getattr(kinds[0], "YAML_KEYS", {}), **_hints(kinds[0])}.get(part, Any)
+        elif len(kinds) == 1 and origin in (list, tuple, dict) and arguments:
+            hint = arguments[origin is dict]
+        else:
+            return Any
+    return hint
+
+
+def _kinds(hint: Any) -> tuple[list, bool]:
+    """The types in a hint, and whether None is among them, which the list leaves out."""
+    if typing.get_origin(hint) not in (types.UnionType, typing.Union):
+        return [hint], False
     kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-    if typing.get_origin(hint) in (types.UnionType, typing.Union) and len(kinds) == 1 and parts:
-        hint, kinds = kinds[0], list(typing.get_args(kinds[0]))
-    if not parts:
-        return hint
-    if dataclasses.is_dataclass(hint):
-        names = {field.metadata.get("key", field.name): field.name for field in dataclasses.fields(hint)}
-        hints = typing.get_type_hints(hint)
-        if parts[0] not in names:
-            return getattr(hint, "YAML_KEYS", {}).get(parts[0], Any)
-        return _type_of(hints[names[parts[0]]], parts[1:])
-    if typing.get_origin(hint) in (list, tuple, dict) and kinds:
-        return _type_of(kinds[1 if typing.get_origin(hint) is dict else 0], parts[1:])
-    return Any
+    return kinds, len(kinds) < len(typing.get_args(hint))
 
 
-def _value(text: str, hint: Any, override: str) -> Any:
-    """What the `text` behind = means where a value of the type `hint` is wanted."""
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    kinds = set(typing.get_args(hint)) if is_union else {hint}
-    if not text or str not in kinds or kinds - {str, type(None)}:
-        return parse_yaml(text, f"override {override!r}") if text else None
-    if type(None) in kinds and text in ("null", "~"):
-        return None
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and not os.path.lexists(text):
-        return parse_yaml(text, f"override {override!r}")  # quoted as it would be in the file
-    return text
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields by their names in YAML."""
+    hints = typing.get_type_hints(cls)
+    return {_key(field): hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _key(field: dataclasses.Field) -> str:
+    return field.metadata.get("key", field.name)
+
+
+def _value(text: str, hint: Any, where: str) -> Any:
+    """What the `text` after = means where a value of the type `hint` is wanted."""
+    kinds, may_be_none = _kinds(hint)
+    if text and kinds == [str]:
+        if may_be_none and text in ("null", "~"):
+            return None
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""  # as it would be in the file
+        if not quoted or os.path.lexists(text):
+            return text
+    return parse_yaml(text, where) if text else None
 
 
 def build(cls: type, data: Any, where: str = "") -> Any:
     """Build dataclass `cls` from the mapping `data`; `where` is the dotted name of that mapping."""
-    if data is None:
-        data = {}
+    data = {} if data is None else data
     if not isinstance(data, dict):
-        raise UserError(f"{where or 'config'}: expected a mapping of keys, found {_kind(data)} {data!r}")
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    names = {field.metadata.get("key", name): name for name, field in fields.items()}
+        raise _unexpected("a mapping of keys", data, where or "config")
+    hints, fields = _hints(cls), {_key(field): field for field in dataclasses.fields(cls)}
     values = {}
     for key, value in data.items():
-        if key not in names:
-            raise UserError(f"{_join(where, key)}: unknown key{_nearest(str(key), names)}")
-        values[names[key]] = _convert(hints[names[key]], value, _join(where, key))
-    for key, name in names.items():
-        field = fields[name]
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if name not in values and required:
+        if key not in fields:
+            raise UserError(f"{_join(where, key)}: unknown key{_nearest(str(key), fields)}")
+        values[fields[key].name] = _convert(hints[key], value, _join(where, key))
+    for key, field in fields.items():
+        if key not in data and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{_join(where, key)}: missing; every config must give it")
     try:
         return cls(**values)
@@ -158,11 +158,26 @@ def build(cls: type, data: Any, where: str = "") -> Any:
         raise UserError(_join(where, str(error))) from None
 
 
+def at_least(config: Any, bound: float, *names: str) -> None:
+    """For `__post_init__`: the numbers `names` of `config`, where given, are not below `bound`."""
+    for name in names:
+        if (value := getattr(config, name)) is not None and not value >= bound:
+            raise ValueError(f"{name}: {value} is not at least {bound}")
+
+
+def above(config: Any, bound: float, *names: str) -> None:
+    """The same for numbers that have to be more than `bound`."""
+    for name in names:
+        if (value := getattr(config, name)) is not None and not value > bound:
+            raise ValueError(f"{name}: {value} is not above {bound}")
+
+
 def to_dict(config: Any) -> Any:
     """The plain dict/list/scalar form of a config; `build` of it gives an equal config."""
+    if hasattr(config, "to_yaml"):
+        return config.to_yaml()
     if dataclasses.is_dataclass(config):
-        return {field.metadata.get("key", field.name): to_dict(getattr(config, field.name))
-                for field in dataclasses.fields(config)}
+        return {_key(field): to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, (list, tuple)):
         return [to_dict(item) for item in config]
     if isinstance(config, dict):
@@ -171,64 +186,72 @@ def to_dict(config: Any) -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
+    """`value` as the type `hint` has it, or a `UserError`."""
+    kinds, may_be_none = _kinds(hint)
+    if hint is Any or (value is None and may_be_none):
         return value
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        kinds = [argument for argument in arguments if argument is not type(None)]
-        if len(kinds) == 1:
-            return _convert(kinds[0], value, where)
-        for kind in kinds:
-            try:
-                return _convert(kind, value, where)
-            except UserError as error:
-                if isinstance(value, dict) and (dataclasses.is_dataclass(kind)):
-                    raise error
-        raise UserError(f"{where}: expected {_name(hint)}, found {_kind(value)} {value!r}")
+    if len(kinds) > 1:
+        return _convert_to_one_of(kinds, value, where)
+    hint = kinds[0]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
-        if value in arguments and type(value) in {type(argument) for argument in arguments}:
-            return value
-        raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}"
-                        f"{_nearest(str(value), [str(argument) for argument in arguments])}")
+        return one_of(arguments, value, where)
     if dataclasses.is_dataclass(hint):
-        from_yaml = getattr(hint, "from_yaml", None)
-        return from_yaml(value, where) if from_yaml else build(hint, value, where)
+        return getattr(hint, "from_yaml", lambda value, where: build(hint, value, where))(value, where)
     if origin in (list, tuple):
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{where}: expected a list, found {_kind(value)} {value!r}")
-        if origin is tuple and Ellipsis not in arguments:
-            if len(value) != len(arguments):
-                raise UserError(f"{where}: expected {len(arguments)} items, found {len(value)}")
-            return tuple(_convert(kind, item, f"{where}.{i}")
-                         for i, (kind, item) in enumerate(zip(arguments, value, strict=True)))
-        return origin(_convert(arguments[0], item, f"{where}.{i}") for i, item in enumerate(value))
+            raise _unexpected("a list", value, where)
+        if origin is list or Ellipsis in arguments:
+            arguments = arguments[:1] * len(value)
+        if len(value) != len(arguments):
+            raise UserError(f"{where}: expected {len(arguments)} items, found {len(value)}")
+        return origin(_convert(kind, item, f"{where}.{i}")
+                      for i, (kind, item) in enumerate(zip(arguments, value, strict=True)))
     if origin is dict:
         if not isinstance(value, dict):
-            raise UserError(f"{where}: expected a mapping, found {_kind(value)} {value!r}")
+            raise _unexpected("a mapping", value, where)
         return {key: _convert(arguments[1], item, _join(where, key)) for key, item in value.items()}
     return _convert_scalar(hint, value, where)
 
 
+def _convert_to_one_of(kinds: list, value: Any, where: str) -> Any:
+    for kind in kinds:
+        try:
+            return _convert(kind, value, where)
+        except UserError:
+            if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+                raise  # what is wrong inside the mapping
+    raise _unexpected(" or ".join(map(_name, kinds)), value, where)
+
+
+def one_of(known: tuple, value: Any, where: str) -> Any:
+    """`value`, the key `where`, if it is in `known`; a `UserError` that lists them if not."""
+    if value in known and type(value) in {type(one) for one in known}:
+        return value
+    raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, known))}"
+                    f"{_nearest(str(value), [str(one) for one in known])}")
+
+
 def _convert_scalar(hint: type, value: Any, where: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int:
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e9 tokens
     if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         return value
-    quoted = "; put it in quotes" if hint is str and value is not None else ""
-    raise UserError(f"{where}: expected {_name(hint)}, found {_kind(value)} {value!r}{quoted}")
+    raise _unexpected(_name(hint), value, where, "; put it in quotes" if hint is str and value is not None else "")
+
+
+def _unexpected(wanted: str, value: Any, where: str, way_out: str = "") -> UserError:
+    return UserError(f"{where}: expected {wanted}, found {_kind(value)} {value!r}{way_out}")
 
 
 def _join(where: str, key: Any) -> str:
     return f"{where}.{key}" if where else str(key)
 
 
-def _nearest(word: str, known) -> str:
-    known = [str(name) for name in known]
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(sorted(known))})"
 
 
@@ -239,9 +262,6 @@ def _kind(value: Any) -> str:
 
 
 def _name(hint: Any) -> str:
-    names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return " or ".join(_name(kind) for kind in typing.get_args(hint) if kind is not type(None))
     if dataclasses.is_dataclass(hint):
         return "a mapping"
-    return names.get(hint, str(hint))
+    return {int: "an integer", float: "a number", str: "a string", bool: "true or false"}.get(hint, str(hint))

@@ -1,38 +1,43 @@
-"""SIGTERM and SIGUSR1 ask a rank to save and end; a second one ends it at once.
+"""Signals: those that ask to stop, noted; Ctrl-C while modules are imported; how a process ended, in words.
 
-The kernel's handler writes a byte to a pipe; a thread reads it. So a signal is seen at once even while the main
-thread waits in C code for another rank.
-
-    1. `with StopSignals() as signals:`     from the start of a rank to its end
-    2. `signals.received`                   the first one's number, or None
+    1. `with StopSignals() as signals:`     `signals.received` is the first one's number, or None
+    2. `with interrupts_end_the_process():` around imports
+    3. `how_it_ended(code)`                 of a child's exit code
 """
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable
 
-from megatron_encdec.platform.launcher import REPEAT_SECONDS
-
-NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
+REPEAT_SECONDS = 1.0  # a signal that comes again sooner is the same one (to a process group and forwarded as well)
 
 
 class StopSignals:
-    """Catches the signals as long as the context lasts; main thread only."""
+    """Notes the signals `numbers` as long as the context lasts; main thread only.
 
-    def __init__(self):
+    The kernel's handler writes a byte to a pipe; a thread reads it. So a signal is seen at once even while the main
+    thread waits in C code for another rank. received: the first one's number. all: every one's, in order. repeated:
+    that of a second one, which ends this process at once if `second_ends`.
+    """
+
+    def __init__(self, numbers: Iterable[int] = (signal.SIGTERM, signal.SIGUSR1), second_ends: bool = False):
+        self._numbers, self._second_ends = frozenset(numbers), second_ends
+        self.all: list[int] = []
         self.received: int | None = None
-        self._first = 0.0
+        self.repeated: int | None = None
 
     def __enter__(self) -> "StopSignals":
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
-        self._previous = {number: signal.signal(number, lambda *_: None) for number in NUMBERS}
+        self._previous = {number: signal.signal(number, lambda *_: None) for number in self._numbers}
         self._previous_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, NUMBERS)  # held back since the launcher started this rank
         self._thread = threading.Thread(target=self._listen, args=(read,), name="signals", daemon=True)
         self._thread.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)  # where they were held back until now
         return self
 
     def __exit__(self, *_exception):
@@ -44,16 +49,41 @@ class StopSignals:
 
     def _listen(self, read: int) -> None:
         while data := os.read(read, 64):
-            for number in data:
-                if number in NUMBERS:
-                    self._note(number)
+            for number in self._numbers.intersection(data):
+                self._note(number)
         os.close(read)
 
     def _note(self, number: int) -> None:
+        self.all.append(number)
         now = time.monotonic()
         if self.received is None:
             self.received, self._first = number, now
         elif now - self._first >= REPEAT_SECONDS:
-            print(f"megatron-encdec: a second {signal.Signals(number).name}: ending at once, without a checkpoint",
-                  file=sys.stderr, flush=True)
-            os._exit(128 + number)
+            self.repeated = number
+            if self._second_ends:
+                print(f"megatron-encdec: a second {signal.Signals(number).name}: ending at once, without a checkpoint",
+                      file=sys.stderr, flush=True)
+                os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def interrupts_end_the_process():
+    """While modules are imported, Ctrl-C ends the process by the signal, as it would a C program.
+
+    Nothing is under way yet that could be lost, and a `KeyboardInterrupt` inside an extension module's initialisation
+    is more than some can take: orjson's crashes. Only in the main thread, and only where Ctrl-C would raise it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def how_it_ended(code: int) -> str:
+    """"was killed by SIGKILL", "ended with exit code 1": of `code` as Python has it, negative for a signal."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

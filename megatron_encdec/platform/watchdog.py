@@ -7,6 +7,9 @@
 Who is named: a rank whose beats have stopped (stopped, its node gone, no processor time); else, when all threads
 beat but rank 0 has had no new mark for too long, the ranks that have made the fewest marks: the others wait for
 them in a collective. If rank 0 itself does not answer, every other rank says so. Works over gloo and NCCL alike.
+
+Why not torch's own timeouts: they end a collective without naming the rank that is missing, and see nothing of one that
+hangs outside of collectives.
 """
 
 import contextlib
@@ -17,6 +20,7 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import torch.distributed as dist
 
@@ -25,18 +29,8 @@ from megatron_encdec.platform.control import Control
 LONG = 3600.0  # seconds for what may take long by nature: loading, waiting for a disk
 
 
-class _Progress:
-    """What the main thread of this process is at; written by it alone."""
-
-    def __init__(self):
-        self.marks, self.what, self.since, self.limit = 0, "starting", time.monotonic(), None
-
-    def mark(self, what: str, limit: float | None = None) -> None:
-        self.limit, self.what, self.since = limit, what, time.monotonic()
-        self.marks += 1
-
-
-_progress = _Progress()
+# What the main thread of this process is at; written by it alone.
+_progress = SimpleNamespace(marks=0, what="starting", since=time.monotonic(), limit=None)
 
 
 def mark(what: str, limit: float | None = None) -> None:
@@ -45,7 +39,8 @@ def mark(what: str, limit: float | None = None) -> None:
     Other threads may say it too, and it counts for nothing: that they get on does not mean that training does.
     """
     if threading.current_thread() is threading.main_thread():
-        _progress.mark(what, limit)
+        _progress.limit, _progress.what, _progress.since = limit, what, time.monotonic()
+        _progress.marks += 1
 
 
 class Watchdog:
@@ -82,9 +77,8 @@ class Watchdog:
         with contextlib.suppress(RuntimeError):  # rank 0 is gone: its end is seen by the process groups
             while not self._closed.wait(self._every):
                 number += 1
-                now = _progress
-                self._store.set(f"beat/{self._rank}", json.dumps(
-                    {"number": number, "marks": now.marks, "what": now.what}))
+                beat = {"number": number, "marks": _progress.marks, "what": _progress.what}
+                self._store.set(f"beat/{self._rank}", json.dumps(beat))
                 for rank in listen:
                     if self._store.check([f"beat/{rank}"]):
                         beat = json.loads(self._store.get(f"beat/{rank}"))

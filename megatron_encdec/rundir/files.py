@@ -3,6 +3,7 @@
 A file that is only a pointer to its content (`refuse_pointer`) counts as absent.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,8 +18,8 @@ POINTERS = {b"version https://git-lfs.github.com/spec/": ("Git LFS", "git lfs pu
 
 
 def refuse_pointer(path: str | Path) -> None:
-    """Raises `UserError` where the file at `path` is the small text that stands for a file which Git LFS (or git-annex)
-    has not fetched. A file that is not there, or cannot be read, is for the caller to refuse."""
+    """`UserError` where the file at `path` is the small text that stands for one which Git LFS (or git-annex) has not
+    fetched. A file that is not there, or cannot be read, is for the caller to refuse."""
     try:
         if os.stat(path).st_size >= POINTER_BYTES or not os.path.isfile(path):
             return
@@ -74,11 +75,6 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex sha256 of a file's bytes, read in pieces of 1 MiB."""
-    import hashlib
-
-    digest = hashlib.sha256()
+    """Hex sha256 of a file's bytes."""
     with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

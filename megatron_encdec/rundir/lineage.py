@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -11,18 +12,22 @@ def history_hash(history: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def changed_keys(then: Any, now: Any, where: str = "") -> dict[str, list]:
+    """Dotted key -> [then, now] of what differs between two trees; lists of another length as a whole."""
+    return {key: [old, new] for key, old, new in _walk(then, now, where)}
+
+
 def differences(then: Any, now: Any, where: str = "") -> list[str]:
-    """One readable line for each key at which two histories differ: `key: recorded -> asked for`."""
+    """The same as lines for people: `key: recorded -> asked for`."""
+    return [f"{key}: {old!r} -> {new!r}" for key, old, new in _walk(then, now, where)]
+
+
+def _walk(then: Any, now: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(then, dict) and isinstance(now, dict):
-        found = []
         for key in sorted(then.keys() | now.keys()):
-            name = f"{where}.{key}" if where else str(key)
-            if key not in then or key not in now:
-                found.append(f"{name}: {then.get(key, 'absent')!r} -> {now.get(key, 'absent')!r}")
-            else:
-                found += differences(then[key], now[key], name)
-        return found
-    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        return [line for i, (a, b) in enumerate(zip(then, now, strict=True))
-                for line in differences(a, b, f"{where}.{i}")]
-    return [] if then == now else [f"{where}: {then!r} -> {now!r}"]
+            yield from _walk(then.get(key, "absent"), now.get(key, "absent"), f"{where}.{key}" if where else str(key))
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for number, pair in enumerate(zip(then, now, strict=True)):
+            yield from _walk(*pair, f"{where}.{number}")
+    elif then != now:
+        yield where, then, now

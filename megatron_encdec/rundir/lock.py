@@ -1,10 +1,14 @@
-"""One launch to a run directory: the second one is refused and told who holds it.
+"""One process at a time in a folder: the second one is refused and told who holds it.
 
 `run.lock` is held with flock, which the system lets go of when its process ends, however it ends. Its content says
-who that is, for people. Where the file system knows no flock, the content decides alone: a holder on this host
-that is no longer running (another boot, no such pid, or a pid used anew) holds nothing.
+who that is, for people. Where the file system knows no flock (some NFS mounts), the content decides alone: a holder
+on this host that is no longer running (another boot, no such pid, or a pid used anew) holds nothing.
 
-    1. `with RunLock(run_directory) as lock:`     on rank 0 only; `lock.note` says whether a stale one was found
+    1. `with FolderLock(folder, option) as lock:`     `lock.note` says whether a stale one was found
+    2. `with taking_turns(path):`                     waits for others at a file that all of them only read
+
+Why not `filelock`: its flock says neither who holds it nor since when, and an NFS mount that answers ENOLCK is an
+error to it; its marker files name pid and host, but need somebody to judge that a killed process is gone.
 """
 
 import contextlib
@@ -15,8 +19,10 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from megatron_encdec.platform.errors import UserError
 
@@ -36,87 +42,83 @@ class Holder:
     command: str
 
     @classmethod
-    def this_process(cls) -> "Holder":
-        """The one that asks."""
+    def this_process(cls) -> Self:
+        """This one."""
         return cls(socket.gethostname(), _boot_id(), os.getpid(), _start_ticks(os.getpid()),
                    time.strftime("%Y-%m-%d %H:%M:%S"), " ".join(sys.argv)[:500])
 
     @property
     def is_gone(self) -> bool:
         """Whether it certainly runs no more; that can be known on its own host only."""
-        here = Holder.this_process()
-        if self.host != here.host:
-            return False
-        return self.boot != here.boot or _start_ticks(self.pid) != self.started
+        return self.host == socket.gethostname() and (
+            self.boot != _boot_id() or _start_ticks(self.pid) != self.started)
 
     def __str__(self):
         return f"pid {self.pid} on {self.host} since {self.since} ({self.command})"
 
 
 class InUse(UserError):
-    """Another process holds the directory; `holder` says who, None where the lock file does not."""
+    """Another process holds the folder; `holder` says who, None where the lock file does not."""
 
     def __init__(self, message: str, holder: Holder | None):
         super().__init__(message)
         self.holder = holder
 
 
-class RunLock:
-    """Holds `directory` for this process as long as the context lasts; made where missing.
+class FolderLock:
+    """Holds `folder` for this process as long as the context lasts; made where missing. option: what users name it by.
 
-    Raises `InUse` where another launch holds it (host, pid, start, command), another `UserError` where the directory
-    cannot be written.
+    Raises `InUse` where another process holds it (host, pid, start, command), another `UserError` where it cannot be
+    written.
     """
 
-    def __init__(self, directory: Path):
-        self._path = Path(directory) / NAME
-        self._descriptor: int | None = None
+    def __init__(self, folder: str | Path, option: str = "run.dir"):
+        self._folder, self._option = Path(folder), option
+        self._path = self._folder / NAME
         self.note: str | None = None
 
-    def __enter__(self) -> "RunLock":
+    def __enter__(self) -> Self:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UserError(f"run.dir: {self._path.parent} cannot be written to ({error.strerror}); "
+            raise UserError(f"{self._option}: {self._folder} cannot be written to ({error.strerror}); "
                             "make it writable, or name another") from None
         try:
             self._take()
         except BaseException:
             os.close(self._descriptor)
-            self._descriptor = None
             raise
         return self
 
     def __exit__(self, *_exception):
-        if self._descriptor is None:
-            return
-        with contextlib.suppress(OSError):  # a disk that went away must not hide why the run ends
+        with contextlib.suppress(OSError):  # a disk that went away must not hide why the work ends
             os.ftruncate(self._descriptor, 0)  # not unlinked: a waiting launch would hold a file without a name
         os.close(self._descriptor)
-        self._descriptor = None
 
     def _take(self) -> None:
         locked = self._flock()
         found = self._read()
         if locked is False or (locked is None and found is not None and not found.is_gone):
-            raise InUse(f"run.dir: {self._path.parent} is in use by {found or 'another process'}; wait for it, "
-                        f"end it, or train in another run.dir{self._if_stuck(locked)}", found)
+            stuck = f"; if it runs no more, delete {self._path}" if locked is None else ""
+            raise self._in_use(f"is in use by {found or 'another process'}; wait for it, end it, or name another "
+                               f"{self._option}{stuck}", found)
+        if not os.path.exists(self._path) or not os.path.samestat(os.fstat(self._descriptor), os.stat(self._path)):
+            raise self._in_use("was removed just now by a process that is done with it; try again", None)
         if found is not None:
             self.note = f"took over the lock of a launch that ended without letting go: {found}"
         ours = Holder.this_process()
-        data = json.dumps(asdict(ours), indent=2).encode() + b"\n"
         try:
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, data, 0)
+            os.pwrite(self._descriptor, json.dumps(asdict(ours), indent=2).encode() + b"\n", 0)
             os.fsync(self._descriptor)
         except OSError as error:
-            raise UserError(f"run.dir: {self._path} cannot be written ({error.strerror})") from None
+            raise UserError(f"{self._option}: {self._path} cannot be written ({error.strerror})") from None
         if locked is None and (last := self._read()) != ours:  # two launches at once: the last to write has it
-            raise InUse(f"run.dir: {self._path.parent} was taken just now by {last}", last)
+            raise self._in_use(f"was taken just now by {last}", last)
 
-    def _if_stuck(self, locked: bool | None) -> str:
-        return "" if locked is False else f"; if it runs no more, delete {self._path}"
+    def _in_use(self, what: str, holder: Holder | None) -> InUse:
+        return InUse(f"{self._option}: {self._folder} {what}", holder)
 
     def _flock(self) -> bool | None:
         """True: ours. False: another process holds it. None: this file system knows no flock."""
@@ -136,6 +138,15 @@ class RunLock:
             return Holder(**json.loads(os.pread(self._descriptor, 1 << 16, 0)))
         except (ValueError, TypeError):
             return None
+
+
+@contextlib.contextmanager
+def taking_turns(path: Path) -> Iterator[None]:
+    """Hold the flock of the file at `path`, once others let go: every reader may, and no file is left behind."""
+    with open(path, "rb") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: each works for itself
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _boot_id() -> str:

@@ -1,10 +1,9 @@
 """metrics.jsonl: one JSON object a line, floats at full precision, cut back to the checkpoint at resume.
 
 A checkpoint's run_state.json records how long the file was, and durable, when the state was taken
-(`metrics_position`). A run that goes on from there cuts the file back to that length, so that every line of the
-steps up to the checkpoint is there once, and those of later steps are written again. One kind is written after
-the fact: `checkpoint`, when its save is finished. Such lines of steps that stay are kept; `checkpoint_steps` tells
-whether the process was killed between the save and its line. What is cut off is put aside, in ASIDE beside the file.
+(`metrics_position`). A run that goes on from there cuts the file back to that length: every line of the steps up to
+the checkpoint is there once, those of later steps are put aside (in ASIDE) and written again. `checkpoint` lines are
+written when a save is finished, later than its step: those of steps that stay are kept.
 
     1. `MetricsLog(path, step, position)`     continue, cut back to `step`
     2. `write`, `sync`, `position`, `close`
@@ -27,7 +26,7 @@ class MetricsLog:
     """Append-only log of one run; only the rank that writes metrics opens one.
 
     notes: what a person should know of the file that was found. checkpoint_steps: of the `checkpoint` lines that it
-    begins with.
+    begins with; one is missing where the process was killed between a save and its line.
     """
 
     def __init__(self, path: Path, resume_step: int | None = None, position: dict | None = None):
@@ -88,22 +87,16 @@ class MetricsLog:
                  if record.get("kind") == "checkpoint" and record.get("step", 0) <= step]
         return head + b"".join(later)
 
-
     def _put_aside(self, data: bytes, kept: bytes, step: int | None) -> None:
         """Add the whole lines of `data` that are not among `kept` to ASIDE; they are durable there first."""
-        staying, cut = Counter(kept.splitlines(keepends=True)), []
-        for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
-            if staying[line]:
-                staying[line] -= 1
-            else:
-                cut.append(line)
+        cut = list((Counter(data.split(b"\n")[:-1]) - Counter(kept.split(b"\n")[:-1])).elements())
         if not cut:
             return
         with open(self.path.with_name(ASIDE), "ab") as file:
-            file.write(b"".join(cut))
+            file.write(b"".join(line + b"\n" for line in cut))
             file.flush()
             os.fsync(file.fileno())
-        whose = "of a launch that saved nothing" if step is None else f"behind step {step}"
+        whose = "of a launch that saved nothing" if step is None else f"after step {step}"
         self.notes.append(f"{self.path}: {len(cut)} lines {whose} are put aside in {ASIDE}; their steps are done again")
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from megatron_encdec.platform.interrupts import interrupts_end_the_process
+from megatron_encdec.platform.signals import interrupts_end_the_process
 
 DESCRIPTION = """\
 Fine-tuned results to tables, figures and a page.

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.optional import require
+from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.files import write_atomic, write_json_atomic
 from megatron_encdec.study.analysis import Analysis, analyse
 from megatron_encdec.study.content import all_tables
@@ -24,7 +25,6 @@ from megatron_encdec.study.figures import all_figures
 from megatron_encdec.study.page import page
 from megatron_encdec.study.results import read_trees
 from megatron_encdec.study.tables import Table, csv_text, markdown, text_of
-from megatron_encdec.text.progress import Progress
 
 RECORD = "report.json"
 SHOWN = 10  # lines of what is amiss on the terminal

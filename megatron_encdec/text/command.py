@@ -8,7 +8,7 @@ import argparse
 from dataclasses import fields
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.interrupts import interrupts_end_the_process
+from megatron_encdec.platform.signals import interrupts_end_the_process
 
 DESCRIPTION = """\
 Turn text into token ids on disk, once, for every run that will train on it.

@@ -1,6 +1,6 @@
 """`PREFIX.partial/`: everything of a preprocessing run that is not finished, so that the same command continues it.
 
-    lock            held while a process works on this output
+    run.lock        held while a process works on this output
     plan.json       inputs, tokenizer and settings: a folder with finished chunks of another plan is refused
     journal         one line a finished chunk: the line's own sha256, its account with the sha256 of its ids
     train.bin ...   the output so far, chunk after chunk; see `text/indexed.py`
@@ -21,11 +21,8 @@ files of another run, nor an old validation split beside new training data.
 """
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +33,8 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.schema import build, to_dict
 from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_json_atomic
 from megatron_encdec.rundir.lineage import differences
+from megatron_encdec.rundir.lock import NAME as LOCK
+from megatron_encdec.rundir.lock import FolderLock
 from megatron_encdec.text import manifest as manifests
 from megatron_encdec.text.indexed import bin_path, idx_path
 from megatron_encdec.text.manifest import Manifest
@@ -67,9 +66,7 @@ class PartialRun:
 
     def __enter__(self) -> Self:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = self._stack.enter_context(open(self.folder / "lock", "ab"))
-            _take(lock, self.folder)
+            self._stack.enter_context(FolderLock(self.folder, "--output"))
             self.resumed = self.read_plan() == self.plan
             if not self.resumed:
                 self._refuse_others_work()
@@ -176,7 +173,7 @@ class PartialRun:
 
     def _empty(self) -> None:
         for entry in self.folder.iterdir():
-            if entry.name != "lock":
+            if entry.name != LOCK:
                 entry.unlink()
 
 
@@ -191,15 +188,3 @@ def remove_left(prefix: str | Path, plan: dict) -> None:
     if left.read_plan() == left.plan:
         with contextlib.suppress(UserError), left:
             left.remove()
-
-
-def _take(lock, folder: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise UserError(f"{folder}: another process is writing this output; wait for it, or name another "
-                            "--output") from None
-        return  # a file system without locks
-    if not folder.exists() or not os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name)):
-        raise UserError(f"{folder}: another process has just written this output; run again")

@@ -17,7 +17,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from megatron_encdec.platform.children import Pool, available_cores
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.progress import Progress, short_count
 from megatron_encdec.platform.schema import to_dict
 from megatron_encdec.text import manifest as manifests
 from megatron_encdec.text.account import ChunkAccount, Tally
@@ -28,10 +30,8 @@ from megatron_encdec.text.encoder import choose_encoder
 from megatron_encdec.text.indexed import IndexedWriter, bin_path, token_dtype
 from megatron_encdec.text.manifest import TRAIN, VALIDATION, EncoderRecord, InputFile, Manifest
 from megatron_encdec.text.partial import PartialRun, remove_left
-from megatron_encdec.text.progress import Progress, short_count
 from megatron_encdec.text.sample import ensure_tokenizer, sample_texts
 from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
-from megatron_encdec.text.workers import Workers, available_cores
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _make(run: _Run, tokenizer_path: str, progress: bool) -> Manifest:
             _say(progress, f"note: {partial.folder}: {partial.outdated} chunks were finished, but the input files have "
                  "changed since; starting over")
         # The workers start while we look at the text.
-        pool = stack.enter_context(Workers(settings.workers or available_cores()))
+        pool = stack.enter_context(Pool(settings.workers or available_cores()))
         if manifest := run.published_late(partial):
             _say(progress, f"{partial.folder}: all chunks were finished; the files have their names now")
             partial.remove()
@@ -238,7 +238,7 @@ def _continue(partial: PartialRun, outputs: dict[str, IndexedWriter], tally: Tal
              "are done again")
 
 
-def _encode_all(run: _Run, partial: PartialRun, pool: Workers, outputs: dict[str, IndexedWriter], tally: Tally,
+def _encode_all(run: _Run, partial: PartialRun, pool: Pool, outputs: dict[str, IndexedWriter], tally: Tally,
                 show: bool) -> None:
     first, bytes_before, tokens_before = tally.chunks, tally.bytes_in, _tokens(outputs)
     waiting: dict[int, Chunk] = {}
@@ -259,7 +259,7 @@ def _encode_all(run: _Run, partial: PartialRun, pool: Workers, outputs: dict[str
             progress.update(tally.consumed, rate)
         seconds = progress.elapsed()
     _say(show, f"read {(tally.bytes_in - bytes_before) / 1e6:,.1f} MB in {seconds:.1f} s: {rate}, "
-         f"{pool.count} workers")
+         f"{len(pool.children)} workers")
 
 
 def _append(answer: ChunkAccount, chunk: Chunk, partial: PartialRun, outputs: dict[str, IndexedWriter],

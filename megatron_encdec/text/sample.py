@@ -11,13 +11,13 @@ from itertools import islice
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.progress import Progress
 from megatron_encdec.text.chunks import chunks, slots
 from megatron_encdec.text.corpus import hub_rows, kind_of, parse_line
 from megatron_encdec.text.documents import LongDocument, read_chunk
 from megatron_encdec.text.heads import BYTE_ORDER_MARK
 from megatron_encdec.text.manifest import InputFile
 from megatron_encdec.text.parquet import iter_rows
-from megatron_encdec.text.progress import Progress
 from megatron_encdec.text.streams import open_stream, reading
 from megatron_encdec.text.tokenizer import train_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file

@@ -1,1 +1,1 @@
-"""Training: the config of a run, its plan of phases, the step, the loop, evaluation, progress."""
+"""Training: the config of a run, its plan of phases, the step, the loop, evaluation."""

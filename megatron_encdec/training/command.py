@@ -54,30 +54,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
+    if arguments.dry_run:
+        return _dry_run(arguments)
     began = started() or time.time()
-    with StopSignals() as signals:  # from here on nothing ends a rank between two steps
+    with StopSignals(second_ends=True) as signals:  # from here on nothing ends a rank between two steps
         if arguments.nproc is None or arguments.nproc == 1:
             return _rank(arguments, began, signals)
-        plan = _plan(arguments)
-    if arguments.dry_run:
-        return _dry_run(plan, arguments.nproc)
+        _plan(arguments)
     if signals.received:
         print("stopped before any rank was started; nothing was to be saved")
         return 0
-    return launch(_arguments_of_a_rank(arguments), arguments.nproc, began)
+    of_a_rank = argparse.Namespace(**{**vars(arguments), "nproc": None})
+    return launch(run, (of_a_rank,), arguments.nproc, began, import_what_ranks_need)
 
 
-def _plan(arguments: argparse.Namespace):
-    """What is to be done, checked by one process before any rank starts: a mistake is said once."""
+def import_what_ranks_need() -> None:
+    """What every rank would import for itself: seconds, done once before the fork."""
+    import torch._dynamo  # noqa: F401  (torch's optimizers import it in their first step)
+
+    import megatron_encdec.training.execute  # noqa: F401
+
+
+def _dry_run(arguments: argparse.Namespace) -> int:
+    from megatron_encdec.platform.distributed import RankEnvironment
+    from megatron_encdec.training.dry_run import describe
+
+    print(describe(_config(arguments), arguments.nproc or RankEnvironment.read().world_size))
+    return 0
+
+
+def _config(arguments: argparse.Namespace):
+    """The config asked for; a mistake in an option is said before anything is read."""
     from megatron_encdec.platform import device
-    from megatron_encdec.training import origin
     from megatron_encdec.training.config import load_config
-    from megatron_encdec.training.plan import make_plan
     from megatron_encdec.training.profiling import steps_of
     from megatron_encdec.training.stop import seconds_of
 
     device.choose(arguments.device)
-    config = load_config(arguments.config, [*arguments.overrides, *_fork(arguments.fork)])
     if arguments.until is not None and arguments.until < 1:
         raise UserError(f"--until {arguments.until}: a step number of 1 or more")
     if arguments.nproc is not None and arguments.nproc < 1:
@@ -86,7 +99,15 @@ def _plan(arguments: argparse.Namespace):
         seconds_of(arguments.time_limit)
     if arguments.profile is not None:
         steps_of(arguments.profile)
-    plan = make_plan(config, arguments.nproc)
+    return load_config(arguments.config, [*arguments.overrides, *_fork(arguments.fork)])
+
+
+def _plan(arguments: argparse.Namespace):
+    """What is to be done, checked by one process before any rank starts: a mistake is said once."""
+    from megatron_encdec.training import origin
+    from megatron_encdec.training.plan import make_plan
+
+    plan = make_plan(_config(arguments), arguments.nproc)
     try:
         origin.find(plan)
     except IntegrityError:
@@ -103,23 +124,12 @@ def _fork(run: str | None) -> list[str]:
     return [f"run.from.path={path}", f"run.from.step={'' if step is None else step}", "run.from.state=all"]
 
 
-def _dry_run(plan, ranks: int) -> int:
-    from megatron_encdec.platform.distributed import check_parallel_sizes
-    from megatron_encdec.training.plan import describe
-
-    parallel = plan.config.parallel
-    print(describe(plan, check_parallel_sizes(ranks, parallel.tensor, parallel.pipeline)))
-    return 0
-
-
 def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> int:
     """This process's part of the run: all of it, or one rank's."""
     from megatron_encdec.platform import device, distributed
     from megatron_encdec.platform.watchdog import LONG
 
     plan = _plan(arguments)
-    if arguments.dry_run:
-        return _dry_run(plan, distributed.RankEnvironment.read().world_size)
     from megatron_encdec.training.execute import Options, execute
     from megatron_encdec.training.profiling import steps_of
     from megatron_encdec.training.stop import seconds_of
@@ -134,12 +144,3 @@ def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> 
     with distributed.peers():
         return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, began, profile),
                        signals)
-
-
-def _arguments_of_a_rank(arguments: argparse.Namespace) -> list[str]:
-    """The same command for one rank."""
-    options = [("--until", arguments.until), ("--time-limit", arguments.time_limit), ("--fork", arguments.fork),
-               ("--profile", arguments.profile)]
-    given = [f"{option}={value}" for option, value in options if value is not None]
-    return ["pretrain", *given, *(["--fallback"] if arguments.fallback else []), f"--device={arguments.device}", "--",
-            arguments.config, *arguments.overrides]

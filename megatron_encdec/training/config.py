@@ -15,7 +15,7 @@ from megatron_encdec.engine.config import (
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.precision import PrecisionSettings
-from megatron_encdec.objectives.config import ObjectiveConfig
+from megatron_encdec.objectives import Objective
 from megatron_encdec.platform import schema
 from megatron_encdec.text.tokenizer import TokenizerConfig
 
@@ -30,9 +30,7 @@ class Total:
     def __post_init__(self):
         if self.steps is not None and self.tokens is not None:
             raise ValueError("steps: give run.total.steps or run.total.tokens, not both")
-        for name in ("steps", "tokens"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        schema.at_least(self, 1, "steps", "tokens")
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,7 @@ class From:
     state: Literal["all", "weights"] = "all"
 
     def __post_init__(self):
-        if self.step is not None and self.step < 0:
-            raise ValueError(f"step: {self.step} is negative")
+        schema.at_least(self, 0, "step")
 
 
 @dataclass(frozen=True)
@@ -70,10 +67,8 @@ class RunSettings:
     hang_timeout: float = 600.0
 
     def __post_init__(self):
-        if self.max_skipped < 0:
-            raise ValueError(f"max_skipped: {self.max_skipped} is negative")
-        if not self.hang_timeout > 0:
-            raise ValueError(f"hang_timeout: {self.hang_timeout} is not positive")
+        schema.at_least(self, 0, "max_skipped")
+        schema.above(self, 0, "hang_timeout")
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,7 @@ class PhaseSettings:
     """One phase: an objective for some of the run. Exactly one of steps, tokens, fraction gives its length."""
 
     name: str
-    objective: ObjectiveConfig
+    objective: Objective
     steps: int | None = None
     tokens: int | None = None
     fraction: float | None = None
@@ -93,8 +88,7 @@ class PhaseSettings:
         if len(given) != 1:
             raise ValueError(f"steps: phase {self.name!r} gives {' and '.join(given) or 'no length'}; "
                              "give exactly one of steps, tokens, fraction")
-        if getattr(self, given[0]) <= 0:
-            raise ValueError(f"{given[0]}: {getattr(self, given[0])} is not positive")
+        schema.above(self, 0, *given)
         if self.fraction is not None and self.fraction > 1:
             raise ValueError(f"fraction: {self.fraction} is more than the whole run")
 
@@ -107,9 +101,7 @@ class EvaluationSettings:
     batches: int = 4
 
     def __post_init__(self):
-        for name in ("every", "batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        schema.at_least(self, 1, "every", "batches")
 
 
 @dataclass(frozen=True)
@@ -120,8 +112,7 @@ class LoggingSettings:
     tensorboard: bool = True
 
     def __post_init__(self):
-        if self.every < 1:
-            raise ValueError(f"every: {self.every} is not at least 1")
+        schema.at_least(self, 1, "every")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """One launch of a run, from the lock on its directory to its exit code, on one rank.
 
-    1. `RunLock`                 the directory is ours; another launch is refused
+    1. `FolderLock`              the directory is ours; another launch is refused
     2. `origin.find`             rank 0 decides where the run goes on from; all ranks load it; config.yaml is written
                                  and metrics.jsonl opened
     3. `loop.train`              with a watchdog beside it and a `Stopper` asked after each step
@@ -9,7 +9,6 @@
 
 import contextlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from megatron_encdec.platform.control import Control
 from megatron_encdec.platform.distributed import Topology
@@ -17,7 +16,7 @@ from megatron_encdec.platform.errors import RunFailed, UserError
 from megatron_encdec.platform.signals import StopSignals
 from megatron_encdec.platform.watchdog import LONG, Watchdog, mark
 from megatron_encdec.rundir.files import write_atomic
-from megatron_encdec.rundir.lock import RunLock
+from megatron_encdec.rundir.lock import FolderLock
 from megatron_encdec.rundir.metrics import MetricsLog
 from megatron_encdec.training import loop, origin
 from megatron_encdec.training.job import Job
@@ -45,7 +44,7 @@ def _open(run: Run) -> MetricsLog:
     """config.yaml of the run directory, as this launch has it, and metrics.jsonl, as far as the run has come."""
     path = run.directory / "metrics.jsonl"
     try:
-        log = MetricsLog(path, run.step, run.origin.state.get("metrics_position")) \
+        log = MetricsLog(path, run.step, run.origin.state.metrics_position) \
             if run.origin.kind == "resume" else MetricsLog(path)
         write_atomic(run.directory / "config.yaml", resolved_yaml(run.plan.config))
     except OSError as error:
@@ -64,7 +63,7 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
     watchdog = Watchdog(control, settings.hang_timeout)
     with contextlib.ExitStack() as stack:
         stack.callback(watchdog.close)
-        note = control.from_first(lambda: stack.enter_context(RunLock(Path(settings.dir))).note)
+        note = control.from_first(lambda: stack.enter_context(FolderLock(settings.dir)).note)
         mark("looking for a checkpoint", limit=LONG)
         found = control.from_first(lambda: origin.find(plan, options.fallback))
         run = start(plan, topology, found)
@@ -74,8 +73,8 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
         limit = None
         if options.time_limit is not None:
             limit = TimeLimit(options.time_limit, options.started, run.bytes_to_save)
-        profiler = Profiler(options.profile, run.directory / "profile", topology.rank)
         report = Report(run, last, logs[0] if logs else None, note)
+        profiler = Profiler(options.profile, run.directory / "profile", topology.rank, report.say)
         job = Job(run, report, Guard(control, settings), Stopper(control, signals, limit), profiler, last)
         try:
             loop.train(job)

@@ -1,14 +1,30 @@
-"""A run together with what watches over it; the loop works on this."""
+"""A run together with what watches over it, and what happens after its steps; the loop works on this."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_encdec.engine.saver import SaveEvent
 from megatron_encdec.platform.errors import RunFailed
+from megatron_encdec.platform.watchdog import mark
 from megatron_encdec.training.nonfinite import Guard
 from megatron_encdec.training.profiling import Profiler
 from megatron_encdec.training.report import Report
 from megatron_encdec.training.state import Run
 from megatron_encdec.training.stop import Stopper
+
+
+@dataclass(frozen=True)
+class Every:
+    """A hook: `do` after every `steps`-th step (0: none of them), and after the steps `also`."""
+
+    steps: int
+    do: Callable[[], None]
+    also: frozenset[int] = frozenset()
+
+    def after(self, step: int) -> None:
+        """Step `step` is done."""
+        if step in self.also or (self.steps and step % self.steps == 0):
+            self.do()
 
 
 @dataclass
@@ -22,20 +38,41 @@ class Job:
     profiler: Profiler
     last: int
 
-    def save(self, suspect: bool) -> None:
-        """Begin a checkpoint of the current step, if its weights are finite."""
-        self.run.engine.state_is_whole()
-        self.guard.check_weights(self.run.engine.trunk, self.run.step)
-        self.run.save(self.report.position(), suspect)
+    def hooks(self) -> list[Every]:
+        """What happens after a step, in this order."""
+        config, ends = self.run.plan.config, frozenset(self.run.plan.timeline.phase_ends)
+        evaluation = [Every(config.evaluation.every, self.evaluate, ends)] if self.run.plan.validation else []
+        return [Every(1, lambda: self.profiler.after(self.run.step)), *evaluation,
+                Every(0, self.report.phase_end, ends), Every(1, self.stop_if_asked),
+                Every(config.checkpoint.every, self.save, ends | {self.last}),
+                Every(1, lambda: self.tell_saves(self.run.saver.poll()))]
 
-    def tell(self, line: str | None) -> None:
-        """Say `line`, if there is one."""
-        if line:
-            self.report.say(line)
+    def evaluate(self) -> None:
+        """Validation loss under every evaluated objective, whichever one is being trained."""
+        run = self.run
+        mark(f"evaluating after step {run.step}")
+        windows = run.plan.config.evaluation.batches * run.plan.config.batch.global_size
+        self.report.evaluation({name: run.trainer.evaluate(run.plan.validation, objective, windows).loss
+                                for name, objective in run.plan.evaluated.items()})
+
+    def stop_if_asked(self) -> None:
+        """Save where the ranks agree to stop."""
+        self.stopper.agree()
+        if self.stopper.reason:
+            self.save()
+
+    def save(self) -> None:
+        """Begin a checkpoint of the current step, if it is not there yet and its weights are finite."""
+        if self.run.saved_step == self.run.step:
+            return
+        self.run.trainer.state_is_whole()
+        self.guard.check_weights(self.run.trainer.trunk, self.run.step)
+        self.run.save(self.report.position())
 
     def tell_saves(self, events: list[SaveEvent]) -> None:
         """Report finished saves."""
-        for event in self.report.saves(events):
+        self.report.saves(events)
+        for event in events:
             self.stopper.saved(event.seconds_total)
 
     def finish(self) -> int:

@@ -1,6 +1,6 @@
 """Bad numbers: a loss, gradient norm or weight that is nan or infinite never reaches the weights or a checkpoint.
 
-    1. `Engine.train_step`          makes no update where loss or norm is not finite; the same on all ranks
+    1. `Trainer.train_step`         makes no update where loss or norm is not finite; the same on all ranks
     2. `Guard.judge(...)`           after the step: `run.on_nonfinite` stop -> `RunFailed`, skip -> count, log
     3. `Guard.check_weights(...)`   before a save: weights that an update made infinite are not saved
 

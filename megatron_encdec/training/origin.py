@@ -17,13 +17,15 @@ from pathlib import Path
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.integrity import damaged, newest_intact, verify
 from megatron_encdec.engine.names import LATEST, step_of
+from megatron_encdec.engine.run_state import RunState, read_run_state
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import IntegrityError, UserError
-from megatron_encdec.rundir.lineage import differences, history_hash
+from megatron_encdec.rundir.lineage import changed_keys, differences, history_hash
 from megatron_encdec.rundir.metrics import recorded
 from megatron_encdec.training.config import Config
+from megatron_encdec.training.earlier import in_todays_form
 from megatron_encdec.training.parent import last_config
-from megatron_encdec.training.plan import make_plan
+from megatron_encdec.training.plan import Plan, resolve
 
 _RATES = ("optimizer.lr", "schedule", "phases", "run.total")  # what the learning rates follow from
 
@@ -39,14 +41,14 @@ class Origin:
 
     kind: str
     checkpoint: Path | None = None
-    state: dict | None = None
+    state: RunState | None = None
     changed: dict[str, list] = field(default_factory=dict)
     parent: dict | None = None
     fallback: dict | None = None
     later: list[str] = field(default_factory=list)
 
 
-def find(plan, fallback: bool = False) -> Origin:
+def find(plan: Plan, fallback: bool = False) -> Origin:
     """Where the run of `plan` goes on from; one process, reads small files only unless `fallback`.
 
     fallback: verify the newest checkpoint, and take the newest intact one instead where it is damaged, or not known.
@@ -58,49 +60,38 @@ def find(plan, fallback: bool = False) -> Origin:
     newest, passed_over = _first_save(Path(run.dir)) or _newest(checkpoints, fallback)
     changed = _changes(plan, run.dir)
     if newest is not None:
-        state = _state_of(newest)
-        check_history(plan, state, newest, Path(run.dir))
-        later = [name for name in checkpoint.saved_names(checkpoints) if step_of(name) > state["step"]]
+        state = _with_same_past(plan, newest, Path(run.dir))
+        later = [name for name in checkpoint.saved_names(checkpoints) if step_of(name) > state.step]
         return Origin("resume", newest, state, changed, None, passed_over, later)
     _check_unsaved(plan)
     if run.from_ is None:
         return Origin("new", changed=changed)
     found = checkpoint.directory_at(run.from_.path, run.from_.step)
-    state = _state_of(found)
-    parent = {"path": run.from_.path, "step": state["step"], "history_hash": state["history_hash"],
+    state = _state_of(found) if run.from_.state == "weights" else _with_same_past(plan, found, Path(run.from_.path))
+    parent = {"path": run.from_.path, "step": state.step, "history_hash": state.history_hash,
               "state": run.from_.state}
     if run.from_.state == "weights":
         _check_trunk(plan, state, found)
         return Origin("weights", found, state, changed, parent)
-    check_history(plan, state, found, Path(run.from_.path))
-    then, now = _last_precision(state["history"]), plan.config.precision.identity()
+    then, now = state.history["stretches"][-1]["precision"], plan.config.precision.identity()
     return Origin("fork", found, state, changed | changed_keys(then, now, "precision"), parent)
 
 
-def check_history(plan, state: dict, found: Path, run: Path) -> None:
-    """Refuse a plan whose history up to the step of `found` is not the recorded one; `run`: whose config.yaml."""
-    step = state["step"]
-    if step > plan.timeline.total_steps:
-        raise UserError(f"{found}: the run is at step {step}, the config ends at {plan.timeline.total_steps}; "
+def _with_same_past(plan: Plan, found: Path, run: Path) -> RunState:
+    """What the checkpoint `found` records, its history in today's form. A plan with another history up to its step is
+    refused; `run`: whose config.yaml tells why. Steps that were done in another precision stay done in that one."""
+    state = _state_of(found)
+    if state.step > plan.timeline.total_steps:
+        raise UserError(f"{found}: the run is at step {state.step}, the config ends at {plan.timeline.total_steps}; "
                         "raise run.total or use another run.dir")
-    history = plan.timeline.history(step)
-    if "precision" in state["history"]:  # it may change from here on: what was done was done in the recorded one
-        history["precision"] = state["history"]["precision"]
-    _keep_recorded_masking(history, state["history"], plan.tokenizer)
-    if history_hash(history) != state["history_hash"]:
+    altered = history_hash(state.history) != state.history_hash
+    state = replace(state, history=in_todays_form(state.history, plan.timeline, plan.tokenizer))
+    history = plan.timeline.adopting(state.history).history(state.step)
+    if altered or history_hash(history) != history_hash(state.history):
         if problems := verify(found):  # what is recorded may itself be altered
             raise damaged(found, problems)
-        raise UserError(refusal(found, state["history"], history, last_config(run),
-                                schema.to_dict(plan.config)))
-
-
-def _keep_recorded_masking(history: dict, recorded: dict, tokenizer) -> None:
-    """Earlier versions put the sha256 of the tokenizer's file into the history, where the ids that masks depend on
-    stand now: of the same file both say the same."""
-    for then, now in zip(recorded["phases"], history["phases"], strict=False):
-        old, new = then["masking"] or {}, now["masking"] or {}
-        if "tokenizer" in old and old == {"mask_id": new.get("mask_id"), "tokenizer": tokenizer.file_sha256}:
-            now["masking"] = old
+        raise UserError(refusal(found, state.history, history, last_config(run), schema.to_dict(plan.config)))
+    return state
 
 
 def refusal(found: Path, then: dict, now: dict, config_then: dict, config_now: dict) -> str:
@@ -117,11 +108,23 @@ def refusal(found: Path, then: dict, now: dict, config_then: dict, config_now: d
 def _changed_past(then: dict, now: dict, config_then: dict, config_now: dict) -> list[str]:
     """What differs between two histories. Hashes of learning rates say nothing to people: the keys they follow from
     are shown in their place, where they are on record."""
-    lines = [f"  {line}" for line in differences(then, now) if not line.startswith("learning_rates:")]
-    if then.get("learning_rates") != now.get("learning_rates"):
-        rates = [f"  {line}" for line in differences(config_then, config_now) if line.startswith(_RATES)]
-        lines += rates or ["  the learning rates (optimizer.lr, schedule, run.total, lengths of phases)"]
-    return list(dict.fromkeys(lines))
+    pasts = [{key: value for key, value in history.items() if key != "stretches"} for history in (then, now)]
+    lines, steps = differences(*pasts), [[f"{one['start'] + 1}..{one['end']}" for one in history.get("stretches", [])]
+                                         for history in (then, now)]
+    if steps[0] != steps[1]:
+        lines.append(f"phases: steps {', '.join(steps[0])} -> {', '.join(steps[1])}")
+    found: dict[str, list[str]] = {}  # line -> which steps it is true of
+    for where, *pair in zip(steps[0], then.get("stretches", []), now.get("stretches", []), strict=False):
+        for line in differences(*({key: value for key, value in one.items() if key not in ("start", "end")}
+                                  for one in pair)):
+            found.setdefault(line, []).append(where)
+    rates = any(line.startswith("learning_rates:") for line in found)
+    lines += [line if len(where) == len(steps[0]) else f"steps {', '.join(where)}: {line}"
+              for line, where in found.items() if not line.startswith("learning_rates:")]
+    if rates:
+        keys = [line for line in differences(config_then, config_now) if line.startswith(_RATES)]
+        lines += keys or ["the learning rates (optimizer.lr, schedule, run.total, lengths of phases)"]
+    return [f"  {line}" for line in dict.fromkeys(lines)]
 
 
 def _newest(checkpoints: Path, fallback: bool) -> tuple[Path | None, dict | None]:
@@ -160,7 +163,7 @@ def _first_save(run: Path) -> tuple[Path, dict] | None:
                                     "used": names[0]}
 
 
-def _check_unsaved(plan) -> None:
+def _check_unsaved(plan: Plan) -> None:
     """Refuse to begin in a run.dir without a checkpoint that belongs to another life: one whose checkpoints were moved
     away, or one with another history. What a launch of this very run left is no obstacle."""
     run = Path(plan.config.run.dir)
@@ -176,7 +179,7 @@ def _check_unsaved(plan) -> None:
                             f"checkpoints; train in another run.dir, or move it away to begin here")
         return
     try:
-        then = _plan_of(config, plan).timeline.history(last)
+        then = resolve(schema.build(Config, config)).timeline.history(last)
     except UserError as error:
         raise UserError(f"{run}/config.yaml: is of another run, which saved nothing, or can no longer be read as its "
                         f"config ({error}); train in another run.dir, or {away}") from None
@@ -186,47 +189,22 @@ def _check_unsaved(plan) -> None:
                                    *lines, f"Give these keys back as recorded, train in another run.dir, or {away}."]))
 
 
-def _plan_of(config: dict, plan):
-    """The plan of a recorded config, on the machine and with the topology of `plan`."""
-    theirs, parallel = schema.build(Config, config), plan.config.parallel
-    return make_plan(replace(theirs, batch=replace(theirs.batch, micro_size=1), parallel=parallel,
-                             performance=plan.config.performance), parallel.tensor * parallel.pipeline)
-
-
-def _state_of(found: Path) -> dict:
+def _state_of(found: Path) -> RunState:
     """run_state.json; where it is damaged, the error offers an intact checkpoint."""
     try:
-        return checkpoint.read_run_state(found)
+        return read_run_state(found)
     except IntegrityError as error:
         raise damaged(found, [str(error)]) from None
 
 
-def _check_trunk(plan, state: dict, found: Path) -> None:
-    changed = differences(state["history"]["model"], plan.timeline.history(0)["model"], "model")
+def _check_trunk(plan: Plan, state: RunState, found: Path) -> None:
+    changed = differences(state.history["model"], plan.timeline.history(0)["model"], "model")
     if changed:
         raise UserError("\n".join([f"{found}: these weights are of another trunk (theirs -> asked for):",
                                    *(f"  {line}" for line in changed), "Give the model its keys."]))
 
 
-def _last_precision(history: dict) -> dict:
-    """That of a history's last step."""
-    recorded = history.get("precision", {})
-    recorded = recorded[-1] if isinstance(recorded, list) else recorded
-    return {key: value for key, value in recorded.items() if key != "until"}
-
-
-def _changes(plan, run: str) -> dict[str, list]:
+def _changes(plan: Plan, run: str) -> dict[str, list]:
     """What the config changes against config.yaml of the last launch, by key."""
     recorded = last_config(run)
     return changed_keys(recorded, schema.to_dict(plan.config)) if recorded else {}
-
-
-def changed_keys(then, now, where: str = "") -> dict[str, list]:
-    """Key -> [recorded, asked for], keys dotted; lists of another length as a whole."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        return {key: value for name in sorted(then.keys() | now.keys()) for key, value in changed_keys(
-            then.get(name), now.get(name), f"{where}.{name}" if where else str(name)).items()}
-    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        return {key: value for number, pair in enumerate(zip(then, now, strict=True))
-                for key, value in changed_keys(*pair, f"{where}.{number}").items()}
-    return {} if then == now else {where: [then, now]}

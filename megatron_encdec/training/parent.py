@@ -1,7 +1,7 @@
 """`run.from`: which run and step a run begins with, and what of it belongs to the history.
 
     1. `resolve(run)`         its step made definite, so that the same command means the same checkpoint for ever
-    2. `weights_of(config)`   the part of the history that stands for run.seed
+    2. `beginning(config)`    the part of the history that says what the state at step 0 was
     3. `last_config(run)`     config.yaml of the last launch on a run directory
 """
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine.run_state import RunState, read_run_state
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config, From, RunSettings
@@ -21,19 +22,22 @@ def resolve(run: RunSettings) -> From | None:
     recorded = (last_config(run.dir).get("run") or {}).get("from") or {}
     if recorded.get("path") == run.from_.path and recorded.get("step") is not None:
         return replace(run.from_, step=recorded["step"])
-    return replace(run.from_, step=checkpoint.read_run_state(checkpoint.directory_at(run.from_.path, None))["step"])
+    return replace(run.from_, step=read_run_state(checkpoint.directory_at(run.from_.path, None)).step)
 
 
-def weights_of(config: Config) -> dict | None:
-    """Step and history hash that the initial weights have, if not drawn from run.seed; part of the history."""
-    if config.run.from_ is None:
-        return None
-    state = _parent_state(config.run.from_)
-    if state is None:  # the parent is gone; the run itself remembers
-        return _remembered(config.run)["history"].get("weights")
-    if config.run.from_.state == "weights":
-        return {"step": state["step"], "history_hash": state["history_hash"]}
-    return state["history"].get("weights")  # a fork has its parent's initial weights
+def beginning(config: Config) -> dict:
+    """What the state at step 0 follows from: the seed, or step and history hash of the run whose weights it took."""
+    state, origin = None, config.run.from_
+    if origin is not None:
+        try:
+            state = read_run_state(checkpoint.directory_at(origin.path, origin.step))
+        except UserError:  # the parent is gone; the run itself remembers
+            state = _remembered(config.run)
+        else:
+            if origin.state == "weights":
+                return {"weights": {"step": state.step, "history_hash": state.history_hash}}
+    weights = state.history.get("weights") if state else None  # a fork has its parent's initial weights
+    return {"weights": weights} if weights else {"run_seed": config.run.seed}
 
 
 def last_config(run: str | Path) -> dict:
@@ -47,19 +51,12 @@ def last_config(run: str | Path) -> dict:
         return schema.load_yaml(path)
 
 
-def _parent_state(origin: From) -> dict | None:
-    try:
-        return checkpoint.read_run_state(checkpoint.directory_at(origin.path, origin.step))
-    except UserError:
-        return None
-
-
-def _remembered(run: RunSettings) -> dict:
+def _remembered(run: RunSettings) -> RunState:
     """run_state.json of any checkpoint of the run: they agree on where its weights came from."""
     checkpoints = Path(run.dir) / "checkpoints"
     for name in reversed(checkpoint.saved_names(checkpoints)):
         try:
-            return checkpoint.read_run_state(checkpoints / name)
+            return read_run_state(checkpoints / name)
         except UserError:
             continue
-    return checkpoint.read_run_state(checkpoint.directory_at(run.from_.path, run.from_.step))  # says what is missing
+    return read_run_state(checkpoint.directory_at(run.from_.path, run.from_.step))  # says what is missing

@@ -1,44 +1,43 @@
-"""The plan of a run: the config with everything resolved that needs a look at tokenizer, data and machine.
+"""The plan of a run: what it is, apart from the machine that it runs on.
 
-    1. `make_plan(config)`     open tokenizer and data, check that they agree, resolve phases and precision
-    2. `describe(plan)`        what `--dry-run` prints
+    1. `resolve(config)`          config, tokenizer and data -> `Plan`: everything that identifies the run
+    2. `check_machine(plan)`      ranks, devices and kernels: whether this machine can do it
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 import yaml
 
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.model.config import choose_layers
-from megatron_encdec.model.flops import training_flops, whole_pairs
 from megatron_encdec.model.performance import accumulation_fusion, choose_attention, kernel_notes
 from megatron_encdec.model.precision import fp8_shape_problems
-from megatron_encdec.objectives import Objective, ObjectiveConfig, build_objective
+from megatron_encdec.objectives import Objective, Vocabulary, evaluated
 from megatron_encdec.platform import schema
-from megatron_encdec.platform.device import bf16_is_native
+from megatron_encdec.platform.device import bf16_is_native, fp8_facts, fp8_refusal
 from megatron_encdec.platform.distributed import RankEnvironment, check_parallel_sizes
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.fp8 import fp8_facts, fp8_refusal
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer, require_mask
+from megatron_encdec.training import parent
 from megatron_encdec.training.config import Config
-from megatron_encdec.training.parent import resolve, weights_of
-from megatron_encdec.training.phases import Timeline, lay_out, tokens_per_step, with_phase_steps
+from megatron_encdec.training.stretches import Timeline, lay_out, with_phase_steps
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, ready to start: the resolved config and what it points at."""
+    """A run as its config, tokenizer and data determine it. evaluated: objective name -> what validation measures."""
 
     config: Config
     tokenizer: Tokenizer
+    vocabulary: Vocabulary
     train: Samples
     validation: Samples | None
     timeline: Timeline
-    objectives: list[Objective]  # one a phase
-    evaluated: dict[str, Objective]  # objective name -> what validation measures
+    evaluated: dict[str, Objective] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -49,7 +48,7 @@ class Plan:
     def notes(self) -> list[str]:
         """What the user should know of data and kernels before the first step."""
         config, data = self.config, self.config.data
-        consumed = self.timeline.total_steps * config.batch.global_size
+        consumed = sum(stretch.steps * stretch.batch_size for stretch in self.timeline.stretches)
         kernels = kernel_notes(choose_layers(config.model.layers, self.dtype), config.run.deterministic,
                                config.model.num_attention_heads // config.parallel.tensor, data.sequence_length,
                                config.batch.micro_size, data.isolate_documents or data.random_length is not None)
@@ -57,47 +56,61 @@ class Plan:
 
 
 def make_plan(config: Config, world_size: int | None = None) -> Plan:
-    """Resolve `config`; every mistake that can be seen before training starts is a `UserError` here."""
-    phases = lay_out(config)
-    _check_machine(config, RankEnvironment.read().world_size if world_size is None else world_size)
+    """The plan of `config` on this machine; every mistake that can be seen before training starts is a `UserError`."""
+    check_topology(config, RankEnvironment.read().world_size if world_size is None else world_size)
+    plan = resolve(config)
+    check_kernels(plan.config)
+    return plan
+
+
+def resolve(config: Config) -> Plan:
+    """`config` with all that it leaves open filled in from tokenizer, data and earlier checkpoints.
+
+    The one thing that depends on the machine is `precision.dtype`, where it is left out.
+    """
+    objectives = [stretch.objective for stretch in lay_out(config)]
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.mask_token, config.tokenizer.eod_token)
-    if any(phase.objective.name == "mlm" for phase in phases):
+    if any(objective.hides for objective in objectives):
         require_mask(tokenizer)
     train = Samples(config.data, "train")
     validation = Samples(config.data, "validation") if config.data.validation else None
     for store in [*train.stores, *(validation.stores if validation else [])]:
         if store.tokenizer:
             tokenizer.check_wrote(store.prefix, store.tokenizer.fingerprint, "tokenizer.path")
-    config = _resolve(config, phases, tokenizer)
-    _check_kernels(config)
-
-    def build(objective: ObjectiveConfig) -> Objective:
-        return build_objective(objective, tokenizer.mask_id, tokenizer.special_ids, tokenizer.vocabulary_size)
-
-    evaluated = {phase.objective.name: build(phase.objective) for phase in reversed(phases)}
-    evaluated.setdefault("clm", build(ObjectiveConfig("clm")))
-    if tokenizer.mask_id is not None:
-        evaluated.setdefault("mlm", build(ObjectiveConfig("mlm")))
-    masking = {"mask_id": tokenizer.mask_id, "ordinary_ids": tokenizer.ordinary_ids_sha256()}
-    timeline = Timeline(config, train.fingerprints, masking, weights_of(config))
-    return Plan(config, tokenizer, train, validation, timeline,
-                [build(phase.objective) for phase in phases], dict(sorted(evaluated.items())))
+    config = _filled_in(config, tokenizer)
+    vocabulary = Vocabulary.of(tokenizer)
+    timeline = Timeline(lay_out(config), parent.beginning(config), config.model.identity(), train.fingerprints,
+                        vocabulary)
+    return Plan(config, tokenizer, vocabulary, train, validation, timeline,
+                evaluated(objectives, tokenizer.mask_id is not None))
 
 
-def _resolve(config: Config, phases, tokenizer: Tokenizer) -> Config:
+def missing_inputs(config: Config) -> list[str]:
+    """A line for the tokenizer and each source of `config` that is not there."""
+    tokenizer = [] if Path(config.tokenizer.path).exists() else [f"tokenizer.path: {config.tokenizer.path}"]
+    return tokenizer + [
+        f"data.{split}.{number}.path: {source.path}" for split in ("train", "validation")
+        for number, source in enumerate(getattr(config.data, split)) if not Path(f"{source.path}.idx").exists()]
+
+
+def _filled_in(config: Config, tokenizer: Tokenizer) -> Config:
     given = config.model.vocabulary_size
     if given is not None and given < tokenizer.vocabulary_size:  # released models often have rows to spare
         raise UserError(f"model.vocabulary_size: {given}, but the tokenizer {config.tokenizer.path} has "
                         f"{tokenizer.vocabulary_size} tokens; leave the key out")
+    config = replace(with_dtype(config), run=replace(config.run, from_=parent.resolve(config.run)),
+                     model=replace(config.model, vocabulary_size=given or tokenizer.vocabulary_size))
+    return with_phase_steps(config, lay_out(config))
+
+
+def with_dtype(config: Config) -> Config:
+    """`config` with `precision.dtype`: the one given, else what this machine's devices are good at."""
     dtype = config.precision.dtype or ("bf16" if bf16_is_native() or config.precision.fp8 else "fp32")
-    resolved = with_phase_steps(config, phases)
-    return replace(resolved,
-                   model=replace(config.model, vocabulary_size=given or tokenizer.vocabulary_size),
-                   precision=replace(config.precision, dtype=dtype),
-                   run=replace(config.run, total=resolved.run.total, from_=resolve(config.run)))
+    return replace(config, precision=replace(config.precision, dtype=dtype))
 
 
-def _check_machine(config: Config, world_size: int) -> None:
+def check_topology(config: Config, world_size: int) -> None:
+    """Refuse a number of ranks, or parallel sizes, that trunk and batch cannot be cut into."""
     data_size = check_parallel_sizes(world_size, config.parallel.tensor, config.parallel.pipeline)
     config.model.check_parallel(config.parallel.tensor, config.parallel.pipeline)
     share = data_size * config.batch.micro_size
@@ -110,8 +123,8 @@ def _check_machine(config: Config, world_size: int) -> None:
                         f"parallel.tensor={config.parallel.tensor}, which parallel.sequence needs")
 
 
-def _check_kernels(config: Config) -> None:
-    """Refuse what the machine's kernels cannot do with this trunk; the dtype is resolved."""
+def check_kernels(config: Config) -> None:
+    """Refuse what this machine's kernels cannot do with the trunk; `precision.dtype` is filled in."""
     precision, performance, dtype = config.precision, config.performance, DTYPES[config.precision.dtype]
     layers = choose_layers(config.model.layers, dtype)
     choose_attention(performance.attention, dtype)
@@ -132,33 +145,6 @@ def _check_kernels(config: Config) -> None:
     for name in ("fp8_bf16_first", "fp8_bf16_last"):
         if getattr(precision, name) > config.model.num_layers // config.parallel.pipeline:
             raise UserError(f"precision.{name}: {getattr(precision, name)} is more than the layers of a pipeline stage")
-
-
-def describe(plan: Plan, data_size: int) -> str:
-    """The resolved config, the phases with their tokens, and estimates of parameters and memory."""
-    config, model, tokens = plan.config, plan.config.model, tokens_per_step(plan.config)
-    length = config.data.sequence_length
-    shards = config.parallel.tensor * config.parallel.pipeline
-    mine = model.parameter_count() / shards
-    weights, moments = (6, 12 / data_size) if config.precision.dtype == "bf16" else (8, 12 / data_size)
-    lines = [yaml.safe_dump(schema.to_dict(config), sort_keys=False).rstrip(), "",
-             "phase                  objective   steps                    tokens"]
-    for phase, objective in zip(plan.timeline.phases, plan.objectives, strict=True):
-        steps = f"{phase.start + 1}..{phase.end}"
-        lines.append(f"{phase.name:<22} {objective.name:<11} {steps:<18} {(phase.end - phase.start) * tokens:>12,}")
-    total = plan.timeline.total_steps * tokens
-    epochs = total / (plan.train.len_windows * config.data.sequence_length)
-    lines += [
-        "",
-        f"parameters   {model.parameter_count():,} ({model.parameter_count(with_head=False):,} without the head)",
-        f"tokens       {total:,} = {epochs:.2f} epochs of the training data",
-        f"compute      {training_flops(model, total, whole_pairs(total, length, 'bidirectional'), total):.3g} FLOP at "
-        "most",
-        f"memory       {mine * (weights + moments) / 2**30:.2f} GiB a rank for weights, gradients and optimizer; "
-        "activations come on top",
-        *(f"note         {note}" for note in plan.notes),
-    ]
-    return "\n".join(lines)
 
 
 def resolved_yaml(config: Config) -> str:

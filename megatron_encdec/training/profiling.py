@@ -1,13 +1,14 @@
 """`--profile 10` or `--profile 10..12`: a torch profiler trace of chosen steps, under `profile/` of the run directory.
 
     1. `steps_of(text)`     the steps asked for
-    2. `Profiler`           told when a step begins and ends; every rank records its own
+    2. `Profiler`           told after each step; every rank records its own
     3. files                steps_10-12.rank0.json.gz (for chrome://tracing or Perfetto) and .txt, the costs by operator
 
 Profiled steps are slower, and so are their speeds in the log; their numbers are the same.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,33 +31,28 @@ def steps_of(text: str) -> range:
 
 
 class Profiler:
-    """Records `steps` (empty: nothing at all) into `directory`."""
+    """Records `steps` (empty: nothing at all) into `directory`, and says where with `say`."""
 
-    def __init__(self, steps: range, directory: Path, rank: int):
-        self._steps, self._rank, self._directory = steps, rank, directory
+    def __init__(self, steps: range, directory: Path, rank: int, say: Callable[[str], None]):
+        self._steps, self._rank, self._directory, self._say = steps, rank, directory, say
         self._profile: torch.profiler.profile | None = None
         self._begun = 0
 
-    def begins(self, step: int) -> None:
-        """Step `step` is about to be done."""
-        if step not in self._steps or self._profile is not None:
-            return
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if device_type() == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        self._profile, self._begun = torch.profiler.profile(activities=activities), step
-        self._profile.start()
+    def after(self, step: int) -> None:
+        """Step `step` is done (0, or where a run goes on, before the first)."""
+        if self._profile is not None and step == self._steps[-1]:
+            self.close(step)
+        if self._profile is None and step + 1 in self._steps:
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            if device_type() == "cuda":
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self._profile, self._begun = torch.profiler.profile(activities=activities), step + 1
+            self._profile.start()
 
-    def ended(self, step: int) -> str | None:
-        """Step `step` is done; after the last one to record, where the trace is."""
-        if self._profile is None or step != self._steps[-1]:
-            return None
-        return self.close(step)
-
-    def close(self, step: int) -> str | None:
+    def close(self, step: int) -> None:
         """Write what was recorded up to `step`, if anything."""
         if self._profile is None:
-            return None
+            return
         profile, self._profile = self._profile, None
         if device_type() == "cuda":
             torch.cuda.synchronize()
@@ -66,4 +62,4 @@ class Profiler:
         profile.export_chrome_trace(f"{stem}.json.gz")
         by = "self_cuda_time_total" if device_type() == "cuda" else "self_cpu_time_total"
         Path(f"{stem}.txt").write_text(profile.key_averages().table(sort_by=by, row_limit=_ROWS) + "\n")
-        return f"profile of steps {self._begun}..{step}: {stem}.json.gz"
+        self._say(f"profile of steps {self._begun}..{step}: {stem}.json.gz")

@@ -1,17 +1,19 @@
 """Everything a step leaves behind for people: metrics.jsonl, TensorBoard, the progress line."""
 
+import sys
 import time
-from collections.abc import Iterable
+from pathlib import Path
 
 from megatron_encdec.engine.names import listed
 from megatron_encdec.engine.saver import SaveEvent
 from megatron_encdec.model.flops import training_flops
-from megatron_encdec.platform.peak import peak_flops
+from megatron_encdec.platform.device import peak_flops
+from megatron_encdec.platform.optional import why_unusable
+from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.metrics import MetricsLog
-from megatron_encdec.training.phases import Phase, tokens_per_step
-from megatron_encdec.training.progress import TensorBoard, TrainingProgress
 from megatron_encdec.training.state import Run
 from megatron_encdec.training.step import StepResult
+from megatron_encdec.training.stretches import Stretch
 
 
 class Report:
@@ -23,10 +25,10 @@ class Report:
 
     def __init__(self, run: Run, last: int, log: MetricsLog | None, lock_note: str | None = None):
         self._run, config = run, run.plan.config
-        self._tokens_per_step = tokens_per_step(config)
         self._every = config.logging.every
         self._peak = peak_flops(run.plan.dtype) * run.topology.world_size
-        self._progress = TrainingProgress(last, run.step, run.reports)
+        self._last = last
+        self._progress = Progress("step", last, run.reports, run.step, counts=True, stream=sys.stdout)
         self._log = log
         self._board = TensorBoard(run.directory / "tensorboard", run.reports and config.logging.tensorboard)
         self.save_failed, self.metrics_safe = False, True
@@ -48,7 +50,8 @@ class Report:
             self.say(f"checkpoints of later steps are here: {listed(origin.later)}; each is replaced when the run gets "
                      "to its step")
         if origin.kind == "resume" and self._log and run.step not in self._log.checkpoint_steps:
-            self._write("checkpoint", step=run.step, phase=run.phase.name, tokens=run.tokens)  # killed before its line
+            # killed before its line
+            self._write("checkpoint", step=run.step, phase=run.stretch.name, tokens=run.tokens)
         from_ = f" from {origin.checkpoint}" if origin.parent else ""
         self.say((f"continuing{from_} at step {run.step} of {run.plan.timeline.total_steps}"
                   if origin.kind != "weights" else f"beginning with the weights of {origin.checkpoint}")
@@ -58,21 +61,20 @@ class Report:
             self._write("resume", step=run.step, tokens=run.tokens, samples=run.samples, targets=run.targets,
                         topology=run.topology.as_dict(), **{name: value for name, value in extra.items() if value})
 
-    def train(self, phase: Phase, result: StepResult, lr: float, nonfinite: dict | None) -> None:
+    def train(self, stretch: Stretch, result: StepResult, lr: float, nonfinite: dict | None) -> None:
         """The line of a step; speed counts this step alone, without evaluation and checkpoints before it.
 
         nonfinite: what was found in a step that was skipped; such a step always has its line.
         """
-        run = self._run
+        run, tokens = self._run, stretch.tokens_per_step
         now = time.perf_counter()
-        speed = self._tokens_per_step / (now - self._clock)
+        speed = tokens / (now - self._clock)
         self._clock = now
-        model, objective = run.plan.config.model, run.plan.objectives[phase.index]
-        flops = training_flops(model, self._tokens_per_step, result.pairs, result.targets)
-        mfu = speed * flops / self._tokens_per_step / self._peak
+        flops = training_flops(run.plan.config.model, tokens, result.pairs, result.targets)
+        mfu = speed * flops / tokens / self._peak
         loss, norm = (result.loss, result.grad_norm) if nonfinite is None else (None, None)
-        if run.step % self._every == 0 or run.step == phase.end or nonfinite:
-            self._write("train", step=run.step, phase=phase.name, objective=objective.name, loss=loss, lr=lr,
+        if run.step % self._every == 0 or run.step in run.plan.timeline.phase_ends or nonfinite:
+            self._write("train", step=run.step, phase=stretch.name, objective=stretch.objective.name, loss=loss, lr=lr,
                         grad_norm=norm, tokens=run.tokens, samples=run.samples, targets=run.targets,
                         tokens_per_second=speed, tokens_per_second_per_device=speed / run.topology.world_size,
                         mfu=mfu,
@@ -84,38 +86,36 @@ class Report:
                      f"samples {nonfinite['samples'][0]}..{nonfinite['samples'][1]}; "
                      f"{run.skipped} of at most {run.plan.config.run.max_skipped}")
         shown = "no target" if loss is None else f"loss {loss:.4f}"
-        self._progress.step(run.step, phase.name, f"{shown}  {speed:,.0f} tokens/s  MFU {mfu:.1%}")
+        self._progress.update(run.step, f"{stretch.name}  {shown}  {speed:,.0f} tokens/s  MFU {mfu:.1%}",
+                              always=run.step == self._last)
 
-    def evaluation(self, phase: Phase, losses: dict[str, float | None]) -> None:
+    def evaluation(self, losses: dict[str, float | None]) -> None:
         """Validation losses by objective."""
-        self._write("eval", step=self._run.step, phase=phase.name, losses=losses, tokens=self._run.tokens)
-        self._board.write(self._run.step, **{f"validation__{name}": loss for name, loss in losses.items()})
+        run = self._run
+        self._write("eval", step=run.step, phase=run.stretch.name, losses=losses, tokens=run.tokens)
+        self._board.write(run.step, **{f"validation__{name}": loss for name, loss in losses.items()})
         shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None)
-        self.say(f"step {self._run.step}  validation  {shown}")
+        self.say(f"step {run.step}  validation  {shown}")
         self._clock = time.perf_counter()
 
-    def phase_end(self, phase: Phase) -> None:
+    def phase_end(self) -> None:
         """A phase is over."""
-        self._write("phase", step=self._run.step, phase=phase.name, objective=phase.objective.name,
-                    tokens=self._run.tokens, samples=self._run.samples, targets=self._run.targets)
-        self.say(f"step {self._run.step}  end of phase {phase.name}")
+        run = self._run
+        self._write("phase", step=run.step, phase=run.stretch.name, objective=run.stretch.objective.name,
+                    tokens=run.tokens, samples=run.samples, targets=run.targets)
+        self.say(f"step {run.step}  end of phase {run.stretch.name}")
 
-    def saves(self, events: Iterable[SaveEvent]) -> list[SaveEvent]:
-        """Checkpoints that are on disk now, or that could not be written; `events`, handed on."""
-        events = list(events)
+    def saves(self, events: list[SaveEvent]) -> None:
+        """Checkpoints that are on disk now, or that could not be written."""
         for event in events:
             self.save_failed = event.error is not None
-            phase = self._run.plan.timeline.at(max(1, event.step))
-            tokens = event.step * self._tokens_per_step
-            if event.error:
-                self._write("checkpoint", step=event.step, phase=phase.name, tokens=tokens, error=event.error)
-                self.say(f"step {event.step}  CHECKPOINT FAILED: {event.error}; the last good one is kept, training "
-                         "goes on")
-            else:
-                self._write("checkpoint", step=event.step, phase=phase.name, tokens=tokens, bytes=event.bytes,
-                            seconds_blocked=event.seconds_blocked, seconds_total=event.seconds_total)
-                self.say(f"step {event.step}  checkpoint saved")
-        return events
+            state = event.state
+            found = {"error": event.error} if event.error else {
+                "bytes": event.bytes, "seconds_blocked": event.seconds_blocked, "seconds_total": event.seconds_total}
+            self._write("checkpoint", step=state.step, phase=state.phase_name, tokens=state.tokens, **found)
+            self.say(f"step {state.step}  " + (
+                f"CHECKPOINT FAILED: {event.error}; the last good one is kept, training goes on" if event.error
+                else "checkpoint saved"))
 
     def position(self) -> dict | None:
         """Make metrics durable; how long the file is then, or None on the ranks without one."""
@@ -152,3 +152,28 @@ class Report:
         if not self.metrics_safe:
             self.say("metrics.jsonl: there is room again; no line was lost")
         self.metrics_safe = True
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, or nothing where the package is missing or broken."""
+
+    def __init__(self, directory: Path, active: bool):
+        self._writer = None
+        if active and why_unusable("torch.utils.tensorboard") is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(directory))
+
+    def write(self, step: int, **scalars: float) -> None:
+        """Add each scalar that is not None at `step`."""
+        for name, value in scalars.items():
+            if self._writer is not None and value is not None:
+                try:
+                    self._writer.add_scalar(name.replace("__", "/"), value, step)
+                except (OSError, RuntimeError):  # a full disk: metrics.jsonl holds the same numbers
+                    self._writer = None
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        if self._writer is not None:
+            self._writer.close()

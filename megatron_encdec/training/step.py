@@ -2,9 +2,9 @@
 
     1. `share_of_batch`       the sample numbers of this data-parallel rank, micro-batch by micro-batch
     2. `micro_batches`        sample -> objective -> arrays, one micro-batch at a time (prefetch.py may be ahead)
-    3. `Engine.train_step`    megatron.core's schedule: forward, backward, reduction, clipping, update; no update
-                              where loss or gradient norm is not finite
-    4. `Engine.evaluate`      forward only, on fixed samples
+    3. `Trainer.train_step`   megatron.core's schedule: forward, backward, reduction; then gradient norm -> judged ->
+                              clipping and update, where loss and norm are finite
+    4. `Trainer.evaluate`     forward only, on fixed samples
 
 The loss is the sum over the labelled tokens of the whole global batch over their number, whatever the
 micro-batches hold, and so is the gradient (megatron.core divides by the summed counts).
@@ -20,9 +20,15 @@ import torch
 import torch.distributed as dist
 
 from megatron_encdec.data.samples import Samples
-from megatron_encdec.engine.optimizer import nonfinite_gradients, set_learning_rate, update, whole_parameters
+from megatron_encdec.engine.optimizer import (
+    gradient_norm,
+    nonfinite_gradients,
+    set_learning_rate,
+    update,
+    whole_parameters,
+)
 from megatron_encdec.model.flops import attended_pairs
-from megatron_encdec.objectives import MicroBatch, Objective, collate
+from megatron_encdec.objectives import MicroBatch, Objective, Vocabulary, collate
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device
 from megatron_encdec.platform.distributed import Topology
@@ -40,9 +46,18 @@ class StepResult:
     pairs: float = 0.0
     grad_norm: float | None = None
     samples: range = range(0)
-    finite: bool = True  # False: the update was not made
     bad: tuple[tuple[int, int, range], ...] = ()  # this rank's non-finite micro-batches: rank, number, samples
     gradients: "BadGradients | None" = None  # this rank's, where the loss is finite
+
+    @property
+    def loss_is_finite(self) -> bool:
+        """Also where nothing was labelled."""
+        return self.loss is None or math.isfinite(self.loss)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the update was made."""
+        return self.loss_is_finite and (self.grad_norm is None or math.isfinite(self.grad_norm))
 
 
 @dataclass(frozen=True)
@@ -57,18 +72,19 @@ class BadGradients:
     summed: tuple[str, ...]
 
 
-def share_of_batch(first: int, global_size: int, micro_size: int, topology: Topology) -> list[range]:
-    """Sample numbers `first` .. `first + global_size - 1`, those of this rank, a range a micro-batch."""
-    row = topology.data * micro_size
-    return [range(start + topology.data_rank * micro_size, start + (topology.data_rank + 1) * micro_size)
-            for start in range(first, first + global_size, row)]
+def share_of_batch(numbers: range, micro_size: int, topology: Topology) -> list[range]:
+    """Of a global batch's sample `numbers` those of this rank, a range a micro-batch."""
+    mine = topology.data_rank * micro_size
+    return [range(start + mine, start + mine + micro_size)
+            for start in range(numbers.start, numbers.stop, topology.data * micro_size)]
 
 
-def micro_batches(samples: Samples, objective: Objective, shares: list[range]) -> Iterator[MicroBatch]:
+def micro_batches(samples: Samples, objective: Objective, vocabulary: Vocabulary,
+                  shares: list[range]) -> Iterator[MicroBatch]:
     """The micro-batches of `shares`, in order."""
     for share in shares:
         mark(f"reading samples {share.start}..{share.stop - 1}")
-        batch = collate(objective, [samples.sample(index) for index in share], samples.seed)
+        batch = collate(objective, [samples.sample(index) for index in share], samples.seed, vocabulary)
         mark(f"computing samples {share.start}..{share.stop - 1}")
         yield batch
 
@@ -95,15 +111,14 @@ def _sums(total, count: int, pairs: float):
     return total, counted, reported
 
 
-class Engine:
+class Trainer:
     """The trunk, its optimizer, and the two things done with them."""
 
-    def __init__(self, ddp, optimizer, topology: Topology, micro_size: int, global_size: int, ahead: int = 0,
+    def __init__(self, ddp, optimizer, topology: Topology, vocabulary: Vocabulary, micro_size: int, ahead: int = 0,
                  fp8_evaluation: bool = False):
         """ahead: micro-batches that a thread prepares while the device computes."""
-        self.ddp, self.optimizer, self.topology = ddp, optimizer, topology
-        self.micro_size, self.global_size = micro_size, global_size
-        self._ahead, self._fp8_evaluation = ahead, fp8_evaluation
+        self.ddp, self.optimizer, self.topology, self.vocabulary = ddp, optimizer, topology, vocabulary
+        self.micro_size, self._ahead, self._fp8_evaluation = micro_size, ahead, fp8_evaluation
         self._schedule = mcore.get_forward_backward_func()
 
     @property
@@ -111,28 +126,22 @@ class Engine:
         """The model inside megatron.core's wrappers."""
         return mcore.unwrap_model(self.ddp)
 
-    def train_step(self, samples: Samples, objective: Objective, step: int, lr: float) -> StepResult:
-        """Update number `step` (from 1), on samples (step - 1) * global_size onwards."""
+    def train_step(self, samples: Samples, objective: Objective, numbers: range, lr: float) -> StepResult:
+        """One update with the windows `numbers` of `samples`; none where loss or gradient norm is not finite."""
         self.ddp.train()
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         set_learning_rate(self.optimizer, lr)
-        first = (step - 1) * self.global_size
-        numbers = range(first, first + self.global_size)
-        sums = self._run(samples, objective, first, self.global_size, forward_only=False)
+        sums = self._run(samples, objective, numbers, forward_only=False)
         totals_3 = self._reduce(sums)
-        mark(f"updating the weights in step {step}")
-        seen: list[StepResult] = []
-
-        def wanted(norm: float) -> bool:  # the device has been waited for: the loss costs no second wait
-            result = replace(_result(totals_3), grad_norm=norm, samples=numbers)
-            finite = math.isfinite(norm) and (result.loss is None or math.isfinite(result.loss))
-            seen.append(result if finite else replace(result, finite=False, bad=self._bad(sums, first), gradients=(
-                self._bad_gradients() if result.loss is None or math.isfinite(result.loss) else None)))
-            return finite
-
-        update(self.optimizer, wanted)
-        return seen[0]
+        mark(f"updating the weights with samples {numbers.start}..{numbers.stop - 1}")
+        norm = gradient_norm(self.optimizer)  # the device has been waited for: the loss costs no second wait
+        result = replace(_result(totals_3), grad_norm=norm, samples=numbers)
+        if result.finite:
+            update(self.optimizer, norm)
+            return result
+        gradients = self._bad_gradients() if result.loss_is_finite else None
+        return replace(result, bad=self._bad(sums, numbers), gradients=gradients)
 
     @torch.no_grad()
     def evaluate(self, samples: Samples, objective: Objective, windows: int) -> StepResult:
@@ -140,26 +149,26 @@ class Engine:
         self.ddp.eval()
         self.state_is_whole()
         with contextlib.nullcontext() if self._fp8_evaluation else self.trunk.without_fp8():
-            return _result(self._reduce(self._run(samples, objective, 0, windows, forward_only=True)))
+            return _result(self._reduce(self._run(samples, objective, range(windows), forward_only=True)))
 
     def state_is_whole(self) -> None:
         """Wait for weights that data-parallel ranks still exchange, before anybody reads them."""
         whole_parameters(self.ddp)
 
-    def _run(self, samples, objective, first: int, windows: int, forward_only: bool) -> list[torch.Tensor]:
-        shares = share_of_batch(first, windows, self.micro_size, self.topology)
+    def _run(self, samples, objective, numbers: range, forward_only: bool) -> list[torch.Tensor]:
+        shares = share_of_batch(numbers, self.micro_size, self.topology)
         length = samples.sequence_length
         packed = self.trunk.packed
-        with staged(micro_batches(samples, objective, shares), self._ahead) as batches:
+        with staged(micro_batches(samples, objective, self.vocabulary, shares), self._ahead) as batches:
             return self._schedule(
                 forward_step_func=_forward, data_iterator=batches,
                 model=[self.ddp], num_microbatches=len(shares), forward_only=forward_only,
                 seq_length=length * self.micro_size if packed else length,
                 micro_batch_size=1 if packed else self.micro_size)
 
-    def _bad(self, sums: list[torch.Tensor], first: int) -> tuple[tuple[int, int, range], ...]:
+    def _bad(self, sums: list[torch.Tensor], numbers: range) -> tuple[tuple[int, int, range], ...]:
         """Which micro-batches of this rank have a loss that is not finite; told once a data-parallel rank."""
-        shares = share_of_batch(first, self.global_size, self.micro_size, self.topology)
+        shares = share_of_batch(numbers, self.micro_size, self.topology)
         if self.topology.tensor_rank:
             return ()
         return tuple((self.topology.rank, number, shares[number]) for number, sum_3 in enumerate(sums)

@@ -2,14 +2,17 @@
 
     1. `seconds_of(text)`       90s, 3h30m, 02:30:00, 1-12:00:00 -> seconds
     2. `TimeLimit`              whether another step and a save still fit
-    3. `Stopper.agree()`        after every step: the ranks' reasons, the most pressing one for all
+    3. `Stopper.agree()`        after a step: the ranks' reasons, the most pressing one for all
 """
 
+import math
 import re
 import signal
 import time
+from collections import deque
 
 from megatron_encdec.platform.control import Control
+from megatron_encdec.platform.device import device_type
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.launcher import is_orphan
 from megatron_encdec.platform.signals import StopSignals
@@ -43,34 +46,51 @@ class TimeLimit:
     def __init__(self, seconds: float, started: float, bytes_to_save: int):
         self._end = time.monotonic() + seconds - (time.time() - started)
         self._save = bytes_to_save / _GUESSED_BYTES_PER_SECOND
-        self._last_step: float | None = None
-        self._steps: list[float] = []
 
     def saved(self, seconds: float) -> None:
         """A save took so long."""
         self._save = max(self._save, seconds)
 
-    def is_near(self) -> bool:
-        """After a step: whether another one and a save would not be done by the end. The slowest of the last
-        steps, whatever it also did, is taken, and half as much again for safety."""
-        now = time.monotonic()
-        if self._last_step is not None:
-            self._steps = [*self._steps[-19:], now - self._last_step]
-        self._last_step = now
-        needed = 1.5 * (max(self._steps, default=0.0) + self._save) + _END_SECONDS
-        return now + needed > self._end
+    def is_near(self, step_seconds: float) -> bool:
+        """Whether another step and a save would not be done by the end. The slowest of the last steps, whatever it
+        also did, is taken, and half as much again for safety."""
+        return time.monotonic() + 1.5 * (step_seconds + self._save) + _END_SECONDS > self._end
 
 
 class Stopper:
-    """Why this run ends before its last step, if it does; `reason` is a line for people, the same on all ranks."""
+    """Why this run ends before its last step, if it does; `reason` is a line for people, the same on all ranks.
 
-    def __init__(self, control: Control, signals: StopSignals | None, limit: TimeLimit | None):
+    seconds: how long the ranks go on without asking each other, where a step is shorter: 0 on a CPU. On a GPU they
+    would wait for the device after every step; a second still leaves a signal's grace time to the save.
+    """
+
+    def __init__(self, control: Control, signals: StopSignals | None, limit: TimeLimit | None,
+                 seconds: float | None = None):
         self._control, self._signals, self._limit = control, signals, limit
+        self._seconds = (1.0 if device_type() == "cuda" else 0.0) if seconds is None else seconds
+        self._last_step = time.monotonic()
+        self._slowest: deque[float] = deque([0.0], maxlen=20)  # seconds of the last steps
+        self._steps_left = 1  # until the ranks ask each other again; the same on all of them
         self.reason: str | None = None
 
-    def agree(self, may_time_out: bool = True) -> None:
-        """Set `reason` on all ranks where any of them has one; collective."""
-        code = self._control.highest(self._mine(may_time_out))
+    def agree(self) -> None:
+        """After a step: set `reason` on all ranks where any of them has one; collective."""
+        now = time.monotonic()
+        self._slowest.append(now - self._last_step)
+        self._last_step = now
+        self._steps_left -= 1
+        if self._steps_left:
+            return
+        self.agree_now(self._limit is not None and self._limit.is_near(max(self._seconds, *self._slowest)))
+        self._steps_left = 1
+        if self._seconds:
+            milliseconds = self._control.highest(math.ceil(1000 * max(self._slowest)))
+            self._steps_left = max(1, int(1000 * self._seconds / max(1, milliseconds)))
+
+    def agree_now(self, out_of_time: bool = False) -> None:
+        """Set `reason`, whatever the steps; collective."""
+        self._last_step = time.monotonic()
+        code = self._control.highest(self._mine(out_of_time))
         if code >= _SIGNAL:
             self.reason = f"stopped by {signal.Signals(code - _SIGNAL).name}"
         elif code:
@@ -81,9 +101,9 @@ class Stopper:
         if self._limit:
             self._limit.saved(seconds)
 
-    def _mine(self, may_time_out: bool) -> int:
+    def _mine(self, out_of_time: bool) -> int:
         if self._signals is not None and self._signals.received:
             return _SIGNAL + self._signals.received
         if is_orphan():
             return _ORPHAN
-        return _TIME if self._limit and may_time_out and self._limit.is_near() else 0
+        return _TIME if out_of_time else 0

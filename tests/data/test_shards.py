@@ -54,7 +54,7 @@ def test_what_cannot_be_read_is_told_beside_the_rest(tmp_path):
 
 
 def test_progress_has_a_speed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("megatron_encdec.text.progress.SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("megatron_encdec.platform.progress.SECONDS_BETWEEN_LINES", 0)
     (tmp_path / "a").write_bytes(b"abc")
     hash_ranges([Range(tmp_path / "a", 0, 3)], "verifying corpora/a")
     assert "verifying corpora/a: 100%" in (error := capsys.readouterr().err) and "MB/s" in error

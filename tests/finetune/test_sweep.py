@@ -125,13 +125,13 @@ def test_failures_are_recorded_with_their_reason(tmp_path, capfd):
 def test_a_killed_worker_gets_another_chance(tmp_path, capfd):
     outcome = Sweep(grid(tmp_path, how="is killed once"), FUNCTION, workers=2).run()
     assert outcome.finished == 6 and not outcome.failed
-    assert "ended by SIGKILL" in capfd.readouterr().out
+    assert "was killed by SIGKILL" in capfd.readouterr().out
 
 
 def test_a_run_that_kills_its_process_twice_has_failed(tmp_path):
     outcome = Sweep(grid(tmp_path, seeds=(0,), how="is killed"), FUNCTION).run()
     assert outcome.finished == 2
-    assert outcome.failed[0][1].startswith("its process was ended by SIGKILL") and "2 times" in outcome.failed[0][1]
+    assert outcome.failed[0][1].startswith("its process was killed by SIGKILL") and "2 times" in outcome.failed[0][1]
     assert state_of(tmp_path / "m/SC/blobs/lr0.4_sd0") == "failed"
 
 

@@ -37,13 +37,14 @@ def test_every_sample_is_what_the_trainers_micro_batches_hold(inspect, config):
     shown = samples_of(inspect, config, "--sample", *range(20))
     plan = make_plan(load_config(config), world_size=1)
     for step in range(1, 6):
-        phase = plan.timeline.at(step)
-        first = (step - 1) * 4  # as Engine.train_step and share_of_batch cut it
-        shares = [range(first, first + 2), range(first + 2, first + 4)]
-        for batch in micro_batches(plan.train, plan.objectives[phase.index], shares):
+        stretch = plan.timeline.at(step)
+        first = (step - 1) * 4
+        assert stretch.samples(step) == range(first, first + 4)
+        shares = [range(first, first + 2), range(first + 2, first + 4)]  # as share_of_batch cuts it
+        for batch in micro_batches(plan.train, stretch.objective, plan.vocabulary, shares):
             for row, number in enumerate(batch.samples):
                 one = shown[number]
-                assert (one["sample"], one["step"], one["phase"]) == (number, step, phase.name)
+                assert (one["sample"], one["step"], one["phase"]) == (number, step, stretch.name)
                 assert one["attention"] == batch.attention
                 assert one["inputs"] == batch.inputs_BS[row].tolist()
                 mine = batch.label_positions_N // 64 == row

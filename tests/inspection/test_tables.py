@@ -4,8 +4,7 @@ import io
 
 import pytest
 
-from megatron_encdec.inspection.tables import number, objective_label, say, short, size
-from megatron_encdec.objectives import ObjectiveConfig
+from megatron_encdec.inspection.tables import number, say, short, size
 
 
 @pytest.mark.parametrize(("value", "text"), [
@@ -25,16 +24,6 @@ def test_sizes(count, text):
 def test_numbers():
     assert (number(None), number(1234567), number(1.23456), number(1422.68, 1)) == (
         "-", "1,234,567", "1.2346", "1,422.7")
-
-
-@pytest.mark.parametrize("spelt", ["clm", "mlm:0.4", "mlm:0.25"])
-def test_an_objective_is_labelled_as_the_command_line_spells_it(spelt):
-    assert objective_label(vars(ObjectiveConfig.from_yaml(spelt, ""))) == spelt
-
-
-def test_berts_hiding_is_part_of_the_label():
-    bert = ObjectiveConfig("mlm", mask_ratio=0.15, mask_fraction=0.8, random_fraction=0.1)
-    assert objective_label(vars(bert)) == "mlm:0.15 (mask 0.8, random 0.1)"
 
 
 def test_a_terminal_without_unicode_gets_escapes(monkeypatch):

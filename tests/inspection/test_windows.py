@@ -9,7 +9,7 @@ import pytest
 
 from megatron_encdec.data.samples import Sample
 from megatron_encdec.inspection.windows import END_OF_DOCUMENT, indented, marks_of, show
-from megatron_encdec.objectives import ObjectiveConfig, build_objective
+from megatron_encdec.objectives import Objective, Vocabulary
 from megatron_encdec.text.tokenizer import load_tokenizer
 
 TEXT = "the small cat likes the old house, and paints — älter — a warm stone"
@@ -56,9 +56,9 @@ def test_document_ends_are_marked_where_they_are(tokenizer):
 def test_marks_of_mlm_tell_masked_replaced_and_kept_apart(tokenizer):
     ids = np.array(tokenizer.encode(TEXT) * 8)
     sample = Sample(0, 0, 0, 0, ids, np.array([len(ids)]))
-    settings = ObjectiveConfig("mlm", mask_ratio=0.6, mask_fraction=0.4, random_fraction=0.3)
-    objective = build_objective(settings, tokenizer.mask_id, tokenizer.special_ids, tokenizer.vocabulary_size)
-    labelled = objective.apply(sample, data_seed=1)
+    objective = Objective.from_yaml(
+        {"name": "mlm", "mask_ratio": 0.6, "mask_fraction": 0.4, "random_fraction": 0.3}, "objective")
+    labelled = objective.apply(sample, 1, Vocabulary.of(tokenizer))
     marks = marks_of(objective, labelled, sample, tokenizer)
     assert sorted(marks) == labelled.positions_N.tolist()
     for position, mark in marks.items():
@@ -71,8 +71,8 @@ def test_marks_of_mlm_tell_masked_replaced_and_kept_apart(tokenizer):
 def test_marks_of_clm_are_the_segment_ends(tokenizer):
     ids = np.array(tokenizer.encode(TEXT))
     sample = Sample(0, 0, 0, 0, ids, np.array([4, 9, len(ids)]))
-    objective = build_objective(ObjectiveConfig("clm"), None, [], tokenizer.vocabulary_size)
-    marks = marks_of(objective, objective.apply(sample, 1), sample, tokenizer)
+    objective = Objective.from_yaml("clm", "objective")
+    marks = marks_of(objective, objective.apply(sample, 1, Vocabulary.of(tokenizer)), sample, tokenizer)
     assert marks == dict.fromkeys([3, 8, len(ids) - 1], "NO TARGET")
 
 

@@ -85,7 +85,7 @@ def test_every_family_on_two_ranks(topology, tokenizer_directory, tmp_path):
     for name in ("llama3", "qwen2"):  # what two ranks wrote is what one writes
         import_model(tmp_path / name, tmp_path / f"{name}-one", say=lambda _line: None)
         one, two = (find(str(tmp_path / f"{name}-{count}")) for count in ("one", "two"))
-        assert one.state["history_hash"] == two.state["history_hash"]
+        assert one.state.history_hash == two.state.history_hash
         with whole_trunk(one) as first, whole_trunk(two) as second:
             for (key, tensor), other in zip(canonical_weights(first).items(), canonical_weights(second).values(),
                                             strict=True):

@@ -11,7 +11,7 @@ from random_models import SIZES, save
 from small_run import metrics, run_cli
 
 from megatron_encdec.cli import main
-from megatron_encdec.engine.checkpoint import read_run_state
+from megatron_encdec.engine.run_state import read_run_state
 from megatron_encdec.interop.parity import compare
 from megatron_encdec.interop.source import find, whole_trunk
 
@@ -49,7 +49,7 @@ def test_continued_pretraining_from_an_import(run_directory, decoder, tmp_path, 
     assert steps[0]["lr"] == 5e-4  # half of the warm-up's two steps
     state = read_run_state(tmp_path / "mlm" / "checkpoints" / "step_00000004")
     parent = read_run_state(tmp_path / "run" / "checkpoints" / "step_00000000")
-    assert state["history"]["weights"] == {"step": 0, "history_hash": parent["history_hash"]}
+    assert state.history["weights"] == {"step": 0, "history_hash": parent.history_hash}
 
     capsys.readouterr()
     assert main(["export", str(tmp_path / "mlm"), str(tmp_path / "out")]) == 0

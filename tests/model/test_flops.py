@@ -11,7 +11,7 @@ from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.flops import attended_pairs, head_flops, training_flops, trunk_flops, whole_pairs
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.trunk import build_trunk
-from megatron_encdec.objectives import ObjectiveConfig, build_objective, collate
+from megatron_encdec.objectives import Objective, Vocabulary, collate
 
 LENGTH, WINDOWS = 96, 2
 MODEL = ModelConfig(num_layers=2, hidden_size=64, ffn_hidden_size=160, num_attention_heads=4, num_query_groups=2,
@@ -22,7 +22,7 @@ def counted(topology, objective: str, ends: list[int]) -> tuple[float, float, fl
     """(torch's count of a forward and backward pass, of which attention, ours); segments end at `ends`."""
     samples = [Sample(i, 0, 0, i, np.random.default_rng(i).integers(2, 300, LENGTH), np.array(ends))
                for i in range(WINDOWS)]
-    batch = collate(build_objective(ObjectiveConfig.from_yaml(objective, "objective"), 1, [0, 1], 384), samples, 0)
+    batch = collate(Objective.from_yaml(objective, "objective"), samples, 0, Vocabulary(384, frozenset({0}), 1))
     trunk = build_trunk(MODEL, topology, torch.float32, LENGTH, seed=1,
                         performance=PerformanceSettings(attention="packed"))
     inputs, cuts, positions, labels = (torch.from_numpy(array) for array in (

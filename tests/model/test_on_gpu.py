@@ -17,11 +17,12 @@ from megatron_encdec.model.head import mixed_products_work
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.precision import PrecisionSettings
 from megatron_encdec.model.trunk import build_trunk
-from megatron_encdec.objectives import ObjectiveConfig, build_objective, collate
+from megatron_encdec.objectives import Objective, Vocabulary, collate
 from megatron_encdec.platform.device import device, varlen_is_usable
 
 pytestmark = pytest.mark.gpu
 LENGTH, VOCABULARY, CUTS = 256, 1001, [70, 199, 256]
+TOKENS = Vocabulary(VOCABULARY, frozenset({0}), 1)
 TE = pytest.param("transformer_engine", marks=pytest.mark.te)
 
 
@@ -36,8 +37,7 @@ def trunk_of(topology, layers, dtype=torch.bfloat16, fp8=None, **performance):
 def batch_of(objective, windows=2):
     draw = np.random.default_rng(3)
     samples = [Sample(i, 0, 0, i, draw.integers(2, VOCABULARY, LENGTH), np.array(CUTS)) for i in range(windows)]
-    built = build_objective(ObjectiveConfig.from_yaml(objective, "objective"), 1, [0, 1], VOCABULARY)
-    return collate(built, samples, 0)
+    return collate(Objective.from_yaml(objective, "objective"), samples, 0, TOKENS)
 
 
 def summed_loss(trunk, batch):
@@ -153,7 +153,7 @@ def test_a_step_waits_for_the_device_where_megatron_core_does_and_once_for_the_l
     """Every synchronizing call of a step is reported by torch with the line that made it."""
     import warnings
 
-    from megatron_encdec.training.step import Engine
+    from megatron_encdec.training.step import Trainer
 
     class Windows:
         sequence_length, seed = LENGTH, 3
@@ -163,15 +163,15 @@ def test_a_step_waits_for_the_device_where_megatron_core_does_and_once_for_the_l
             return Sample(index, 0, 0, index, tokens_S, np.array(CUTS))
 
     ddp = wrap(trunk_of(topology, "auto"))
-    engine = Engine(ddp, build_optimizer(ddp, OptimizerSettings()), topology, 2, 4, ahead=2)
-    objective = build_objective(ObjectiveConfig("mlm"), 1, [0, 1], VOCABULARY)
+    trainer = Trainer(ddp, build_optimizer(ddp, OptimizerSettings()), topology, TOKENS, 2, ahead=2)
+    objective = Objective.from_yaml("mlm", "objective")
     for step in (1, 2):
-        engine.train_step(Windows(), objective, step, 1e-3)
+        trainer.train_step(Windows(), objective, range(4 * step - 4, 4 * step), 1e-3)
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            engine.train_step(Windows(), objective, 3, 1e-3)
+            trainer.train_step(Windows(), objective, range(8, 12), 1e-3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     ours = [f"{one.filename}:{one.lineno}" for one in caught

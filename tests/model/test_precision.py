@@ -4,7 +4,7 @@ import pytest
 
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.precision import PrecisionSettings, fp8_options, fp8_shape_problems
-from megatron_encdec.platform.fp8 import Fp8Facts, cuda_version, fp8_refusal
+from megatron_encdec.platform.device import Fp8Facts, fp8_refusal
 
 
 def preset(name):
@@ -60,21 +60,18 @@ def test_what_determines_a_state_is_its_identity_and_no_more():
                                                                   "fp8_bf16_first": 1}
 
 
-HOPPER = Fp8Facts((9, 0), (13, 0), "usable")
+HOPPER = Fp8Facts((9, 0), "13.0", "usable")
 
 
 @pytest.mark.parametrize(("recipe", "facts", "words"), [
     ("current", HOPPER, ""), ("blockwise", HOPPER, ""), (None, HOPPER, ""),
-    ("current", Fp8Facts((8, 9), (12, 4), "usable"), ""),
-    ("blockwise", Fp8Facts((8, 9), (13, 0), "usable"), "compute capability 9.0"),
-    ("blockwise", Fp8Facts((9, 0), (12, 8), "usable"), "CUDA 12.9"),
-    ("delayed", Fp8Facts((8, 0), (13, 0), "usable"), "older than compute capability 8.9"),
-    ("delayed", Fp8Facts((9, 0), (13, 0), "missing"), "Transformer Engine is missing: pip install"),
+    ("current", Fp8Facts((8, 9), "12.4", "usable"), ""),
+    ("blockwise", Fp8Facts((8, 9), "13.0", "usable"), "compute capability 9.0"),
+    ("blockwise", Fp8Facts((9, 0), "12.8", "usable"), "CUDA 12.9"),
+    ("blockwise", Fp8Facts((9, 0), "12.9.1", "usable"), ""),
+    ("delayed", Fp8Facts((8, 0), "13.0", "usable"), "older than compute capability 8.9"),
+    ("delayed", Fp8Facts((9, 0), "13.0", "missing"), "Transformer Engine is missing: pip install"),
     (None, Fp8Facts(None, None, "missing"), "no CUDA GPU and Transformer Engine is missing")])
 def test_what_a_machine_can_do(recipe, facts, words):
     refusal = fp8_refusal(recipe, facts)
     assert (words in refusal) if words else refusal == ""
-
-
-def test_cuda_versions():
-    assert cuda_version("13.0") == (13, 0) and cuda_version("12.9.1") == (12, 9) and cuda_version(None) is None

@@ -13,7 +13,7 @@ from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.rope import rotary_angles
 from megatron_encdec.model.trunk import build_trunk
-from megatron_encdec.objectives import ObjectiveConfig, build_objective, collate
+from megatron_encdec.objectives import Objective, Vocabulary, collate
 
 LENGTH, VOCABULARY, MASK = 24, 101, 1
 
@@ -100,8 +100,8 @@ def loss_of(trunk, batch, summed=False):
 def batch_of(objective, windows=2):
     draw = np.random.default_rng(3)
     samples = [Sample(i, 0, 0, i, draw.integers(2, VOCABULARY, LENGTH), np.array([10, LENGTH])) for i in range(windows)]
-    return collate(build_objective(ObjectiveConfig.from_yaml(objective, "objective"), MASK, [0, 1], VOCABULARY),
-                   samples, 0)
+    vocabulary = Vocabulary(VOCABULARY, frozenset({0}), MASK)
+    return collate(Objective.from_yaml(objective, "objective"), samples, 0, vocabulary)
 
 
 @pytest.mark.parametrize("objective", ["clm", "mlm:0.5"])

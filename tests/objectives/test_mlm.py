@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 
 from megatron_encdec.data.samples import Sample
+from megatron_encdec.objectives import Vocabulary
 from megatron_encdec.objectives.mlm import MLM
 from megatron_encdec.platform.errors import UserError
 
 S, VOCABULARY, MASK, SPECIAL = 512, 1000, 999, [0, 1, 2]
 SEED = 11
+TOKENS = Vocabulary(VOCABULARY, frozenset(SPECIAL), MASK)
 
 
 def window(index, tokens=None):
@@ -16,21 +18,21 @@ def window(index, tokens=None):
 
 
 def mlm(ratio=0.3, **fractions):
-    return MLM(ratio, MASK, SPECIAL, VOCABULARY, **fractions)
+    return MLM(ratio, **fractions)
 
 
 def chosen(objective, repeats, tokens):
     """Whether each position was chosen, in `repeats` samples of the same tokens."""
     table = np.zeros((repeats, len(tokens)), dtype=bool)
     for i in range(repeats):
-        table[i, objective.apply(window(i, tokens), SEED).positions_N] = True
+        table[i, objective.apply(window(i, tokens), SEED, TOKENS).positions_N] = True
     return table
 
 
 def test_labels_and_inputs():
     one = window(3)
     before = one.tokens_S.copy()
-    labelled = mlm().apply(one, SEED)
+    labelled = mlm().apply(one, SEED, TOKENS)
     positions_N = labelled.positions_N
     assert (one.tokens_S == before).all()  # the sample is not changed
     assert (np.diff(positions_N) > 0).all() and 0 < len(positions_N) < S
@@ -57,13 +59,13 @@ def test_ratio_is_binomial_and_uniform_over_positions(ratio):
 def test_special_tokens_are_never_masked():
     tokens = np.tile([0, 1, 2, MASK, 7], 100)
     for i in range(50):
-        labelled = mlm(0.9).apply(window(i, tokens), SEED)
+        labelled = mlm(0.9).apply(window(i, tokens), SEED, TOKENS)
         assert set(labelled.labels_N.tolist()) == {7}
 
 
 def test_a_window_of_special_tokens_has_no_label_and_no_error():
     for fractions in ({}, {"mask_fraction": 0.8, "random_fraction": 0.1}):
-        labelled = mlm(0.9, **fractions).apply(window(0, [0, 1, 2, MASK] * 4), SEED)
+        labelled = mlm(0.9, **fractions).apply(window(0, [0, 1, 2, MASK] * 4), SEED, TOKENS)
         assert labelled.positions_N.size == labelled.labels_N.size == 0
         assert labelled.labels_N.dtype == labelled.positions_N.dtype == np.int64
         assert labelled.inputs_S.tolist() == [0, 1, 2, MASK] * 4
@@ -71,24 +73,24 @@ def test_a_window_of_special_tokens_has_no_label_and_no_error():
 
 def test_masks_are_nested_across_ratios_and_paired_across_fractions():
     for i in range(20):
-        low, high = (mlm(ratio).apply(window(i), SEED).positions_N for ratio in (0.2, 0.5))
+        low, high = (mlm(ratio).apply(window(i), SEED, TOKENS).positions_N for ratio in (0.2, 0.5))
         assert set(low) < set(high)
-        other = mlm(0.5, mask_fraction=0.8, random_fraction=0.1).apply(window(i), SEED)
+        other = mlm(0.5, mask_fraction=0.8, random_fraction=0.1).apply(window(i), SEED, TOKENS)
         assert (other.positions_N == high).all()
 
 
 def test_masks_are_paired_between_samples_with_different_tokens():
-    one, two = (mlm().apply(window(4, np.full(S, token)), SEED).positions_N for token in (5, 6))
+    one, two = (mlm().apply(window(4, np.full(S, token)), SEED, TOKENS).positions_N for token in (5, 6))
     assert (one == two).all()
 
 
 def test_same_twice_and_different_for_another_sample_or_seed():
     tokens = window(0).tokens_S  # a second epoch is the same window under another sample number
-    first = mlm().apply(window(0, tokens), SEED)
-    mlm().apply(window(9), SEED)
-    again = mlm().apply(window(0, tokens), SEED)
+    first = mlm().apply(window(0, tokens), SEED, TOKENS)
+    mlm().apply(window(9), SEED, TOKENS)
+    again = mlm().apply(window(0, tokens), SEED, TOKENS)
     assert (first.inputs_S == again.inputs_S).all() and (first.positions_N == again.positions_N).all()
-    for other in (mlm().apply(window(77, tokens), SEED), mlm().apply(window(0, tokens), SEED + 1)):
+    for other in (mlm().apply(window(77, tokens), SEED, TOKENS), mlm().apply(window(0, tokens), SEED + 1, TOKENS)):
         shared = len(set(first.positions_N) & set(other.positions_N)) / len(first.positions_N)
         assert 0.15 < shared < 0.45  # by chance: the ratio, 0.3
 
@@ -97,7 +99,7 @@ def test_mask_random_keep_proportions():
     objective = mlm(0.5, mask_fraction=0.8, random_fraction=0.1)
     kinds, drawn = np.zeros(3), []
     for i in range(400):
-        labelled = objective.apply(window(i, np.full(S, 7)), SEED)
+        labelled = objective.apply(window(i, np.full(S, 7)), SEED, TOKENS)
         inputs_N = labelled.inputs_S[labelled.positions_N]
         replaced = (inputs_N != MASK) & (inputs_N != 7)
         kinds += [(inputs_N == MASK).sum(), replaced.sum(), (inputs_N == 7).sum()]
@@ -114,4 +116,4 @@ def test_mask_random_keep_proportions():
 
 def test_data_of_another_tokenizer_is_refused():
     with pytest.raises(UserError, match="sample 6 holds token id 5000, outside .* 1000"):
-        mlm().apply(window(6, [1, 5000]), SEED)
+        mlm().apply(window(6, [1, 5000]), SEED, TOKENS)

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from megatron_encdec.platform import launcher
+from megatron_encdec.platform.signals import StopSignals
 
 
 def _ends(how: int | None, after_another: bool, another_ends) -> None:
@@ -37,13 +38,10 @@ def test_the_rank_that_began_it_is_named(ends, code, said, capsys, monkeypatch):
     context = multiprocessing.get_context("spawn")
     first = context.Event()
     processes = [context.Process(target=_ends, args=(*arguments, first)) for arguments in ends]
-    signals = launcher._Forwarder()
-    try:
-        for process in processes:
-            process.start()
+    for process in processes:
+        process.start()
+    with StopSignals(launcher.FORWARDED) as signals:
         assert launcher._wait(processes, signals) == code
-    finally:
-        signals.restore()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     err = capsys.readouterr().err
     assert said.format(*(process.pid for process in processes)) in err and err.count("rank") == (2 if said else 0)

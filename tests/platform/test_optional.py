@@ -15,7 +15,7 @@ HALF = """
 import json, sys
 from megatron_encdec.platform import megatron
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.fp8 import Fp8Facts, fp8_refusal
+from megatron_encdec.platform.device import Fp8Facts, fp8_refusal
 from megatron_encdec.platform.optional import why_unusable
 from megatron_encdec.model.config import choose_layers
 from megatron_encdec.model.performance import kernel_notes
@@ -26,7 +26,7 @@ except UserError as error:
     refusal = str(error)
 print(json.dumps({
     "layers": choose_layers("auto", torch.bfloat16), "refusal": refusal,
-    "fp8": fp8_refusal("current", Fp8Facts((9, 0), (13, 0), why_unusable("transformer_engine.pytorch"))),
+    "fp8": fp8_refusal("current", Fp8Facts((9, 0), "13.0", why_unusable("transformer_engine.pytorch"))),
     "notes": kernel_notes("torch", False, 1, 1, 1, False),
     "left": [name for name, one in sys.modules.items() if one and name.startswith(("transformer_engine", "apex"))]}))
 """

@@ -10,13 +10,13 @@ import pytest
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir import lock as lock_module
-from megatron_encdec.rundir.lock import Holder, RunLock
+from megatron_encdec.rundir.lock import FolderLock, Holder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from megatron_encdec.rundir.lock import RunLock
-with RunLock(Path(sys.argv[1])):
+from megatron_encdec.rundir.lock import FolderLock
+with FolderLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -43,7 +43,7 @@ def refuse_flock(monkeypatch):
 def test_the_second_launch_is_told_who_holds_it(tmp_path, holder, flock, monkeypatch):
     if not flock:
         refuse_flock(monkeypatch)
-    with pytest.raises(UserError) as refused, RunLock(tmp_path / "run"):
+    with pytest.raises(UserError) as refused, FolderLock(tmp_path / "run"):
         pass
     assert f"pid {holder.pid} on {Holder.this_process().host}" in str(refused.value)
     assert "another run.dir" in str(refused.value)
@@ -55,9 +55,9 @@ def test_a_killed_holder_leaves_nothing_that_matters(tmp_path, holder, flock, mo
     holder.wait()
     if not flock:
         refuse_flock(monkeypatch)
-    with RunLock(tmp_path / "run") as lock:
+    with FolderLock(tmp_path / "run") as lock:
         assert f"pid {holder.pid}" in lock.note
-    with RunLock(tmp_path / "run") as lock:  # let go of properly this time
+    with FolderLock(tmp_path / "run") as lock:  # let go of properly this time
         assert lock.note is None
 
 
@@ -67,7 +67,7 @@ def test_without_flock_a_reused_pid_another_boot_and_another_host_are_told_apart
 
     def held_by(**changes):
         (tmp_path / "run.lock").write_text(json.dumps({**vars(ours), **changes}))
-        return RunLock(tmp_path)
+        return FolderLock(tmp_path)
 
     with pytest.raises(UserError, match=f"pid {os.getpid()} "), held_by():
         pass
@@ -82,14 +82,14 @@ def test_without_flock_a_reused_pid_another_boot_and_another_host_are_told_apart
 
 def test_an_unreadable_lock_file_is_no_obstacle(tmp_path):
     (tmp_path / "run.lock").write_text("{half")
-    with RunLock(tmp_path) as lock:
+    with FolderLock(tmp_path) as lock:
         assert lock.note is None
 
 
 def test_a_read_only_directory_is_a_clear_mistake(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="run.dir: .*file cannot be written to"), RunLock(tmp_path / "file"):
+    with pytest.raises(UserError, match="run.dir: .*file cannot be written to"), FolderLock(tmp_path / "file"):
         pass
     if os.path.isdir("/proc/sys"):
-        with pytest.raises(UserError, match="run.dir: /proc/run cannot be written to"), RunLock("/proc/run"):
+        with pytest.raises(UserError, match="run.dir: /proc/run cannot be written to"), FolderLock("/proc/run"):
             pass

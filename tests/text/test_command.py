@@ -105,7 +105,7 @@ def test_places_that_cannot_be_read_or_written(lines, tokenizer_dir, tmp_path):
     command = ["--tokenizer", tokenizer_dir, "--workers", 1]
     for output in (tmp_path / "file" / "out", "/proc/out"):
         message = refusal(run(*command, "--input", lines, "--output", output))
-        assert f"{output}.partial: cannot write the output" in message
+        assert f"--output: {output}.partial cannot be written to" in message
     os.symlink("/proc/self/mem", tmp_path / "b.jsonl")  # opens, and cannot be read: even for root
     message = refusal(run(*command, "--input", tmp_path / "b.jsonl", lines, "--output", tmp_path / "out"))
     assert f"{tmp_path}/b.jsonl: cannot read the input" in message

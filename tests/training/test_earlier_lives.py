@@ -98,7 +98,7 @@ def test_the_ways_out_of_a_lost_pointer_work(run, finished, here, root, capfd):
     (run.with_name("second") / "checkpoints/latest").write_text("step_00000004\n")
     said = here("second", *SAVES).out
     assert "checkpoints of later steps are here: step_00000006; each is replaced when the run gets to its step" in said
-    assert "lines behind step 4 are put aside in metrics.aside.jsonl; their steps are done again" in said
+    assert "lines after step 4 are put aside in metrics.aside.jsonl; their steps are done again" in said
     for name in ("run", "second"):
         assert metrics(run.with_name(name)) == metrics(finished / "run")
         assert final_bits(run.with_name(name), 12) == final_bits(finished / "run", 12)

@@ -13,7 +13,7 @@ from small_run import metrics, run_cli
 from trunk_states import fill, make, wrong
 
 from megatron_encdec.data.samples import Samples
-from megatron_encdec.engine.optimizer import update, update_count
+from megatron_encdec.engine.optimizer import gradient_norm, update_count
 from megatron_encdec.engine.shards import wanted
 from megatron_encdec.interop.source import one_rank
 from megatron_encdec.platform.distributed import Topology
@@ -49,11 +49,11 @@ def poison(run, token: int, value: float = math.inf) -> list[int]:
     with one_rank() as topology:
         plan = make_plan(config)
         begun = start(plan, topology, origin.find(plan))
-        for shard in wanted(begun.engine.trunk, begun.engine.optimizer):
+        for shard in wanted(begun.trainer.trunk, begun.trainer.optimizer):
             if shard.key.endswith("word_embeddings.weight") and ".exp_avg" not in shard.key:
                 shard.values[token] = value
         begun.saved_step = None
-        begun.save(begun.origin.state["metrics_position"], suspect=False)
+        begun.save(begun.origin.state.metrics_position)
         assert begun.saver.wait()[0].error is None
     samples = Samples(config.data, "train")
     return [index for index in range(12 * 8) if token in samples.sample(index).tokens_S[:-1]]
@@ -65,7 +65,7 @@ def test_a_step_that_is_not_wanted_changes_nothing():
         fill(trunk, optimizer, updates=7)
         for parameter in trunk.parameters():
             parameter.main_grad = torch.full_like(parameter, math.nan, dtype=torch.float32)
-        assert math.isnan(update(optimizer, math.isfinite))
+        assert math.isnan(gradient_norm(optimizer))
         assert wrong(trunk, optimizer) == [] and update_count(optimizer) == 7
 
 

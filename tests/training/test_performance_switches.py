@@ -6,6 +6,7 @@ import pytest
 from small_run import final_bits, metrics
 
 from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine.run_state import read_run_state
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +61,9 @@ def test_precision_may_change_at_a_resume_and_the_history_keeps_both(here, pretr
     here("mixed", "precision.dtype=bf16", "--until", "10")  # nothing new: the same precision goes on
     here("mixed")  # and back
     assert [line["step"] for line in metrics(run)] == list(range(1, 13))
-    history = checkpoint.read_run_state(checkpoint.directory_of(str(run)))["history"]
-    assert history["precision"] == [{"dtype": "fp32", "fp8": None, "until": 4},
-                                    {"dtype": "bf16", "fp8": None, "until": 10},
-                                    {"dtype": "fp32", "fp8": None, "until": 12}]
+    history = read_run_state(checkpoint.directory_of(str(run))).history
+    assert [(part["start"], part["end"], part["precision"]["dtype"]) for part in history["stretches"]] == [
+        (0, 4, "fp32"), (4, 6, "bf16"), (6, 10, "bf16"), (10, 12, "fp32")]
     losses = [line["loss"] for line in metrics(run)]
     assert all(one < losses[0] + 0.2 for one in losses)  # weights came over whole
     assert "nothing is left to do" in here("mixed").out

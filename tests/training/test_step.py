@@ -5,7 +5,7 @@ import pytest
 
 from megatron_encdec.data.config import DataConfig, SourceConfig
 from megatron_encdec.data.samples import Samples
-from megatron_encdec.objectives import ObjectiveConfig, build_objective
+from megatron_encdec.objectives import Objective, Vocabulary
 from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.training.step import micro_batches, share_of_batch
 
@@ -15,7 +15,8 @@ def rows_by_sample(samples, objective, data_size, micro_size, first=24, global_s
     rows = {}
     for data_rank in range(data_size):
         topology = Topology(data_size, data_rank, 1, 1, data_size, 0, 0, data_rank)
-        for batch in micro_batches(samples, objective, share_of_batch(first, global_size, micro_size, topology)):
+        shares = share_of_batch(range(first, first + global_size), micro_size, topology)
+        for batch in micro_batches(samples, objective, Vocabulary(301, frozenset(range(8)), 1), shares):
             length = batch.inputs_BS.shape[1]
             for row, index in enumerate(batch.samples):
                 mine_N = batch.label_positions_N // length == row
@@ -27,7 +28,7 @@ def rows_by_sample(samples, objective, data_size, micro_size, first=24, global_s
 @pytest.mark.parametrize("objective", ["clm", "mlm:0.4"])
 def test_same_masks_on_another_topology(root, objective):
     samples = Samples(DataConfig([SourceConfig(str(root / "text"))], sequence_length=64))
-    objective = build_objective(ObjectiveConfig.from_yaml(objective, "objective"), 1, range(8), 301)
+    objective = Objective.from_yaml(objective, "objective")
     alone = rows_by_sample(samples, objective, 1, 12)
     assert sorted(alone) == list(range(24, 36))
     for data_size, micro_size in ((1, 2), (2, 3), (3, 1), (4, 3)):

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from megatron_encdec.platform.children import LOOK_AHEAD_PER_CHILD, Pool
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.workers import LOOK_AHEAD_PER_WORKER, Workers
 
 APPLY = "functools:partial"  # a factory from the standard library: partial(f) answers f(item)
 
@@ -20,32 +20,32 @@ def test_answers_come_in_order_with_a_bounded_look_ahead():
             taken.append(i)
             yield range(20_000 * (3 - i % 4), -1, -1)  # the first of each four takes longest
 
-    with Workers(2) as pool:
+    with Pool(2) as pool:
         pool.begin(APPLY, (sorted,))
         answers = pool.map_ordered(items())
         assert len(next(answers)) == 60_001
-        assert len(taken) <= 2 * LOOK_AHEAD_PER_WORKER
+        assert len(taken) <= 2 * LOOK_AHEAD_PER_CHILD
         assert [len(answer) for answer in answers] == [20_000 * (3 - i % 4) + 1 for i in range(1, 30)]
 
 
 def test_errors_of_a_worker_reach_the_caller(tmp_path):
-    with Workers(1) as pool, pytest.raises(UserError, match="no tokenizer here"):
+    with Pool(1) as pool, pytest.raises(UserError, match="no tokenizer here"):
         list(pool.begin("megatron_encdec.text.tokenizer:load_tokenizer", (str(tmp_path),)).map_ordered(["x"]))
-    with Workers(1) as pool, pytest.raises(RuntimeError, match="invalid literal for int"):
+    with Pool(1) as pool, pytest.raises(RuntimeError, match="invalid literal for int"):
         list(pool.begin(APPLY, (int,)).map_ordered(["1", "x", "2"]))
 
 
 def test_a_killed_worker_is_a_user_error():
     message = "ended with exit code 3.*fewer workers"
-    with Workers(2) as pool, pytest.raises(UserError, match=message):
+    with Pool(2) as pool, pytest.raises(UserError, match=message):
         list(pool.begin(APPLY, (os._exit,)).map_ordered([3, 3, 3, 3]))
 
 
 def test_workers_end_with_a_killed_parent():
-    script = ("import os, sys, time; from megatron_encdec.text.workers import Workers\n"
-              "pool = Workers(2).begin('functools:partial', (abs,))\n"
+    script = ("import os, sys, time; from megatron_encdec.platform.children import Pool\n"
+              "pool = Pool(2).begin('functools:partial', (abs,))\n"
               "list(pool.map_ordered([1, 2]))\n"
-              "print(*[process.pid for process in pool._processes], flush=True); time.sleep(600)")
+              "print(*[child.process.pid for child in pool.children], flush=True); time.sleep(600)")
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     workers = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(workers) == 2

@@ -3,10 +3,11 @@
 import pytest
 from small_run import BASE
 
+from megatron_encdec.objectives import Vocabulary
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config
-from megatron_encdec.training.phases import Timeline, lay_out, with_phase_steps
+from megatron_encdec.training.stretches import Timeline, lay_out, with_phase_steps
 
 
 def config_of(*overrides):
@@ -20,6 +21,12 @@ def phases(*lengths):
     return "phases=[" + ", ".join(
         f"{{name: p{i}, objective: {'clm' if i % 2 == 0 else 'mlm'}, {length}}}"
         for i, length in enumerate(lengths)) + "]"
+
+
+def timeline_of(*overrides, fingerprints=("f",)):
+    config = config_of(*overrides)
+    return Timeline(lay_out(config), {"run_seed": config.run.seed}, config.model.identity(), list(fingerprints),
+                    Vocabulary(301, frozenset(range(8)), 1))
 
 
 @pytest.mark.parametrize(("overrides", "ends"), [
@@ -56,21 +63,39 @@ def test_resolved_phases_are_the_same_phases():
 
 
 def test_history_knows_the_past_and_nothing_later():
-    base = Timeline(config_of(), ["f"])
-    later = Timeline(config_of("phases.1.objective=mlm:0.5", "evaluation.every=7", "checkpoint.every=3"), ["f"])
+    base = timeline_of()
+    later = timeline_of("phases.1.objective=mlm:0.5", "evaluation.every=7", "checkpoint.every=3")
     assert base.history(6) == later.history(6)
     assert base.history(7) != later.history(7)
     for change in ("data.seed=2", "optimizer.eps=1e-6", "run.seed=9", "batch.global_size=16", "optimizer.lr=1e-4",
                    "data.isolate_documents=false", "precision.dtype=bf16", "model.hidden_size=64"):
-        assert Timeline(config_of(change), ["f"]).history(6) != base.history(6), change
-    assert Timeline(config_of(), ["g"]).history(6) != base.history(6)
-    longer = Timeline(config_of("phases.1.steps=60", "schedule.decay_steps=3"), ["f"])
+        assert timeline_of(change).history(6) != base.history(6), change
+    assert timeline_of(fingerprints="g").history(6) != base.history(6)
+    longer = timeline_of("phases.1.steps=60", "schedule.decay_steps=3")
     assert longer.history(9) == base.history(9)  # the decay had not begun
     assert longer.history(12) != base.history(12)
 
 
+def test_history_is_the_same_in_whatever_order_it_is_asked_for():
+    fresh = {step: timeline_of().history(step) for step in (3, 6, 7, 12)}
+    one = timeline_of()
+    assert all(one.history(step) == fresh[step] for step in (12, 7, 3, 6, 12))
+
+
+def test_a_change_of_precision_cuts_a_stretch():
+    before, after = timeline_of(), timeline_of("precision.dtype=bf16")
+    assert after.adopting(before.history(12)).stretches == before.stretches  # all of it is done
+    mixed = after.adopting(before.history(4))
+    assert [(one.start, one.end, one.first_sample, one.precision["dtype"]) for one in mixed.stretches] == [
+        (0, 4, 0, "fp32"), (4, 6, 32, "bf16"), (6, 12, 48, "bf16")]
+    assert mixed.history(4) == before.history(4) and mixed.adopting(before.history(4)).history(9) == mixed.history(9)
+    assert mixed.phase_ends == {6, 12} and mixed.of_sample(40) == (mixed.stretches[1], 6)
+    back = before.adopting(mixed.history(10))
+    assert [(one.start, one.end, one.precision["dtype"]) for one in back.stretches] == [
+        (0, 4, "fp32"), (4, 6, "bf16"), (6, 10, "bf16"), (10, 12, "fp32")]
+
+
 def test_a_phase_may_have_its_own_schedule():
-    timeline = Timeline(config_of("phases.1.schedule={name: wsd, warmup_steps: 3}"), ["f"])
-    assert timeline.learning_rate(6) == 5e-3
-    assert timeline.learning_rate(7) == pytest.approx(5e-3 / 3)
-    assert timeline.learning_rate(12) == 5e-3
+    timeline = timeline_of("phases.1.schedule={name: wsd, warmup_steps: 3}")
+    rates = {step: timeline.at(step).learning_rate(step) for step in (6, 7, 12)}
+    assert rates == {6: 5e-3, 7: pytest.approx(5e-3 / 3), 12: 5e-3}

@@ -1,0 +1,55 @@
+"""The order of the house: rooms import from rooms before them, nothing goes in a circle, a function fits a screen."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "megatron_encdec"
+ROOMS = ("platform", "rundir", "page", "text", "data", "objectives", "model", "engine", "training", "interop",
+         "inspection", "finetune", "study")
+MODULES = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+           for path in PACKAGE.rglob("*.py")}
+
+
+def imports(path: Path) -> set[str]:
+    """Our modules that the file names, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & MODULES.keys()
+
+
+def room(module: str) -> str | None:
+    return next((part for part in module.split(".")[1:2] if part in ROOMS), None)
+
+
+def test_every_package_is_a_room():
+    assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= set(ROOMS)
+
+
+def test_a_room_imports_only_from_rooms_before_it():
+    upwards = [f"{module} imports {other}" for module, path in MODULES.items() for other in imports(path)
+               if room(module) and room(other) and ROOMS.index(room(other)) > ROOMS.index(room(module))]
+    assert not upwards
+
+
+def test_no_import_goes_in_a_circle():
+    packages = {module for module, path in MODULES.items() if path.name == "__init__.py"}
+    graph = {module: imports(path) - {module} - (packages if module not in packages else set())
+             for module, path in MODULES.items()}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_a_function_fits_a_screen():
+    long = [f"{path.name}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+            for path in MODULES.values() for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 60]
+    assert not long
