@@ -151,7 +151,7 @@ def differences(ours: Path, theirs: Path, arguments) -> tuple[int, int]:
 
     tokenizer = load_tokenizer(Path(arguments.work) / "tokenizer")
     names = [tokenizer.token(id_) for id_ in tokenizer.special_ids]
-    pairs = [TokenStore.open(str(path).removesuffix(".bin")) for path in (ours, theirs)]
+    pairs = [TokenStore(str(path).removesuffix(".bin")) for path in (ours, theirs)]
     ends = [np.concatenate([[0], store.document_ends(0, store.tokens)]) for store in pairs]
     if len(ends[0]) != len(ends[1]):
         sys.exit(f"{theirs}: {len(ends[1]) - 1} documents, ours are {len(ends[0]) - 1}")

@@ -1,19 +1,84 @@
-"""The manifest of data that came without one: made once, kept as PREFIX.fingerprint.json.
+"""The hashes that a manifest has of its data, and the manifest of data that came without one.
 
-    1. `manifest_of_foreign(prefix)`   the kept one while the files' sizes and times stand, else computed and kept
+    1. `ranges_of(prefix, parts, shard_bytes)`   what is hashed: the shards of a .bin, and the whole .idx
+    2. `hash_ranges(ranges)`                     sha256 of each, in threads: hashing does without the interpreter's lock
+    3. `manifest_of_foreign(prefix)`             of data without one: kept as PREFIX.fingerprint.json while the files'
+                                                 sizes and times stand, else computed and kept
 
-It says what the files themselves tell (sizes, counts, hashes); who wrote them is not known: `tokenizer` and `settings`
-are None. Its `inputs` are the two files as they were when hashed.
+Such a manifest says what the files themselves tell (sizes, counts, hashes); `tokenizer` and `settings`, which are not
+known, are None. Its `inputs` are the two files as they were when hashed.
 """
 
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import NamedTuple
 
-from megatron_encdec.data.shards import hash_ranges, ranges_of
+from megatron_encdec.platform.children import available_cores
 from megatron_encdec.platform.errors import IntegrityError, UserError
+from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.lock import taking_turns
 from megatron_encdec.text import manifest as manifests
 from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, bin_path, idx_path, read_header
 from megatron_encdec.text.manifest import InputFile, Manifest
+
+PIECE = 1 << 20  # bytes read at once by each thread
+
+
+class Range(NamedTuple):
+    """Bytes start .. end - 1 of a file."""
+
+    path: Path
+    start: int
+    end: int
+
+
+def ranges_of(prefix: str | Path, parts: Sequence[int], shard_bytes: int) -> list[Range]:
+    """What a fingerprint covers: each shard of a `.bin` that was merged from `parts` (bytes each), then the `.idx`.
+
+    A shard never crosses from one part into the next: merging keeps the hashes of what is merged.
+    """
+    ranges, part_start = [], 0
+    for part in parts:
+        part_end = part_start + part
+        ranges += [Range(bin_path(prefix), start, min(start + shard_bytes, part_end))
+                   for start in range(part_start, part_end, shard_bytes)]
+        part_start = part_end
+    return [*ranges, Range(idx_path(prefix), 0, idx_path(prefix).stat().st_size)]
+
+
+def hash_ranges(ranges: Sequence[Range], label: str) -> list[str | OSError]:
+    """Hex sha256 of each range, or the error that reading it gave; on all cores, with a progress line."""
+    found: list[str | OSError] = [""] * len(ranges)
+    sizes, done = [one.end - one.start for one in ranges], 0
+    # The longest first (an index is one range however large), so that no core ends long after the others.
+    order = sorted(range(len(ranges)), key=lambda k: (-sizes[k], k))
+    with Progress(label, sum(sizes)) as progress, ThreadPoolExecutor(available_cores()) as pool:
+        waiting = {pool.submit(_hash_range, ranges[k]): k for k in order}
+        try:
+            for future in as_completed(waiting):
+                k = waiting[future]
+                found[k] = future.result()
+                done += sizes[k]
+                progress.update(done, f"{done / progress.elapsed() / 1e6:,.0f} MB/s")
+        except BaseException:  # Ctrl-C: do not go through the rest first
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found
+
+
+def _hash_range(one: Range) -> str | OSError:
+    digest, buffer, at = hashlib.sha256(), memoryview(bytearray(min(PIECE, one.end - one.start))), one.start
+    try:
+        with open(one.path, "rb", buffering=0) as file:
+            file.seek(one.start)
+            while at < one.end and (count := file.readinto(buffer[: one.end - at])):
+                digest.update(buffer[:count])
+                at += count
+    except OSError as error:
+        return error
+    return digest.hexdigest()
 
 
 def record_path(prefix: str | Path) -> Path:

@@ -121,7 +121,5 @@ class Order:
 
     def counts(self, samples: int) -> list[int]:
         """How many of samples 0 .. samples - 1 come from each source."""
-        found = [0] * len(self._sources)
-        for place, source in enumerate(self._sources):
-            found[source] = self._mixture.count(samples, place)
-        return found
+        places = sorted(range(len(self._sources)), key=self._sources.__getitem__)
+        return [self._mixture.count(samples, place) for place in places]

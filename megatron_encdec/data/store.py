@@ -1,8 +1,8 @@
 """Tokens on disk, read in place: a Megatron .bin/.idx pair seen as one long row of tokens.
 
-    1. `TokenStore.open(prefix)`  check the files against each other
-    2. `read(start, count)`       tokens by position in the row
-    3. `document_ends(...)`       where documents end, searched in the .idx
+    1. `TokenStore(prefix)`     check the files against each other
+    2. `read(start, count)`     tokens by position in the row
+    3. `document_ends(...)`     where documents end, searched in the .idx
 
 Opening takes constant time and memory whatever the size: the .idx stores each sequence's byte offset, which
 is already a cumulative sum, so nothing is read ahead or added up. (A pair without a manifest is hashed once.)
@@ -24,10 +24,15 @@ from megatron_encdec.text.manifest import check_files
 
 
 class TokenStore:
-    """One .bin/.idx pair; safe to read from several threads and after a fork."""
+    """One .bin/.idx pair; safe to read from several threads and after a fork.
+
+    `tokens`, `documents`, `dtype`, `fingerprint` and `tokenizer` (`TokenizerRecord`, None where another tool wrote the
+    pair) describe it; `note` is what to say of a pair without a manifest.
+    """
 
     def __init__(self, prefix: str | Path):
-        """Open PREFIX.bin and PREFIX.idx; see `open`."""
+        """The store at PREFIX.bin, PREFIX.idx and, if there, PREFIX.manifest.json. Raises IntegrityError, with expected
+        and found bytes, where a file is missing or truncated, or where the three disagree."""
         self.prefix = Path(prefix)
         manifest, header = check_files(prefix), read_header(prefix)
         self.dtype, self.documents = header.dtype, header.documents
@@ -42,18 +47,8 @@ class TokenStore:
         manifest, self.note = (manifest, None) if manifest else manifest_of_foreign(prefix)
         self.fingerprint, self.tokenizer = manifest.fingerprint, manifest.tokenizer
 
-    @classmethod
-    def open(cls, prefix: str | Path) -> "TokenStore":
-        """The store at PREFIX.bin, PREFIX.idx and, if there, PREFIX.manifest.json.
-
-        `tokens`, `documents`, `dtype`, `fingerprint` and `tokenizer` (`TokenizerRecord`, None where another tool wrote
-        the pair) describe it; `note` is what to say of a pair without a manifest. Raises IntegrityError, with expected
-        and found bytes, where a file is missing or truncated, or where the three disagree.
-        """
-        return cls(prefix)
-
     def __reduce__(self):
-        return TokenStore.open, (self.prefix,)  # a worker process opens the files itself; no token is copied
+        return TokenStore, (self.prefix,)  # a worker process opens the files itself; no token is copied
 
     def read(self, start: int, count: int) -> np.ndarray:
         """tokens_C (int64): `count` tokens from position `start` of the row."""

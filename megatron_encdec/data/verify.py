@@ -6,8 +6,7 @@ Sizes come first. Headers and counts need no look: they are what was written if 
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_encdec.data.fingerprint import compute_record, keep_record, read_record, record_path
-from megatron_encdec.data.shards import Range, hash_ranges, ranges_of
+from megatron_encdec.data import fingerprint
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.text.indexed import bin_path, idx_path, size_error
 from megatron_encdec.text.manifest import Manifest, check_files, manifest_path, read
@@ -33,13 +32,13 @@ def verify(prefix: str | Path) -> Verification:
     the hashes are kept for the next time, and `new` says so.
     """
     own = manifest_path(prefix).exists()
-    path = manifest_path(prefix) if own else record_path(prefix)
-    manifest = read(prefix) if own else read_record(prefix)
+    path = manifest_path(prefix) if own else fingerprint.record_path(prefix)
+    manifest = read(prefix) if own else fingerprint.read_record(prefix)
     new = manifest is None
     if new:
         check_files(prefix)
-        manifest = compute_record(prefix)
-        if not keep_record(prefix, manifest):
+        manifest = fingerprint.compute_record(prefix)
+        if not fingerprint.keep_record(prefix, manifest):
             path = "nowhere: the directory cannot be written"
     else:
         _compare(prefix, manifest, path, "" if own else f" (as {path} says: delete that if the data was replaced)")
@@ -54,13 +53,13 @@ def _compare(prefix: str | Path, manifest: Manifest, recorded_in: Path, hint: st
         if path.stat().st_size != size:
             raise IntegrityError(f"{size_error(path, size, path.stat().st_size)}{hint}")
     parts = manifest.parts or (manifest.bin_bytes,)
-    ranges = ranges_of(prefix, parts, manifest.shard_bytes)
+    ranges = fingerprint.ranges_of(prefix, parts, manifest.shard_bytes)
     expected = [*manifest.shards, manifest.idx_sha256]
     if len(ranges) != len(expected) or sum(parts) != manifest.bin_bytes:
         raise IntegrityError(f"{recorded_in}: lists {len(manifest.shards)} shards, {bin_path(prefix)} has "
                              f"{len(ranges) - 1} of {manifest.shard_bytes} bytes: it is damaged; copy it again, or run "
                              "preprocess again")
-    hashes = hash_ranges(ranges, f"verifying {prefix}")
+    hashes = fingerprint.hash_ranges(ranges, f"verifying {prefix}")
     damaged = [_damage(one, len(manifest.shards), k, found)
                for k, (one, wanted, found) in enumerate(zip(ranges, expected, hashes, strict=True)) if found != wanted]
     if damaged:
@@ -69,7 +68,7 @@ def _compare(prefix: str | Path, manifest: Manifest, recorded_in: Path, hint: st
                              "the data again, or run preprocess again")
 
 
-def _damage(one: Range, shards: int, number: int, found: str | OSError) -> str:
+def _damage(one: fingerprint.Range, shards: int, number: int, found: str | OSError) -> str:
     unread = f" (cannot be read: {found.strerror})" if isinstance(found, OSError) else ""
     which = "the whole file" if number == shards else f"shard {number + 1} of {shards}"
     return f"{one.path} bytes {one.start:,}..{one.end:,} ({which}){unread}"

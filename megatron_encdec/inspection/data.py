@@ -57,7 +57,7 @@ def length_statistics(lengths_L: np.ndarray, documents_L: np.ndarray) -> dict:
 def describe(prefix: str) -> dict:
     """Statistics of the pair, as plain data. Raises IntegrityError where files are missing or disagree."""
     manifest = check_files(prefix)
-    store = TokenStore.open(prefix)
+    store = TokenStore(prefix)
     lengths_L, documents_L = document_lengths(store)
     report = {
         "prefix": prefix, "documents": store.documents, "tokens": store.tokens, "dtype": store.dtype.name,

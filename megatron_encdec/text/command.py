@@ -20,11 +20,10 @@ the tokenizer's end-of-document token, and writes
   PREFIX.bin, PREFIX.idx     the ids, in the format that Megatron's IndexedDataset reads
   PREFIX.manifest.json       documents, tokens, bytes, what was skipped and why, fingerprints
 
-A .json file has to hold JSON lines, as C4's and Dolma's do; one that holds an array is refused with the command that
-converts it. Directories are searched to any depth, through links too; what is there and not read is said in one line.
-Every document is in the output or counted with a reason. Memory stays flat whatever the size of the input or of a
-document. The same command again continues a run that was killed, from PREFIX.partial/, and does nothing if nothing
-changed.
+A .json file has to hold JSON lines, as C4's and Dolma's do. Directories are searched to any depth, through links too;
+what is there and not read is said in one line. Every document is in the output or counted with a reason. Memory stays
+flat whatever the size of the input or of a document. The same command again continues a run that was killed, from
+PREFIX.partial/, and does nothing if nothing changed.
 """
 EPILOG = """\
 examples:
@@ -57,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="PREFIX", help="where the files go: PREFIX.bin, ... (required)")
     add("--text-key", default="text", metavar="KEY", help="key of the text in JSON lines, column of Parquet files "
         "(default: text)")
-    add("--workers", type=int, metavar="N", help="encoding processes (default: one a core); "
-        "the output is the same for any number")
+    add("--workers", type=int, metavar="N", help="encoding processes (default: one a core); the output is the same "
+        "for any number")
     add("--mask-token", metavar="TOKEN", help="the mask, where the tokenizer names none: a reserved token")
     add("--eod-token", metavar="TOKEN", help="end of document (default: the tokenizer's own)")
     add("--train-tokenizer", type=int, metavar="N", help="first train a byte-level BPE of N entries on the "

@@ -67,15 +67,11 @@ class LongDocument:
 
 def read_chunk(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
     """The documents of `chunk`; lines count from 1 within the chunk. The last item is a `Batch`."""
-    if chunk.kind == "texts":
-        yield from _read_texts(chunk)
-    elif chunk.kind == "rows":
-        yield from _read_rows(chunk, text_key)
-    else:
-        yield from _read_lines(chunk, text_key)
+    readers = {"texts": _read_texts, "rows": _read_rows, "lines": _read_lines}
+    return readers[chunk.kind](chunk, text_key)
 
 
-def _read_texts(chunk: Chunk) -> Iterator[Batch | LongDocument]:
+def _read_texts(chunk: Chunk, _text_key: str) -> Iterator[Batch | LongDocument]:
     batch = Batch()
     for file, path in enumerate(chunk.paths):
         with reading(path):
@@ -128,11 +124,8 @@ def _long_text(raw: Callable[[], Iterator[bytes]], file: int, line: int, size: i
     head = b"".join(islice(raw(), -(-UTF16_BYTES // PIECE)))[:UTF16_BYTES]
     reason = reason_of_zeros(chain([head], raw())) if b"\0" in head[:2] else None
     document = LongDocument(file, line, size, lambda: _decoded(raw()))
-    if reason is None:
-        reason = _reason(document)
-    if reason == "bad_utf8" and is_utf16(head):
-        reason = "utf16"
-    yield from _checked(document, reason, batch)
+    reason = reason or _reason(document)
+    yield from _checked(document, "utf16" if reason == "bad_utf8" and is_utf16(head) else reason, batch)
 
 
 def _decoded(pieces: Iterator[bytes]) -> Iterator[str]:

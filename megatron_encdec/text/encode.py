@@ -26,6 +26,8 @@ from megatron_encdec.text.indexed import token_dtype
 from megatron_encdec.text.manifest import TRAIN, VALIDATION
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
 
+NONE = np.empty(0, np.int64)
+
 
 @dataclass(frozen=True)
 class EncodeSettings:
@@ -113,12 +115,11 @@ class _ChunkWriting:
 
     def __init__(self, worker: Worker, number: int, chunk: Chunk):
         self._worker, self._chunk, self._percent = worker, chunk, worker.settings.validation_percent
-        self._splits = (TRAIN, VALIDATION) if self._percent else (TRAIN,)
-        self._account = ChunkAccount(number, chunk.consumed, splits={split: Account() for split in self._splits})
-        self._lengths = {split: [np.empty(0, np.int64)] for split in self._splits}
-        self._hashes = {split: hashlib.sha256() for split in self._splits}
+        splits = (TRAIN, VALIDATION) if self._percent else (TRAIN,)
+        self._account = ChunkAccount(number, chunk.consumed, splits={split: Account() for split in splits})
+        self._lengths, self._hashes = {split: [NONE] for split in splits}, {split: hashlib.sha256() for split in splits}
         self._files = {split: open(ids_path(worker.settings.folder, number, split), "wb")  # noqa: SIM115
-                       for split in self._splits}
+                       for split in splits}
 
     def add_batch(self, batch: Batch) -> None:
         """Ordinary documents, encoded all at once; a long one among them by itself, in its place."""
@@ -154,25 +155,23 @@ class _ChunkWriting:
             account.characters += int(characters_D[mine_D].sum())
 
     def _write(self, split: str, ids_T: np.ndarray, lengths_D: np.ndarray) -> None:
-        """The ids with an end of document after each document."""
+        """Whole documents: the ids with an end of document after each."""
         ends_D = np.cumsum(lengths_D + 1)
         row_T = np.empty(len(ids_T) + len(lengths_D), self._worker.dtype)
         inside_T = np.ones(len(row_T), bool)
         inside_T[ends_D - 1] = False
         row_T[inside_T] = ids_T
         row_T[ends_D - 1] = self._worker.tokenizer.eod_id
-        self._put(split, row_T)
-        self._end_documents(split, lengths_D + 1)
+        self._put(split, row_T, lengths_D + 1)
 
-    def _put(self, split: str, row_T: np.ndarray) -> None:
-        data = memoryview(row_T).cast("B")
+    def _put(self, split: str, row_T: np.ndarray, lengths_D: np.ndarray = NONE) -> None:
+        """Write ids with which documents of these lengths end."""
+        data, account = memoryview(row_T).cast("B"), self._account.splits[split]
         self._files[split].write(data)
         self._hashes[split].update(data)
-        self._account.splits[split].tokens += len(row_T)
-
-    def _end_documents(self, split: str, lengths_D: np.ndarray) -> None:
         self._lengths[split].append(lengths_D)
-        self._account.splits[split].documents += len(lengths_D)
+        account.tokens += len(row_T)
+        account.documents += len(lengths_D)
 
     def add_long(self, document: LongDocument) -> None:
         """A long document: hashed for its split, then encoded and written piece by piece."""
@@ -181,12 +180,12 @@ class _ChunkWriting:
         def encode(text: str) -> np.ndarray:
             return worker.encoder.encode([text.encode()])[0]
 
+        place = (document.file, document.line, document.size)
         for piece in document.pieces():
             characters += len(piece)
             digest.update(piece.encode("utf-8"))
             if worker.tokenizer.model.may_fail and piece.strip() and not len(encode(piece)):
-                self._skip("no_tokens", document.file, document.line, document.size)  # before any of it is written
-                return
+                return self._skip("no_tokens", *place)  # before any of it is written
         split = VALIDATION if self._percent and is_validation(digest.digest(), self._percent) else TRAIN
         account, length = self._account.splits[split], 0
         for ids_T, proven in encode_long(document.pieces(), encode):
@@ -195,12 +194,10 @@ class _ChunkWriting:
             length += len(ids_T)
             self._account.unproven += not proven
         if not length:
-            self._skip("no_tokens", document.file, document.line, document.size)
-            return
+            return self._skip("no_tokens", *place)
         self._account.lines += 1
         worker.losses.add(account, map(str.encode, document.pieces()), np.empty(0, np.uint32))
-        self._put(split, np.array([worker.tokenizer.eod_id], worker.dtype))
-        self._end_documents(split, np.array([length + 1]))
+        self._put(split, np.array([worker.tokenizer.eod_id], worker.dtype), np.array([length + 1]))
         account.bytes_in += document.size
         account.characters += characters
 

@@ -10,12 +10,11 @@ run. Its cache of words grows without bound, so a worker starts it anew when its
 Letters: D documents, T tokens.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from itertools import islice
 
 import numpy as np
+import psutil
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.manifest import EncoderRecord
@@ -42,22 +41,21 @@ class Encoder:
     """Encodes documents with the library `name`."""
 
     def __init__(self, tokenizer: Tokenizer, name: str):
-        self.name, self._tokenizer = name, tokenizer
-        self._fast, self._full = None, 0
-        self._uncompared = COMPARE_EVERY
+        self.name, self._tokenizer, self._process = name, tokenizer, psutil.Process()
+        self._fast, self._full, self._uncompared = None, 0, COMPARE_EVERY
         if name == GIGATOKEN:
             self._start()
 
     def _start(self) -> None:
         self._fast = None  # frees the old one's cache first
         self._fast = self._tokenizer.model.for_gigatoken()
-        self._full = resident_bytes() + CACHE_BYTES
+        self._full = self._process.memory_info().rss + CACHE_BYTES
 
     def encode(self, texts_D: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """(ids_T, lengths_D) of documents given as UTF-8: nothing before or after the ids of each."""
         if self._fast is None:
             return _join(self._slow(texts_D))
-        if resident_bytes() > self._full:
+        if self._process.memory_info().rss > self._full:
             self._start()
         encode = self._fast.encode
         ids_D = [encode(text) for text in texts_D]
@@ -131,15 +129,6 @@ def _token_probes(tokenizer: Tokenizer) -> Iterator[str]:
         yield from (name, f"a{name}b", f"a {name} b  {name}\n{name}{name}", f" {name.upper()} {name.lower()} ")
 
 
-def resident_bytes() -> int:
-    """Memory this process holds now (0 where the system does not tell)."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
 def encode_long(pieces: Iterator[str], encode: Callable[[str], np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
     """The ids of one document, part by part, and of each part whether the cut after it is proven.
 
@@ -149,11 +138,9 @@ def encode_long(pieces: Iterator[str], encode: Callable[[str], np.ndarray]) -> I
     """
     held, length, ended = [], 0, False
     while not ended:
-        piece = next(pieces, None)
-        ended = piece is None
-        if not ended:
-            held.append(piece)
-            length += len(piece)
+        ended = (piece := next(pieces, None)) is None
+        held.append(piece or "")
+        length += len(held[-1])
         while length > LONG_CHARACTERS + WINDOW or (ended and length > LONG_CHARACTERS):
             text = "".join(held)
             place, resume = _place_to_cut(text, encode)
@@ -165,12 +152,11 @@ def encode_long(pieces: Iterator[str], encode: Callable[[str], np.ndarray]) -> I
 
 
 def _place_to_cut(text: str, encode: Callable[[str], np.ndarray]) -> tuple[int, int | None]:
-    """(end of the first part, start of the rest): a SentencePiece model adds the blank in front of the rest itself,
-    so there it is left out. The start is None where no place is proven: cut at the limit."""
-    for place in islice(_candidates(text), CANDIDATES):
-        left = text[place - WINDOW : place]
+    """(end of the first part, start of the rest): a SentencePiece model adds the blank before the rest itself, so there
+    it is left out. The start is None where no place is proven: cut at the limit."""
+    for place in _candidates(text):
         whole = encode(text[place - WINDOW : place + WINDOW]).tolist()
-        first = encode(left).tolist()
+        first = encode(text[place - WINDOW : place]).tolist()
         if whole[: len(first)] == first:
             for start in (place, place + 1):
                 if whole[len(first):] == encode(text[start : place + WINDOW]).tolist():

@@ -1,10 +1,8 @@
 """What a file's first bytes say and its name does not, told before any work is done.
 
-    1. `check_head(...)`   refuses pointers of Git LFS, other formats under this name, and files of lines that are not
-                           JSON lines in UTF-8: UTF-16, line ends of CR alone, one JSON array or object
+    1. `check_head(...)`   refuses what is wrong with a whole file: pointers of Git LFS, other formats under this name,
+                           lines in UTF-16, line ends of CR alone, one JSON array or object
     2. `is_utf16(data)`    of a whole text, which is counted and not refused
-
-Only what concerns a whole file is refused here. A line that cannot be used is counted where it is read.
 """
 
 import json

@@ -9,14 +9,15 @@
     int32 lengths_n (tokens) · int64 pointers_n (bytes into .bin) · int64 documents_(n+1), here 0..n
 
 (the format of megatron.core.datasets.indexed_dataset; a document is one sequence here). Why not its
-IndexedDatasetBuilder, whose bytes these are: it takes a torch tensor a document, keeps every length and pointer in
-memory, cannot go on after a crash, and neither hashes nor fsyncs. Here memory stays flat: lengths wait in a file of
-their own until the index is put together. Letters: n documents.
+IndexedDatasetBuilder, whose bytes these are: it takes a torch tensor a document, keeps all lengths in memory (its tool
+needs 12 times ours, docs/performance.md), cannot go on after a crash, and neither hashes nor fsyncs. Here lengths wait
+in a file of their own until the index is put together. Letters: n documents.
 """
 
 import contextlib
 import hashlib
 import os
+import shutil
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -100,8 +101,8 @@ class ShardHashes:
 class IndexedWriter:
     """Writes NAME.bin and NAME.idx in `folder`, with NAME.lengths for a while.
 
-    A context manager; what stands in the folder stays there, for a later writer to `take_back`. A new writer overwrites
-    it from the start, and drops the rest with `cut`. Raises `UserError` if the place cannot be written.
+    A context manager; what stands in the folder stays there, for a later writer to `take_back`; `cut` drops the rest.
+    Raises `UserError` if the place cannot be written.
     """
 
     def __init__(self, folder: str | Path, name: str, dtype: np.dtype):
@@ -142,16 +143,16 @@ class IndexedWriter:
         self._hashes.end_shard()
         header = read_header(prefix)
         with open(bin_path(prefix), "rb") as source:
-            _copy(source, self._bin, header.bin_bytes)
+            shutil.copyfileobj(source, self._bin, PIECE)
         self._hashes.finished += shards
         self.tokens += header.bin_bytes // self.dtype.itemsize
+        if self._bin.tell() != self.bin_bytes:
+            raise IntegrityError(f"{bin_path(prefix)}: changed while it was copied; copy it again")
         with open(idx_path(prefix), "rb") as index:
             index.seek(HEADER.size)
-            left = header.documents
-            while left:
-                lengths_N = np.frombuffer(index.read(4 * min(left, CHUNK)), "<i4")
-                self._append_lengths(lengths_N)
-                left -= len(lengths_N)
+            for start in range(0, header.documents, CHUNK):
+                count = min(CHUNK, header.documents - start)
+                self._append_lengths(np.frombuffer(index.read(4 * count), "<i4"))
 
     def take_back(self, tokens: int, documents: int, sha256: str) -> ShardHashes | None:
         """Whether these `tokens` and `documents` follow in the files of an earlier writer: the hashes to `go_on` with,
@@ -242,21 +243,6 @@ class IndexedWriter:
         return self._files.enter_context(open(descriptor, "r+b"))
 
 
-def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
-    """Copy `count` bytes inside the kernel, where the file system can even without moving them."""
-    target.flush()
-    left = count
-    while left:
-        try:
-            done = os.copy_file_range(source.fileno(), target.fileno(), left)
-        except OSError:  # two file systems, or one that cannot
-            done = os.sendfile(target.fileno(), source.fileno(), None, min(left, 1 << 30))
-        if not done:
-            raise IntegrityError(f"{source.name}: ended {left} bytes early; copy it again")
-        left -= done
-    target.seek(0, os.SEEK_END)
-
-
 def _flush_to_disk(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
@@ -269,7 +255,6 @@ class IndexHeader:
     dtype: np.dtype
     sequences: int
     documents: int
-    idx_bytes: int
     bin_bytes: int
 
 
@@ -300,7 +285,7 @@ def read_header(prefix: str | Path) -> IndexHeader:
                 file.seek(HEADER.size + 4 * sequences + 8 * (sequences - 1))
                 (pointer,) = struct.unpack("<q", file.read(8))
                 bin_bytes = pointer + length * dtype.itemsize
-            return IndexHeader(dtype, sequences, documents - 1, found, bin_bytes)
+            return IndexHeader(dtype, sequences, documents - 1, bin_bytes)
     except FileNotFoundError:
         raise IntegrityError(f"{path}: missing; write it with megatron-encdec preprocess") from None
     except OSError as error:
@@ -310,5 +295,5 @@ def read_header(prefix: str | Path) -> IndexHeader:
 def size_error(path: Path, expected: int, found: int) -> IntegrityError:
     """The error for a file that is shorter or longer than it has to be."""
     what = "truncated" if found < expected else "has bytes appended"
-    return IntegrityError(f"{path}: {what}: expected {expected:,} bytes, found {found:,}; copy it again, or "
-                          f"run preprocess again")
+    return IntegrityError(f"{path}: {what}: expected {expected:,} bytes, found {found:,}; copy it again, or run "
+                          "preprocess again")

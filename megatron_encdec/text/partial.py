@@ -5,7 +5,6 @@
     journal         one line a finished chunk: the line's own sha256, its account with the sha256 of its ids
     train.bin ...   the output so far, chunk after chunk; see `text/indexed.py`
     ids-*, block-*  chunks under way
-
     finished.json   the manifests, while the finished files get their names
 
     1. `PartialRun(prefix, plan)`      locks the folder; `resumed` says whether it holds this very plan
@@ -53,11 +52,8 @@ class PartialRun:
     def __init__(self, prefix: str | Path, plan: dict):
         self.folder = Path(f"{prefix}.partial")
         self.plan = json.loads(json.dumps(plan))
-        self._stack = contextlib.ExitStack()
-        self._journal = None
         self._finished = self.folder / "finished.json"
-        self.resumed = False
-        self.outdated = 0
+        self.resumed, self.outdated = False, 0
 
     @property
     def is_publishing(self) -> bool:
@@ -65,20 +61,20 @@ class PartialRun:
         return self._finished.exists()
 
     def __enter__(self) -> Self:
-        try:
-            self._stack.enter_context(FolderLock(self.folder, "--output"))
-            self.resumed = self.read_plan() == self.plan
-            if not self.resumed:
-                self._refuse_others_work()
-                self._empty()
-                write_json_atomic(self.folder / "plan.json", self.plan)
-            self._journal = self._stack.enter_context(open(self.folder / "journal", "ab"))
-        except OSError as error:
-            self._stack.close()
-            raise UserError(f"{self.folder}: cannot write the output: {error.strerror}") from None
-        except UserError:
-            self._stack.close()
-            raise
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(FolderLock(self.folder, "--output"))
+                self.resumed = self.read_plan() == self.plan
+                if not self.resumed:
+                    self._refuse_others_work()
+                    for entry in self.folder.iterdir():
+                        if entry.name != LOCK:
+                            entry.unlink()
+                    write_json_atomic(self.folder / "plan.json", self.plan)
+                self._journal = stack.enter_context(open(self.folder / "journal", "ab"))
+            except OSError as error:
+                raise UserError(f"{self.folder}: cannot write the output: {error.strerror}") from None
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_) -> None:
@@ -142,9 +138,8 @@ class PartialRun:
             return None
         for name, prefix in prefixes.items():
             for path, size in ((bin_path, written[name].bin_bytes), (idx_path, written[name].idx_bytes)):
-                here = path(self.folder / name)
-                there = here if here.exists() else path(prefix)
-                if not there.exists() or there.stat().st_size != size:
+                places = [one for one in (path(self.folder / name), path(prefix)) if one.exists()]
+                if not places or places[0].stat().st_size != size:
                     return None
         return written if self.resumed else None
 
@@ -170,11 +165,6 @@ class PartialRun:
             keep = "give it the inputs and settings that it was begun with to go on, "
         raise UserError(f"{self.folder}: holds {chunks} finished chunks, {what}; {keep}name another --output, or "
                         "delete that folder to start over")
-
-    def _empty(self) -> None:
-        for entry in self.folder.iterdir():
-            if entry.name != LOCK:
-                entry.unlink()
 
 
 def _without_times(plan: dict) -> dict:

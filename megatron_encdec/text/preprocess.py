@@ -81,10 +81,10 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
         ensure_tokenizer(files, tokenizer_path, settings.text_key, train_tokenizer, progress)
     tokenizer = load_tokenizer(tokenizer_path, settings.mask_token, settings.eod_token, AS_OPTION)
     run = _Run(files, tokenizer, settings, output_prefix)
-    if run.finished_before():
-        remove_left(output_prefix, run.plan())
+    if found := run.finished_before():
+        remove_left(output_prefix, run.plan)
         _say(progress, f"{output_prefix}: complete already for these inputs and settings; nothing to do")
-        return run.renew_tokenizer_records()
+        return run.renew_tokenizer_records(found)
     _tell_what_is_replaced(run, progress)
     goes_on = f"the same command continues from {output_prefix}.partial"
     try:
@@ -111,42 +111,34 @@ class _Run:
         self._settings = {split: manifests.Settings(settings.text_key, float(settings.validation_percent), split, share)
                           for split in self.prefixes}
 
-    def plan(self) -> dict:
-        """What an interrupted run has to agree in to be continued."""
-        return {"format": 2, "chunk_bytes": CHUNK_BYTES, "inputs": [asdict(file) for file in self.files],
-                "tokenizer": self.tokenizer.fingerprint, "dtype": self.dtype.name,
-                "settings": to_dict(self._settings[TRAIN])}
+        # What an interrupted run has to agree in to be continued.
+        self.plan = {"format": 2, "chunk_bytes": CHUNK_BYTES, "inputs": [asdict(file) for file in self.files],
+                     "tokenizer": self.tokenizer.fingerprint, "dtype": self.dtype.name,
+                     "settings": to_dict(self._settings[TRAIN])}
 
-    def finished_before(self) -> bool:
-        """Whether a complete output of the same run is there already."""
-        for split, prefix in self.prefixes.items():
-            try:
-                there = manifests.check_files(prefix)
-            except UserError:
-                return False
+    def finished_before(self) -> dict[str, Manifest] | None:
+        """The manifests of a complete output of the same run, if it is there already."""
+        try:
+            found = {split: manifests.check_files(prefix) for split, prefix in self.prefixes.items()}
+        except UserError:
+            return None
+        for split, there in found.items():
             if there is None or (there.inputs, there.settings) != (tuple(self.files), self._settings[split]):
-                return False
+                return None
             if not self.tokenizer.has_fingerprint(there.tokenizer.fingerprint):
-                return False
+                return None
             if self.settings.on_error == "stop" and there.skipped:
-                return False  # counted then; now to be stopped at
-        return True
+                return None  # counted then; now to be stopped at
+        return found
 
-    def renew_tokenizer_records(self) -> Manifest:
+    def renew_tokenizer_records(self, found: dict[str, Manifest]) -> Manifest:
         """The manifest of a finished output, its tokenizer recorded as it is now: with another mask, or a token more,
         or (in data of earlier versions) by what it does where its file's bytes were recorded."""
-        found = {}
-        for split, prefix in self.prefixes.items():
-            found[split] = replace(there := manifests.read(prefix), tokenizer=self._record)
-            if there != found[split]:
-                manifests.write(manifests.manifest_path(prefix), found[split])
+        for split, there in found.items():
+            if there.tokenizer != self._record:
+                found[split] = replace(there, tokenizer=self._record)
+                manifests.write(manifests.manifest_path(self.prefixes[split]), found[split])
         return found[TRAIN]
-
-    def chunks(self, spool: Path, skip: int) -> Iterator[tuple[int, Chunk]]:
-        """The chunks that are still to be done, with their numbers. A bad Parquet file is refused now, not in hours."""
-        key = self.settings.text_key
-        mine = share_of(list(slots(self.files, key)), *self.settings.share, total_bytes=self.total_bytes)
-        return enumerate(chunks(mine, spool, key, skip), start=skip)
 
     def publish(self, outputs: dict[str, IndexedWriter], tally: Tally, encoder: EncoderRecord,
                 partial: PartialRun) -> Manifest:
@@ -159,14 +151,6 @@ class _Run:
         written = {split: manifests.describe(output.finish(), **tally.facts(split), tokenizer=self._record,
                                              settings=self._settings[split], inputs=tuple(self.files), encoder=encoder)
                    for split, output in outputs.items()}
-        partial.publish(self.prefixes, written)
-        return written[TRAIN]
-
-    def published_late(self, partial: PartialRun) -> Manifest | None:
-        """The manifest, where an earlier run was killed while it gave the finished files their names."""
-        written = partial.left_to_publish(self.prefixes)
-        if written is None or self.settings.on_error == "stop" and written[TRAIN].skipped:
-            return None
         partial.publish(self.prefixes, written)
         return written[TRAIN]
 
@@ -184,16 +168,18 @@ def _make(run: _Run, tokenizer_path: str, progress: bool) -> Manifest:
     """Steps 3 to 5."""
     settings = run.settings
     with ExitStack() as stack:
-        partial = stack.enter_context(PartialRun(run.prefixes[TRAIN], run.plan()))
+        partial = stack.enter_context(PartialRun(run.prefixes[TRAIN], run.plan))
         if partial.outdated:
             _say(progress, f"note: {partial.folder}: {partial.outdated} chunks were finished, but the input files have "
                  "changed since; starting over")
         # The workers start while we look at the text.
         pool = stack.enter_context(Pool(settings.workers or available_cores()))
-        if manifest := run.published_late(partial):
+        written = partial.left_to_publish(run.prefixes)
+        if written and not (settings.on_error == "stop" and written[TRAIN].skipped):
+            partial.publish(run.prefixes, written)
             _say(progress, f"{partial.folder}: all chunks were finished; the files have their names now")
             partial.remove()
-            return manifest
+            return written[TRAIN]
         encoder, why = choose_encoder(run.tokenizer, sample_texts(run.files, settings.text_key), settings.encoder)
         _say(progress, f"encoding with {encoder.name} {encoder.version}: {why}")
         outputs = {split: stack.enter_context(IndexedWriter(partial.folder, split, run.dtype))
@@ -215,14 +201,14 @@ def _continue(partial: PartialRun, outputs: dict[str, IndexedWriter], tally: Tal
     good = []
     with Progress("check finished chunks", len(records), show) as progress:
         for record in records:
-            counted = {split: {key: record["splits"][split][key] for key in ("tokens", "documents")}
-                       for split in outputs}
-            found = {split: output.take_back(**counted[split], sha256=record["splits"][split]["sha256"])
+            accounts = {split: record["splits"][split] for split in outputs}
+            counted = {split: (account["tokens"], account["documents"]) for split, account in accounts.items()}
+            found = {split: output.take_back(*counted[split], accounts[split]["sha256"])
                      for split, output in outputs.items()}
             if None in found.values():
                 break
             for split, output in outputs.items():
-                output.go_on(**counted[split], hashes=found[split])
+                output.go_on(*counted[split], found[split])
             good.append(record)
             tally.add(record)
             progress.update(len(good), f"{len(good)} of {len(records)}")
@@ -242,13 +228,15 @@ def _encode_all(run: _Run, partial: PartialRun, pool: Pool, outputs: dict[str, I
                 show: bool) -> None:
     first, bytes_before, tokens_before = tally.chunks, tally.bytes_in, _tokens(outputs)
     waiting: dict[int, Chunk] = {}
+    key, share = run.settings.text_key, run.settings.share
+    mine = share_of(list(slots(run.files, key)), *share, run.total_bytes)  # a bad Parquet file is refused at once
 
     def items() -> Iterator[tuple[int, Chunk]]:
-        for number, chunk in run.chunks(partial.folder, first):
+        for number, chunk in enumerate(chunks(mine, partial.folder, key, first), start=first):
             waiting[number] = chunk
             yield number, chunk
 
-    total = run.total_bytes // run.settings.share[1]
+    total = run.total_bytes // share[1]
     with Progress("preprocess", total, show, done=tally.consumed) as progress:
         rate = "nothing left"
         for answer in pool.map_ordered(items()):
@@ -288,7 +276,7 @@ def _check_unchanged(files: list[InputFile]) -> None:
 
 def _tell_what_is_replaced(run: _Run, show: bool) -> None:
     prefix = run.prefixes[TRAIN]
-    if not PartialRun(prefix, run.plan()).is_publishing:  # else it is this run's own, killed in the middle of that
+    if not PartialRun(prefix, run.plan).is_publishing:  # else it is this run's own, killed in the middle of that
         for path in filter(Path.exists, map(bin_path, run.prefixes.values())):
             _say(show, f"note: {path} is there, of other inputs or settings; it is replaced when the new one is "
                  "complete")

@@ -35,24 +35,18 @@ def sample_texts(files: list[InputFile], text_key: str) -> list[str]:
     """
     total = sum(file.size for file in files)
     texts: list[str] = []
-    if len(files) >= PLACES:
-        for file in files[:: -(-len(files) // PLACES)]:
-            texts += _head(file.path, text_key)
-        return texts
-    for file in files:
-        places = max(1, PLACES * file.size // max(total, 1))
-        if kind_of(file.path) != "lines" or places == 1:
+    for file in files[:: -(-len(files) // PLACES)]:
+        places = max(1, PLACES * file.size // max(total, 1)) if len(files) < PLACES else 1
+        if kind_of(file.path) != "lines":
             texts += _head(file.path, text_key)
             continue
-        for place in range(places):
-            texts += _lines_at(file.path, place * file.size // places, text_key)
+        for position in (place * file.size // places for place in range(places)):
+            texts += _texts_of(_read_at(file.path, position), position == 0, text_key)
     return texts
 
 
 def _head(path: str, text_key: str) -> list[str]:
     kind = kind_of(path)
-    if kind == "lines":
-        return _lines_at(path, 0, text_key)
     if kind == "stream":
         with open_stream(path) as stream:
             return _texts_of(stream.read(BYTES_A_PLACE), True, text_key)
@@ -69,10 +63,6 @@ def _head(path: str, text_key: str) -> list[str]:
         if size >= BYTES_A_PLACE:
             break
     return found
-
-
-def _lines_at(path: str, position: int, text_key: str) -> list[str]:
-    return _texts_of(_read_at(path, position), position == 0, text_key)
 
 
 def _read_at(path: str, position: int) -> bytes:

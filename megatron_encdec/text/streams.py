@@ -4,8 +4,8 @@
     2. `Stream.read(count)`   the next bytes; members and frames one after the other are one stream
 
 pyarrow decodes zstd frames whose window is at most 128 MB. Where a frame needs more (`zstd --long=28` to `31`), the
-`zstd` program goes on from the same byte, if it is installed: its memory is the window's, 2 GB at most. (The package
-zstandard takes long windows too, but its reader ends a file that is cut off as if that were all of it.)
+`zstd` program goes on from the same byte, if it is installed. (Why not the package zstandard, which takes long windows
+too: its reader ends a file that is cut off as if that were all of it.)
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class Stream:
         to its end: what is lost behind that place cannot be counted."""
         try:
             piece = self._source.read(count)
-        except (gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
+        except (EOFError, zlib.error, OSError) as error:
             if TOO_LONG in str(error) and not isinstance(self._source, _ZstdProgram):
                 self._raw.close()
                 self._raw = open(self._path, "rb", buffering=0)  # noqa: SIM115  (see `close`)

@@ -7,9 +7,9 @@
 
 A tokenizer may meet its special tokens in a text at three places: among the added tokens, as a piece of the model's
 own vocabulary (Unigram, WordLevel, WordPiece), or as a user-defined piece (SentencePiece). Hiding renames the entry (or
-makes it a control piece) for the encoder, so that none of the three can; ids and all other entries stay. A BPE whose
-merges make none of them, as nearly all are, does not need that: its library can take special tokens as text. Noise
-that belongs to training the tokenizer (dropout) and limits of a text's length are left out as well.
+makes it a control piece) for the encoder; ids and all other entries stay. A BPE whose merges make none of them, as
+nearly all are, does not need that: its library can take special tokens as text. Dropout, which belongs to training the
+tokenizer, and limits of a text's length are left out as well.
 """
 
 import json
@@ -288,9 +288,6 @@ def find_model_file(path: str | Path) -> Path | None:
 
 
 def _what_is_there(path: Path) -> str:
-    wanted = "expected a tokenizer.json, a directory that holds one, or a SentencePiece .model"
-    if not path.exists():
-        return f"no tokenizer here: no such file or directory; {wanted}"
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     if older := names & {"vocab.txt", "vocab.json", "merges.txt"}:
         kind = "BertTokenizer" if "vocab.txt" in older else "GPT2Tokenizer"
@@ -300,7 +297,9 @@ def _what_is_there(path: Path) -> str:
                 f"'{path}')\"")
     if tiktoken := sorted(name for name in names if name.endswith((".tiktoken", "tekken.json"))):
         return f"no tokenizer here but {tiktoken[0]}; {_FROM_TIKTOKEN}"
-    return f"no tokenizer here; {wanted}"
+    absent = "" if path.exists() else ": no such file or directory"
+    return (f"no tokenizer here{absent}; expected a tokenizer.json, a directory that holds one, or a SentencePiece "
+            ".model")
 
 
 _FROM_TIKTOKEN = ("a tiktoken file holds neither the rule that splits a text nor the special tokens; use the "
@@ -326,8 +325,10 @@ def _what_json_it_is(file: Path, content: bytes, error: Exception) -> str:
 def _what_file_it_is(file: Path, content: bytes, error: Exception) -> str:
     if _TIKTOKEN.match(content):
         return f"a tiktoken file, not a SentencePiece model; {_FROM_TIKTOKEN}"
-    if file.name == "vocab.txt" or file.suffix == ".txt":
-        return _what_is_there(file.parent) if file.name == "vocab.txt" else "a text file, not a tokenizer"
+    if file.name == "vocab.txt":
+        return _what_is_there(file.parent)
+    if file.suffix == ".txt":
+        return "a text file, not a tokenizer"
     if file.suffix == ".json":
         return f"not a tokenizer.json: it does not start as JSON does ({len(content):,} bytes); copy it again"
     return f"not a SentencePiece model: {' '.join(str(error).split())[:200]}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_encdec.data.shards import ranges_of
+from megatron_encdec.data.fingerprint import ranges_of
 from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, read_header
 from megatron_encdec.text.manifest import Manifest, Settings, TokenizerRecord, describe, manifest_path, write
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_encdec.data.shards import Range, hash_ranges, ranges_of
+from megatron_encdec.data.fingerprint import Range, hash_ranges, ranges_of
 
 
 def shard_ranges(folder, parts, shard_bytes):
@@ -43,7 +43,7 @@ def test_hashes_are_hashlibs(tmp_path, monkeypatch):
         ("d.bin", 0, 3000), ("d.bin", 3000, 5000), ("d.bin", 5000, 8000), ("d.bin", 8000, 10240), ("d.idx", 0, 5)]
     expected = [hashlib.sha256(one.path.read_bytes()[one.start : one.end]).hexdigest() for one in ranges]
     for piece in (1 << 20, 7):
-        monkeypatch.setattr("megatron_encdec.data.shards.PIECE", piece)
+        monkeypatch.setattr("megatron_encdec.data.fingerprint.PIECE", piece)
         assert hash_ranges(ranges, "test") == expected
 
 

@@ -85,7 +85,7 @@ def test_merged_parts_have_grids_of_their_own(small, write_manifest):
 def test_without_a_manifest_the_first_look_records_and_the_next_compares(small):
     first = verify(small)
     assert first.new and first.record == str(record_path(small))
-    assert first.fingerprint == TokenStore.open(small).fingerprint == verify(small).fingerprint
+    assert first.fingerprint == TokenStore(small).fingerprint == verify(small).fingerprint
     flip(small.with_name("small.bin"), 7)
     os.utime(small.with_name("small.bin"), ns=(1, 1))  # a new time is no excuse
     with pytest.raises(IntegrityError, match=f"small.bin bytes 0..40 .* {record_path(small)} recorded"):

@@ -20,7 +20,7 @@ def report_of(inspect, *arguments) -> dict:
 
 def test_lengths_are_exact_across_pieces_and_empty_documents(tmp_path, write_pair, monkeypatch):
     lengths = np.random.default_rng(0).integers(0, 9, size=300)
-    store = TokenStore.open(write_pair(tmp_path / "a", [[1] * length for length in lengths]))
+    store = TokenStore(write_pair(tmp_path / "a", [[1] * length for length in lengths]))
     monkeypatch.setattr(data, "PIECE", 7)  # documents lie across pieces, and end where pieces end
     found, documents = data.document_lengths(store)
     expected, counts = np.unique(lengths[lengths > 0], return_counts=True)

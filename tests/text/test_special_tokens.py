@@ -141,7 +141,7 @@ def test_through_preprocess_every_text_is_there_and_what_is_lost_is_counted(zoo,
     texts = [f"the {name} reads {name}" for name in SPECIAL] + ["every word"]
     (tmp_path / "docs.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     manifest = preprocess([tmp_path / "docs.jsonl"], zoo[kind], tmp_path / "out", workers=1, progress=False)
-    tokenizer, data = load_tokenizer(zoo[kind]), TokenStore.open(tmp_path / "out")
+    tokenizer, data = load_tokenizer(zoo[kind]), TokenStore(tmp_path / "out")
     tokens_S, ends_D = data.read(0, data.tokens), data.document_ends(0, data.tokens)
     assert (manifest.documents, tokens_S[ends_D - 1].tolist()) == (6, [tokenizer.eod_id] * 6)
     inside = np.delete(tokens_S, ends_D - 1).tolist()
