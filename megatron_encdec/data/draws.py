@@ -5,9 +5,8 @@
     3. `uniforms(...)`                      the same words as floats in [0, 1)
     4. `permute(n, N, key)`                 a keyed shuffle of 0..N-1, one element at a time
 
-`stream` names the use ("mask", "length"), so that two uses of the same seed and index are independent.
-The words come from Philox's `random_raw`, whose output numpy keeps stable between versions (the methods of a
-`Generator` may change).
+`stream` names the use ("mask", "length"), so that two uses of the same seed and index are independent. The words come
+from Philox's `random_raw`, whose output numpy keeps stable between versions (the methods of a `Generator` may change).
 """
 
 import hashlib

@@ -22,7 +22,7 @@ from pathlib import Path
 import orjson
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.folders import Unread, expand, way_out
+from megatron_encdec.text.folders import account_of, expand, kind_of_unread, way_out
 from megatron_encdec.text.heads import BYTE_ORDER_MARK, OneObject, check_head, is_utf16
 from megatron_encdec.text.manifest import InputFile
 from megatron_encdec.text.streams import PIECE, open_stream, reading
@@ -59,23 +59,24 @@ def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
     that is not there, matches nothing, has a suffix we do not read, cannot be read, or is not what its name says.
     """
     found: dict[tuple, InputFile] = {}
-    unread, aliases = Unread(), {}
+    unread, aliases = {}, {}
     for item in map(str, inputs):
         if item.startswith(HUB) and not os.path.exists(item):
             found.setdefault((item,), InputFile(item, 0, 0))
             continue
         item = os.path.join(".", item) if item.startswith(HUB) else item  # a file of that name, not of the hub
-        besides = Unread()
+        besides: dict[str, str] = {}
         paths, named = expand(item, besides)
         kept = [path for path in paths if _is_kept(path, named, found, aliases, besides)]
         if not kept:
-            there = f"; there are {besides.line()}; supported: {', '.join(SUFFIXES)}{besides.way_out()}"
-            raise UserError(f"{item}: no file to read (input){there if besides else ''}")
-        unread.update(besides)
+            line, way = account_of(besides)
+            there = f"; there are {line}; supported: {', '.join(SUFFIXES)}{way}" if besides else ""
+            raise UserError(f"{item}: no file to read (input){there}")
+        unread |= besides
     if not found:
         raise UserError("no input given: name files, directories or globs of " + ", ".join(SUFFIXES))
     if unread:
-        print(f"note: not read: {unread.line()}{unread.way_out()}", file=sys.stderr)
+        print("note: not read: " + "".join(account_of(unread)), file=sys.stderr)
     if aliases:
         first = next(iter(aliases))
         print(f"note: read once: {len(aliases):,} files that are links to others of the input (first: {first} is "
@@ -83,12 +84,13 @@ def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
     return list(found.values())
 
 
-def _is_kept(path: str, named: bool, found: dict[tuple, InputFile], aliases: dict[str, str], unread: Unread) -> bool:
+def _is_kept(path: str, named: bool, found: dict[tuple, InputFile], aliases: dict[str, str],
+             unread: dict[str, str]) -> bool:
     """Whether `path` is a file to read; it is in `found` then. What a folder or pattern has besides goes to `unread`,
     what the user `named` is refused."""
     supported = path.lower().endswith(SUFFIXES)
     if not supported and not named and os.path.exists(path):
-        unread.add(path)
+        unread[path] = kind_of_unread(path)
         return False
     status = _status(path)
     if not supported:
@@ -104,7 +106,7 @@ def _is_kept(path: str, named: bool, found: dict[tuple, InputFile], aliases: dic
     except OneObject:
         if named or ".jsonl" in path.lower() or ".ndjson" in path.lower():
             raise
-        unread.add(path, " (one JSON object over many lines)")
+        unread[path] = kind_of_unread(path, " (one JSON object over many lines)")
         return False
     found[key] = file
     return True

@@ -140,18 +140,17 @@ class _Run:
                 manifests.write(manifests.manifest_path(self.prefixes[split]), found[split])
         return found[TRAIN]
 
-    def publish(self, outputs: dict[str, IndexedWriter], tally: Tally, encoder: EncoderRecord,
-                partial: PartialRun) -> Manifest:
+    def publish(self, output: "_Output", encoder: EncoderRecord) -> Manifest:
         """Refuse empty outputs; bring all to disk; then, and only then, replace what was there before."""
         _check_unchanged(self.files)
-        for split, output in outputs.items():
-            if not output.documents and self.settings.share[1] == 1:  # one machine's part may be empty
-                partial.remove()
-                raise UserError(self._nothing_to_write(split, outputs[TRAIN].documents, tally))
-        written = {split: manifests.describe(output.finish(), **tally.facts(split), tokenizer=self._record,
+        for split, writer in output.writers.items():
+            if not writer.documents and self.settings.share[1] == 1:  # one machine's part may be empty
+                output.partial.remove()
+                raise UserError(self._nothing_to_write(split, output.writers[TRAIN].documents, output.tally))
+        written = {split: manifests.describe(writer.finish(), **output.tally.facts(split), tokenizer=self._record,
                                              settings=self._settings[split], inputs=tuple(self.files), encoder=encoder)
-                   for split, output in outputs.items()}
-        partial.publish(self.prefixes, written)
+                   for split, writer in output.writers.items()}
+        output.partial.publish(self.prefixes, written)
         return written[TRAIN]
 
     def _nothing_to_write(self, split: str, documents: int, tally: Tally) -> str:
@@ -182,87 +181,94 @@ def _make(run: _Run, tokenizer_path: str, progress: bool) -> Manifest:
             return written[TRAIN]
         encoder, why = choose_encoder(run.tokenizer, sample_texts(run.files, settings.text_key), settings.encoder)
         _say(progress, f"encoding with {encoder.name} {encoder.version}: {why}")
-        outputs = {split: stack.enter_context(IndexedWriter(partial.folder, split, run.dtype))
-                   for split in run.prefixes}
         pool.begin("megatron_encdec.text.encode:Worker", (EncodeSettings(
             tokenizer_path, settings.mask_token, settings.eod_token, encoder.name, settings.text_key,
             settings.validation_percent, str(partial.folder)),))
-        tally = Tally(run.prefixes, settings.on_error)
-        _continue(partial, outputs, tally, progress)
-        _encode_all(run, partial, pool, outputs, tally, progress)
-        manifest = run.publish(outputs, tally, encoder, partial)
+        writers = {split: stack.enter_context(IndexedWriter(partial.folder, split, run.dtype))
+                   for split in run.prefixes}
+        output = _Output(partial, writers, Tally(run.prefixes, settings.on_error))
+        output.take_back(progress)
+        _encode_all(run, pool, output, progress)
+        manifest = run.publish(output, encoder)
         partial.remove()
         return manifest
 
 
-def _continue(partial: PartialRun, outputs: dict[str, IndexedWriter], tally: Tally, show: bool) -> None:
-    """Take back what an interrupted run has finished, as far as its bytes are what its journal says."""
-    records = partial.finished_chunks() if partial.resumed else []
-    good = []
-    with Progress("check finished chunks", len(records), show) as progress:
-        for record in records:
-            accounts = {split: record["splits"][split] for split in outputs}
-            counted = {split: (account["tokens"], account["documents"]) for split, account in accounts.items()}
-            found = {split: output.take_back(*counted[split], accounts[split]["sha256"])
-                     for split, output in outputs.items()}
-            if None in found.values():
-                break
-            for split, output in outputs.items():
-                output.go_on(*counted[split], found[split])
-            good.append(record)
-            tally.add(record)
-            progress.update(len(good), f"{len(good)} of {len(records)}")
-    for output in outputs.values():
-        output.cut()
-    partial.keep_records(good)
-    if good:
-        _say(show, f"{partial.folder}: continuing after {len(good)} finished chunks "
-             f"({sum(output.documents for output in outputs.values()):,} documents, "
-             f"{short_count(_tokens(outputs))} tokens)")
-    if len(good) < len(records):
-        _say(show, f"{partial.folder}: chunk {len(good)} is damaged; it and {len(records) - len(good) - 1} after it "
-             "are done again")
+@dataclass
+class _Output:
+    """The files that grow in the folder of the unfinished run, and the account of what is in them."""
+
+    partial: PartialRun
+    writers: dict[str, IndexedWriter]
+    tally: Tally
+
+    @property
+    def tokens(self) -> int:
+        """Of all splits together."""
+        return sum(writer.tokens for writer in self.writers.values())
+
+    def take_back(self, show: bool) -> None:
+        """Take back what an interrupted run has finished, as far as its bytes are what its journal says."""
+        records = self.partial.finished_chunks() if self.partial.resumed else []
+        good = []
+        with Progress("check finished chunks", len(records), show) as progress:
+            for record in records:
+                accounts = {split: record["splits"][split] for split in self.writers}
+                counted = {split: (account["tokens"], account["documents"]) for split, account in accounts.items()}
+                found = {split: writer.take_back(*counted[split], accounts[split]["sha256"])
+                         for split, writer in self.writers.items()}
+                if None in found.values():
+                    break
+                for split, writer in self.writers.items():
+                    writer.go_on(*counted[split], found[split])
+                good.append(record)
+                self.tally.add(record)
+                progress.update(len(good), f"{len(good)} of {len(records)}")
+        for writer in self.writers.values():
+            writer.cut()
+        self.partial.keep_records(good)
+        if good:
+            documents = sum(writer.documents for writer in self.writers.values())
+            _say(show, f"{self.partial.folder}: continuing after {len(good)} finished chunks ({documents:,} documents, "
+                 f"{short_count(self.tokens)} tokens)")
+        if len(good) < len(records):
+            _say(show, f"{self.partial.folder}: chunk {len(good)} is damaged; it and {len(records) - len(good) - 1} "
+                 "after it are done again")
+
+    def append(self, answer: ChunkAccount, chunk: Chunk) -> None:
+        """Add the next chunk's ids, then its line in the journal."""
+        record = self.tally.named(answer, chunk)
+        for split, writer in self.writers.items():
+            writer.append_file(ids_path(self.partial.folder, answer.number, split), answer.lengths[split])
+            writer.flush()
+        self.tally.add(record)
+        self.partial.record(record)
+        remove_parts(self.partial.folder, answer.number)
 
 
-def _encode_all(run: _Run, partial: PartialRun, pool: Pool, outputs: dict[str, IndexedWriter], tally: Tally,
-                show: bool) -> None:
-    first, bytes_before, tokens_before = tally.chunks, tally.bytes_in, _tokens(outputs)
+def _encode_all(run: _Run, pool: Pool, output: _Output, show: bool) -> None:
+    tally, tokens_before = output.tally, output.tokens
+    first, bytes_before = tally.chunks, tally.bytes_in
     waiting: dict[int, Chunk] = {}
     key, share = run.settings.text_key, run.settings.share
     mine = share_of(list(slots(run.files, key)), *share, run.total_bytes)  # a bad Parquet file is refused at once
 
     def items() -> Iterator[tuple[int, Chunk]]:
-        for number, chunk in enumerate(chunks(mine, partial.folder, key, first), start=first):
+        for number, chunk in enumerate(chunks(mine, output.partial.folder, key, first), start=first):
             waiting[number] = chunk
             yield number, chunk
 
-    total = run.total_bytes // share[1]
-    with Progress("preprocess", total, show, done=tally.consumed) as progress:
+    with Progress("preprocess", run.total_bytes // share[1], show, done=tally.consumed) as progress:
         rate = "nothing left"
         for answer in pool.map_ordered(items()):
-            _append(answer, waiting.pop(answer.number), partial, outputs, tally)
+            output.append(answer, waiting.pop(answer.number))
             seconds = progress.elapsed()
             rate = (f"{(tally.bytes_in - bytes_before) / 1e6 / seconds:.1f} MB/s · "
-                    f"{short_count((_tokens(outputs) - tokens_before) / seconds)} tokens/s")
+                    f"{short_count((output.tokens - tokens_before) / seconds)} tokens/s")
             progress.update(tally.consumed, rate)
         seconds = progress.elapsed()
     _say(show, f"read {(tally.bytes_in - bytes_before) / 1e6:,.1f} MB in {seconds:.1f} s: {rate}, "
          f"{len(pool.children)} workers")
-
-
-def _append(answer: ChunkAccount, chunk: Chunk, partial: PartialRun, outputs: dict[str, IndexedWriter],
-            tally: Tally) -> None:
-    record = tally.named(answer, chunk)
-    for split, output in outputs.items():
-        output.append_file(ids_path(partial.folder, answer.number, split), answer.lengths[split])
-        output.flush()
-    tally.add(record)
-    partial.record(record)
-    remove_parts(partial.folder, answer.number)
-
-
-def _tokens(outputs: dict[str, IndexedWriter]) -> int:
-    return sum(output.tokens for output in outputs.values())
 
 
 def _check_unchanged(files: list[InputFile]) -> None:

@@ -259,9 +259,9 @@ def attack(encoding, files, sizes, split):
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=1000, **RELAXED)
+@settings(max_examples=300, **RELAXED)
 @given(files=corpus, sizes=limits, split=st.booleans())
-def test_a_thousand_corpora_add_up(encoding, files, sizes, split):
+def test_hundreds_of_corpora_add_up(encoding, files, sizes, split):
     attack(encoding, files, sizes, split)
 
 
