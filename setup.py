@@ -33,6 +33,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["megatron_encdec", "megatron_encdec.*"]),
+    package_data={"megatron_encdec.page": ["page.html"], "megatron_encdec.study": ["published.csv"]},
     python_requires=">=3.11",
     install_requires=[
         "torch==2.13.0",
@@ -54,9 +55,12 @@ setup(
         "psutil>=6.0",  # megatron.core's dist_checkpointing imports it without asking for it
         "pyyaml>=6.0",
         "rich>=13.0",
+        "jinja2>=3.1",  # the page of a report; torch brings it along, and rich the next
+        "markdown-it-py>=3.0",
     ],
     extras_require={
-        # Fine-tuning recipes. triton 3.9 breaks nemo_automodel's import; it imports wandb where that is installed.
+        # Fine-tuning recipes: not nemo-toolkit, which is for speech alone since 3.0. triton 3.9 breaks nemo_automodel's
+        # import; it imports wandb where that is installed.
         "nemo": ["nemo-automodel==0.7.0", "seqeval>=1.2.2", "wandb>=0.30",
                  "triton>=3.7,<3.9; sys_platform == 'linux'"],
         # Figures of `study report`; not for training, so not in the base.

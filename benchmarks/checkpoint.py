@@ -66,6 +66,15 @@ def megatron_save(directory: Path, trunk, optimizer) -> float:
     return time.perf_counter() - start
 
 
+def state_at(step: int):
+    """A run_state.json."""
+    from megatron_encdec.engine.run_state import RunState, versions
+
+    return RunState(step=step, phase=0, phase_name="only", objective="clm", samples=0, tokens=0, targets=0,
+                    history_hash="", history={}, data_fingerprints=[], tokenizer_fingerprint=None, topology={},
+                    versions=versions())
+
+
 def measure(arguments, directory: Path) -> dict | None:
     """All rounds, by one rank; rank 0 returns the seconds by name, a list each."""
     import torch.distributed as dist
@@ -81,10 +90,10 @@ def measure(arguments, directory: Path) -> dict | None:
     seconds, size = {name: [] for name in names}, 0
     for number in range(arguments.rounds + 1):
         dist.barrier()
-        plain.save({"step": number + 1})
+        plain.save(state_at(number + 1))
         event, = plain.poll()
         dist.barrier()
-        beside.save({"step": number + 1})
+        beside.save(state_at(number + 1))
         later, = beside.wait()
         if event.error or later.error:
             raise RuntimeError(event.error or later.error)

@@ -72,7 +72,7 @@ step "4/6 export: before (the decoder, seen bidirectionally), after, and the con
     "$PYTHON" - "$work/imported" <<'PYTHON'
 import sys
 from megatron_encdec.interop.source import find
-from megatron_encdec.interop.targets import choose
+from megatron_encdec.interop.families import choose
 print(choose("auto", "mlm", find(sys.argv[1]).config.model).name)
 PYTHON
 )"

@@ -6,7 +6,8 @@
 #   bash examples/finetune.sh grid.seeds=[0] --workers 2      with other settings
 #
 # Installs the recipes of NeMo AutoModel into .venv-nemo (or takes MEGATRON_ENCDEC_PYTHON, which has to have them).
-# Runs go to work_dirs/demo/finetuned, the report to work_dirs/demo/report; the config is examples/finetune_tiny.yaml.
+# The tasks go to work_dirs/demo/tasks, runs to work_dirs/demo/finetuned, the report to work_dirs/demo/report; the
+# config is examples/finetune_tiny.yaml.
 set -euo pipefail
 unset CDPATH # else `cd` may go elsewhere, and prints where
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,5 +21,7 @@ esac
 
 ENCDEC_ENV=nemo source tools/setup_env.sh
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+work=work_dirs/demo
+"$PYTHON" tools/docstring_tasks.py "$work/corpus.jsonl" "$work/data/docstrings.manifest.json" "$work/tasks"
 "$PYTHON" -m megatron_encdec finetune examples/finetune_tiny.yaml "$@"
-"$PYTHON" -m megatron_encdec study report work_dirs/demo/finetuned --output work_dirs/demo/report
+"$PYTHON" -m megatron_encdec study report "$work/finetuned" --output "$work/report"

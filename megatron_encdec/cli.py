@@ -12,7 +12,7 @@ from megatron_encdec.platform.signals import interrupts_end_the_process
 VERBS = {
     "preprocess": ("megatron_encdec.text.command", "text -> indexed token files (.bin/.idx) and a manifest"),
     "pretrain": ("megatron_encdec.training.command", "run the phases of a config, or continue them"),
-    "export": ("megatron_encdec.interop.command", "a checkpoint -> a stock Hugging Face model directory"),
+    "export": ("megatron_encdec.interop.export_command", "a checkpoint -> a stock Hugging Face model directory"),
     "import": ("megatron_encdec.interop.import_command", "a Hugging Face model directory -> a run to train on from"),
     "finetune": ("megatron_encdec.finetune.command", "exported models -> scores on labelled sets, rates x seeds"),
     "study": ("megatron_encdec.study.command", "fine-tuned results -> tables, figures and a page"),

@@ -1,4 +1,4 @@
-"""For all tests: one rank's process group; `gpu` and `te` tests skip where there is no GPU or no Transformer Engine."""
+"""For all tests: one rank's process group; `gpu`, `te` and `nemo` tests skip where what they need is not there."""
 
 import signal
 
@@ -13,12 +13,16 @@ def pytest_configure():
 
 def pytest_collection_modifyitems(items):
     """Add the skips; torch and Transformer Engine are imported only if a test asks for them."""
-    marked = {name: [item for item in items if item.get_closest_marker(name)] for name in ("gpu", "te")}
+    marked = {name: [item for item in items if item.get_closest_marker(name)] for name in ("gpu", "te", "nemo")}
     if not any(marked.values()):
         return
-    import torch
+    from megatron_encdec.platform.optional import CUDA_PACKAGES, is_available, why_unusable
 
-    from megatron_encdec.platform.optional import CUDA_PACKAGES, why_unusable
+    if not is_available("nemo_automodel"):
+        _skip(marked["nemo"], "needs NeMo AutoModel: ENCDEC_ENV=nemo bash tests/run.sh -m 'nemo and not slow'")
+    if not marked["gpu"] and not marked["te"]:
+        return
+    import torch
 
     if not torch.cuda.is_available():
         _skip(marked["gpu"] + marked["te"], "needs a CUDA device")

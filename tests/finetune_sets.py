@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+SPLITS = ("train", "validation", "test")
 WORDS = ["alpha", "beta", "gamma", "delta", "river", "stone", "cloud", "light", "table", "green", "seven", "paper"]
 NAMES = ["Paris", "Oslo", "Lima", "Cairo"]
 
@@ -46,7 +47,7 @@ def write_set(folder: Path, family: str, sizes=(96, 16, 24)) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(family)
     files = {split: str(write_rows(folder / f"{split}.jsonl", [row(family, draw) for _ in range(size)]))
-             for split, size in zip(("train", "validation", "test"), sizes, strict=True)}
+             for split, size in zip(SPLITS, sizes, strict=True)}
     return {"name": "toy", "family": family, **files}
 
 
@@ -70,3 +71,21 @@ def write_model(folder: Path, kind: str = "eurobert", positions: int = 64) -> Pa
         model.load_state_dict(weights)
     model.save_pretrained(folder)
     return folder
+
+
+def run_of(root: Path, family: str, results: str = "results", model: str = "euro", steps: int = 30,
+           shared: bool = False, **training):
+    """A run of `root`/`model` on a set of `family`. `shared` (retrieval): each query has a second positive, which all
+    have."""
+    from megatron_encdec.finetune.config import DatasetConfig, FinetuneRun, ModelSource, TrainingConfig
+
+    folder = root / (family + "_shared" * shared)
+    files = {"name": "toy", "family": family, **{split: str(folder / f"{split}.jsonl") for split in SPLITS}}
+    if not folder.exists():
+        write_set(folder, family)
+        if shared:
+            rows = [json.loads(line) for line in Path(files["train"]).read_text().splitlines()]
+            write_rows(Path(files["train"]), [{**row, "positive": [row["positive"], "river stone"]} for row in rows])
+    settings = dict(batch_size=16, micro_batch_size=8, max_steps=steps, epochs=100, max_length=48)
+    return FinetuneRun(ModelSource(str(root / model)), DatasetConfig(**files), 3e-3, 0, str(root / results),
+                       TrainingConfig(**{**settings, **training}))

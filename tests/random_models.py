@@ -45,12 +45,12 @@ def build(name: str, **changes):
 
 
 def save(name: str, directory: Path, tokenizer: Path | None = None, dtype: torch.dtype = torch.float32,
-         shard_size: str = "5GB", **changes):
+         file_size: str = "5GB", **changes):
     """The model of `name` in `directory`, with the tokenizer files of `tokenizer`; the model."""
     import shutil
 
     model = build(name, **changes).to(dtype)
-    model.save_pretrained(directory, max_shard_size=shard_size)
+    model.save_pretrained(directory, max_shard_size=file_size)
     if tokenizer is not None:
         for file in tokenizer.iterdir():
             shutil.copyfile(file, directory / file.name)

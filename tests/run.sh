@@ -4,6 +4,7 @@
 #   bash tests/run.sh                      all of them, on two processes
 #   bash tests/run.sh -k order             some
 #   bash tests/run.sh -m slow              the long ones (a later -m replaces ours); also -m gpu, -m te
+#   ENCDEC_ENV=nemo bash tests/run.sh -m "nemo and not slow" tests/finetune      NeMo's, in .venv-nemo
 #   bash tests/run.sh -n 0 --pdb tests/data/test_order.py
 #
 # Where CI is set, the slowest tests are listed at the end.

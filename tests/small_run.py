@@ -32,6 +32,27 @@ logging: {{tensorboard: false}}
 """
 
 
+def config_of(*overrides: str):
+    """The config with `overrides`, of data that is nowhere."""
+    from megatron_encdec.platform import schema
+    from megatron_encdec.training.config import Config
+
+    data = schema.parse_yaml(BASE.format(root="nowhere"), "base")
+    for override in overrides:
+        schema.apply_override(data, override, Config)
+    return schema.build(Config, data)
+
+
+def timeline_of(*overrides: str, fingerprints: tuple[str, ...] = ("f",)):
+    """The timeline of `config_of(...)`, with a vocabulary of 301 tokens, of which 8 are special and 1 is the mask."""
+    from megatron_encdec.objectives import Vocabulary
+    from megatron_encdec.training.stretches import Timeline, lay_out
+
+    config = config_of(*overrides)
+    return Timeline(lay_out(config), {"run_seed": config.run.seed}, config.model.identity(), list(fingerprints),
+                    Vocabulary(301, frozenset(range(8)), 1))
+
+
 def run_cli(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
     """`megatron-encdec ARGUMENTS` in a process of its own."""
     result = subprocess.run([sys.executable, "-m", "megatron_encdec", *map(str, arguments)], text=True,

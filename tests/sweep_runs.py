@@ -22,7 +22,7 @@ DONE: list[str] = []  # runs of this process
 
 
 @dataclass(frozen=True)
-class LogisticCell:
+class LogisticRun:
     """A run: `how` is plain, slow, or a way to fail at `rate` 0.4."""
 
     directory: Path
@@ -33,42 +33,42 @@ class LogisticCell:
 
 def grid(tree: Path, rates=(0.1, 0.2, 0.4), seeds=(0, 1), how: str = "plain", dataset: str = "blobs"):
     """Cells of `TREE/m/SC/<dataset>`."""
-    return [LogisticCell(tree / f"m/SC/{dataset}" / f"lr{rate:g}_sd{seed}", rate, seed, how)
+    return [LogisticRun(tree / f"m/SC/{dataset}" / f"lr{rate:g}_sd{seed}", rate, seed, how)
             for rate in rates for seed in seeds]
 
 
-def train(cell: LogisticCell, report) -> dict:
+def train(run: LogisticRun, report) -> dict:
     """Fit; `examples_ND` are loaded once in a process."""
     if "examples" not in LOADED:
         LOADED["examples"] = np.random.default_rng(0).normal(size=(200, 8))
-    examples_ND, rng = LOADED["examples"], np.random.default_rng(cell.seed)
+    examples_ND, rng = LOADED["examples"], np.random.default_rng(run.seed)
     labels_N = examples_ND @ np.arange(8) + rng.normal(size=200) > 0
     weights_D = rng.normal(size=8)
     for step in range(1, STEPS + 1):
         rows_B = rng.integers(0, 100, 16)
         wrong_B = labels_N[rows_B] - 1 / (1 + np.exp(-examples_ND[rows_B] @ weights_D))
-        weights_D = weights_D + cell.rate * wrong_B @ examples_ND[rows_B] / 16
-        if cell.how == "slow":
+        weights_D = weights_D + run.rate * wrong_B @ examples_ND[rows_B] / 16
+        if run.how == "slow":
             time.sleep(0.02)
-        if step == STEPS // 2 and cell.rate == 0.4:
-            go_wrong(cell)
+        if step == STEPS // 2 and run.rate == 0.4:
+            go_wrong(run)
         report(step, STEPS)
-    DONE.append(str(cell.directory))
+    DONE.append(str(run.directory))
     right_N = (examples_ND @ weights_D > 0) == labels_N
-    print("trained", cell.rate, cell.seed)
+    print("trained", run.rate, run.seed)
     return {"validation": {"score": float(right_N[100:150].mean())}, "test": {"score": float(right_N[150:].mean())},
             "process": {"pid": os.getpid(), "runs": len(DONE)}}
 
 
-def go_wrong(cell: LogisticCell) -> None:
+def go_wrong(run: LogisticRun) -> None:
     """In the middle of a run, as `how` says."""
-    marker = cell.directory / "died"
-    if cell.how == "diverges":
+    marker = run.directory / "died"
+    if run.how == "diverges":
         raise FloatingPointError("loss is not finite\nat step 20")
-    if cell.how == "is killed" or (cell.how == "is killed once" and not marker.exists()):
+    if run.how == "is killed" or (run.how == "is killed once" and not marker.exists()):
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    if cell.how == "mistake":
+    if run.how == "mistake":
         raise UserError("data.train: no such file")
 
 
@@ -84,13 +84,13 @@ def scores(tree: Path) -> dict[str, dict]:
 
 def main() -> None:
     tree, workers, rates, seeds, how, *rest = sys.argv[1:]
-    cells = grid(Path(tree), [float(rate) for rate in rates.split(",")], range(int(seeds)), how)
-    outcome = Sweep(cells, "sweep_runs:train", int(workers), retry_failed=bool(rest)).run()
+    runs = grid(Path(tree), [float(rate) for rate in rates.split(",")], range(int(seeds)), how)
+    outcome = Sweep(runs, "sweep_runs:train", int(workers), retry_failed=bool(rest)).run()
     print(json.dumps({"finished": outcome.finished, "failed": len(outcome.failed), "ran": outcome.ran,
                       "left": outcome.left, "stopped_by": outcome.stopped_by}))
 
 
 if __name__ == "__main__":
-    from sweep_runs import main as main_of_the_module  # so that workers know the cells by this module's name
+    from sweep_runs import main as main_of_the_module  # so that workers know the runs by this module's name
 
     main_of_the_module()

@@ -42,7 +42,7 @@ def test_fine_tuning_config_builds(name):
     from megatron_encdec.finetune.config import FinetuneConfig
     from megatron_encdec.platform.schema import build, load_yaml
 
-    assert build(FinetuneConfig, load_yaml(ROOT / "examples" / name)).cells()
+    assert build(FinetuneConfig, load_yaml(ROOT / "examples" / name)).runs()
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("210m", 212), ("610m", 608), ("1b", 1188)])

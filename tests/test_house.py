@@ -13,15 +13,20 @@ MODULES = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).remo
            for path in PACKAGE.rglob("*.py")}
 
 
-def imports(path: Path) -> set[str]:
-    """Our modules that the file names, wherever in it."""
+def names_imported(path: Path) -> set[str]:
+    """Names of modules, and of what is in them, that the file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return found & MODULES.keys()
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Our modules among them."""
+    return names_imported(path) & MODULES.keys()
 
 
 def room(module: str) -> str | None:
@@ -46,6 +51,12 @@ def test_no_import_goes_in_a_circle():
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_one_module_imports_megatron_core():
+    users = [module for module, path in MODULES.items()
+             if any(f"{name}.".startswith("megatron.") for name in names_imported(path))]
+    assert users == ["megatron_encdec.platform.megatron"]
 
 
 def test_a_function_fits_a_screen():

@@ -146,10 +146,10 @@ def test_an_override_of_a_path_is_taken_as_it_stands(tmp_path, monkeypatch, path
     assert {config.run.dir, config.run.from_.path, config.tokenizer.path, config.data.train[0].path,
             config.phases[1].name} == {path}
     data = {"models": [{"path": "x"}], "datasets": [{"name": "d", "family": "SC"}]}
-    for override in (f"results={path}", f"datasets.0.train={path}", f"models.0.path={path}"):
+    for override in (f"results={path}", f"datasets.0.documents={path}", f"models.0.path={path}"):
         schema.apply_override(data, override, FinetuneConfig)
     optional = None if path in ("~", "null") else path  # the key may be null
-    assert (data["results"], data["models"][0]["path"], data["datasets"][0]["train"]) == (path, path, optional)
+    assert (data["results"], data["models"][0]["path"], data["datasets"][0]["documents"]) == (path, path, optional)
     with pytest.raises(UserError, match=f"model.run: {re.escape(path)}: not a run directory"):
         load_config(tmp_path / "c.yaml", [f"model.run={path}"])
 

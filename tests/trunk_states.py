@@ -13,9 +13,17 @@ import torch
 
 from megatron_encdec.engine.config import OptimizerSettings
 from megatron_encdec.engine.optimizer import build_optimizer, set_update_count, wrap
+from megatron_encdec.engine.run_state import RunState
 from megatron_encdec.engine.shards import Shard, wanted
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.trunk import build_trunk
+
+
+def state_at(step: int) -> RunState:
+    """A run_state.json of little content."""
+    return RunState(step=step, phase=0, phase_name="only", objective="clm", samples=step, tokens=step, targets=step,
+                    history_hash="none", history={}, data_fingerprints=[], tokenizer_fingerprint=None, topology={},
+                    versions={})
 
 
 def make(topology, seed: int = 1, dtype: torch.dtype = torch.float32, **model):

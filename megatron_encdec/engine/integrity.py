@@ -7,13 +7,16 @@ form, and a file in any other form is refused, so that it covers itself.
     2. `verify(checkpoint)`       problems of one checkpoint, by one process; `[]` is intact
     3. `check(checkpoint)`        the same by all ranks, each hashing a share; `IntegrityError` on every rank
     4. `newest_intact(...)`       what to go on from instead
+    5. `fair_shares(...)`         work of known size, split over the ranks
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch.distributed as dist
 
@@ -22,6 +25,7 @@ from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.rundir.files import sha256_file
 
 CHECKSUMS = "checksums.json"
+Key = TypeVar("Key")
 
 
 def checksums_text(files: dict[str, tuple[int, str]]) -> str:
@@ -43,10 +47,10 @@ def check(checkpoint: Path) -> None:
     Raises `IntegrityError` on every rank, naming what is wrong and the newest intact checkpoint beside it.
     """
     files, problems = _recorded(checkpoint)
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if not problems:
-        mine = _share(files, ranks)[dist.get_rank()] if ranks > 1 else sorted(files)
-        problems = _compare(checkpoint, files, mine)
+        sizes = {name: size for name, (size, _) in files.items()}
+        problems = _compare(checkpoint, files, fair_shares(sizes, ranks)[rank])
     if ranks > 1:
         everyones: list = [None] * ranks
         dist.all_gather_object(everyones, problems)
@@ -104,14 +108,15 @@ def _recorded(checkpoint: Path) -> tuple[dict, list[str]]:
     return files, missing + extra
 
 
-def _share(files: dict, ranks: int) -> list[list[str]]:
-    """The files in `ranks` shares of about equal size, the same on every rank."""
-    shares, sizes = [[] for _ in range(ranks)], [0] * ranks
-    for name in sorted(files, key=lambda name: (-files[name][0], name)):
-        least = sizes.index(min(sizes))
-        shares[least].append(name)
-        sizes[least] += files[name][0]
-    return shares
+def fair_shares(sizes: Mapping[Key, int], ranks: int) -> list[list[Key]]:
+    """The keys of `sizes` in `ranks` sorted lists of about equal size, the same on every rank: the largest first,
+    each to the list that has least."""
+    shares, filled = [[] for _ in range(ranks)], [0] * ranks
+    for key in sorted(sizes, key=lambda key: (-sizes[key], key)):
+        least = filled.index(min(filled))
+        shares[least].append(key)
+        filled[least] += sizes[key]
+    return [sorted(share) for share in shares]
 
 
 def _compare(checkpoint: Path, files: dict, names: list[str]) -> list[str]:

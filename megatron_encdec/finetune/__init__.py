@@ -1,6 +1,5 @@
 """Exported encoders to scores: fine-tuning on NeMo AutoModel, sweeps of learning rates and seeds (arXiv 2507.00994).
 
-config -> cells -> sweep -> run_one(cell) -> results.json. One run: `readers` (files, the hub) or `embedded`
-(docstrings) -> `examples` -> `features` -> a NeMo recipe (`recipes`) around an encoder with its head (`models`) ->
-`metrics`.
+config -> runs -> sweep -> run_one(run) -> the tree of results, which `study` reads. One run: `rows` (files, the hub) ->
+`examples` -> `features` -> a NeMo recipe (`recipes`) around an encoder with its head (`models`) -> `metrics`.
 """

@@ -1,11 +1,16 @@
-"""What a dataset gives without an encoder, written once beside the tree of results (format: study/baselines.py).
+"""What a dataset gives without an encoder, written once beside the tree of results:
 
-    SC   majority; naive_bayes (multinomial over lower-cased words, add-one)
+    {"metric": "accuracy", "baselines": {"majority": {"validation": {"score": 0.55}, "test": {"score": 0.51}}, ...}}
+
+Names of baselines are free; `test.score`, from 0 to 1 and in the runs' metric, is what a report needs.
+
+    SC   majority; naive_bayes (multinomial over lower-cased words, add-one; words that training lacks count too, which
+         scikit-learn's leaves out)
     TC   majority (no entity), word_tag (a word's most frequent tag in training)
     QA   no_answer (of use where questions may have none), random_span (a seeded guess of five words)
     IR   bm25 (Okapi, k1 = 1.2, b = 0.75, over the same documents)
 
-    1. `ensure_baselines(cell, task)`     RESULTS/baselines/<family>/<dataset>.json, if it is not there
+    1. `ensure_baselines(run, task)`     RESULTS/baselines/<family>/<dataset>.json, if it is not there
 """
 
 import math
@@ -18,39 +23,43 @@ from pathlib import Path
 import numpy as np
 
 from megatron_encdec.finetune import metrics
-from megatron_encdec.finetune.config import FOLDER, Cell
-from megatron_encdec.finetune.examples import positives_of
+from megatron_encdec.finetune.config import FinetuneRun
+from megatron_encdec.finetune.examples import Examples, positives_of
 from megatron_encdec.finetune.features import SPLITS, Task
+from megatron_encdec.finetune.results_tree import BASELINES
 from megatron_encdec.rundir.files import write_json_atomic
 
-_WORD = re.compile(r"\w+")
 K1, B = 1.2, 0.75
+Scorer = Callable[[list], dict]  # examples -> {"score", "scores_i"}
 
 
-def ensure_baselines(cell: Cell, task: Task) -> None:
-    """Compute and write the baselines of the cell's dataset, unless an earlier run did."""
-    path = Path(cell.results) / FOLDER / cell.family / f"{cell.dataset.name}.json"
+def ensure_baselines(run: FinetuneRun, task: Task) -> None:
+    """Compute and write the baselines of the run's dataset, unless an earlier run did."""
+    path = Path(run.results) / BASELINES / run.family / f"{run.dataset.name}.json"
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = {"SC": _classification, "TC": _tagging, "QA": _spans, "IR": _retrieval}[cell.family](task)
+    found = {"SC": _classification, "TC": _tagging, "QA": _spans, "IR": _retrieval}[run.family](task.examples)
     write_json_atomic(path, {"metric": task.metric, "baselines": {
         name: {split: {"score": of(getattr(task.examples, split))["score"]} for split in SPLITS}
         for name, of in found.items()}})
 
 
-def words_of(text: str) -> list[str]:
-    """Lower-cased words."""
-    return _WORD.findall(text.lower())
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
-def _classification(task: Task) -> dict[str, Callable]:
-    train = task.examples.train
-    most = Counter(example.label for example in train).most_common(1)[0][0]
-    bayes = NaiveBayes([f"{one.text} {one.pair or ''}" for one in train], [one.label for one in train])
-    return {"majority": lambda rows: metrics.accuracy([most] * len(rows), [one.label for one in rows]),
-            "naive_bayes": lambda rows: metrics.accuracy(
-                [bayes.label(f"{one.text} {one.pair or ''}") for one in rows], [one.label for one in rows])}
+def _classification(examples: Examples) -> dict[str, Scorer]:
+    def text(example) -> str:
+        return f"{example.text} {example.pair or ''}"
+
+    def score(rows: list, label_of: Callable) -> dict:
+        return metrics.accuracy([label_of(one) for one in rows], [one.label for one in rows])
+
+    most = Counter(example.label for example in examples.train).most_common(1)[0][0]
+    bayes = NaiveBayes([text(one) for one in examples.train], [one.label for one in examples.train])
+    return {"majority": lambda rows: score(rows, lambda one: most),
+            "naive_bayes": lambda rows: score(rows, lambda one: bayes.label(text(one)))}
 
 
 class NaiveBayes:
@@ -59,21 +68,21 @@ class NaiveBayes:
     def __init__(self, texts: Sequence[str], labels: Sequence[str]):
         self._counts: dict[str, Counter] = defaultdict(Counter)
         for text, label in zip(texts, labels, strict=True):
-            self._counts[label].update(words_of(text))
+            self._counts[label].update(_words(text))
         self._priors = {label: math.log(count / len(labels)) for label, count in Counter(labels).items()}
         known = len({word for counts in self._counts.values() for word in counts})
         self._totals = {label: counts.total() + known for label, counts in self._counts.items()}
 
     def label(self, text: str) -> str:
         """The likeliest label."""
-        words = words_of(text)
+        words = _words(text)
         return max(sorted(self._priors), key=lambda label: self._priors[label] + sum(
             math.log((self._counts[label][word] + 1) / self._totals[label]) for word in words))
 
 
-def _tagging(task: Task) -> dict[str, Callable]:
+def _tagging(examples: Examples) -> dict[str, Scorer]:
     tags: dict[str, Counter] = defaultdict(Counter)
-    for example in task.examples.train:
+    for example in examples.train:
         for word, tag in zip(example.words, example.tags, strict=True):
             tags[word][tag] += 1
     usual = {word: counts.most_common(1)[0][0] for word, counts in tags.items()}
@@ -85,24 +94,26 @@ def _tagging(task: Task) -> dict[str, Callable]:
             "word_tag": lambda rows: score(rows, lambda word: usual.get(word, "O"))}
 
 
-def _spans(task: Task) -> dict[str, Callable]:
-    def guess(rows: list) -> dict:
-        draw, guesses = random.Random(0), []
-        for example in rows:
+def _spans(_: Examples) -> dict[str, Scorer]:
+    def score(rows: list, guess: Callable) -> dict:
+        return metrics.answer_f1([guess(one) for one in rows], [[text for text, _ in one.answers] for one in rows])
+
+    def random_span(rows: list) -> dict:
+        draw = random.Random(0)
+
+        def guess(example) -> str:
             words = example.context.split()
             first = draw.randrange(len(words))
-            guesses.append(" ".join(words[first : first + 5]))
-        return metrics.answer_f1(guesses, [[text for text, _ in one.answers] for one in rows])
+            return " ".join(words[first : first + 5])
 
-    def nothing(rows: list) -> dict:
-        return metrics.answer_f1([""] * len(rows), [[text for text, _ in one.answers] for one in rows])
+        return score(rows, guess)
 
-    return {"no_answer": nothing, "random_span": guess}
+    return {"no_answer": lambda rows: score(rows, lambda one: ""), "random_span": random_span}
 
 
-def _retrieval(task: Task) -> dict[str, Callable]:
+def _retrieval(examples: Examples) -> dict[str, Scorer]:
     def score(rows: list) -> dict:
-        corpus = list(dict.fromkeys([text for one in rows for text in one.positives] + task.examples.documents))
+        corpus = list(dict.fromkeys([text for one in rows for text in one.positives] + examples.documents))
         numbers = {text: number for number, text in enumerate(corpus)}
         ranked = Bm25(corpus)
         return metrics.ndcg([ranked.best(one.query, metrics.RANKS) for one in rows],
@@ -118,7 +129,7 @@ class Bm25:
         self._postings: dict[str, list[tuple[int, int]]] = defaultdict(list)
         lengths = []
         for number, text in enumerate(documents):
-            counts = Counter(words_of(text))
+            counts = Counter(_words(text))
             lengths.append(counts.total())
             for word, count in counts.items():
                 self._postings[word].append((number, count))
@@ -128,7 +139,7 @@ class Bm25:
     def best(self, query: str, count: int) -> list[int]:
         """Numbers of the `count` best documents, best first; ties by number."""
         scores_D = np.zeros(len(self._lengths_D))
-        for word in words_of(query):
+        for word in _words(query):
             postings = self._postings.get(word, ())
             weight = math.log(1 + (len(scores_D) - len(postings) + 0.5) / (len(postings) + 0.5))
             for number, frequency in postings:

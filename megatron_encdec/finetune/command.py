@@ -5,9 +5,9 @@ import os
 import shlex
 import signal
 
-from megatron_encdec.finetune.config import FinetuneConfig, load_config
+from megatron_encdec.finetune.config import FinetuneConfig, FinetuneRun, load_config
+from megatron_encdec.finetune.results_tree import FAILED, FINISHED, state_of
 from megatron_encdec.finetune.sweep import Outcome, Sweep
-from megatron_encdec.finetune.sweep_tree import FAILED, FINISHED, state_of
 from megatron_encdec.platform.children import available_cores
 from megatron_encdec.platform.errors import RunFailed, UserError
 from megatron_encdec.platform.optional import INSTALL, is_available
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="runs at a time (= sweep.workers; default: one for each GPU, else for each core, up to "
                              f"{MOST_WORKERS})")
     parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (= sweep.retry_failed)")
-    parser.add_argument("--dry-run", action="store_true", help="say what is to be done; run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="say what there is to do; run nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,29 +50,28 @@ def run(arguments: argparse.Namespace) -> int:
     workers = [] if arguments.workers is None else [f"sweep.workers={arguments.workers}"]
     retry = ["sweep.retry_failed=true"] if arguments.retry_failed else []
     config = load_config(arguments.config, [*arguments.overrides, *workers, *retry])
-    cells = config.cells()
-    states = [state_of(cell.directory) for cell in cells]
+    runs = config.runs()
+    states = [state_of(run.directory) for run in runs]
     finished, failed = states.count(FINISHED), states.count(FAILED)
-    todo = len(cells) - finished - (0 if config.sweep.retry_failed else failed)
-    print(f"{config.results}: {len(cells)} runs ({len(config.all_models)} models × {len(config.datasets)} datasets × "
+    todo = len(runs) - finished - (0 if config.sweep.retry_failed else failed)
+    print(f"{config.results}: {len(runs)} runs ({len(config.all_models)} models × {len(config.datasets)} datasets × "
           f"{len(config.grid.learning_rates)} learning rates × {len(config.grid.seeds)} seeds): {finished} finished, "
           f"{failed} failed, {todo} to do")
     if arguments.dry_run:
         return 0
     if todo and not is_available("nemo_automodel"):
         raise UserError(f"finetune needs the package nemo_automodel; install it: {INSTALL['nemo_automodel']}")
-    return _end(config, _sweep(config, cells, todo).run() if todo else Sweep(cells, FUNCTION).run())
+    return _end(config, _sweep(config, runs, todo).run() if todo else Sweep(runs, FUNCTION).run())
 
 
-def _sweep(config: FinetuneConfig, cells: list, todo: int) -> Sweep:
+def _sweep(config: FinetuneConfig, runs: list[FinetuneRun], todo: int) -> Sweep:
     """The sweep, with workers for this machine."""
     gpus, cores = _gpus(), available_cores()
-    workers = config.sweep.workers or len(gpus) or min(MOST_WORKERS, cores)
-    workers = min(workers, todo)
+    workers = min(todo, config.sweep.workers or len(gpus) or min(MOST_WORKERS, cores))
     threads = max(1, cores // workers)
     where = f"{len(gpus)} GPU{'s' * (len(gpus) != 1)}" if gpus else f"{threads} of {cores} cores each"
     print(f"{workers} worker{'s' * (workers != 1)}, {where}", flush=True)
-    return Sweep(cells, FUNCTION, workers, gpus, threads, config.sweep.retry_failed)
+    return Sweep(runs, FUNCTION, workers, gpus, threads, config.sweep.retry_failed)
 
 
 def _gpus() -> list[str]:

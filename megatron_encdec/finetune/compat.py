@@ -1,5 +1,7 @@
 """NeMo AutoModel on a machine without CUDA, and the one version of it that this was tested with.
 
+The package is nemo-automodel, not nemo-toolkit: since version 3.0 that one is for speech alone.
+
     1. `prepare()`     once a process, before anything of NeMo is used; calling it again costs nothing
 
 On a GPU nothing is replaced. On a CPU its recipe asks CUDA for two things that do not exist there: to reset memory
@@ -12,43 +14,37 @@ import logging
 import os
 
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.optional import INSTALL
 
-TESTED = ("0.7.0",)
-INSTALL = "pip install -e '.[nemo]'"
+TESTED = "0.7.0"
+_INSTALL = INSTALL["nemo_automodel"]
 
 
 def prepare() -> None:
     """Check the version; on a CPU, put our own in place of the two functions. Raises `UserError` in one line."""
-    check_version(installed_version())
+    try:
+        check_version(importlib.metadata.version("nemo-automodel"))
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"fine-tuning needs the package nemo-automodel; install it: {_INSTALL}") from None
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import torch
         from nemo_automodel.recipes.llm import train_seq_cls
     except Exception as error:  # noqa: BLE001  (triton 3.9 makes this import raise a ValueError)
         raise UserError(f"nemo-automodel cannot be imported here ({type(error).__name__}: {str(error).splitlines()[0]})"
-                        f"; {INSTALL} installs what it needs (triton 3.9 breaks it)") from None
+                        f"; {_INSTALL} installs what it needs (triton 3.9 breaks it)") from None
     if torch.cuda.is_available() or train_seq_cls.build_model is _build_on_cpu:
         return
-    if not hasattr(train_seq_cls, "build_model"):
-        raise UserError("nemo-automodel: recipes.llm.train_seq_cls has no build_model any more; see finetune/compat.py")
     torch.cuda.reset_peak_memory_stats = lambda *_, **__: None
     train_seq_cls.build_model = _build_on_cpu
     logging.getLogger("nemo_automodel").setLevel(logging.WARNING)
 
 
-def installed_version() -> str:
-    """The version of nemo-automodel, or `UserError` with the command that installs it."""
-    try:
-        return importlib.metadata.version("nemo-automodel")
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"fine-tuning needs the package nemo-automodel; install it: {INSTALL}") from None
-
-
 def check_version(version: str) -> None:
     """Refuse a version that was not tested."""
-    if version not in TESTED:
-        raise UserError(f"nemo-automodel {version} was never tested here (tested: {', '.join(TESTED)}); "
-                        f"{INSTALL} installs the right one")
+    if version != TESTED:
+        raise UserError(f"nemo-automodel {version} was never tested here (tested: {TESTED}); {_INSTALL} installs the "
+                        "right one")
 
 
 def _build_on_cpu(cfg_model, cfg_peft=None, seed: int = 42, **_):

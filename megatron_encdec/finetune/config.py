@@ -1,8 +1,8 @@
-"""What is fine-tuned on what, and how: the YAML of `megatron-encdec finetune`, and its cells.
+"""What is fine-tuned on what, and how: the YAML of `megatron-encdec finetune`, and its runs.
 
     1. `load_config(path, overrides)`     YAML -> `FinetuneConfig`, mistakes named by their key
-    2. `FinetuneConfig.cells()`           one `Cell` for each model x dataset x learning rate x seed
-    3. `Cell.directory`                   RESULTS/<model>/<SC|TC|QA|IR>/<dataset>/[<train set>_]lr<LR>_sd<seed>
+    2. `FinetuneConfig.runs()`            one `FinetuneRun` for each model x dataset x learning rate x seed
+    3. `FinetuneRun.directory`            RESULTS/<model>/<SC|TC|QA|IR>/<dataset>/[<train set>_]lr<LR>_sd<seed>
 
 Defaults are the protocol of arXiv 2507.00994 (fine-tuning): its rates and seeds, batch 32, at most 1000 steps or one
 epoch, 10 % warm-up then linear decay, betas .9/.95, eps 1e-5, weight decay 0.1, round(0.99 * 2048) tokens.
@@ -11,17 +11,15 @@ epoch, 10 % warm-up then linear decay, betas .9/.95, eps 1e-5, weight decay 0.1,
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from megatron_encdec.finetune.results_tree import BASELINES, name_of_run
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.schema import apply_override, build, load_yaml
 
-FAMILIES = ("SC", "TC", "QA", "IR")
-FOLDER = "baselines"  # where `study report` looks for them
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4)
 SEEDS = (0, 1, 2, 3, 4)
 MAX_LENGTH = round(0.99 * 2048)
-_TASKS = {"library": "SC", "identifiers": "TC", "parameter_type": "QA", "summary_body": "IR"}
 
 
 def _is_folder_name(name: str) -> bool:
@@ -29,8 +27,15 @@ def _is_folder_name(name: str) -> bool:
     return bool(name) and "/" not in name and not name.startswith((".", "_"))
 
 
+def _check_counts(config: Any, *keys: str) -> None:
+    """Each is None, or at least 1."""
+    for key in keys:
+        if (value := getattr(config, key)) is not None and value < 1:
+            raise ValueError(f"{key}: expected at least 1, found {value}")
+
+
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelSource:
     """A Hugging Face directory. `weights: random` keeps its shape and tokenizer and draws new weights."""
 
     path: str
@@ -38,9 +43,10 @@ class ModelConfig:
     weights: Literal["pretrained", "random"] = "pretrained"
 
     def __post_init__(self):
-        if not _is_folder_name(self.label) or self.label == FOLDER:
+        if not _is_folder_name(self.label) or self.label == BASELINES:
             raise ValueError(f"name: {self.label!r} cannot be the model's folder in the results tree, where `study "
-                             f"report` passes over names that start with . or _, and {FOLDER}; give it another `name`")
+                             f"report` passes over names that start with . or _, and {BASELINES}; give it another "
+                             "`name`")
 
     @property
     def label(self) -> str:
@@ -50,32 +56,25 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """A labelled set: local files, a set of the hub, or a task derived from the docstring corpus.
+    """A labelled set (docs/finetune.md): files, or splits of `hub` NAME[:CONFIG].
 
-    Local files: `train`, `test` and, optionally, `validation` (else 5 % of train, drawn with seed 42, as the paper's).
-    Hub: `hub` NAME[:CONFIG], the three being names of splits; `local` a folder that holds <split>.parquet (or .jsonl,
-    .csv) instead, for a machine that is offline. `train_hub` and `train_columns`: where training is on another set of
-    the hub. `documents` (retrieval): further texts to search.
-    Docstrings: `docstrings` names the task, `corpus` its JSON lines and `manifest` the pretraining data made of them,
-    which says which documents were held out.
+    Without `validation` it is 5 % of train, drawn with seed 42, as the paper's. `local`: a folder with <split>.parquet
+    (or .jsonl, .csv) in place of the hub. `train_hub`, `train_columns`: where training is on another set of the hub.
+    `documents` (retrieval): further texts to search; `train_set` names what was trained on.
     `columns` maps our names to the file's: text, text_pair, label | tokens, tags | question, context, answers |
     query, positive. `labels` (SC, TC) fixes the labels and their order, for a set whose training file lacks one of
-    them; else they are those of the whole training set, in order (numbers by value).
-    `train_set` (retrieval) names what was trained on.
+    them; else they are those of the whole training set.
     """
 
     name: str
     family: Literal["SC", "TC", "QA", "IR"]
-    train: str | None = None
+    train: str
+    test: str
     validation: str | None = None
-    test: str | None = None
     documents: str | None = None
     hub: str | None = None
     train_hub: str | None = None
     local: str | None = None
-    docstrings: Literal["library", "identifiers", "parameter_type", "summary_body"] | None = None
-    corpus: str | None = None
-    manifest: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     train_columns: dict[str, str] | None = None
     labels: tuple[str | int, ...] | None = None
@@ -86,22 +85,14 @@ class DatasetConfig:
     def __post_init__(self):
         for key, name in (("name", self.name), ("train_set", self.train_set)):
             if name is not None and not _is_folder_name(name):
-                raise ValueError(f"{key}: {name!r} is to be the name of a folder")
-        if self.docstrings:
-            if _TASKS[self.docstrings] != self.family:
-                raise ValueError(f"family: the task {self.docstrings} is {_TASKS[self.docstrings]}, not {self.family}")
-            if not self.corpus or not self.manifest:
-                raise ValueError("corpus: a task of docstrings needs `corpus` (its JSON lines) and `manifest` (of the "
-                                 "pretraining data made from them)")
-        elif not self.train or not self.test:
-            raise ValueError("train: give `train` and `test` (files, or splits of `hub`), or a task `docstrings`")
+                raise ValueError(f"{key}: {name!r} cannot be the name of a folder")
+        if not self.train or not self.test:
+            raise ValueError("train: give `train` and `test` (files, or splits of `hub`)")
         if self.labels is not None:  # 0 and "0" name one class
             object.__setattr__(self, "labels", tuple(map(str, self.labels)))
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: one is given twice")
-        for key in ("max_train", "max_eval"):
-            if (value := getattr(self, key)) is not None and value < 1:
-                raise ValueError(f"{key}: expected at least 1, found {value}")
+        _check_counts(self, "max_train", "max_eval")
 
 
 @dataclass(frozen=True)
@@ -136,17 +127,12 @@ class TrainingConfig:
     save_model: bool = False
 
     def __post_init__(self):
-        for key in ("batch_size", "micro_batch_size", "retrieval_micro_batch_size", "max_steps", "epochs",
-                    "max_answer_length"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}: expected at least 1, found {getattr(self, key)}")
+        _check_counts(self, "batch_size", "micro_batch_size", "retrieval_micro_batch_size", "max_steps", "epochs",
+                      "max_answer_length", "checkpoint_every", "max_length")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup: a share of the steps from 0 to below 1, found {self.warmup}")
         if self.temperature <= 0:
             raise ValueError(f"temperature: expected more than 0, found {self.temperature}")
-        for key in ("checkpoint_every", "max_length"):
-            if (value := getattr(self, key)) is not None and value < 1:
-                raise ValueError(f"{key}: expected at least 1, found {value}")
 
 
 @dataclass(frozen=True)
@@ -169,21 +155,20 @@ class GridConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """How runs are spread. `workers` null: one for each GPU, else one for each two cores, at most 8."""
+    """How runs are spread. `workers` null: one for each GPU, else for each core, up to 8."""
 
     workers: int | None = None
     retry_failed: bool = False
 
     def __post_init__(self):
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers: expected at least 1, found {self.workers}")
+        _check_counts(self, "workers")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run: a model on a dataset with a learning rate and a seed."""
+class FinetuneRun:
+    """One run: a model on a dataset with a learning rate and a seed. Its cell.json is this."""
 
-    model: ModelConfig
+    model: ModelSource
     dataset: DatasetConfig
     lr: float
     seed: int
@@ -196,15 +181,11 @@ class Cell:
         return self.dataset.family
 
     @property
-    def dataset_directory(self) -> Path:
-        """RESULTS/<model>/<family>/<dataset>."""
-        return Path(self.results) / self.model.label / self.family / self.dataset.name
-
-    @property
     def directory(self) -> Path:
         """The run's folder, as the paper's published runs are laid out."""
-        prefix = f"{self.dataset.train_set or self.dataset.name}_" if self.family == "IR" else ""
-        return self.dataset_directory / f"{prefix}lr{self.lr:g}_sd{self.seed}"
+        train_set = (self.dataset.train_set or self.dataset.name) if self.family == "IR" else ""
+        return (Path(self.results) / self.model.label / self.family / self.dataset.name
+                / name_of_run(self.lr, self.seed, train_set))
 
 
 @dataclass(frozen=True)
@@ -213,7 +194,7 @@ class FinetuneConfig:
 
     results: str
     datasets: tuple[DatasetConfig, ...]
-    models: tuple[ModelConfig, ...] = ()
+    models: tuple[ModelSource, ...] = ()
     model: str | None = None
     grid: GridConfig = field(default_factory=GridConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -232,13 +213,13 @@ class FinetuneConfig:
             raise ValueError("datasets: two of one family have the same name")
 
     @property
-    def all_models(self) -> tuple[ModelConfig, ...]:
+    def all_models(self) -> tuple[ModelSource, ...]:
         """`models`, or the one `model`."""
-        return self.models or (ModelConfig(self.model),)
+        return self.models or (ModelSource(self.model),)
 
-    def cells(self) -> list[Cell]:
+    def runs(self) -> list[FinetuneRun]:
         """Every run: datasets within models, so that what one has loaded serves the next."""
-        return [Cell(model, dataset, rate, seed, self.results, self.training)
+        return [FinetuneRun(model, dataset, rate, seed, self.results, self.training)
                 for model in self.all_models for dataset in self.datasets
                 for rate in self.grid.learning_rates for seed in self.grid.seeds]
 

@@ -4,23 +4,25 @@
     2. `positives_of(pairs)`        of each query, the documents that answer it
 
 Each row is checked where it is read: a label that is missing or unknown, a span that its context does not hold, an
-empty text become one `UserError` that names the file and line. Without a validation set, 5 % of train are it
-(labels.py); labels are those of the whole training set.
+empty text become one `UserError` that names the file and line. Labels are those of the whole training set, in order:
+numbers by value, names by letter. Without a validation set, 5 % of train are it.
 """
 
 import random
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from megatron_encdec.finetune.answers import read_answers
+from megatron_encdec.finetune.columns import is_tag
 from megatron_encdec.finetune.config import DatasetConfig
-from megatron_encdec.finetune.conll import is_tag
-from megatron_encdec.finetune.labels import VALIDATION_SEED, check_labels, class_name, labels_of, split_off
-from megatron_encdec.finetune.readers import UNLABELLED, Row, read_split
+from megatron_encdec.finetune.rows import UNLABELLED, Row, read_split
+from megatron_encdec.finetune.values import class_name, read_answers
 from megatron_encdec.platform.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+VALIDATION_SHARE, SEED = 0.05, 42
 
 
 class Text(NamedTuple):
@@ -73,24 +75,28 @@ class Examples:
 def load_examples(dataset: DatasetConfig) -> Examples:
     """All examples of `dataset`, checked."""
     unlabelled: dict[str, int] = {}
-    if dataset.docstrings:
-        from megatron_encdec.finetune.embedded import derive
-
-        found = derive(dataset)
-    else:
-        found = {split: _read(dataset, split, unlabelled) for split in SPLITS if getattr(dataset, split)}
+    found = {split: _read(dataset, split, unlabelled) for split in SPLITS if getattr(dataset, split)}
     labels = _labels(dataset, found) if dataset.family in ("SC", "TC") else ()
     if dataset.family == "SC":
-        _check_pairs(found)
+        _check_pairs([example for split in found.values() for example in split])
     if "validation" not in found:
         if len(found["train"]) < 2:
             raise UserError(f"{dataset.train}: one example is too few to take a validation set from; give `validation`")
-        found["train"], found["validation"] = split_off(found["train"], bool(labels))
+        found["train"], found["validation"] = _split_off(found["train"], bool(labels))
     documents = []
     if dataset.documents:
         rows = read_split(replace(dataset, test=dataset.documents), "test")
         documents = [_text(row, dataset.columns, "document") for row in rows]
-    return Examples(*(_first(found[split], dataset, split) for split in SPLITS), labels, documents, unlabelled)
+    return Examples(*(_drawn(found[split], dataset.max_train if split == "train" else dataset.max_eval)
+                      for split in SPLITS), labels, documents, unlabelled)
+
+
+def positives_of(pairs: Sequence[Pair]) -> list[list[str]]:
+    """Of each pair, all documents that answer its query: its own, and those of other rows with the same query."""
+    found: dict[str, dict[str, None]] = {}
+    for pair in pairs:
+        found.setdefault(pair.query, {}).update(dict.fromkeys(pair.positives))
+    return [list(found[pair.query]) for pair in pairs]
 
 
 def _read(dataset: DatasetConfig, split: str, unlabelled: dict[str, int]) -> list:
@@ -108,55 +114,71 @@ def _read(dataset: DatasetConfig, split: str, unlabelled: dict[str, int]) -> lis
     return [_PARSERS[dataset.family](row, columns, dataset) for row in kept]
 
 
-def _check_pairs(found: dict[str, list]) -> None:
+def _check_pairs(examples: list[Text]) -> None:
     """All texts have a second one, or none has."""
-    examples = [example for split in SPLITS for example in found.get(split, ())]
     if len({example.pair is None for example in examples}) > 1:
         lonely = next(example for example in examples if example.pair is None)
         raise UserError(f"{lonely.where}: no text_pair, which other rows of the set have")
 
 
-def positives_of(pairs: Sequence[Pair]) -> list[list[str]]:
-    """Of each pair, all documents that answer its query: its own, and those of other rows with the same query."""
-    found: dict[str, dict[str, None]] = {}
-    for pair in pairs:
-        found.setdefault(pair.query, {}).update(dict.fromkeys(pair.positives))
-    return [list(found[pair.query]) for pair in pairs]
-
-
-def _first(examples: list, dataset: DatasetConfig, split: str) -> list:
-    """At most as many as the dataset allows, drawn with a fixed seed."""
-    limit = dataset.max_train if split == "train" else dataset.max_eval
-    if limit is None or len(examples) <= limit:
-        return examples
-    return [examples[i] for i in sorted(random.Random(VALIDATION_SEED).sample(range(len(examples)), limit))]
-
-
 def _labels(dataset: DatasetConfig, found: dict[str, list]) -> tuple[str, ...]:
     """The labels in order, of the whole training set, after checking that every example has one of them."""
-    known = dataset.labels or labels_of(found["train"])
+    known, source = dataset.labels, "labels"
+    if not known:
+        names, source = {label for example in found["train"] for label in _of(example)}, "the training set's labels"
+        numbered = all(re.fullmatch(r"-?\d+", name) for name in names)
+        known = tuple(sorted(names, key=(lambda name: (int(name), name)) if numbered else None))
     if len(known) < 2:
         raise UserError(f"{dataset.train}: all labels are {known[0]!r}; there is nothing to tell apart")
-    source = "labels" if dataset.labels else "the training set's labels"
-    for examples in found.values():
-        check_labels(known, source, examples)
+    allowed = set(known)
+    for example in (example for split in found.values() for example in split):
+        if (unknown := next((label for label in _of(example) if label not in allowed), None)) is not None:
+            raise UserError(f"{example.where}: label {unknown!r} is not one of {source}: "
+                            f"{', '.join(known[:20])}{' ...' if len(known) > 20 else ''}; if it is one, list all "
+                            "of them in the dataset's `labels`")
     return known
+
+
+def _of(example: Text | Words) -> Sequence[str]:
+    return example.tags if isinstance(example, Words) else (example.label,)
+
+
+def _split_off(examples: list, labelled: bool) -> tuple[list, list]:
+    """(train, validation): 5 % of `examples`, drawn with seed 42 (arXiv 2507.00994, fine-tuning). `labelled`: an
+    example that is the last one of a label stays in train, and the next of the draw takes its place while there are
+    others."""
+    labels = [set(_of(example)) if labelled else set() for example in examples]
+    left = Counter(label for one in labels for label in one)
+    order = list(range(len(examples)))
+    random.Random(SEED).shuffle(order)
+    count, spare = max(1, round(VALIDATION_SHARE * len(examples))), []
+    for place in order:
+        if len(spare) < count and all(left[label] > 1 for label in labels[place]):
+            spare.append(place)
+            left.subtract(labels[place])
+    taken = set(list(dict.fromkeys([*spare, *order]))[:count])
+    return [one for place, one in enumerate(examples) if place not in taken], [examples[i] for i in sorted(taken)]
+
+
+def _drawn(examples: list, limit: int | None) -> list:
+    """At most `limit` of them, drawn with a fixed seed."""
+    if limit is None or len(examples) <= limit:
+        return examples
+    return [examples[i] for i in sorted(random.Random(SEED).sample(range(len(examples)), limit))]
 
 
 def _value(row: Row, columns: dict[str, str], role: str, required: bool = True) -> Any:
     where, values = row
     name = columns.get(role, role)
-    if values.get(name) is None:
-        if not required and role not in columns:
-            return None
+    if values.get(name) is None and (required or role in columns):
         raise UserError(f"{where}: no {name!r} ({role}); columns there: {', '.join(map(str, values))}")
-    return values[name]
+    return values.get(name)
 
 
 def _text(row: Row, columns: dict[str, str], role: str) -> str:
     value = _value(row, columns, role)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{row[0]}: {columns.get(role, role)!r} ({role}) is to be a text, found {value!r}")
+        raise UserError(f"{row[0]}: {columns.get(role, role)!r} ({role}): expected a text, found {value!r}")
     return value
 
 
@@ -174,7 +196,7 @@ def _parse_words(row: Row, columns: dict[str, str], _: DatasetConfig) -> Words:
     if isinstance(words, str) and isinstance(tags, str):  # CSV: separated by spaces
         words, tags = words.split(), tags.split()
     if not isinstance(words, list) or not isinstance(tags, list) or not words:
-        raise UserError(f"{row[0]}: tokens and tags are to be lists, and not empty")
+        raise UserError(f"{row[0]}: tokens and tags: expected lists, and not empty")
     if len(words) != len(tags):
         raise UserError(f"{row[0]}: {len(words)} tokens, but {len(tags)} tags")
     for number, (word, tag) in enumerate(zip(words, tags, strict=True), 1):

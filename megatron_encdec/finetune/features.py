@@ -1,6 +1,6 @@
 """Examples as tokens, and what a model answers as scores: one `Task` for each family.
 
-    1. `load_task(cell)`              examples, tokenizer, features; the last ones are kept for the next run
+    1. `load_task(run)`               examples, tokenizer, features; the last ones are kept for the next run
     2. `Task.train`                   a list of features, each a dict of lists; `collate` makes a batch
     3. `Task.features(split)`         what to run the model on; `Task.score(split, outputs)` its scores
 
@@ -13,54 +13,42 @@ is refused, for its last words would have no tags. What happened to texts stands
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from megatron_encdec.finetune import metrics
-from megatron_encdec.finetune.config import MAX_LENGTH, Cell, TrainingConfig
-from megatron_encdec.finetune.examples import Examples, load_examples, positives_of
+from megatron_encdec.finetune.config import MAX_LENGTH, FinetuneRun
+from megatron_encdec.finetune.examples import Examples, Question, Text, Words, load_examples, positives_of
 from megatron_encdec.finetune.models import encoder_config
 from megatron_encdec.platform.errors import UserError
 
 IGNORED = -100
-Feature = dict[str, Any]
 SPLITS = ("validation", "test")
+KEPT = 2  # tasks
+_TASKS: dict[str, "Task"] = {}
+Feature = dict[str, Any]
 
 
-def load_task(cell: Cell) -> "Task":
-    """The task of `cell`; runs that differ in learning rate or seed share it, those of other models its examples."""
-    files = [name for name in (cell.dataset.train, cell.dataset.validation, cell.dataset.test, cell.dataset.documents,
-                               cell.dataset.corpus, cell.dataset.manifest) if name and Path(name).is_file()]
-    changed = tuple(Path(name).stat().st_mtime_ns for name in files)
-    return _load_task(_Key((cell.model.path, cell.dataset, cell.training, changed), cell))
+def load_task(run: FinetuneRun) -> "Task":
+    """The task of `run`; runs that differ in learning rate or seed alone share it."""
+    files = filter(None, (run.dataset.train, run.dataset.validation, run.dataset.test, run.dataset.documents))
+    changed = [Path(name).stat().st_mtime_ns for name in files if Path(name).is_file()]
+    key = repr((run.model.path, run.dataset, run.training, changed))
+    if key not in _TASKS:
+        kinds = {"SC": Classification, "TC": Tagging, "QA": Spans, "IR": Retrieval}
+        _TASKS[key] = kinds[run.family](run, load_examples(run.dataset))
+    _TASKS[key] = _TASKS.pop(key)  # the newest is the last
+    for old in list(_TASKS)[:-KEPT]:
+        del _TASKS[old]
+    return _TASKS[key]
 
 
-class _Key:
-    """Hashes as `identity`, carries the cell."""
-
-    def __init__(self, identity: tuple, cell: Cell):
-        self.identity, self.cell = repr(identity), cell
-
-    def __hash__(self) -> int:
-        return hash(self.identity)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.identity == other.identity
-
-
-@lru_cache(maxsize=2)
-def _load_task(key: _Key) -> "Task":
-    tasks = {"SC": Classification, "TC": Tagging, "QA": Spans, "IR": Retrieval}
-    return tasks[key.cell.family](key.cell, load_examples(key.cell.dataset))
-
-
-def load_tokenizer(path: str):
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of the model in `path`, with something to pad with."""
-    from transformers import AutoTokenizer
-
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -78,23 +66,24 @@ class Task:
 
     metric = ""
 
-    def __init__(self, cell: Cell, examples: Examples):
-        self.training: TrainingConfig = cell.training
+    def __init__(self, run: FinetuneRun, examples: Examples):
+        self.training = run.training
         self.examples, self.labels = examples, examples.labels
-        self.tokenizer = load_tokenizer(cell.model.path)
+        self.tokenizer = load_tokenizer(run.model.path)
         self.pad = self.tokenizer.pad_token_id
-        self.max_length = self._length(cell)
+        self.separator = self.pad if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
+        self.max_length = self._length(run)
         self.counts: Counter[str] = Counter(cut_texts=0)
         if examples.unlabelled:
             self.counts["rows_without_label"] = sum(examples.unlabelled.values())
         self.train: list[Feature] = self._train()
         self._features: dict[str, list[Feature]] = {}
 
-    def _length(self, cell: Cell) -> int:
-        positions = encoder_config(cell.model.path).max_position_embeddings
-        asked = cell.training.max_length
+    def _length(self, run: FinetuneRun) -> int:
+        positions = encoder_config(run.model.path).max_position_embeddings
+        asked = run.training.max_length
         if asked is not None and asked > positions:
-            raise UserError(f"training.max_length: {asked} tokens, but {cell.model.path} has {positions} positions")
+            raise UserError(f"training.max_length: {asked} tokens, but {run.model.path} has {positions} positions")
         return asked or min(MAX_LENGTH, round(0.99 * positions))
 
     def features(self, split: str) -> list[Feature]:
@@ -111,10 +100,8 @@ class Task:
             self.counts["texts_without_tokens"] += empty
         return [row[: self.max_length] or [self.pad] for row in rows]
 
-    def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, Any]:
+    def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, torch.Tensor]:
         """A batch, padded on the right: input_ids and attention_mask [B, S], and `labels` where there are some."""
-        import torch
-
         length = max(len(feature[key]) for feature in features)
         batch = {"input_ids": torch.full((len(features), length), self.pad),
                  "attention_mask": torch.zeros((len(features), length), dtype=torch.long)}
@@ -123,13 +110,11 @@ class Task:
             batch["input_ids"][row, :count] = torch.as_tensor(feature[key])
             batch["attention_mask"][row, :count] = 1
         if "labels" in features[0]:
-            batch["labels"] = self._labels([feature["labels"] for feature in features], length)
+            batch["labels"] = torch.tensor([self._padded(feature["labels"], length) for feature in features])
         return batch
 
-    def _labels(self, labels: list, length: int):
-        import torch
-
-        return torch.tensor(labels)
+    def _padded(self, labels: Any, length: int) -> Any:
+        return labels
 
     def _train(self) -> list[Feature]:
         return self._evaluated(self.examples.train)
@@ -138,7 +123,7 @@ class Task:
         raise NotImplementedError
 
     def score(self, split: str, outputs: list) -> dict:
-        """{"score", "scores_i"} of the model's outputs, one for each of `features(split)`."""
+        """{"score", "scores_i"} by `metric` of the model's outputs, one for each of `features(split)`."""
         raise NotImplementedError
 
 
@@ -147,26 +132,23 @@ class Classification(Task):
 
     metric = "accuracy"
 
-    def _evaluated(self, examples: list) -> list[Feature]:
+    def _evaluated(self, examples: list[Text]) -> list[Feature]:
         numbers = {label: number for number, label in enumerate(self.labels)}
         rows = self.encode([example.text for example in examples])
         if any(example.pair is not None for example in examples):
             pairs = self.encode([example.pair or "" for example in examples], special=False)
-            separator = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else self.pad
-            rows = [_two(row, separator, pair, self.max_length) for row, pair in zip(rows, pairs, strict=True)]
+            rows = [self._two(row, pair) for row, pair in zip(rows, pairs, strict=True)]
         return [{"ids": row, "labels": numbers[example.label]} for row, example in zip(rows, examples, strict=True)]
 
+    def _two(self, first: list[int], second: list[int]) -> list[int]:
+        """first, separator, second; of both, the longer is cut until they fit."""
+        room = self.max_length - 1
+        keep = max(min(len(first), room - len(second)), min(len(first), room // 2))
+        return [*first[:keep], self.separator, *second[: room - keep]]
+
     def score(self, split: str, outputs: list) -> dict:
-        """Accuracy."""
         return metrics.accuracy([self.labels[int(one)] for one in outputs],
                                 [example.label for example in getattr(self.examples, split)])
-
-
-def _two(first: list[int], separator: int, second: list[int], limit: int) -> list[int]:
-    """first, separator, second; of both, the longer is cut until they fit into `limit`."""
-    room = limit - 1
-    keep = max(min(len(first), room - len(second)), min(len(first), room // 2))
-    return [*first[:keep], separator, *second[: room - keep]]
 
 
 class Tagging(Task):
@@ -174,7 +156,7 @@ class Tagging(Task):
 
     metric = "entity F1 (seqeval)"
 
-    def _evaluated(self, examples: list) -> list[Feature]:
+    def _evaluated(self, examples: list[Words]) -> list[Feature]:
         numbers = {label: number for number, label in enumerate(self.labels)}
         words = [(" " if place else "") + word for example in examples for place, word in enumerate(example.words)]
         tokens = iter(self.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"])
@@ -191,13 +173,10 @@ class Tagging(Task):
             features.append({"ids": ids, "labels": labels})
         return features
 
-    def _labels(self, labels: list, length: int):
-        import torch
-
-        return torch.tensor([row + [IGNORED] * (length - len(row)) for row in labels])
+    def _padded(self, labels: list[int], length: int) -> list[int]:
+        return labels + [IGNORED] * (length - len(labels))
 
     def score(self, split: str, outputs: list) -> dict:
-        """Entity F1."""
         predicted = [[self.labels[int(label)] for label, place in zip(output, feature["labels"], strict=True)
                       if place != IGNORED]
                      for output, feature in zip(outputs, self.features(split), strict=True)]
@@ -217,7 +196,7 @@ class Spans(Task):
     def _train(self) -> list[Feature]:
         """Without the questions whose answer no window holds (it is longer than what windows share, or the tokenizer
         makes nothing of it): they would be learnt as questions without an answer. They are counted."""
-        features, examples = self._evaluated(self.examples.train), self.examples.train
+        features, examples = super()._train(), self.examples.train
         held = {feature["example"] for feature in features if feature["labels"] != [0, 0]}
         lost = {number for number, example in enumerate(examples) if example.answers} - held
         if lost:
@@ -227,20 +206,18 @@ class Spans(Task):
                             "any other question; raise training.max_length or training.doc_stride")
         return [feature for feature in features if feature["example"] not in lost]
 
-    def _evaluated(self, examples: list) -> list[Feature]:
+    def _evaluated(self, examples: list[Question]) -> list[Feature]:
         questions = self.tokenizer([example.question for example in examples], add_special_tokens=False,
                                    verbose=False)["input_ids"]
         contexts = self.tokenizer([example.context for example in examples], add_special_tokens=False,
                                   return_offsets_mapping=True, verbose=False)
-        features = []
-        for number, example in enumerate(examples):
-            features += self._windows(number, example, questions[number], contexts["input_ids"][number],
-                                      contexts["offset_mapping"][number])
-        return features
+        return [window for number, each in enumerate(zip(examples, questions, contexts["input_ids"],
+                                                         contexts["offset_mapping"], strict=True))
+                for window in self._windows(number, *each)]
 
-    def _windows(self, number: int, example, question: list[int], context: list[int], offsets: list) -> list[Feature]:
-        separator = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else self.pad
-        prefix = [*question[: self.max_length // 2], separator]
+    def _windows(self, number: int, example: Question, question: list[int], context: list[int],
+                 offsets: list[tuple[int, int]]) -> list[Feature]:
+        prefix = [*question[: self.max_length // 2], self.separator]
         room = self.max_length - len(prefix)
         step = max(1, room - min(self.training.doc_stride, room // 2))
         span = _token_span(example.answers[0], offsets) if example.answers else None
@@ -248,25 +225,22 @@ class Spans(Task):
         for begin in range(0, max(len(context), 1), step):
             end = min(begin + room, len(context))
             inside = span is not None and begin <= span[0] and span[1] < end
-            labels = [span[0] - begin + len(prefix), span[1] - begin + len(prefix)] if inside else [0, 0]
+            labels = [place - begin + len(prefix) for place in span] if inside else [0, 0]
             windows.append({"ids": prefix + context[begin:end], "labels": labels, "example": number,
                             "prefix": len(prefix), "offsets": offsets[begin:end]})
             if end == len(context):
                 break
         return windows
 
-    def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, Any]:
+    def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, torch.Tensor]:
         """With `allowed` [B, S]: where an answer may start and end (the context, and position 0)."""
-        import torch
-
         batch = super().collate(features, key)
         allowed = batch["attention_mask"].bool()
         for row, feature in enumerate(features):
             allowed[row, 1 : feature["prefix"]] = False
-        return {**batch, "allowed": torch.as_tensor(allowed)}
+        return {**batch, "allowed": allowed}
 
     def score(self, split: str, outputs: list) -> dict:
-        """SQuAD's F1."""
         examples = getattr(self.examples, split)
         may_be_none = any(not example.answers for example in self.examples.train)
         best = [(-np.inf, "") for _ in examples]
@@ -289,7 +263,7 @@ class Spans(Task):
         return max(pairs, default=(-np.inf, 0, 0))
 
 
-def _token_span(answer: tuple[str, int], offsets: list) -> tuple[int, int] | None:
+def _token_span(answer: tuple[str, int], offsets: list[tuple[int, int]]) -> tuple[int, int] | None:
     """First and last token that touch the answer's characters."""
     text, start = answer
     touched = [place for place, (first, last) in enumerate(offsets) if first < start + len(text) and last > start]
@@ -326,11 +300,9 @@ class Retrieval(Task):
         return list(dict.fromkeys([text for example in examples for text in example.positives]
                                   + self.examples.documents))
 
-    def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, Any]:
+    def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, torch.Tensor]:
         """In training the documents stand beside the queries: `document_input_ids` and its mask [B, S], `document` [B]
-        their numbers, `positives` [B, P] the numbers of all the query's positives, -1 behind the last."""
-        import torch
-
+        their numbers, `positives` [B, P] the numbers of all the query's positives, -1 after the last."""
         batch = super().collate(features, key)
         if "document_ids" in features[0] and key == "ids":
             documents = super().collate(features, "document_ids")
@@ -342,7 +314,6 @@ class Retrieval(Task):
         return batch
 
     def score(self, split: str, outputs: list) -> dict:
-        """NDCG@10 by cosine."""
         examples = getattr(self.examples, split)
         embeddings = np.stack(outputs)
         queries, documents = embeddings[: len(examples)], embeddings[len(examples) :]

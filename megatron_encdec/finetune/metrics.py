@@ -2,24 +2,20 @@
 
     accuracy          share of equal labels
     entity F1         seqeval (strict CoNLL spans over B-/I- tags)
-    answer F1         SQuAD's official rules: lower case, no punctuation, no articles, bag of words; best over answers
+    answer F1         SQuAD's official rules, as transformers has them: lower case, no punctuation, no articles, bag of
+                      words; best over answers
     NDCG@10           binary relevance, 1 / log2(rank + 1), as trec_eval computes it
 
 Each returns {"score", "scores_i"}; `scores_i` of entity F1 is 1 for a sentence whose entities are all right.
 """
 
 import math
-import re
-import string
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from megatron_encdec.platform.optional import require
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
-_PUNCTUATION = set(string.punctuation)
 RANKS = 10
 
 
@@ -43,27 +39,11 @@ def entity_f1(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]])
     return {"score": score, "scores_i": exact}
 
 
-def normalize_answer(text: str) -> str:
-    """SQuAD's normal form of an answer (official evaluation script, versions 1.1 and 2.0)."""
-    text = "".join(character for character in text.lower() if character not in _PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", text).split())
-
-
-def answer_f1_of(predicted: str, gold: str) -> float:
-    """Overlap of two answers' words; where either is empty, 1 if both are."""
-    ours, theirs = normalize_answer(predicted).split(), normalize_answer(gold).split()
-    if not ours or not theirs:
-        return float(ours == theirs)
-    common = sum((Counter(ours) & Counter(theirs)).values())
-    if not common:
-        return 0.0
-    precision, recall = common / len(ours), common / len(theirs)
-    return 2 * precision * recall / (precision + recall)
-
-
 def answer_f1(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict:
     """Mean over questions of the best F1 over their answers; a question without answers wants an empty text."""
-    return _mean([max(answer_f1_of(one, answer) for answer in ([a for a in answers if normalize_answer(a)] or [""]))
+    from transformers.data.metrics.squad_metrics import compute_f1, normalize_answer
+
+    return _mean([max(compute_f1(answer, one) for answer in ([a for a in answers if normalize_answer(a)] or [""]))
                   for one, answers in zip(predicted, gold, strict=True)])
 
 

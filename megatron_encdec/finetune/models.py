@@ -7,7 +7,7 @@ an MLM phase as EuroBERT): every run is a stock EuroBERT class, so what is saved
     QA   the same with two labels, start and end              IR   EuroBertModel, pooled by mean (sentence-transformers)
 
     1. `encoder_config(path)`     the EuroBERT config of a directory, or why it cannot be one
-    2. `build(...)`               the model; NeMo's YAML names this function as model._target_
+    2. `build_model(...)`         the model
     3. `mean_pool(...)`           over the tokens, padding left out
 """
 
@@ -17,26 +17,26 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+import transformers
 
 from megatron_encdec.interop.tensor_files import TensorFiles
 from megatron_encdec.platform.errors import UserError
 
+_CLASSES = {"SC": "EuroBertForSequenceClassification", "TC": "EuroBertForTokenClassification",
+            "QA": "EuroBertForTokenClassification", "IR": "EuroBertModel"}
 _SHARED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
            "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
            "attention_bias", "pad_token_id", "bos_token_id", "eos_token_id", "rope_parameters", "head_dim")
-QA_LABELS = ("start", "end")
+_QA_LABELS = ("start", "end")
 
 
-def encoder_config(path: str | Path):
-    """The `EuroBertConfig` of the model in `path`; `UserError` in one line if its layers are not EuroBERT's."""
-    import transformers
-
+def encoder_config(path: str | Path) -> transformers.EuroBertConfig:
+    """The config of the model in `path` as EuroBERT's; `UserError` in one line if its layers are not EuroBERT's."""
     file = Path(path) / "config.json"
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read as a model's config ({error})") from None
-    kind = raw.get("model_type")
     if kind == "eurobert":
         config = transformers.EuroBertConfig.from_pretrained(path, local_files_only=True)
     elif kind == "llama":
@@ -61,28 +61,24 @@ def _pretrained_weights(path: str, _changed: int) -> dict[str, torch.Tensor]:
             if not name.startswith(("lm_head.", "classifier.", "dense."))}
 
 
-def build(pretrained_model_name_or_path: str, family: str, labels: Sequence[str] = (), weights: str = "pretrained"):
-    """The model of `family`, in fp32. `labels`: of SC and TC, in order. Raises `UserError` where weights do not fit.
+def build_model(path: str, family: str, labels: Sequence[str] = (), weights: str = "pretrained"):
+    """The model of `family` with the encoder in `path`, in fp32. `labels`: of SC and TC, in order.
 
-    New weights (heads; everything for `weights` "random") are drawn from torch's generator as it stands.
+    New weights (heads; everything for `weights` "random") are drawn from torch's generator as it stands. Raises
+    `UserError` where the encoder's do not fit its config.
     """
-    import transformers
-
-    config = encoder_config(pretrained_model_name_or_path)
-    labels = QA_LABELS if family == "QA" else tuple(labels)
+    config = encoder_config(path)
     if family != "IR":
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: number for number, label in enumerate(labels)}
-    name = {"SC": "EuroBertForSequenceClassification", "TC": "EuroBertForTokenClassification",
-            "QA": "EuroBertForTokenClassification", "IR": "EuroBertModel"}[family]
-    config.architectures = [name]
-    model = getattr(transformers, name)(config).float()
+        names = _QA_LABELS if family == "QA" else labels
+        config.id2label = dict(enumerate(names))
+        config.label2id = {label: number for number, label in enumerate(names)}
+    config.architectures = [_CLASSES[family]]
+    model = getattr(transformers, _CLASSES[family])(config).float()
     if weights == "pretrained":
+        changed = max(file.stat().st_mtime_ns for file in Path(path).glob("*")
+                      if file.suffix in (".json", ".safetensors"))
         encoder = model if family == "IR" else model.model
-        path = Path(pretrained_model_name_or_path)
-        changed = max(file.stat().st_mtime_ns for file in path.glob("*") if file.suffix in (".json", ".safetensors"))
-        found = _pretrained_weights(str(path), changed)
-        problem = encoder.load_state_dict(found, strict=False)
+        problem = encoder.load_state_dict(_pretrained_weights(path, changed), strict=False)
         if problem.missing_keys or problem.unexpected_keys:
             raise UserError(f"{path}: its weights are not those of its config (missing {problem.missing_keys[:3]}, "
                             f"unexpected {problem.unexpected_keys[:3]})")

@@ -1,21 +1,27 @@
 """The four families as recipes of NeMo AutoModel: subclasses of its sequence classification, run by its application.
 
-    torchrun --nproc-per-node 2 -m nemo_automodel.cli.app RUN/nemo.yaml      (`run.py: nemo_config` writes that file)
+    torchrun --nproc-per-node 2 -m nemo_automodel.cli.app RUN/nemo.yaml      (`prepare_files` in run.py writes it)
 
 NeMo's recipe owns the process group, model and DDP, optimizer, schedule, data loader, step scheduler and checkpoints.
 Ours:
 
-    1. `setup`                       the device, the task (tokenised once a process), the batches' collation
-    2. `_run_train_optim_step`       the loss is a sum over targets divided by their number in the *global* batch, so
-                                     ranks and micro-batches change nothing
-    3. `run_train_validation_loop`   NeMo's loop, then scores of validation and test, shared among ranks
+    1. `model_of`, `training_features`    what the YAML names as `_target_`, given the path of the run's cell.json
+    2. `setup`                            the device, the task (tokenised once a process), the batches' collation
+    3. `_run_train_optim_step`            the loss is a sum over targets divided by their number in the *global* batch,
+                                          so ranks and micro-batches change nothing
+    4. `run_train_validation_loop`        NeMo's loop, then scores of validation and test, shared among ranks
+    5. `finish`                           the model where it is kept, record.json, results.json last
 
 Legend of shapes: B texts of a micro-batch, S tokens, C classes, H hidden size, N pairs of the global batch.
 """
 
 import contextlib
+import importlib.metadata
+import json
 import math
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,27 +30,75 @@ from nemo_automodel.components.loggers.metric_logger import MetricsSample
 from nemo_automodel.components.training.utils import clip_grad_norm
 from nemo_automodel.recipes.llm.train_seq_cls import TrainFinetuneRecipeForSequenceClassification
 
+from megatron_encdec import __version__
 from megatron_encdec.finetune import compat
-from megatron_encdec.finetune.features import IGNORED, SPLITS, Task, load_task
-from megatron_encdec.finetune.models import mean_pool
-from megatron_encdec.finetune.record import finish, read_cell
+from megatron_encdec.finetune.config import FinetuneRun
+from megatron_encdec.finetune.features import IGNORED, SPLITS, Feature, Task, load_task
+from megatron_encdec.finetune.models import build_model, mean_pool
+from megatron_encdec.finetune.results_tree import write_results
+from megatron_encdec.interop.hugging_face import write_pooling
 from megatron_encdec.platform.errors import RunFailed
+from megatron_encdec.platform.schema import build
+from megatron_encdec.rundir.files import write_json_atomic
 
 EVALUATED_TOKENS = 16384  # of a batch without gradients, padding included
+PACKAGES = ("torch", "transformers", "tokenizers", "nemo-automodel", "seqeval", "numpy")  # that decide a score
+
+
+def model_of(settings: str, **_) -> torch.nn.Module:
+    """The model of the run whose cell.json is `settings`, with the head of its family."""
+    run = _read_run(settings)
+    return build_model(run.model.path, run.family, load_task(run).labels, run.model.weights)
+
+
+def training_features(settings: str, **_) -> list[Feature]:
+    """The training set of the run whose cell.json is `settings`."""
+    return load_task(_read_run(settings)).train
+
+
+def _read_run(path: str) -> FinetuneRun:
+    return build(FinetuneRun, json.loads(Path(path).read_text(encoding="utf-8")), path)
+
+
+def finish(run: FinetuneRun, task: Task, model: torch.nn.Module, results: dict, facts: dict) -> None:
+    """The model, if it is kept; the record, with `facts` about the run; results.json last."""
+    if run.training.save_model:
+        _save_model(run, task, model)
+    versions = {name: found.version for name in PACKAGES for found in importlib.metadata.distributions(name=name)}
+    write_json_atomic(run.directory / "record.json", {
+        "metric": task.metric, **facts, "train_features": len(task.train), "max_length": task.max_length,
+        **task.counts, "labels": list(task.labels), "versions": {"megatron-encdec": __version__, **versions}})
+    write_results(run.directory, results)
+
+
+def _save_model(run: FinetuneRun, task: Task, model: torch.nn.Module) -> None:
+    """A stock directory under <run>/model; a retriever's is one for sentence-transformers too."""
+    target, unfinished = run.directory / "model", run.directory / ".model.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    task.tokenizer.save_pretrained(unfinished)
+    if run.family == "IR":
+        write_pooling(unfinished, model.config.hidden_size, task.max_length)
+        write_json_atomic(unfinished / "config_sentence_transformers.json", {
+            "prompts": {"query": run.training.query_prefix, "document": run.training.document_prefix},
+            "default_prompt_name": None, "similarity_fn_name": "cosine"})
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)
 
 
 class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
     """What the families share; they say what a batch's loss and a feature's output are."""
 
     report = None  # called as report(step, total) after each step
+    per_token = False  # whether an output has a row for each token
     task: Task
 
     def __init__(self, cfg):
         self.began = time.perf_counter()
         compat.prepare()
         super().__init__(cfg)
-        self.cell_of_run = read_cell(self.cfg.get("cell"))
-        self.task = load_task(self.cell_of_run)
+        self.settings = _read_run(self.cfg.get("settings"))
+        self.task = load_task(self.settings)
 
     def setup(self):
         """NeMo's, then what only we know: the device where there is no GPU, and how features become batches."""
@@ -58,7 +112,7 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         self.total_steps = min(scheduler.max_steps, scheduler.num_epochs * scheduler.epoch_len)
 
     def _autocast_context(self):
-        precision = self.cell_of_run.training.precision or ("bf16" if torch.cuda.is_available() else "fp32")
+        precision = self.settings.training.precision or ("bf16" if torch.cuda.is_available() else "fp32")
         if precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.dist_env.device.type, dtype=torch.bfloat16)
@@ -90,8 +144,7 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
     def _backward(self, batch: dict, scale: float, last: bool) -> torch.Tensor:
         """Gradients of one micro-batch, `scale` times the sum of its losses; that sum. Ranks meet at the last one."""
         model = self.model_parts[0]
-        alone = contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
-        with alone:
+        with _meeting(model, last):
             with self._autocast_context():
                 loss = self._loss_sum(model, self._on_device(batch))
             (loss * scale).backward()
@@ -117,34 +170,24 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         if self.report is not None:
             self.report(self.step_scheduler.step + 1, self.total_steps)
 
-    def _make_progress_bar(self, *_, **__):
-        return None
+    def _say_nothing(self, *_, **__) -> None:
+        """The run's folder has its settings, NeMo's YAML and the versions; the sweep shows progress."""
 
-    def _log_experiment_details(self) -> None:
-        """Nothing: the run's folder has its cell and NeMo's YAML."""
-
-    def _log_library_versions(self) -> None:
-        """Nothing: the run's record has them."""
-
-    def _log_model_and_optimizer_details(self, *_, **__) -> None:
-        """Nothing: it would print the model's modules for each run."""
+    _make_progress_bar = _log_experiment_details = _log_library_versions = _log_model_and_optimizer_details = \
+        _say_nothing
 
     def run_train_validation_loop(self) -> None:
-        """Train, then write the scores of validation and test beside the cell."""
-        if (self.step_scheduler.step) < self.total_steps:
+        """Train, then write the scores of validation and test into the run's folder."""
+        if self.step_scheduler.step < self.total_steps:
             super().run_train_validation_loop()
         self.results = {split: self.task.score(split, self.outputs(split)) for split in SPLITS}
-        self._refuse_nonfinite()
+        total = sum(float(parameter.detach().float().sum()) for parameter in self.encoder.parameters())
+        if not math.isfinite(total):  # such weights still give scores
+            raise RunFailed(f"training diverged: the weights are not finite after step {self.total_steps}")
         if self.dist_env.is_main:
-            finish(self.cell_of_run, self.results, self.encoder, self.task, {
+            finish(self.settings, self.task, self.encoder, self.results, {
                 "steps": self.total_steps, "ranks": self.dist_env.world_size, **self._facts(),
                 "seconds": time.perf_counter() - self.began})
-
-    def _refuse_nonfinite(self) -> None:
-        """Weights that are no numbers still give scores; such a run has failed."""
-        total = sum(float(parameter.detach().float().sum()) for parameter in self.encoder.parameters())
-        if not math.isfinite(total):
-            raise RunFailed(f"training diverged: the weights are not finite after step {self.total_steps}")
 
     @property
     def encoder(self) -> torch.nn.Module:
@@ -156,36 +199,37 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
     def outputs(self, split: str) -> list[np.ndarray]:
         """One for each feature of `split`, on every rank; each computes its share, texts of like length together."""
         features, model = self.task.features(split), self.encoder.eval()
-        order = sorted(range(len(features)), key=lambda number: -len(features[number]["ids"]))
         found: dict[int, np.ndarray] = {}
-        for numbers in _batches([len(features[number]["ids"]) for number in order], order)[
-                self.dist_env.rank :: self.dist_env.world_size]:
+        for numbers in _batches(features)[self.dist_env.rank :: self.dist_env.world_size]:
             batch = self._on_device(self.task.collate([features[number] for number in numbers]))
             with self._autocast_context():
                 values = self._outputs(model, batch).float().cpu().numpy()
             for row, number in enumerate(numbers):
-                found[number] = values[row, : len(features[number]["ids"])] if values.ndim > 1 and self.per_token \
-                    else values[row]
+                found[number] = values[row, : len(features[number]["ids"])] if self.per_token else values[row]
         if self.dist_env.world_size > 1:
             shares = [None] * self.dist_env.world_size
             torch.distributed.all_gather_object(shares, found)
             found = {number: value for share in shares for number, value in share.items()}
         return [found[number] for number in range(len(features))]
 
-    per_token = False  # whether an output has a row for each token
-
     def _outputs(self, model, batch: dict) -> torch.Tensor:
-        raise NotImplementedError
+        return _logits(model, batch).argmax(-1)  # [B], or [B, S] where `per_token`
 
 
-def _batches(lengths: list[int], order: list[int]) -> list[list[int]]:
-    """`order` (longest first) in batches of at most EVALUATED_TOKENS tokens, padding included."""
+def _batches(features: list[Feature]) -> list[list[int]]:
+    """Numbers of features, the longest first, in batches of at most EVALUATED_TOKENS tokens, padding included."""
+    order = sorted(range(len(features)), key=lambda number: -len(features[number]["ids"]))
     batches, begin = [], 0
     while begin < len(order):
-        size = max(1, EVALUATED_TOKENS // max(1, lengths[begin]))
+        size = max(1, EVALUATED_TOKENS // max(1, len(features[order[begin]]["ids"])))
         batches.append(order[begin : begin + size])
         begin += size
     return batches
+
+
+def _meeting(model, meet: bool) -> contextlib.AbstractContextManager:
+    """Ranks add up their gradients in a backward pass only where they `meet`."""
+    return contextlib.nullcontext() if meet or not hasattr(model, "no_sync") else model.no_sync()
 
 
 def _logits(model, batch: dict) -> torch.Tensor:
@@ -197,9 +241,6 @@ class SequenceClassification(EncoderRecipe):
 
     def _loss_sum(self, model, batch: dict) -> torch.Tensor:
         return F.cross_entropy(_logits(model, batch).float(), batch["labels"], reduction="sum")
-
-    def _outputs(self, model, batch: dict) -> torch.Tensor:
-        return _logits(model, batch).argmax(-1)  # [B]
 
 
 class TokenClassification(EncoderRecipe):
@@ -215,25 +256,19 @@ class TokenClassification(EncoderRecipe):
         return F.cross_entropy(logits_BSC.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED,
                                reduction="sum")
 
-    def _outputs(self, model, batch: dict) -> torch.Tensor:
-        return _logits(model, batch).argmax(-1)  # [B, S]
-
 
 class SpanExtraction(EncoderRecipe):
     """QA: cross-entropy over positions, of the start and of the end."""
 
     per_token = True
 
-    def _span_logits(self, model, batch: dict) -> torch.Tensor:
+    def _outputs(self, model, batch: dict) -> torch.Tensor:
         """[B, S, 2]; -inf where no answer can be."""
         return _logits(model, batch).float().masked_fill(~batch["allowed"].unsqueeze(-1), -torch.inf)
 
     def _loss_sum(self, model, batch: dict) -> torch.Tensor:
-        logits_BS2 = self._span_logits(model, batch)
+        logits_BS2 = self._outputs(model, batch)
         return F.cross_entropy(logits_BS2, batch["labels"], reduction="sum") / 2  # over S, for start and end
-
-    def _outputs(self, model, batch: dict) -> torch.Tensor:
-        return self._span_logits(model, batch)
 
 
 class _Masked:
@@ -276,7 +311,7 @@ class Retrieval(EncoderRecipe):
 
     def _chunks(self, batch: dict) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(ids, mask) of queries, then of documents, in micro-batches."""
-        size, chunks = self.cell_of_run.training.retrieval_micro_batch_size, []
+        size, chunks = self.settings.training.retrieval_micro_batch_size, []
         for prefix in ("", "document_"):
             ids_BS, mask_BS = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"]
             for begin in range(0, len(ids_BS), size):
@@ -302,8 +337,7 @@ class Retrieval(EncoderRecipe):
             return loss
         begin = 0
         for number, chunk in enumerate(chunks):
-            meet = last and number == len(chunks) - 1
-            with contextlib.nullcontext() if meet or not hasattr(model, "no_sync") else model.no_sync():
+            with _meeting(model, last and number == len(chunks) - 1):
                 part = self._embed(model, *chunk)
                 (part * gradient[begin : begin + len(part)]).sum().mul(scale).backward()
             begin += len(part)
@@ -329,7 +363,7 @@ class Retrieval(EncoderRecipe):
         targets_B = torch.arange(count, device=own.device) + first
         others_BN = (positives_BP.unsqueeze(-1) == numbers_N).any(1).scatter(1, targets_B.unsqueeze(1), False)
         self.masked_in_step += int(others_BN.sum())
-        scores_BN = queries @ documents.T / self.cell_of_run.training.temperature
+        scores_BN = queries @ documents.T / self.settings.training.temperature
         loss = F.cross_entropy(scores_BN.masked_fill(others_BN, -torch.inf), targets_B, reduction="sum")
         loss.backward()
         of_documents = self._dp_allreduce(documents.grad).to(own.device)

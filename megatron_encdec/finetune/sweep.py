@@ -1,6 +1,6 @@
 """A sweep: the runs of a grid, learning rates x seeds, done by workers until each is finished or has failed.
 
-    1. what is on disk decides what is to do           sweep_tree.py: a finished run is never repeated
+    1. what is on disk decides what is to do           results_tree.py: a finished run is never repeated
     2. workers get runs, those of one dataset to the   sweep_worker.py: models and data stay loaded
        same worker where possible
     3. a run that another sweep works on is waited     two sweeps on one tree share its runs
@@ -21,7 +21,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from megatron_encdec.finetune.sweep_tree import FAILED, FINISHED, TODO, plan, reason_of, state_of, write_failure
+from megatron_encdec.finetune.results_tree import FAILED, FINISHED, TODO, plan, reason_of, state_of, write_failure
 from megatron_encdec.platform.children import Child
 from megatron_encdec.platform.progress import Progress, duration
 from megatron_encdec.platform.signals import StopSignals
@@ -34,7 +34,7 @@ ATTEMPTS = 2  # of a run whose process died
 
 
 class HasDirectory(Protocol):
-    """What a sweep knows of a cell: the folder of its run. It is sent to workers, so it pickles."""
+    """What a sweep knows of a run: its folder. It is sent to workers, so it pickles."""
 
     directory: Path
 
@@ -59,17 +59,17 @@ class Outcome:
 
 @dataclass
 class _Worker:
-    """A child process, and the cell that it works on (None: idle)."""
+    """A child process, and the run that it works on (None: idle)."""
 
     slot: int
     child: Child
-    cell: Any = None
+    run: Any = None
     dataset: Path | None = None  # of its newest run: what it has loaded
     began: float = 0.0
 
 
 class Sweep:
-    """Does `cells` with `function`, a "package.module:name" called in the workers as `function(cell, report)`.
+    """Does `runs` with `function`, a "package.module:name" called in the workers as `function(run, report)`.
 
     It returns what results.json is to hold, which the worker writes; it may call `report(step, total)`. A `UserError`
     of it is a mistake to mend (nothing is recorded), any other exception a failure of that run. workers: processes at
@@ -77,20 +77,20 @@ class Sweep:
     is each worker's share of the cores.
     """
 
-    def __init__(self, cells: Sequence[HasDirectory], function: str, workers: int = 1, gpus: Sequence[str] = (),
+    def __init__(self, runs: Sequence[HasDirectory], function: str, workers: int = 1, gpus: Sequence[str] = (),
                  threads: int = 1, retry_failed: bool = False):
-        self._cells, self._function = list(cells), function
+        self._runs, self._function = list(runs), function
         self._gpus, self._threads = list(gpus), threads
         self._size, self._retry_failed = workers, retry_failed
-        states = {cell.directory: state_of(cell.directory) for cell in cells}
+        states = {run.directory: state_of(run.directory) for run in runs}
         again = (TODO, FAILED) if retry_failed else (TODO,)
-        self._queue = [cell for cell in cells if states[cell.directory] in again]
+        self._queue = [run for run in runs if states[run.directory] in again]
         self._waiting: list[Any] = []  # for another sweep
         self._seen_elsewhere: set[Path] = set()
         self._looked = 0.0
         self._deaths: Counter[Path] = Counter()
         self._workers: list[_Worker] = []
-        self._outcome = Outcome(len(cells), sum(state == FINISHED for state in states.values()))
+        self._outcome = Outcome(len(runs), sum(state == FINISHED for state in states.values()))
         if not retry_failed:
             self._outcome.failed = [(path, reason_of(path)) for path, state in states.items() if state == FAILED]
         plan(states)
@@ -115,25 +115,25 @@ class Sweep:
 
     def _count_stopped(self, number: int) -> None:
         """A run may have ended between the signal and its worker's end: only the disk knows."""
-        outcome, cells = self._outcome, self._cells
-        finished = sum(state_of(cell.directory) == FINISHED for cell in cells)
+        outcome, runs = self._outcome, self._runs
+        finished = sum(state_of(run.directory) == FINISHED for run in runs)
         outcome.ran += finished - outcome.finished
         outcome.finished, outcome.stopped_by = finished, number
 
     @property
     def _busy(self) -> list[_Worker]:
-        return [worker for worker in self._workers if worker.cell is not None]
+        return [worker for worker in self._workers if worker.run is not None]
 
     def _hand_out(self) -> None:
         """Give every idle worker a run, starting workers where there are too few."""
         while self._queue:
-            idle = [worker for worker in self._workers if worker.cell is None]
+            idle = [worker for worker in self._workers if worker.run is None]
             if not idle and len(self._workers) == self._size:
                 return
             worker = idle[0] if idle else self._start()
-            worker.cell, worker.began = self._next(worker), time.monotonic()
-            worker.child.send(worker.cell)
-            self._shown.part(worker.slot, name_of(worker.cell.directory))
+            worker.run, worker.began = self._next(worker), time.monotonic()
+            worker.child.send(worker.run)
+            self._shown.part(worker.slot, name_of(worker.run.directory))
 
     def _start(self) -> _Worker:
         slot = min(set(range(self._size)) - {worker.slot for worker in self._workers})
@@ -145,15 +145,15 @@ class Sweep:
 
     def _next(self, worker: _Worker) -> Any:
         """A run of the dataset that the worker has loaded, else of the one with most left for each worker on it."""
-        left = Counter(cell.directory.parent for cell in self._queue)
+        left = Counter(run.directory.parent for run in self._queue)
         dataset = worker.dataset
         if dataset not in left:
             taken = Counter(one.dataset for one in self._busy)
             dataset = max(left, key=lambda one: left[one] / (1 + taken[one]))
-        cell = next(cell for cell in self._queue if cell.directory.parent == dataset)
-        self._queue.remove(cell)
+        run = next(run for run in self._queue if run.directory.parent == dataset)
+        self._queue.remove(run)
         worker.dataset = dataset
-        return cell
+        return run
 
     def _hear(self) -> None:
         """Wait for a message, or the time to look at signals and other sweeps' runs again."""
@@ -167,14 +167,14 @@ class Sweep:
         """What became of the runs that another sweep had; those without an end are tried here."""
         self._looked = time.monotonic()
         waiting, self._waiting = self._waiting, []
-        for cell in waiting:
-            state = state_of(cell.directory)
+        for run in waiting:
+            state = state_of(run.directory)
             if state == FINISHED:
-                self._finished(None, cell.directory, None)
+                self._finished(None, run.directory, None)
             elif state == FAILED and not self._retry_failed:
-                self._failed(None, cell.directory, reason_of(cell.directory))
+                self._failed(None, run.directory, reason_of(run.directory))
             else:
-                self._queue.append(cell)
+                self._queue.append(run)
 
     def _take(self, worker: _Worker) -> None:
         message = worker.child.receive()
@@ -183,29 +183,29 @@ class Sweep:
             return
         name, content = message
         if name == "told":
-            self._shown.part(worker.slot, name_of(worker.cell.directory), *content)
+            self._shown.part(worker.slot, name_of(worker.run.directory), *content)
             return
         self._shown.part_ended(worker.slot)
-        cell, worker.cell = worker.cell, None
+        run, worker.run = worker.run, None
         kind, what = content
         if kind == "finished":
-            self._finished(worker, cell.directory, what)
+            self._finished(worker, run.directory, what)
         elif kind == "elsewhere":
-            self._elsewhere(cell, what)
+            self._elsewhere(run, what)
         elif kind == "mistake":
-            self._mistake(cell, what)
+            self._mistake(run, what)
         else:
-            self._failed(worker, cell.directory, what)
+            self._failed(worker, run.directory, what)
             self._workers.remove(worker)  # whatever the run left behind in its process must not reach the next one
             worker.child.send_signal(signal.SIGKILL)
             worker.child.close()
 
-    def _mistake(self, cell: HasDirectory, what: str) -> None:
+    def _mistake(self, run: HasDirectory, what: str) -> None:
         """What the user must mend: the runs of the same dataset would fail alike and stay to be done."""
-        self._queue = [one for one in self._queue if one.directory.parent != cell.directory.parent]
+        self._queue = [one for one in self._queue if one.directory.parent != run.directory.parent]
         if what not in self._outcome.mistakes:
             self._outcome.mistakes.append(what)
-            self._shown.say(f"{name_of(cell.directory)}: {what}")
+            self._shown.say(f"{name_of(run.directory)}: {what}")
 
     def _finished(self, worker: _Worker | None, directory: Path, scores: dict | None) -> None:
         """`worker` is None for another sweep's run, and `scores` then too."""
@@ -214,11 +214,11 @@ class Sweep:
         self._say_ended(worker, directory, "  ".join(f"{split} {100 * score:.2f}" for split, score in scores.items())
                         if scores else "finished by another sweep")
 
-    def _elsewhere(self, cell: HasDirectory, holder: str) -> None:
-        if cell.directory not in self._seen_elsewhere:
-            self._seen_elsewhere.add(cell.directory)
-            self._shown.say(f"{name_of(cell.directory)}: {holder} works on it; waiting for that")
-        self._waiting.append(cell)
+    def _elsewhere(self, run: HasDirectory, holder: str) -> None:
+        if run.directory not in self._seen_elsewhere:
+            self._seen_elsewhere.add(run.directory)
+            self._shown.say(f"{name_of(run.directory)}: {holder} works on it; waiting for that")
+        self._waiting.append(run)
 
     def _failed(self, worker: _Worker | None, directory: Path, reason: str) -> None:
         self._outcome.failed.append((directory, reason))
@@ -237,18 +237,18 @@ class Sweep:
     def _died(self, worker: _Worker) -> None:
         """Replace a worker whose process ended by itself; its run gets another chance."""
         self._workers.remove(worker)
-        cell, how = worker.cell, worker.child.close()
-        if cell is None:
+        run, how = worker.run, worker.child.close()
+        if run is None:
             return
         self._shown.part_ended(worker.slot)
-        self._deaths[cell.directory] += 1
-        if self._deaths[cell.directory] < ATTEMPTS:
-            self._shown.say(f"{name_of(cell.directory)}: its process {how}; once more")
-            self._queue.insert(0, cell)
+        self._deaths[run.directory] += 1
+        if self._deaths[run.directory] < ATTEMPTS:
+            self._shown.say(f"{name_of(run.directory)}: its process {how}; once more")
+            self._queue.insert(0, run)
             return
         reason = f"its process {how}, {ATTEMPTS} times"
-        write_failure(cell.directory, reason)
-        self._failed(worker, cell.directory, reason)
+        write_failure(run.directory, reason)
+        self._failed(worker, run.directory, reason)
 
     def _end(self, signals: StopSignals) -> None:
         """End the workers: at once where they are idle, with some grace where they work."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_encdec.finetune.sweep_tree import FINISHED, claim, state_of, write_failure, write_results
+from megatron_encdec.finetune.results_tree import FINISHED, claim, state_of, write_failure, write_results
 from megatron_encdec.platform.children import tell
 from megatron_encdec.platform.errors import RunFailed, UserError
 
@@ -23,13 +23,13 @@ SECONDS_BETWEEN_STEPS = 0.2  # between messages of progress
 
 
 def make_runner(function: str) -> Callable[[Any], tuple[str, Any]]:
-    """A function that does the run of a cell by calling `function` ("module:name", as in `Sweep`).
+    """A function that does a run by calling `function` ("module:name", as in `Sweep`).
 
     It returns ("finished", scores or None), ("failed", reason), ("mistake", what) or ("elsewhere", who has it). A
     mistake of the user's (`UserError`, a package that is missing) is no result of the run: nothing is recorded.
     """
-    def run(cell: Any) -> tuple[str, Any]:
-        directory = cell.directory
+    def do(run: Any) -> tuple[str, Any]:
+        directory = run.directory
         with claim(directory) as held:
             if held is not None:
                 return "elsewhere", str(held.holder or "another process")
@@ -37,7 +37,7 @@ def make_runner(function: str) -> Callable[[Any], tuple[str, Any]]:
                 return "finished", None
             try:
                 with _output_to(directory / LOG):
-                    results = pkgutil.resolve_name(function)(cell, _reporter())
+                    results = pkgutil.resolve_name(function)(run, _reporter())
             except (UserError, ImportError) as error:
                 return "mistake", str(error)
             except Exception as error:  # one run's failure is never another's
@@ -47,7 +47,7 @@ def make_runner(function: str) -> Callable[[Any], tuple[str, Any]]:
             write_results(directory, results)
             return "finished", {split: results[split]["score"] for split in ("validation", "test")}
 
-    return run
+    return do
 
 
 @contextlib.contextmanager

@@ -1,34 +1,34 @@
 """The model card: what a reader needs to know of the run before using the model."""
 
 from megatron_encdec.interop.families import Target
+from megatron_encdec.interop.mask_token import KINDS
 from megatron_encdec.interop.source import Source, parent_of
 from megatron_encdec.rundir.metrics import read_metrics
 from megatron_encdec.training.stretches import lay_out
 
-_USE = {
-    "fill-mask": """\
+_FILL_MASK = """\
 from transformers import pipeline
 
 fill = pipeline("fill-mask", "PATH")
 for guess in fill(f"The encoder reads {fill.tokenizer.mask_token} word."):
-    print(guess["token_str"], guess["score"])""",
-    "text-generation": """\
+    print(guess["token_str"], guess["score"])"""
+_GENERATE = """\
 from transformers import pipeline
 
 generate = pipeline("text-generation", "PATH")
-print(generate("The encoder", max_new_tokens=20)[0]["generated_text"])""",
-}
+print(generate("The encoder", max_new_tokens=20)[0]["generated_text"])"""
 
 
 def model_card(source: Source, target: Target, dtype: str, remarks: list[str]) -> str:
     """README.md of the export, with the front matter that model hubs read."""
     state, config = source.state, source.config
     model = config.model
+    task, use = ("fill-mask", _FILL_MASK) if target.is_encoder else ("text-generation", _GENERATE)
     notes = "".join(f"\n- {remark[0].upper()}{remark[1:]}." for remark in remarks)
     return f"""\
 ---
 library_name: transformers
-pipeline_tag: {target.task}
+pipeline_tag: {task}
 tags: [megatron_encdec, {state.objective}]
 ---
 # {target.model_class}, step {state.step}
@@ -39,7 +39,7 @@ pretrained with megatron_encdec and exported as a stock `{target.model_class}`: 
 attention, weights in {dtype}.
 
 ```python
-{_USE[target.task]}
+{use}
 ```
 
 ## Training
@@ -57,31 +57,24 @@ attention, weights in {dtype}.
 
 def _training(source: Source) -> str:
     """Where the weights began, and what was done to them."""
-    state, began = source.state, _began(source)
-    if source.imported:
-        return began
+    state, weights = source.state, source.state.history.get("weights")
+    imported, began = source.imported, ""
+    if weights and not imported:
+        parent = parent_of(source)
+        imported = parent and parent.imported
+        began = (f"Begun with the weights of another run at step {weights['step']} (history hash "
+                 f"`{weights['history_hash']}`), with a fresh optimizer.\n\n")
+    if imported:
+        files = ", ".join(f"`{name}` (sha256 `{digest}`)" for name, digest in imported["weights"].items())
+        said = (f"the weights of a `{imported['architecture']}`: {files}; mask token: "
+                f"{KINDS[imported['mask']['kind']]}.")
+        if source.imported:
+            return f"Imported, not trained: {said}"
+        began = f"Begun with {said}\n\n"
     return f"""{began}{_phases(source)}
 
 {state.tokens:,} input tokens and {state.targets:,} predicted tokens in all, in windows of \
 {source.config.data.sequence_length} tokens."""
-
-
-def _began(source: Source) -> str:
-    """Of an imported model, or a run that began with the weights of another: which."""
-    imported, weights = source.imported, source.state.history.get("weights")
-    if imported is None and weights is None:
-        return ""
-    if imported is None:
-        parent = parent_of(source)
-        imported = parent and parent.imported
-        if imported is None:
-            return (f"Begun with the weights of another run at step {weights['step']} (history hash "
-                    f"`{weights['history_hash']}`), with a fresh optimizer.\n\n")
-    files = ", ".join(f"`{name}` (sha256 `{digest}`)" for name, digest in imported["weights"].items())
-    mask = {"own": "its own", "reserved": "a reserved token", "added": "added: its row was the mean of all rows",
-            "none": "none"}[imported["mask"]["kind"]]
-    said = f"the weights of a `{imported['architecture']}`: {files}; mask token: {mask}."
-    return f"Imported, not trained: {said}" if source.imported else f"Begun with {said}\n\n"
 
 
 def _phases(source: Source) -> str:

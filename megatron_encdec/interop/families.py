@@ -1,24 +1,35 @@
 """The families of Hugging Face models that a trunk comes from and goes to: one entry each, and all of them here.
 
-    1. `FAMILIES`              classes, what a family must and can have, how its config says it
-    2. `TARGETS`               what a checkpoint can become: a family's class under one attention kind
-    3. `Family.refuses(...)`   why a trunk is not of this family, or None
+    1. `MODEL_FAMILIES`            classes, what a family must and can have, how its config says it
+    2. `TARGETS`                   what a checkpoint can become: a family's class under one attention kind
+    3. `choose(wish, ...)`         what was asked for, else what the objective trained, as the trunk's family has it
+    4. `check_fits(target, ...)`   sizes, features and tokens that the class cannot hold, refused by name
 
 To add a family whose tensors have the names of `names.LLAMA`: add an entry, and its row to the tests' table of
 random configs (tests/random_models.py). Everything else reads this module.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from megatron_encdec.interop.names import LLAMA, NameTable
 from megatron_encdec.model.config import ModelConfig
-from megatron_encdec.objectives.base import AttentionKind
+from megatron_encdec.objectives import OBJECTIVES, AttentionKind
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.tokenizer import Tokenizer
+
+# `ModelConfig`'s key -> what all their configs call it
+CONFIG_KEYS = {"num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "ffn_hidden_size": "intermediate_size",
+               "num_attention_heads": "num_attention_heads", "num_query_groups": "num_key_value_heads",
+               "head_dim": "head_dim", "tied_embeddings": "tie_word_embeddings", "norm_eps": "rms_norm_eps",
+               "init_std": "initializer_range", "vocabulary_size": "vocab_size"}
+FEATURES = {"qkv_bias": "biases on queries, keys and values", "qk_norm": "norms on queries and keys",
+            "layers_without_rope": "layers without rotary embeddings"}
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models in the transformers library.
+    """A family of models in the transformers library: its `model_type`, and its class with the language-model head.
 
     bidirectional: its classes are encoders; else they are decoders, and `is_causal: false` in the config makes an
     encoder of them. features: the `ModelConfig` keys among `FEATURES` that it can have, with True where it always
@@ -27,14 +38,18 @@ class Family:
     """
 
     name: str
-    model_type: str
     config_class: str
-    model_class: str  # with the language-model head
+    model_class: str
     bidirectional: bool = False
     features: dict[str, bool] = field(default_factory=dict)
     whole_heads: bool = False
-    settings: Callable[[ModelConfig], dict] = lambda model: {}
+    settings: dict[str, Any] = field(default_factory=dict)
     names: NameTable = LLAMA
+
+    @property
+    def attention(self) -> AttentionKind:
+        """Of its classes as they are."""
+        return "bidirectional" if self.bidirectional else "causal"
 
     def refuses(self, model: ModelConfig) -> str | None:
         """What of the trunk its classes cannot hold, for people; None where they hold all."""
@@ -50,34 +65,18 @@ class Family:
         return None
 
 
-FEATURES = {"qkv_bias": "biases on queries, keys and values", "qk_norm": "norms on queries and keys",
-            "layers_without_rope": "layers without rotary embeddings"}
-
-
-def _no_window(_model: ModelConfig) -> dict:
-    return {"sliding_window": None}
-
-
-def _no_biases(_model: ModelConfig) -> dict:
-    return {"attention_bias": False, "mlp_bias": False}
-
-
-def _smollm3(model: ModelConfig) -> dict:
-    with_rope = [int(layer not in model.layers_without_rope) for layer in range(model.num_layers)]
-    return {**_no_biases(model), "no_rope_layers": with_rope, "use_sliding_window": False}
-
-
-FAMILIES = {family.name: family for family in (
-    Family("llama", "llama", "LlamaConfig", "LlamaForCausalLM", whole_heads=True, settings=_no_biases),
-    Family("eurobert", "eurobert", "EuroBertConfig", "EuroBertForMaskedLM", bidirectional=True, whole_heads=True,
-           settings=_no_biases),
-    Family("mistral", "mistral", "MistralConfig", "MistralForCausalLM", settings=_no_window),
-    Family("qwen2", "qwen2", "Qwen2Config", "Qwen2ForCausalLM", features={"qkv_bias": True},
-           settings=lambda _model: {"use_sliding_window": False}),
-    Family("qwen3", "qwen3", "Qwen3Config", "Qwen3ForCausalLM", features={"qk_norm": True},
-           settings=lambda _model: {"use_sliding_window": False, "attention_bias": False}),
-    Family("smollm3", "smollm3", "SmolLM3Config", "SmolLM3ForCausalLM", features={"layers_without_rope": False},
-           settings=_smollm3),
+_NO_BIASES, _NO_WINDOW = {"attention_bias": False, "mlp_bias": False}, {"use_sliding_window": False}
+# by transformers' model_type
+MODEL_FAMILIES = {family.name: family for family in (
+    Family("llama", "LlamaConfig", "LlamaForCausalLM", whole_heads=True, settings=_NO_BIASES),
+    Family("eurobert", "EuroBertConfig", "EuroBertForMaskedLM", bidirectional=True, whole_heads=True,
+           settings=_NO_BIASES),
+    Family("mistral", "MistralConfig", "MistralForCausalLM", settings={"sliding_window": None}),
+    Family("qwen2", "Qwen2Config", "Qwen2ForCausalLM", features={"qkv_bias": True}, settings=_NO_WINDOW),
+    Family("qwen3", "Qwen3Config", "Qwen3ForCausalLM", features={"qk_norm": True},
+           settings={**_NO_WINDOW, "attention_bias": False}),
+    Family("smollm3", "SmolLM3Config", "SmolLM3ForCausalLM", features={"layers_without_rope": False},
+           settings={**_NO_WINDOW, **_NO_BIASES}),
 )}
 
 
@@ -104,22 +103,43 @@ class Target:
         """Whether every token sees every token."""
         return self.attention == "bidirectional"
 
-    @property
-    def task(self) -> str:
-        """Of transformers' `pipeline`. An encoder is of use only with a mask token."""
-        return "fill-mask" if self.is_encoder else "text-generation"
+
+TARGETS = {target.name: target for target in (
+    *(Target(family.name, family, family.attention) for family in MODEL_FAMILIES.values()),
+    *(Target(f"{family.name}-bidirectional", family, "bidirectional") for family in MODEL_FAMILIES.values()
+      if not family.bidirectional))}
 
 
-def _targets() -> dict[str, Target]:
-    found = {}
-    for family in FAMILIES.values():
-        kind = "bidirectional" if family.bidirectional else "causal"
-        found[family.name] = Target(family.name, family, kind)
-    for family in FAMILIES.values():
-        if not family.bidirectional:
-            name = f"{family.name}-bidirectional"
-            found[name] = Target(name, family, "bidirectional")
-    return found
+def choose(wish: str, objective: str, model: ModelConfig, source: str | None = None) -> Target:
+    """The target that `--as` names; for `auto` the class of `objective`, the one trained last, that holds the trunk.
+
+    source: for a checkpoint that an import made, the target that it came from: `auto` gives it back. Else the
+    trunk's own family goes first; an encoder becomes EuroBERT where that holds it.
+    """
+    if wish != "auto":
+        if wish not in TARGETS:
+            raise UserError(f"--as {wish}: not one of auto, {', '.join(TARGETS)}")
+        return TARGETS[wish]
+    if source is not None:
+        return TARGETS[source]
+    if objective not in OBJECTIVES:
+        raise UserError(f"--as auto: no class is known for the objective {objective!r}; "
+                        f"name one of {', '.join(TARGETS)}")
+    attention = OBJECTIVES[objective].attention
+    candidates = sorted((target for target in TARGETS.values() if target.attention == attention),
+                        key=lambda target: (target.name != "eurobert", target.family.name != model.family))
+    for target in candidates:
+        if target.family.refuses(model) is None:
+            return target
+    reasons = "; ".join(f"{target.model_class}: {target.family.refuses(model)}" for target in candidates)
+    raise UserError(f"--as auto: no {attention} class of transformers holds this trunk ({reasons})")
 
 
-TARGETS = _targets()
+def check_fits(target: Target, model: ModelConfig, tokenizer: Tokenizer | None) -> None:
+    """Refuse what the class cannot hold."""
+    reason = target.family.refuses(model)
+    if reason:
+        raise UserError(f"--as {target.name}: {target.model_class} cannot hold this trunk: {reason}")
+    if target.is_encoder and (tokenizer is None or tokenizer.mask_id is None):
+        raise UserError(f"--as {target.name}: {target.model_class} needs a mask token and the run's "
+                        f"tokenizer names none; use a causal class, or set tokenizer.mask_token in the run")

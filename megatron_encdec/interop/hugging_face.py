@@ -1,8 +1,14 @@
 """Hugging Face model directories: written from a state dict, loaded through the Auto classes, nothing remote.
 
-    1. `build_model`   a stock class around given tensors, no initial weights
-    2. `write_model`   config.json, safetensors, generation_config.json
-    3. `load_model`    back through the Auto class, with every key
+    1. `hugging_face_config`   the config of a class for a trunk
+    2. `build_model`           a stock class around given tensors, no initial weights
+    3. `write_model`           config.json, safetensors, generation_config.json
+    4. `write_pooling`         what sentence-transformers reads beside an encoder
+    5. `load_model`            back through the Auto class, with every key
+
+All classes compute the same function up to the attention: causal in decoders; bidirectional in EuroBERT, and in a
+decoder's class with `is_causal: false`, which transformers 5.18 honours on every attention path that
+tests/interop/test_attention_of_exports.py can reach on a CPU.
 """
 
 import contextlib
@@ -11,9 +17,13 @@ from pathlib import Path
 
 import torch
 
-from megatron_encdec.interop.families import Target
+from megatron_encdec.interop.families import CONFIG_KEYS, Target
+from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.rundir.files import write_json_atomic
+from megatron_encdec.text.tokenizer import Tokenizer
 
-SHARD = "5GB"  # at most, of a safetensors file
+FILE_SIZE = "5GB"  # of a safetensors file, at most
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ParityError(Exception):
@@ -36,6 +46,32 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def hugging_face_config(target: Target, model: ModelConfig, positions: int, tokenizer: Tokenizer | None,
+                        bos_id: int | None = None):
+    """An instance of the class's config; pad is always set (EuroBERT's default lies beyond small tables).
+
+    positions: how many the weights have been trained for; the more of it and `model.max_positions` is named.
+    """
+    import transformers
+
+    family, rest = target.family, {"bos_token_id": bos_id, **target.family.settings}
+    if "layers_without_rope" in family.features:
+        rest["no_rope_layers"] = [int(layer not in model.layers_without_rope) for layer in range(model.num_layers)]
+    if tokenizer is not None:
+        rest |= {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eod_id}
+    if target.is_encoder:
+        rest["mask_token_id"] = tokenizer.mask_id
+        if not family.bidirectional:
+            rest["is_causal"] = False
+    rope = {"rope_type": "default", "rope_theta": model.rope_theta}
+    if model.rope_scaling is not None:
+        rope |= model.rope_scaling.given
+    return getattr(transformers, family.config_class)(
+        **{theirs: getattr(model, ours) for ours, theirs in CONFIG_KEYS.items()}, hidden_act="silu",
+        max_position_embeddings=max(positions, model.max_positions or 0), rope_parameters=rope, attention_dropout=0.0,
+        architectures=[target.model_class], **rest)
+
+
 def build_model(target: Target, config, weights: dict[str, torch.Tensor]):
     """An instance of the class that holds `weights` themselves; `ParityError` if the names do not match."""
     import transformers
@@ -52,13 +88,26 @@ def build_model(target: Target, config, weights: dict[str, torch.Tensor]):
 
 
 def write_model(target: Target, config, weights: dict[str, torch.Tensor], directory: Path,
-                shard_size: str = SHARD) -> None:
-    """config.json, safetensors of at most `shard_size` and, for a causal model, generation_config.json."""
+                file_size: str = FILE_SIZE) -> None:
+    """config.json, safetensors of at most `file_size` each and, for a causal model, generation_config.json."""
     config.dtype = next(iter(weights.values())).dtype
     with quiet():
-        build_model(target, config, weights).save_pretrained(directory, max_shard_size=shard_size)
+        build_model(target, config, weights).save_pretrained(directory, max_shard_size=file_size)
     if target.is_encoder:
         (directory / "generation_config.json").unlink(missing_ok=True)
+
+
+def write_pooling(directory: Path, hidden_size: int, positions: int) -> None:
+    """Mean pooling over the tokens, padding left out (arXiv 2507.00994, retrieval): modules.json,
+    1_Pooling/config.json and sentence_bert_config.json."""
+    (directory / "1_Pooling").mkdir()
+    write_json_atomic(directory / "modules.json", [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))])
+    write_json_atomic(directory / "1_Pooling" / "config.json", {
+        "word_embedding_dimension": hidden_size, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True,
+        "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False})
+    write_json_atomic(directory / "sentence_bert_config.json", {"max_seq_length": positions, "do_lower_case": False})
 
 
 def load_model(target: Target, directory: Path):

@@ -14,11 +14,10 @@
 Any number of ranks gives the same checkpoint, and any topology loads it.
 """
 
-import contextlib
 import os
 import shlex
 import shutil
-import time
+import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,25 +31,27 @@ from megatron_encdec.engine.run_state import RunState, versions
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.engine.shards import Shard
 from megatron_encdec.interop.conversion import Conversion
-from megatron_encdec.interop.mask_token import Mask, choose_mask, copy_tokenizer_files, write_with_mask
+from megatron_encdec.interop.hugging_face import DTYPES
+from megatron_encdec.interop.mask_token import KINDS, Mask, choose_mask, write_with_mask
+from megatron_encdec.interop.source import groups
 from megatron_encdec.interop.source_config import SourceModel, read_source
-from megatron_encdec.interop.source_files import check_files, tokenizer_remarks
+from megatron_encdec.interop.source_files import check_files, copy_tokenizer_files
 from megatron_encdec.interop.tensor_files import TensorFiles
+from megatron_encdec.interop.tokenizer_files import tokenizer_remarks
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.objectives import of_attention
 from megatron_encdec.platform import distributed, schema
-from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.control import Control
 from megatron_encdec.platform.errors import AgreedError, UserError
-from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
+from megatron_encdec.platform.progress import Progress
+from megatron_encdec.rundir.files import fsync_tree, replace_durably, sha256_file, write_atomic
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file
 
 USUAL_LENGTH = 2048  # tokens of a window, where the model has as many positions
 REPLACED_ROWS = "replaced_rows.safetensors"
-_MINUTES_TO_WRITE = 60
-_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_SECONDS_TO_WRITE = 3600
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ class _Prepared:
     model: ModelConfig
     mask: Mask
     known_rows: int
-    tokenizer: str | None  # fingerprint
-    eod_token: str | None
-    remarks: tuple[str, ...]
+    tokenizer: str | None = None  # fingerprint
+    eod_token: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def import_model(directory: str | Path, run: str | Path, wish: Wish | None = None,
@@ -83,22 +84,20 @@ def import_model(directory: str | Path, run: str | Path, wish: Wish | None = Non
     Raises `UserError` naming what is wrong or not supported; `run` is then not there.
     """
     directory, run, wish = Path(directory), Path(os.path.normpath(run)), wish or Wish()
-    with _ranks() as (rank, ranks):
-        control = Control(60 * _MINUTES_TO_WRITE)
-        work = Path(os.path.abspath(run))
-        work = work.parent / f".{work.name}.import.tmp"
+    work = Path(os.path.abspath(run))
+    work = work.parent / f".{work.name}.import.tmp"
+    with groups():
+        rank, ranks, control = dist.get_rank(), dist.get_world_size(), Control(_SECONDS_TO_WRITE)
         try:
             prepared = control.from_first(lambda: _prepare(work, directory, run, wish))
-            source = read_source(directory, wish.ignore)
-            files = TensorFiles(directory, source.content.get("transformers_weights"))
-            conversion = _conversion(source, files, prepared, wish)
+            source, conversion = _open(directory, wish, prepared)
             state = _run_state(source, conversion, prepared, wish, control)
             tell = say if rank == 0 else lambda _line: None
             saver = Saver(work / "checkpoints", None, None, keep=1, asynchronous=False)
-            event = saver.save_boxes(state, _with_progress(conversion, conversion.share(rank, ranks), tell))
+            event = saver.save_boxes(state, _with_progress(conversion, conversion.share(rank, ranks), rank == 0))
             if event.error:
                 raise AgreedError(f"{directory}: {event.error}")
-            control.from_first(lambda: _finish(work, run, source, conversion, prepared))
+            control.from_first(lambda: _finish(work, run, conversion, prepared))
             _tell(run, source, conversion, prepared, event.seconds_total, tell)
         finally:
             if rank == 0:
@@ -106,31 +105,25 @@ def import_model(directory: str | Path, run: str | Path, wish: Wish | None = Non
     return run / "checkpoints" / event.path.name
 
 
-@contextlib.contextmanager
-def _ranks() -> Iterator[tuple[int, int]]:
-    """This rank and their number: of the groups that are there, or of new ones."""
-    if mcore.parallel_state.model_parallel_is_initialized():
-        yield dist.get_rank(), dist.get_world_size()
-        return
-    distributed.initialize()
-    try:
-        yield dist.get_rank(), dist.get_world_size()
-    finally:
-        distributed.shutdown()
+def _open(directory: Path, wish: Wish, prepared: _Prepared | None = None) -> tuple[SourceModel, Conversion]:
+    """The model in `directory`, checked by its config and the headers of its weights; without a mask at first."""
+    source = read_source(directory, wish.ignore)
+    if not source.has_head and not wish.new_head:
+        raise UserError(f"{directory / 'config.json'}: {source.architecture} has no language-model head; with "
+                        "--new-head its body is imported under a new, random one, and a task's head is left out")
+    rows = source.model.vocabulary_size
+    prepared = prepared or _Prepared(source.model, Mask("none"), rows)
+    files = TensorFiles(directory, source.content.get("transformers_weights"))
+    return source, Conversion(files, source.target.family.names, prepared.model, rows, prepared.mask,
+                              prepared.known_rows, wish.new_head)
 
 
 def _prepare(work: Path, directory: Path, run: Path, wish: Wish) -> _Prepared:
     """Everything that can be refused, then tokenizer and mask in `work`; rank 0 alone."""
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run}: is there already; name a directory that is not, or remove it")
-    source = read_source(directory, wish.ignore)
-    if not source.has_head and not wish.new_head:
-        raise UserError(f"{directory / 'config.json'}: {source.architecture} has no language-model head; with "
-                        "--new-head its body is imported under a new, random one, and a task's head is left out")
-    files = TensorFiles(directory, source.content.get("transformers_weights"))
+    source, _ = _open(directory, wish)
     remarks = check_files(directory, wish.ignore)
-    rows = source.model.vocabulary_size
-    _conversion(source, files, _Prepared(source.model, Mask("none"), rows, None, None, ()), wish)
     shutil.rmtree(work, ignore_errors=True)
     try:
         (work / "source").mkdir(parents=True)
@@ -147,9 +140,8 @@ def _prepare(work: Path, directory: Path, run: Path, wish: Wish) -> _Prepared:
 
 def _with_tokenizer(work: Path, directory: Path, source: SourceModel, wish: Wish) -> _Prepared:
     path, rows = wish.tokenizer or directory, source.model.vocabulary_size
-    file = find_model_file(path)
-    if wish.tokenizer is None and file is None:
-        return _Prepared(source.model, Mask("none"), rows, None, None, (
+    if wish.tokenizer is None and find_model_file(path) is None:
+        return _Prepared(source.model, Mask("none"), rows, remarks=(
             "there is no tokenizer in the directory: name one with --tokenizer to train with this import",))
     tokenizer = load_tokenizer(path, None, wish.eod_token, AS_OPTION)
     if tokenizer.vocabulary_size > rows:
@@ -167,48 +159,39 @@ def _about_mask(mask: Mask, tokenizer: Tokenizer) -> str:
     if mask.kind == "none":
         return "no mask token, as was wished: an MLM phase needs one" if tokenizer.mask_id is None else (
             f"the mask token {tokenizer.token(tokenizer.mask_id)!r} stays the tokenizer's")
-    said = {"own": "the tokenizer's own", "reserved": "a reserved token that nothing used",
-            "added": "added, its row the mean of all rows"}[mask.kind]
-    return f"mask token {mask.token!r} (id {mask.id}): {said}"
-
-
-def _conversion(source: SourceModel, files: TensorFiles, prepared: _Prepared, wish: Wish) -> Conversion:
-    return Conversion(files, source.family.names, prepared.model, source.model.vocabulary_size, prepared.mask,
-                      prepared.known_rows, wish.new_head)
+    return f"mask token {mask.token!r} (id {mask.id}): {KINDS[mask.kind]}"
 
 
 def _run_state(source: SourceModel, conversion: Conversion, prepared: _Prepared, wish: Wish,
                control: Control) -> RunState:
     """run_state.json: a state that nothing was trained for, determined by the files it came from."""
     rank, ranks, files = dist.get_rank(), dist.get_world_size(), conversion.files
-    hashed = control.gathered(files.fingerprint(files.files[rank::ranks]))
+    hashed = control.gathered({file.name: sha256_file(file) for file in files.files[rank::ranks]})
     weights = dict(sorted((name, digest) for part in hashed for name, digest in part.items()))
     mask = {"kind": prepared.mask.kind, "id": prepared.mask.id}
     history = {"step": 0, "imported": {"weights": weights, "mask": mask}, "model": prepared.model.identity(),
                "phases": []}
     topology = distributed.Topology(ranks, rank, 1, 1, ranks, 0, 0, rank)
-    kind = "bidirectional" if source.bidirectional else "causal"
+    dtype = next(name for name, dtype in DTYPES.items() if dtype == conversion.dtype)
     return RunState(
-        step=0, phase=0, phase_name="import", objective=of_attention(kind), samples=0, tokens=0, targets=0,
-        history_hash=history_hash(history), history=history, data_fingerprints=[],
+        step=0, phase=0, phase_name="import", objective=of_attention(source.target.attention), samples=0, tokens=0,
+        targets=0, history_hash=history_hash(history), history=history, data_fingerprints=[],
         tokenizer_fingerprint=prepared.tokenizer, topology=topology.as_dict(), versions=versions(),
-        imported={"as": source.target, "architecture": source.architecture, "weights": weights, "mask": mask,
-                  "vocabulary_size": source.model.vocabulary_size, "dtype": _DTYPES[conversion.dtype],
-                  "ignore": list(wish.ignore)})
+        imported={"as": source.target.name, "architecture": source.architecture, "weights": weights, "mask": mask,
+                  "vocabulary_size": source.model.vocabulary_size, "dtype": dtype, "ignore": list(wish.ignore)})
 
 
-def _with_progress(conversion: Conversion, units: list, say: Callable[[str], None]) -> Iterator[Shard]:
-    """The boxes of `units`, with a line for every tenth of a share that takes a while."""
-    total, done, told, started = sum(unit.bytes for unit in units), 0, 0, time.monotonic()
-    for unit in units:
-        yield from conversion.boxes([unit])
-        done += unit.bytes
-        if done * 10 // total > told and time.monotonic() - started > 2:
-            told = done * 10 // total
-            say(f"{done / 1e9:.2f} of {total / 1e9:.2f} GB")
+def _with_progress(conversion: Conversion, units: list, active: bool) -> Iterator[Shard]:
+    """The boxes of `units`, and how far this rank's share is where that takes a while."""
+    done = 0
+    with Progress("import", sum(unit.bytes for unit in units), active, stream=sys.stdout) as shown:
+        for unit in units:
+            yield conversion.box(unit)
+            done += unit.bytes
+            shown.update(done, f"{done / 1e9:.2f} GB")
 
 
-def _finish(work: Path, run: Path, source: SourceModel, conversion: Conversion, prepared: _Prepared) -> None:
+def _finish(work: Path, run: Path, conversion: Conversion, prepared: _Prepared) -> None:
     """Everything but the weights, then the name."""
     model = prepared.model
     config = {
@@ -223,36 +206,24 @@ def _finish(work: Path, run: Path, source: SourceModel, conversion: Conversion, 
     rows = conversion.replaced_rows()
     if rows:
         save_file(rows, work / "source" / REPLACED_ROWS)
-    for path in sorted(work.rglob("*")):
-        if path.is_file() and path.parent.name in ("source", "tokenizer"):
-            with open(path, "rb") as handle:
-                os.fsync(handle.fileno())
-        elif path.is_dir():
-            fsync_directory(path)
-    fsync_directory(work)
+    fsync_tree(work)
     if run.is_dir():
         run.rmdir()
     replace_durably(work, run)
 
 
-def _about_dtype(source: SourceModel, conversion: Conversion) -> list[str]:
-    """Where config.json asks for a dtype that rounds the tensors."""
-    asked, found = source.configuration().dtype, conversion.dtype
-    if not isinstance(asked, torch.dtype) or asked == found or torch.promote_types(asked, found) == asked:
-        return []
-    asked, found = (str(dtype).removeprefix("torch.") for dtype in (asked, found))
-    return [f"the weights are taken as they are stored, in {found}; transformers would round them to {asked}, which "
-            "config.json names"]
-
-
 def _tell(run: Path, source: SourceModel, conversion: Conversion, prepared: _Prepared, seconds: float,
           say: Callable[[str], None]) -> None:
-    for remark in (*source.remarks, *conversion.files.remarks, *prepared.remarks, *_about_dtype(source, conversion)):
-        say(f"note: {remark}")
+    """What the user should know of the import, and how to go on from it."""
+    remarks, found = [*source.remarks, *conversion.files.remarks, *prepared.remarks], conversion.dtype
+    asked, dtype = source.config.dtype, str(found).removeprefix("torch.")
+    if isinstance(asked, torch.dtype) and torch.promote_types(asked, found) != asked:
+        remarks.append(f"the weights are taken as they are stored, in {dtype}; transformers would round them to "
+                       f"{str(asked).removeprefix('torch.')}, which config.json names")
     if conversion.dropped:
-        say(f"note: left out: {', '.join(conversion.dropped)}")
-    dtype = str(conversion.dtype).removeprefix("torch.")
-    say(f"{run}: {source.architecture}, {prepared.model.parameter_count():,} parameters in {dtype}, "
-        f"{seconds:.1f} s")
+        remarks.append(f"left out: {', '.join(conversion.dropped)}")
+    for remark in remarks:
+        say(f"note: {remark}")
+    say(f"{run}: {source.architecture}, {prepared.model.parameter_count():,} parameters in {dtype}, {seconds:.1f} s")
     keys = (f"run.from.path={run}", "run.from.state=weights", f"model.run={run}", f"tokenizer.path={run / 'tokenizer'}")
     say(f"train on from it with {' '.join(map(shlex.quote, keys))}")

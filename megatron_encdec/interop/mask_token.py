@@ -14,32 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from megatron_encdec.interop.tokenizer_files import SAMPLES
+from megatron_encdec.interop.source_files import copy_tokenizer_files, read_object
+from megatron_encdec.interop.tokenizer_files import MASK_FLAGS, SAMPLES
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
-from megatron_encdec.text.tokenizer_models import MODEL_FILES, SentencePieceModel, find_model_file, parse_sentencepiece
+from megatron_encdec.text.tokenizer_models import SentencePieceModel, find_model_file, parse_sentencepiece
 
 ADDED = "<|mask|>"
-FILES = (*MODEL_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-         "vocab.json", "merges.txt", "vocab.txt")
+KINDS = {"own": "the tokenizer's own", "reserved": "a reserved token that nothing used",
+         "added": "added, its row the mean of all rows", "none": "none"}
 
 
 @dataclass(frozen=True)
 class Mask:
     """The mask token; `kind` none: there is none, `token` and `id` are None."""
 
-    kind: Literal["own", "reserved", "added", "none"]
+    kind: Literal[tuple(KINDS)]
     token: str | None = None
     id: int | None = None
-
-
-def copy_tokenizer_files(source: Path, directory: Path) -> list[str]:
-    """The tokenizer's files as they are; their names."""
-    names = [name for name in FILES if (source / name).is_file()]
-    for name in names:
-        shutil.copyfile(source / name, directory / name)
-    return names
 
 
 def choose_mask(tokenizer: Tokenizer, wish: str) -> Mask:
@@ -51,14 +44,31 @@ def choose_mask(tokenizer: Tokenizer, wish: str) -> Mask:
         return Mask("own" if named.mask_id == tokenizer.mask_id else "reserved", wish, named.mask_id)
     if tokenizer.mask_id is not None:
         return Mask("own", tokenizer.token(tokenizer.mask_id), tokenizer.mask_id)
-    free = [token for token in tokenizer.reserved_tokens() if tokenizer.id(token) not in _in_use(tokenizer)]
+    directory = find_model_file(tokenizer.path).parent
+    used = _in_use(tokenizer, directory)
+    free = [token for token in tokenizer.reserved_tokens() if tokenizer.id(token) not in used]
     if free:
         return Mask("reserved", free[0], tokenizer.id(free[0]))
-    if (taken := _named_beside(tokenizer).get(tokenizer.vocabulary_size)) is not None:
+    if (taken := _named_beside(directory).get(tokenizer.vocabulary_size)) is not None:
         raise UserError(f"{tokenizer.path}: an added mask would have id {tokenizer.vocabulary_size}, which belongs to "
                         f"{taken!r} by added_tokens.json or tokenizer_config.json; name a token with --mask-token, or "
                         "import with --mask-token none")
     return Mask("added", ADDED)
+
+
+def _in_use(tokenizer: Tokenizer, directory: Path) -> set[int]:
+    """Ids that the tokenizer's own config calls by a name (padding, beginning, ...)."""
+    named = [value.get("content") if isinstance(value, dict) else value
+             for file in ("tokenizer_config.json", "special_tokens_map.json")
+             for key, value in read_object(directory / file).items() if key.endswith("_token")]
+    return {tokenizer.eod_id, tokenizer.pad_id, *(tokenizer.id(token) for token in named if isinstance(token, str))}
+
+
+def _named_beside(directory: Path) -> dict[int, str]:
+    """Id -> token, of those that other files than the model's add to the vocabulary."""
+    listed = read_object(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    return {id_: token for token, id_ in read_object(directory / "added_tokens.json").items()} | {
+        int(id_): token["content"] for id_, token in listed.items()}
 
 
 def write_with_mask(tokenizer: Tokenizer, mask: Mask, directory: Path) -> tuple[Tokenizer, Mask]:
@@ -71,12 +81,10 @@ def write_with_mask(tokenizer: Tokenizer, mask: Mask, directory: Path) -> tuple[
     if mask.kind == "added":
         _add(tokenizer, source, directory)
     if mask.kind != "none":
-        path = directory / "tokenizer_config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        write_json_atomic(path, {**config, "mask_token": mask.token})
-        path = directory / "special_tokens_map.json"
-        if path.is_file():  # in old layouts it goes before tokenizer_config.json
-            write_json_atomic(path, {**json.loads(path.read_text(encoding="utf-8")), "mask_token": mask.token})
+        config, old = directory / "tokenizer_config.json", directory / "special_tokens_map.json"
+        write_json_atomic(config, {**read_object(config), "mask_token": mask.token})
+        if old.is_file():  # in old layouts it goes before tokenizer_config.json
+            write_json_atomic(old, {**read_object(old), "mask_token": mask.token})
     found = load_tokenizer(directory, mask.token, tokenizer.token(tokenizer.eod_id))
     if mask.kind == "added":
         for text in SAMPLES:
@@ -94,35 +102,10 @@ def _add(tokenizer: Tokenizer, source: Path, directory: Path) -> None:
         proto.trainer_spec.vocab_size = len(proto.pieces)
         find_model_file(directory).write_bytes(proto.SerializeToString())
         return
-    content = json.loads(source.read_text(encoding="utf-8"))
-    content.setdefault("added_tokens", []).append({
-        "id": tokenizer.vocabulary_size, "content": ADDED, "single_word": False, "lstrip": True, "rstrip": False,
-        "normalized": False, "special": True})
+    content = read_object(source)
+    content.setdefault("added_tokens", []).append({"id": tokenizer.vocabulary_size, "content": ADDED, **MASK_FLAGS})
     (directory / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    decoder = directory / "tokenizer_config.json"
-    if decoder.is_file():  # older files list the added tokens here too: an incomplete list would win
-        config = json.loads(decoder.read_text(encoding="utf-8"))
-        if config.pop("added_tokens_decoder", None) is not None:
-            write_json_atomic(decoder, config)
-
-
-def _named_beside(tokenizer: Tokenizer) -> dict[int, str]:
-    """Id -> token, of those that other files than the model's add to the vocabulary."""
-    directory = find_model_file(tokenizer.path).parent
-    added, config = (json.loads((directory / name).read_text(encoding="utf-8")) if (directory / name).is_file() else {}
-                     for name in ("added_tokens.json", "tokenizer_config.json"))
-    listed = {int(id_): token["content"] for id_, token in (config.get("added_tokens_decoder") or {}).items()}
-    return {id_: token for token, id_ in added.items()} | listed
-
-
-def _in_use(tokenizer: Tokenizer) -> set[int]:
-    """Ids that the tokenizer's own config calls by a name (padding, beginning, ...)."""
-    used = {tokenizer.eod_id, tokenizer.pad_id}
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = find_model_file(tokenizer.path).parent / name
-        if path.is_file():
-            for key, value in json.loads(path.read_text(encoding="utf-8")).items():
-                token = value.get("content") if isinstance(value, dict) else value
-                if key.endswith("_token") and isinstance(token, str):
-                    used.add(tokenizer.id(token))
-    return used
+    path = directory / "tokenizer_config.json"
+    config = read_object(path)
+    if config.pop("added_tokens_decoder", None) is not None:  # an older list of added tokens, incomplete now, would win
+        write_json_atomic(path, config)

@@ -1,15 +1,15 @@
 """The name table: how each tensor of a Hugging Face model comes from the trunk's, and back.
 
-    1. `canonical_weights(trunk)`          the trunk's tensors under their names in a checkpoint
-    2. `to_hugging_face(weights, ...)`     trunk tensors -> Hugging Face tensors, vocabulary padding cut off
-    3. `from_hugging_face(weights, ...)`   the way back, vocabulary padded with zeros
-    4. `expand(names, model)`, `check_names`   the rows of one model; what is missing or has no place
+    1. `canonical_weights(trunk)`            the trunk's tensors under their names in a checkpoint
+    2. `to_hugging_face(weights, ...)`       trunk tensors -> Hugging Face tensors; conversion.py goes the other way
+    3. `expand(names, model)`, `check_names` the rows of one model; what is missing or has no place
 
 All families of `families.py` share one table: they differ in which rows are there. A family with other names is a
-new `NameTable`: a row for each tensor, with its shapes and the functions that cut and join it.
+new `NameTable`. Not megatron-bridge's mappings: it does not import without Transformer Engine, so not without a GPU,
+and of encoders it maps MegatronBERT alone (0.7), no EuroBERT.
 
-Legend: A query heads, G query groups (key/value heads), D head dimension, F feed-forward width, V vocabulary.
-Rotary positions turn halves on both sides, so no row is permuted for them.
+Legend: A query heads, G query groups (key/value heads), D head dimension, Q = A * D, K = G * D, H hidden size,
+F feed-forward width, V vocabulary. Rotary positions turn halves on both sides, so no row is permuted for them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,9 +22,13 @@ from megatron_encdec.platform.errors import UserError
 
 Tensors = dict[str, torch.Tensor]
 
-# Transformer Engine keeps a norm inside the linear layer after it; checkpoints use its names for both specs.
-_TORCH_SPEC_NAMES = {"input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
-                     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}
+
+@dataclass(frozen=True)
+class Layout:
+    """How a trunk tensor holds several of theirs: `split` it into them, `join` them into it."""
+
+    split: Callable[[torch.Tensor, ModelConfig], tuple[torch.Tensor, ...]]
+    join: Callable[[tuple[torch.Tensor, ...], ModelConfig], torch.Tensor]
 
 
 def split_qkv(qkv: torch.Tensor, model: ModelConfig) -> tuple[torch.Tensor, ...]:
@@ -44,50 +48,32 @@ def join_qkv(parts: tuple[torch.Tensor, ...], model: ModelConfig) -> torch.Tenso
     return torch.cat(rows, dim=1).reshape(-1, *rest)
 
 
-def split_gate_up(fused: torch.Tensor, _model: ModelConfig) -> tuple[torch.Tensor, ...]:
-    """gate [F, ...] and up [F, ...] of [2 * F, ...]."""
-    return fused.chunk(2)
-
-
-def join_gate_up(parts: tuple[torch.Tensor, ...], _model: ModelConfig) -> torch.Tensor:
-    """The inverse of `split_gate_up`."""
-    return torch.cat(parts)
-
-
-def trim_vocabulary(table: torch.Tensor, model: ModelConfig) -> tuple[torch.Tensor, ...]:
-    """The real rows [V, ...] of a padded table."""
-    return (table[: model.vocabulary_size],)
-
-
-def pad_vocabulary(parts: tuple[torch.Tensor, ...], model: ModelConfig) -> torch.Tensor:
-    """[padded V, ...] with zeros below: padding takes no part in embedding, softmax or gradient."""
-    (table,) = parts
-    padding = table.new_zeros(model.padded_vocabulary_size - table.shape[0], *table.shape[1:])
-    return torch.cat((table, padding))
-
-
-def _same(tensor: torch.Tensor, _model: ModelConfig) -> tuple[torch.Tensor, ...]:
-    return (tensor,)
-
-
-def _only(parts: tuple[torch.Tensor, ...], _model: ModelConfig) -> torch.Tensor:
-    return parts[0]
-
-
-def _always(_model: ModelConfig) -> bool:
-    return True
+SAME = Layout(lambda tensor, _model: (tensor,), lambda parts, _model: parts[0])
+QKV = Layout(split_qkv, join_qkv)
+GATE_UP = Layout(lambda fused, _model: fused.chunk(2), lambda parts, _model: torch.cat(parts))
+# padded in the trunk with rows that take no part in embedding, softmax or gradient: conversion.py makes them
+VOCABULARY = Layout(lambda table, model: (table[: model.vocabulary_size],), SAME.join)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A trunk tensor and the Hugging Face tensors that it holds; `{}` in a name is the layer's number."""
+    """A trunk tensor and the Hugging Face tensors that it holds; `{}` in a name is the layer's number.
+
+    sizes: of each of `theirs`, in letters of the legend. present: whether a trunk has it.
+    """
 
     ours: str
     theirs: tuple[str, ...]
-    shapes: Callable[[ModelConfig], tuple[tuple[int, ...], ...]]  # of `theirs`
-    split: Callable[[torch.Tensor, ModelConfig], tuple[torch.Tensor, ...]] = _same
-    join: Callable[[tuple[torch.Tensor, ...], ModelConfig], torch.Tensor] = _only
-    present: Callable[[ModelConfig], bool] = _always
+    sizes: tuple[str, ...]
+    layout: Layout = SAME
+    present: Callable[[ModelConfig], bool] = lambda model: True
+
+    def shapes(self, model: ModelConfig) -> tuple[tuple[int, ...], ...]:
+        """Of each of `theirs`."""
+        letters = {"D": model.head_dim, "Q": model.head_dim * model.num_attention_heads,
+                   "K": model.head_dim * model.num_query_groups, "H": model.hidden_size, "F": model.ffn_hidden_size,
+                   "V": model.vocabulary_size}
+        return tuple(tuple(letters[letter] for letter in size) for size in self.sizes)
 
 
 @dataclass(frozen=True)
@@ -99,84 +85,36 @@ class NameTable:
     tied: tuple[str, str]  # in a tied model the first, if it is there at all, repeats the second
 
 
-def _norm_shape(model):
-    return ((model.hidden_size,),)
-
-
-def _qkv_shapes(model):
-    keys = (model.head_dim * model.num_query_groups, model.hidden_size)
-    return (model.head_dim * model.num_attention_heads, model.hidden_size), keys, keys
-
-
-def _qkv_bias_shapes(model):
-    return tuple(shape[:1] for shape in _qkv_shapes(model))
-
-
-def _head_norm_shape(model):
-    return ((model.head_dim,),)
-
-
-def _projection_shape(model):
-    return ((model.hidden_size, model.head_dim * model.num_attention_heads),)
-
-
-def _gate_up_shapes(model):
-    return ((model.ffn_hidden_size, model.hidden_size),) * 2
-
-
-def _down_shape(model):
-    return ((model.hidden_size, model.ffn_hidden_size),)
-
-
-def _table_shape(model):
-    return ((model.vocabulary_size, model.hidden_size),)
-
-
-def _untied(model):
-    return not model.tied_embeddings
-
-
-def _qkv_bias(model):
-    return model.qkv_bias
-
-
-def _qk_norm(model):
-    return model.qk_norm
-
-
 _OURS, _THEIRS = "decoder.layers.{}.", "model.layers.{}."
 # Llama, Mistral, Qwen2, Qwen3, SmolLM3 and EuroBERT have these names in common.
 LLAMA = NameTable("Llama", tied=("lm_head.weight", "model.embed_tokens.weight"), rows=(
-    Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), _table_shape,
-        trim_vocabulary, pad_vocabulary),
-    Row(_OURS + "self_attention.linear_qkv.layer_norm_weight", (_THEIRS + "input_layernorm.weight",),
-        _norm_shape),
-    Row(_OURS + "self_attention.linear_qkv.weight",
-        tuple(f"{_THEIRS}self_attn.{part}_proj.weight" for part in "qkv"), _qkv_shapes, split_qkv, join_qkv),
-    Row(_OURS + "self_attention.linear_qkv.bias",
-        tuple(f"{_THEIRS}self_attn.{part}_proj.bias" for part in "qkv"), _qkv_bias_shapes, split_qkv, join_qkv,
-        _qkv_bias),
-    Row(_OURS + "self_attention.q_layernorm.weight", (_THEIRS + "self_attn.q_norm.weight",), _head_norm_shape,
-        present=_qk_norm),
-    Row(_OURS + "self_attention.k_layernorm.weight", (_THEIRS + "self_attn.k_norm.weight",), _head_norm_shape,
-        present=_qk_norm),
-    Row(_OURS + "self_attention.linear_proj.weight", (_THEIRS + "self_attn.o_proj.weight",),
-        _projection_shape),
-    Row(_OURS + "mlp.linear_fc1.layer_norm_weight", (_THEIRS + "post_attention_layernorm.weight",),
-        _norm_shape),
+    Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), ("VH",), VOCABULARY),
+    Row(_OURS + "self_attention.linear_qkv.layer_norm_weight", (_THEIRS + "input_layernorm.weight",), ("H",)),
+    Row(_OURS + "self_attention.linear_qkv.weight", tuple(f"{_THEIRS}self_attn.{part}_proj.weight" for part in "qkv"),
+        ("QH", "KH", "KH"), QKV),
+    Row(_OURS + "self_attention.linear_qkv.bias", tuple(f"{_THEIRS}self_attn.{part}_proj.bias" for part in "qkv"),
+        ("Q", "K", "K"), QKV, present=lambda model: model.qkv_bias),
+    Row(_OURS + "self_attention.q_layernorm.weight", (_THEIRS + "self_attn.q_norm.weight",), ("D",),
+        present=lambda model: model.qk_norm),
+    Row(_OURS + "self_attention.k_layernorm.weight", (_THEIRS + "self_attn.k_norm.weight",), ("D",),
+        present=lambda model: model.qk_norm),
+    Row(_OURS + "self_attention.linear_proj.weight", (_THEIRS + "self_attn.o_proj.weight",), ("HQ",)),
+    Row(_OURS + "mlp.linear_fc1.layer_norm_weight", (_THEIRS + "post_attention_layernorm.weight",), ("H",)),
     Row(_OURS + "mlp.linear_fc1.weight", (_THEIRS + "mlp.gate_proj.weight", _THEIRS + "mlp.up_proj.weight"),
-        _gate_up_shapes, split_gate_up, join_gate_up),
-    Row(_OURS + "mlp.linear_fc2.weight", (_THEIRS + "mlp.down_proj.weight",), _down_shape),
-    Row("decoder.final_layernorm.weight", ("model.norm.weight",), _norm_shape),
-    Row("output_layer.weight", ("lm_head.weight",), _table_shape, trim_vocabulary, pad_vocabulary, _untied),
+        ("FH", "FH"), GATE_UP),
+    Row(_OURS + "mlp.linear_fc2.weight", (_THEIRS + "mlp.down_proj.weight",), ("HF",)),
+    Row("decoder.final_layernorm.weight", ("model.norm.weight",), ("H",)),
+    Row("output_layer.weight", ("lm_head.weight",), ("VH",), VOCABULARY,
+        present=lambda model: not model.tied_embeddings),
 ))
 
 
 def canonical_name(name: str) -> str:
     """The checkpoint's name of a trunk parameter: the same under both layer specs."""
-    for torch_spec, checkpoint in _TORCH_SPEC_NAMES.items():
-        if name.endswith("." + torch_spec):
-            return name.removesuffix(torch_spec) + checkpoint
+    from megatron_encdec.model.layers import TORCH_KEYS  # with megatron.core, which waits until a device is chosen
+
+    for torch_spec, checkpoint in TORCH_KEYS.items():
+        name = name.replace(f".{torch_spec}", f".{checkpoint}")
     return name
 
 
@@ -185,8 +123,7 @@ def canonical_weights(trunk: torch.nn.Module) -> Tensors:
     return {canonical_name(name): parameter.detach().cpu() for name, parameter in trunk.named_parameters()}
 
 
-def to_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig,
-                    names: NameTable = LLAMA) -> Tensors:
+def to_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig, names: NameTable = LLAMA) -> Tensors:
     """Hugging Face tensors of a whole trunk's `weights` (canonical names); contiguous, same dtype.
 
     Raises `UserError` naming tensors that are missing or that the table has no place for.
@@ -195,31 +132,7 @@ def to_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig,
     check_names(weights, [ours for ours, _, _ in table], f"trunk, seen as {names.name}")
     return {name: tensor.contiguous()
             for ours, theirs, row in table
-            for name, tensor in zip(theirs, row.split(weights[ours], model), strict=True)}
-
-
-def from_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig,
-                      names: NameTable = LLAMA) -> Tensors:
-    """The trunk's tensors (canonical names) of a Hugging Face state dict: the inverse of `to_hugging_face`.
-
-    A tied model may repeat the embedding as its head. Raises `UserError` naming tensors that are missing,
-    unknown, or of a shape that `model` does not have.
-    """
-    weights, (repeated, original) = dict(weights), names.tied
-    head = weights.pop(repeated, None) if model.tied_embeddings else None
-    if head is not None and original in weights and not torch.equal(head, weights[original]):
-        raise UserError(f"{repeated}: differs from {original}, but model.tied_embeddings is true")
-    table = list(expand(names, model))
-    check_names(weights, [name for _, theirs, _ in table for name in theirs], f"{names.name} model")
-    out = {}
-    for ours, theirs, row in table:
-        parts = tuple(weights[name] for name in theirs)
-        for name, part, shape in zip(theirs, parts, row.shapes(model), strict=True):
-            if tuple(part.shape) != shape:
-                raise UserError(f"{name}: has shape {list(part.shape)}, the model's sizes ask for "
-                                f"{list(shape)}")
-        out[ours] = row.join(parts, model)
-    return out
+            for name, tensor in zip(theirs, row.layout.split(weights[ours], model), strict=True)}
 
 
 def expand(names: NameTable, model: ModelConfig) -> Iterator[tuple[str, tuple[str, ...], Row]]:

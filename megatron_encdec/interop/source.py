@@ -105,18 +105,25 @@ def parent_of(source: Source) -> RunState | None:
 
 
 @contextlib.contextmanager
-def one_rank() -> Iterator[distributed.Topology]:
-    """A topology of one rank: the groups that are there, or new ones for as long as the context lasts."""
+def groups() -> Iterator[None]:
+    """Process groups of the ranks there are: those that stand, or new ones for as long as the context lasts."""
     if mcore.parallel_state.model_parallel_is_initialized():
-        if dist.get_world_size() > 1:
-            raise UserError("a whole trunk needs one process; this one is one of "
-                            f"{dist.get_world_size()} ranks")
-        yield distributed.Topology(1, 0, 1, 1, 1, 0, 0, 0)
+        yield
         return
     try:
-        yield distributed.initialize()
+        distributed.initialize()
+        yield
     finally:
         distributed.shutdown()
+
+
+@contextlib.contextmanager
+def one_rank() -> Iterator[distributed.Topology]:
+    """A topology of one rank, in `groups`."""
+    with groups():
+        if dist.get_world_size() > 1:
+            raise UserError(f"a whole trunk needs one process; this one is one of {dist.get_world_size()} ranks")
+        yield distributed.Topology(1, 0, 1, 1, 1, 0, 0, 0)
 
 
 @contextlib.contextmanager

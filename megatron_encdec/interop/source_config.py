@@ -1,6 +1,6 @@
 """A Hugging Face config.json as a trunk's shape; what the trunk would not do is refused by the name of its key.
 
-    1. `read_source(directory)`     family, attention kind, `ModelConfig`, remarks  ->  `SourceModel`
+    1. `read_source(directory)`     target, `ModelConfig`, remarks  ->  `SourceModel`
     2. refused                      architectures without a table; features that would be dropped; unknown keys
 
 Unknown keys are refused, not skipped: in this format a key is often all that tells one architecture from another
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_encdec.interop.families import FAMILIES, Family, Target
+from megatron_encdec.interop.families import CONFIG_KEYS, MODEL_FAMILIES, TARGETS, Family, Target
+from megatron_encdec.interop.source_files import read_object
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.rope import RopeScaling
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.rundir.files import refuse_pointer
 
 # What a body without a language-model head is called, after the family's own prefix.
 HEADLESS = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -51,31 +51,22 @@ _MEANT_BY = {
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A released model, understood. `content` is its config.json; `has_head` whether its class has the LM's head."""
+    """A released model, understood: the target that it is, the class that wrote it, the trunk's shape.
 
-    family: Family
+    `content`: its config.json; `config`: the same as an instance of transformers' class.
+    """
+
+    target: Target
     architecture: str
-    bidirectional: bool
-    has_head: bool
     model: ModelConfig
     content: dict[str, Any]
+    config: Any
     remarks: list[str]
 
     @property
-    def target(self) -> str:
-        """Name of the target that it is."""
-        kind = "-bidirectional" if self.bidirectional and not self.family.bidirectional else ""
-        return self.family.name + kind
-
-    def configuration(self):
-        """Its own config, as an instance of transformers' class."""
-        return _hugging_face(self.family, self.content)
-
-    def as_target(self) -> Target:
-        """The target that it is."""
-        from megatron_encdec.interop.families import TARGETS
-
-        return TARGETS[self.target]
+    def has_head(self) -> bool:
+        """Whether its class has the language-model head."""
+        return self.architecture == self.target.model_class
 
 
 def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:
@@ -85,12 +76,12 @@ def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:
         raise UserError(f"{directory}: no such directory")
     content = _read(path, ignore)
     family, architecture = _family(path, content)
-    config = _hugging_face(family, content, path)
+    config = _hugging_face(path, family, content)
     pad, rows = config.pad_token_id, config.vocab_size
     if isinstance(pad, int) and not -rows <= pad < rows:
         raise UserError(f"{path}: pad_token_id={pad} is not among the {rows} tokens of vocab_size, and transformers "
                         "cannot load such a model; set it to null or to a token's id")
-    refusals = [*_refused_settings(content, config), *_unknown(family, content, config, ignore)]
+    refusals = [*_refused_settings(config), *_unknown(content, config, ignore)]
     if refusals:
         raise UserError(f"{path}: {architecture} with {'; '.join(refusals)}: the trunk does not do that, and "
                         "leaving it out would make another model")
@@ -101,27 +92,18 @@ def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:
     if config.attention_dropout:
         remarks.append(f"attention_dropout {config.attention_dropout} is not used: the trunk trains without dropout")
     remarks += _rope_remarks(content, config)
-    bidirectional = family.bidirectional or getattr(config, "is_causal", True) is False
-    has_head = architecture == family.model_class
-    return SourceModel(family, architecture, bidirectional, has_head, _model(path, family, config), content, remarks)
+    as_encoder = not family.bidirectional and getattr(config, "is_causal", True) is False
+    target = TARGETS[family.name + ("-bidirectional" if as_encoder else "")]
+    return SourceModel(target, architecture, _model(path, family, config), content, config, remarks)
 
 
 def _read(path: Path, ignore: Collection[str]) -> dict[str, Any]:
     """config.json, where it is what transformers would read."""
-    if path.is_symlink() and not path.exists():
-        raise UserError(f"{path}: a link to {path.readlink()}, which is not there; bring the file")
-    refuse_pointer(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    content = read_object(path)
+    if not path.is_file():
         below = sorted(path.parent.glob("*/config.json"))
         elsewhere = f"; there is one in {below[0].parent}" if below else ""
-        raise UserError(f"{path.parent}: not a Hugging Face model directory (it has no config.json)"
-                        f"{elsewhere}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); it may be cut short: copy it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected an object of keys")
+        raise UserError(f"{path.parent}: not a Hugging Face model directory (it has no config.json){elsewhere}")
     if content.get("configuration_files") and "configuration_files" not in ignore:
         from transformers.configuration_utils import get_configuration_file
 
@@ -134,28 +116,22 @@ def _read(path: Path, ignore: Collection[str]) -> dict[str, Any]:
 
 def _family(path: Path, content: dict) -> tuple[Family, str]:
     """Family and class name, by `architectures`, else by `model_type`."""
-    named = content.get("architectures") or []
-    known = {family.model_class: family for family in FAMILIES.values()}
-    for family in FAMILIES.values():
+    kind, named = content.get("model_type"), content.get("architectures") or []
+    if not named and kind in MODEL_FAMILIES:
+        return MODEL_FAMILIES[kind], MODEL_FAMILIES[kind].model_class
+    for family in MODEL_FAMILIES.values():
         stem = family.model_class.partition("For")[0]
-        known |= {stem + ending: family for ending in HEADLESS}
-    if not named:
-        by_type = {family.model_type: family for family in FAMILIES.values()}
-        family = by_type.get(content.get("model_type"))
-        if family is not None:
-            return family, family.model_class
-    if len(named) == 1 and named[0] in known:
-        family = known[named[0]]
-        if content.get("model_type", family.model_type) != family.model_type:
-            raise UserError(f"{path}: architectures says {named[0]}, model_type says {content['model_type']!r}: one of "
-                            "them is wrong")
-        return family, named[0]
-    said = f"architecture {', '.join(map(str, named)) or 'not named'} (model_type {content.get('model_type')!r})"
-    raise UserError(f"{path}: {said} is not supported; known are "
-                    f"{', '.join(family.model_class for family in FAMILIES.values())}, and their headless classes")
+        if len(named) == 1 and named[0] in (family.model_class, *(stem + ending for ending in HEADLESS)):
+            if "model_type" in content and kind != family.name:
+                raise UserError(f"{path}: architectures says {named[0]}, model_type says {kind!r}: one of them is "
+                                "wrong")
+            return family, named[0]
+    said = f"architecture {', '.join(map(str, named)) or 'not named'} (model_type {kind!r})"
+    known = ", ".join(family.model_class for family in MODEL_FAMILIES.values())
+    raise UserError(f"{path}: {said} is not supported; known are {known}, and their headless classes")
 
 
-def _hugging_face(family: Family, content: dict, path: Path | None = None):
+def _hugging_face(path: Path, family: Family, content: dict):
     """The config as transformers reads it, its defaults filled in; no code of the directory is run."""
     import transformers
 
@@ -163,10 +139,10 @@ def _hugging_face(family: Family, content: dict, path: Path | None = None):
         return getattr(transformers, family.config_class).from_dict(copy.deepcopy(content))  # it edits what it reads
     except Exception as error:  # its checks raise what they like
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path or 'config.json'}: transformers refuses it: {reason}") from None
+        raise UserError(f"{path}: transformers refuses it: {reason}") from None
 
 
-def _refused_settings(content: dict, config) -> list[str]:
+def _refused_settings(config) -> list[str]:
     """Settings of the family's own config that the trunk does not have."""
     found = []
     if config.hidden_act not in ("silu", "swish"):
@@ -213,7 +189,7 @@ def _rope_remarks(content: dict, config) -> list[str]:
             f"{', '.join(passed_over)}"]
 
 
-def _unknown(family: Family, content: dict, config, ignore: Collection[str]) -> list[str]:
+def _unknown(content: dict, config, ignore: Collection[str]) -> list[str]:
     """Keys that say something and that neither the family's config nor this module knows."""
     import transformers
 
@@ -244,13 +220,9 @@ def _model(path: Path, family: Family, config) -> ModelConfig:
         if rope:
             scaling = schema.build(RopeScaling, rope, "rope_parameters")
         return ModelConfig(
-            num_layers=config.num_hidden_layers, hidden_size=config.hidden_size,
-            ffn_hidden_size=config.intermediate_size, num_attention_heads=config.num_attention_heads,
-            num_query_groups=config.num_key_value_heads, head_dim=getattr(config, "head_dim", None),
-            tied_embeddings=config.tie_word_embeddings, norm_eps=config.rms_norm_eps, rope_theta=theta,
+            **{ours: getattr(config, theirs, None) for ours, theirs in CONFIG_KEYS.items()}, rope_theta=theta,
             rope_scaling=scaling, layers_without_rope=[layer for layer, has in enumerate(rope_layers) if not has],
             qkv_bias=bool(family.features.get("qkv_bias")), qk_norm=bool(family.features.get("qk_norm")),
-            init_std=config.initializer_range, vocabulary_size=config.vocab_size, family=family.name,
-            max_positions=config.max_position_embeddings)
+            family=family.name, max_positions=config.max_position_embeddings)
     except (UserError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None

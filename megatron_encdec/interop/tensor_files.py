@@ -3,46 +3,40 @@
     1. `TensorFiles(directory)`       which file holds which tensor, with shape and dtype; nothing is read yet
     2. `read(name, start, stop)`      rows of a tensor, all of them finite
 
-    3. `fingerprint(names)`           sha256 of whole files
-
 Where several files claim to be the weights, those are taken that transformers 5.18 takes: the file that config.json
 names under `transformers_weights`, else model.safetensors, else what model.safetensors.index.json lists.
 
-The safetensors format is a length, a JSON header and the bytes: files are read with plain reads, so that memory is
-what is asked for and no page of a mapped file counts. Whatever is wrong with the files (missing, truncated, not what
-the index says, of a foreign kind) is an `IntegrityError` that names the file, before a byte of a tensor is read.
-Pickled checkpoints are refused: reading one can run what its author wrote.
+Whatever is wrong with the files (missing, truncated, not what the index says, of a foreign kind) is an
+`IntegrityError` that names the file, before a byte of a tensor is read. Pickled checkpoints are refused: reading one
+can run what its author wrote.
 """
 
 import json
 import math
-import os
 import re
 import shlex
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
+from megatron_encdec.interop.source_files import refuse_stand_in
 from megatron_encdec.platform.errors import IntegrityError, UserError
-from megatron_encdec.rundir.files import refuse_pointer, sha256_file
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
-_SHARD = re.compile(r"-\d+-of-\d+\.")
+_NUMBERED = re.compile(r"-\d+-of-\d+\.")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_LONGEST_HEADER = 100_000_000  # bytes; the limit of the format's own library
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: `begin` counts from the start of `file`."""
+    """The file that holds a tensor, and what its header says of it."""
 
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
-    begin: int
 
     @property
     def bytes(self) -> int:
@@ -75,20 +69,20 @@ class TensorFiles:
                 raise IntegrityError(f"{directory / file}: does not hold {name}, which {chosen.name} says is there; "
                                      "they are of different models: copy index and files again")
 
-    @property
-    def bytes(self) -> int:
-        """Of all tensors."""
-        return sum(place.bytes for place in self.places.values())
-
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows `start` .. `stop` - 1 of a tensor (default: all), in its own dtype, in memory of their own.
 
-        Raises `IntegrityError` where the file ends early, or the tensor holds a value that is not finite.
+        Raises `IntegrityError` where the file is not whole any more, or the tensor holds a value that is not finite.
         """
         values = self._read(name, start, stop)
         if not torch.isfinite(values).all():
             raise IntegrityError(self._not_finite(name))
         return values
+
+    def _read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        with _opened(self.places[name].file) as file:
+            values = file.get_tensor(name) if stop is None else file.get_slice(name)[start:stop]
+        return values.clone()  # the mapped pages, which count as memory, go with the mapping
 
     def _not_finite(self, name: str) -> str:
         """What is wrong with the whole of a tensor, and the way out."""
@@ -98,26 +92,6 @@ class TensorFiles:
         return (f"{self.places[name].file}: {name} holds {nan:,} NaN and {infinite:,} infinite values among "
                 f"{values.numel():,}: nothing can be trained from it; take a checkpoint from before it diverged"
                 f"{overflow}")
-
-    def _read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        place = self.places[name]
-        rows = place.shape[0] if place.shape else 1
-        stop = rows if stop is None else stop
-        row_bytes = place.bytes // max(rows, 1)
-        memory = torch.empty((stop - start) * row_bytes, dtype=torch.uint8)
-        view, done = memoryview(memory.numpy()), 0
-        with open(place.file, "rb", buffering=0) as file:
-            file.seek(place.begin + start * row_bytes)
-            while done < len(view):
-                count = file.readinto(view[done:])
-                if not count:
-                    raise IntegrityError(f"{place.file}: ended while {name} was read")
-                done += count
-        return memory.view(place.dtype).view((stop - start, *place.shape[1:]) if place.shape else ())
-
-    def fingerprint(self, files: Iterable[Path]) -> dict[str, str]:
-        """File name -> hex sha256 of its bytes."""
-        return {file.name: sha256_file(file) for file in files}
 
 
 def _choose(directory: Path, named: str | None) -> Path:
@@ -138,7 +112,7 @@ def _choose(directory: Path, named: str | None) -> Path:
 
 def _read_index(path: Path) -> dict[str, str]:
     """Tensor name -> file name."""
-    refuse_pointer(path)
+    refuse_stand_in(path)
     try:
         index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         for name in index.values():
@@ -155,45 +129,37 @@ def _read_index(path: Path) -> dict[str, str]:
     return index
 
 
-def _read_header(file: Path) -> dict[str, Place]:
-    refuse_pointer(file)
-    size = file.stat().st_size
+def _opened(file: Path):
     try:
-        with open(file, "rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-                raise IntegrityError(f"{file}: {size:,} bytes are too few for its header: it is truncated, or no "
-                                     "safetensors file")
-            header = json.loads(handle.read(length))
-        header.pop("__metadata__", None)
-        places, end = {}, 0
-        for name, entry in header.items():
-            dtype, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            if dtype not in DTYPES:
-                raise UserError(f"{file}: {name} is stored as {dtype}; only {', '.join(DTYPES)} can be imported: "
-                                "save the model in one of these (a quantised one has to be dequantised first)")
-            places[name] = Place(file, DTYPES[dtype], shape, 8 + length + first)
-            if last - first != places[name].bytes:
-                raise IntegrityError(f"{file}: {name} of shape {list(shape)} in {dtype} has {last - first} bytes")
-            end = max(end, last)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{file}: its header is damaged ({error})") from None
-    if size != 8 + length + end:
-        fault = "it is truncated" if size < 8 + length + end else "something was appended"
-        raise IntegrityError(f"{file}: {size:,} bytes, its header speaks of {8 + length + end:,}: {fault}")
+        return safe_open(file, "pt")
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"{file}: {file.stat().st_size:,} bytes, not a whole safetensors file ({error}): it is "
+                             "truncated or damaged; copy it again") from None
+
+
+def _read_header(file: Path) -> dict[str, Place]:
+    refuse_stand_in(file)
+    places = {}
+    with _opened(file) as opened:
+        for name in opened.keys():  # noqa: SIM118 (no mapping)
+            tensor = opened.get_slice(name)
+            dtype, shape = tensor.get_dtype(), tuple(tensor.get_shape())
+            if dtype not in _DTYPES:
+                raise UserError(f"{file}: {name} is stored as {dtype}; only {', '.join(_DTYPES)} can be imported: save "
+                                "the model in one of these (a quantised one has to be dequantised first)")
+            places[name] = Place(file, _DTYPES[dtype], shape)
     return places
 
 
 def _what_is_there(directory: Path) -> str:
     """Why there are no tensors to read, and what to do about it."""
-    names = sorted(os.listdir(directory))
     for name in (_SINGLE, _INDEX):
-        if (directory / name).is_symlink():
-            return f"{directory / name}: a link to {os.readlink(directory / name)}, which is not there; bring the file"
+        refuse_stand_in(directory / name)
+    names = sorted(entry.name for entry in directory.iterdir())
     parts = [name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_")]
-    shards = [name for name in parts if _SHARD.search(name)]
-    if shards:
-        return (f"{directory}: {shards[0]} is there, but neither {_SINGLE} nor {_INDEX}, which says what the parts "
+    numbered = [name for name in parts if _NUMBERED.search(name)]
+    if numbered:
+        return (f"{directory}: {numbered[0]} is there, but neither {_SINGLE} nor {_INDEX}, which says what the parts "
                 "hold; bring the index too")
     if parts:
         return (f"{directory}: {parts[0]} is there, but transformers reads {_SINGLE} or {_INDEX}; if it holds this "

@@ -1,9 +1,10 @@
-"""The tokenizer beside an exported model, such that `AutoTokenizer` encodes as preprocessing did.
+"""The tokenizer in a Hugging Face directory, such that `AutoTokenizer` encodes as preprocessing did.
 
-    1. `write_tokenizer(...)`   tokenizer.json, and tokenizer_config.json naming mask, end and padding
-    2. SentencePiece            converted to a tokenizer.json
-    3. `check_tokenizer(...)`   loads it back and compares the ids of sample texts; a conversion that encodes
-                                otherwise is thrown away, and the SentencePiece model itself is copied
+    1. `write_tokenizer(...)`     tokenizer.json, and tokenizer_config.json naming mask, end and padding; SentencePiece
+                                  is converted, or copied as it is where the conversion encodes otherwise
+    2. `check_tokenizer(...)`     loads it back and compares the ids of sample texts
+    3. `tokenizer_remarks(...)`   what an import has to say of its tokenizer
+    4. `about_empty_texts(...)`   what an encoder's user has to know where an empty text has no token, so no mean
 
 The mask takes the blank before it along (`lstrip`): in BPE and SentencePiece vocabularies a word's token
 holds that blank, and so did every token that the mask stood for in training.
@@ -13,14 +14,35 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from megatron_encdec.interop.hugging_face import quiet
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.text.tokenizer import Tokenizer
-from megatron_encdec.text.tokenizer_models import SentencePieceModel, find_model_file, parse_sentencepiece
+from megatron_encdec.text.tokenizer_models import SentencePieceModel, find_model_file, own_names, parse_sentencepiece
 
 SAMPLES = ("Hello world", "two  spaces, a tab\there\nand lines\n\n", "naïve café — 東京 🙂",
            "x = f(y)[0]; y += 1.5e-3", "don't STOP", "ﬁne ½ Ⅷ", "")
+MASK_FLAGS = {"lstrip": True, "rstrip": False, "normalized": False, "single_word": False, "special": True}
 _CARRIED = ("bos_token", "unk_token", "sep_token", "cls_token")  # of the tokenizer's own config
+_SHOWN = 8  # ids of a text
+
+
+def _auto_tokenizer(directory: Path):
+    import transformers
+
+    with quiet():
+        return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+
+
+def _first_difference(theirs, tokenizer: Tokenizer) -> tuple[str, list[int], list[int]] | None:
+    """A sample text, and the first ids of it by transformers' tokenizer and by ours, where they differ."""
+    for text in SAMPLES:
+        found, ours = theirs(text, add_special_tokens=False)["input_ids"], tokenizer.encode(text)
+        if found != ours:
+            return text, found[:_SHOWN], ours[:_SHOWN]
+    return None
 
 
 def write_tokenizer(tokenizer: Tokenizer, directory: Path, sequence_length: int) -> list[str]:
@@ -32,7 +54,8 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, sequence_length: int)
     if isinstance(tokenizer.model, SentencePieceModel):
         return _write_sentencepiece(tokenizer, file, directory, sequence_length)
     remarks = _write_json(tokenizer, json.loads(file.read_text(encoding="utf-8")), file, directory)
-    _write_config(tokenizer, _own_config(file.parent), directory, sequence_length)
+    own = {key: name for key, name in own_names(file, _CARRIED).items() if name is not None}
+    _write_config(tokenizer, own, directory, sequence_length)
     fault = check_tokenizer(tokenizer, directory)
     if fault:
         raise UserError(f"{tokenizer.path}: transformers reads this tokenizer differently ({fault})")
@@ -41,37 +64,22 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, sequence_length: int)
 
 def check_tokenizer(tokenizer: Tokenizer, directory: Path) -> str | None:
     """What `AutoTokenizer` does otherwise than `tokenizer`, or None."""
-    import transformers
-
-    loaded = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    loaded = _auto_tokenizer(directory)
     for name, ours, theirs in (("mask", tokenizer.mask_id, loaded.mask_token_id),
                                ("end of document", tokenizer.eod_id, loaded.eos_token_id),
                                ("padding", tokenizer.pad_id, loaded.pad_token_id)):
         if ours != theirs:
             return f"its {name} has id {theirs}, not {ours}"
-    for text in SAMPLES:
-        theirs = loaded(text, add_special_tokens=False)["input_ids"]
-        if theirs != tokenizer.encode(text):
-            return f"{text!r} becomes {theirs[:8]}, not {tokenizer.encode(text)[:8]}"
+    if difference := _first_difference(loaded, tokenizer):
+        text, theirs, ours = difference
+        return f"{text!r} becomes {theirs}, not {ours}"
     return None
 
 
 def bos_id(tokenizer: Tokenizer) -> int | None:
     """Id of the token that the tokenizer's own config calls the beginning, if it does."""
-    file = find_model_file(tokenizer.path)
-    name = _own_config(file.parent).get("bos_token")
+    name = own_names(find_model_file(tokenizer.path), ["bos_token"])["bos_token"]
     return None if name is None else tokenizer.id(name)
-
-
-def _own_config(directory: Path) -> dict[str, str]:
-    """Names that tokenizer_config.json beside the model gives to the tokens that we have no use for."""
-    try:
-        content = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    names = {key: content.get(key) for key in _CARRIED}
-    names = {key: value.get("content") if isinstance(value, dict) else value for key, value in names.items()}
-    return {key: value for key, value in names.items() if isinstance(value, str)}
 
 
 def _write_json(tokenizer: Tokenizer, content: dict, file: Path, directory: Path) -> list[str]:
@@ -106,18 +114,13 @@ def _write_config(tokenizer: Tokenizer, own: dict, directory: Path, sequence_len
               "model_max_length": sequence_length, "model_input_names": ["input_ids", "attention_mask"],
               "clean_up_tokenization_spaces": False}
     if tokenizer.mask_id is not None:
-        config["mask_token"] = {"__type": "AddedToken", "content": tokenizer.token(tokenizer.mask_id),
-                                "lstrip": True, "rstrip": False, "normalized": False, "single_word": False,
-                                "special": True}
-    (directory / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n",
-                                                     encoding="utf-8")
+        config["mask_token"] = {"__type": "AddedToken", "content": tokenizer.token(tokenizer.mask_id), **MASK_FLAGS}
+    write_json_atomic(directory / "tokenizer_config.json", config)
 
 
-def _write_sentencepiece(tokenizer: Tokenizer, file: Path, directory: Path,
-                         sequence_length: int) -> list[str]:
+def _write_sentencepiece(tokenizer: Tokenizer, file: Path, directory: Path, sequence_length: int) -> list[str]:
     try:
-        converted = convert_sentencepiece(file)
-        content = json.loads(converted.to_str())
+        content = json.loads(_converted(file).to_str())
         for token in content["added_tokens"]:
             token["lstrip"] = token["lstrip"] or token["id"] == tokenizer.mask_id
         (directory / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
@@ -134,7 +137,7 @@ def _write_sentencepiece(tokenizer: Tokenizer, file: Path, directory: Path,
             "it is: encode with the sentencepiece package"]
 
 
-def convert_sentencepiece(file: Path):
+def _converted(file: Path):
     """A `tokenizers.Tokenizer` of the SentencePiece model, with the blanks handled as the model says.
 
     Where the model keeps blanks as they are, a text that starts with one differs by one token: the price of
@@ -160,3 +163,49 @@ def convert_sentencepiece(file: Path):
         model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(blank, prepend_scheme=scheme, split=False)
     model.normalizer = normalizers.Sequence(steps)
     return model
+
+
+def tokenizer_remarks(directory: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> list[str]:
+    """How transformers reads `directory`, where that is not how `tokenizer` does; ids of `config` that disagree.
+
+    Nothing of it is in the weights, so it is said, not refused.
+    """
+    file = find_model_file(directory).name
+    try:
+        theirs = _auto_tokenizer(directory)
+    except Exception as error:  # whatever its class stumbles over
+        reason = " ".join(str(error).split())[:150]
+        return [f"transformers cannot load this tokenizer ({reason}); training and exports go by {file}"]
+    remarks = []
+    more = sorted(token for token in theirs.get_vocab() if tokenizer.id(token) is None)
+    if more:
+        remarks.append(f"{file} lacks {len(more)} tokens that transformers adds from other files "
+                       f"({', '.join(more[:4])}): texts are encoded without them")
+    if difference := _first_difference(theirs, tokenizer):
+        text, ids, ours = difference
+        remarks.append(f"transformers' {type(theirs).__name__} encodes {text!r} as {ids}, {file} as {ours}: training "
+                       f"and exports go by {file}")
+    for kind in ("bos", "eos", "pad", "mask"):
+        said, named = config.get(f"{kind}_token_id"), getattr(theirs, f"{kind}_token_id")
+        if None not in (said, named) and named not in (said if isinstance(said, list) else [said]):
+            remarks.append(f"config.json has {kind}_token_id {said}, the tokenizer's {kind} token is "
+                           f"{theirs.convert_ids_to_tokens(named)!r} (id {named}): the tokenizer's is used")
+    return remarks
+
+
+def about_empty_texts(directory: Path) -> list[str]:
+    """A remark where the tokenizer in `directory` gives an empty text no token.
+
+    Nothing in the files can give it one without changing other texts: tokenizers skip normalisation of an empty text,
+    and a post-processor puts its tokens around every text.
+    """
+    try:
+        tokenizer = _auto_tokenizer(directory)
+    except (OSError, ValueError):  # there is none, or one that transformers cannot read: said elsewhere
+        return []
+    if tokenizer("")["input_ids"]:
+        return []
+    instead = next((f"; put {text!r} in its place, or leave it out" for text in (" ", ".")
+                    if tokenizer(text)["input_ids"]), "; leave it out")
+    return ["an empty text has no token, so it has no embedding: sentence-transformers gives zeros for it in a batch "
+            f"and an error for it alone{instead}"]

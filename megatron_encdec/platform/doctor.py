@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform as python_platform
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -129,8 +130,9 @@ def _device() -> dict:
     from megatron_encdec.platform.device import bf16_is_native, device_type, varlen_is_usable
 
     facts = {"type": device_type(), "torch": torch.__version__, "driver": _driver(), "problem": None, "gpus": [],
-             **_cpu(), "threads": torch.get_num_threads(), "cuda": torch.version.cuda, "nccl": None,
-             "bf16_native": None, "varlen": False}
+             "cpu": _cpu(), "cores": available_cores(), "threads": torch.get_num_threads(),
+             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "cuda": torch.version.cuda,
+             "nccl": None, "bf16_native": None, "varlen": False}
     try:
         facts["bf16_native"] = bf16_is_native()
         facts["varlen"] = varlen_is_usable()
@@ -145,15 +147,13 @@ def _device() -> dict:
     return facts
 
 
-def _cpu() -> dict:
-    name = python_platform.processor() or python_platform.machine()
+def _cpu() -> str:
+    """Its name, as far as the system tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass  # not Linux
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    return {"cpu": name, "cores": available_cores(), "memory_bytes": memory}
+        found = re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:  # not Linux
+        found = None
+    return found[1] if found else python_platform.processor() or python_platform.machine()
 
 
 def _driver() -> str | None:
@@ -234,10 +234,10 @@ def _device_rows(device: dict | None) -> list[tuple[str, str]]:
     if device is None:
         return [("unknown", "torch is not usable")]
     rows = [("cpu", f"{device['cpu']}, {device['cores']} cores, {device['threads']} threads of torch"),
-            ("memory", _gib(device["memory_bytes"]))]
+            ("memory", f"{device['memory_bytes'] / 2**30:.1f} GiB")]
     for number, card in enumerate(device["gpus"]):
-        capability = ".".join(map(str, card["capability"]))
-        rows.append((f"gpu {number}", f"{card['name']}, {_gib(card['memory_bytes'])}, compute capability {capability}"))
+        rows.append((f"gpu {number}", f"{card['name']}, {card['memory_bytes'] / 2**30:.1f} GiB, compute capability "
+                     f"{'.'.join(map(str, card['capability']))}"))
     if device["type"] == "cuda":
         nccl, driver = device["nccl"] or "unknown", device["driver"] or "unknown"
         rows.append(("cuda", f"{device['cuda']}, NCCL {nccl}, driver {driver}"))
@@ -250,7 +250,3 @@ def _device_rows(device: dict | None) -> list[tuple[str, str]]:
     if device["bf16_native"] is not None:
         rows.append(("bf16", "native" if device["bf16_native"] else "emulated, slower than fp32"))
     return rows
-
-
-def _gib(size: int | None) -> str:
-    return f"{size / 2**30:.1f} GiB" if size else "unknown"

@@ -42,6 +42,12 @@ def fsync_directory(path: str | Path) -> None:
         os.close(descriptor)
 
 
+def fsync_tree(directory: Path) -> None:
+    """Make the files and directories in and below `directory` durable."""
+    for path in (*directory.rglob("*"), directory):
+        fsync_directory(path)  # a descriptor of a file does as well
+
+
 def replace_durably(temporary: str | Path, final: str | Path) -> None:
     """Rename a finished `temporary` (already fsynced) to `final`, atomically and durably."""
     os.replace(temporary, final)

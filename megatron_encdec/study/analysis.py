@@ -1,31 +1,22 @@
-"""Everything the report shows, computed once: scores, averages, comparisons, sensitivity, curves, and what is amiss.
+"""Everything the report shows, computed once: scores, comparisons, sensitivity, curves, and what is amiss.
 
     1. `analyse(results, reference)`     `Results` -> `Analysis`
-    2. `problems(analysis)`              a line for each failed, missing or unequal thing behind the numbers
+    2. `problems(analysis)`              a line for each failed, missing or unequal thing below the numbers
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
+from megatron_encdec.page.tables import Interval
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.study import published
-from megatron_encdec.study.checkpoints import curves, shares
+from megatron_encdec.study.curves import Curves, curves, shares
 from megatron_encdec.study.results import CellKey, Results
-from megatron_encdec.study.statistics import (
-    Average,
-    Comparison,
-    Sensitivity,
-    Summary,
-    average,
-    compare,
-    sensitivity,
-    summarise,
-)
+from megatron_encdec.study.statistics import Comparison, Summary, average, compare, summarise
 
 Task = tuple[str, str, str]  # family, dataset, train set
-ALL_PAIRS = 6  # models up to which every pair is shown; beyond, --reference chooses
 
 
 @dataclass
@@ -35,24 +26,39 @@ class Analysis:
     results: Results
     reference: str | None
     summaries: dict[CellKey, Summary]
-    averages: dict[tuple[str, str], Average]  # by (family, model); only where the model has every task of the family
     comparisons: dict[Task, list[Comparison]]
-    sensitivities: dict[CellKey, Sensitivity]
-    curves: dict[str, list[tuple[int, str]]]
-    shares: dict[tuple[str, int], list[tuple[float, str]]]
-
-    def tasks(self, family: str) -> list[Task]:
-        """Tasks of one family."""
-        return [task for task in self.results.tasks if task[0] == family]
+    curves: Curves
+    shares: Curves
 
     @property
     def families(self) -> list[str]:
         """Families with any result, in the paper's order."""
         return list(dict.fromkeys(task[0] for task in self.results.tasks))
 
+    def tasks(self, family: str) -> list[Task]:
+        """Tasks of one family."""
+        return [task for task in self.results.tasks if task[0] == family]
+
+    def cells(self, tasks: Sequence[Task] = ()) -> Iterator[Summary]:
+        """The cells of `tasks`, or of all, by task and model."""
+        return (self.summaries[cell.key] for task in tasks or self.results.tasks for cell in self.results.of_task(task))
+
     def summary(self, task: Task, model: str) -> Summary | None:
-        """The summary of a cell, None where there is no such cell."""
+        """A cell; None where there is none."""
         return self.summaries.get(CellKey(*task, model))
+
+    def score(self, task: Task, model: str) -> Interval | None:
+        """A cell's score; None where there is no such cell or none of its runs finished."""
+        return found.score if (found := self.summary(task, model)) else None
+
+    def average(self, family: str, model: str) -> Interval | None:
+        """A model's average over the datasets of a family; None where it lacks one."""
+        found = [self.summary(task, model) for task in self.tasks(family)]
+        return average(found) if all(found) else None
+
+    def baselines(self, task: Task) -> dict[str, float]:
+        """Test scores of the task's baselines."""
+        return found.scores if (found := self.results.baselines.get(task[:2])) else {}
 
     def label(self, task: Task) -> str:
         """What people call the task: the paper's name, or the folder's; with the train set where there are several."""
@@ -61,86 +67,54 @@ class Analysis:
         several = len({other[2] for other in self.results.tasks if other[:2] == task[:2]}) > 1
         return f"{name} ({train_set or 'no train set'})" if several else name
 
-    def is_papers(self, family: str) -> bool:
-        """Whether the family's tasks are the paper's three, so that averages may stand beside its."""
-        names = {published.dataset_name(*task) for task in self.tasks(family)}
-        return names == set(published.DATASETS[family])
-
-    @property
-    def shows_pairs(self) -> bool:
-        """Whether every comparison is shown, not only written to CSV."""
-        return self.reference is not None or len(self.results.models) <= ALL_PAIRS
-
 
 def analyse(results: Results, reference: str | None = None) -> Analysis:
     """Compute the report. Raises `UserError` where `reference` names no model of the results."""
-    if reference is not None and reference not in results.models:
-        raise UserError(f"--reference {reference}: not among the models: {', '.join(results.models)}")
-    summaries = {key: summarise(cell) for key, cell in results.cells.items()}
-    sensitivities = {key: found for key, cell in results.cells.items() if (found := sensitivity(cell)) is not None}
     models = results.models
-    return Analysis(results, reference, summaries, _averages(results, summaries),
-                    {task: _comparisons(task, models, summaries, reference) for task in results.tasks},
-                    sensitivities, curves(models, results.records), shares(models))
+    if reference is not None and reference not in models:
+        raise UserError(f"--reference {reference}: not among the models: {', '.join(models)}")
+    summaries = {key: summarise(cell) for key, cell in results.cells.items()}
+    comparisons = {task: _comparisons([summaries[cell.key] for cell in results.of_task(task)], reference)
+                   for task in results.tasks}
+    return Analysis(results, reference, summaries, comparisons, curves(models, results.records), shares(models))
 
 
-def _averages(results: Results, summaries: dict[CellKey, Summary]) -> dict[tuple[str, str], Average]:
-    by_family: dict[str, list[Task]] = defaultdict(list)
-    for task in results.tasks:
-        by_family[task[0]].append(task)
-    found = {}
-    for family, tasks in by_family.items():
-        for model in results.models:
-            keys = [CellKey(*task, model) for task in tasks]
-            if all(key in summaries for key in keys):
-                found[family, model] = average({key.dataset + key.train_set: summaries[key] for key in keys})
-    return found
-
-
-def _comparisons(task: Task, models: Sequence[str], summaries: dict[CellKey, Summary],
-                 reference: str | None) -> list[Comparison]:
-    """Against the reference, or every pair with the better model first."""
-    cells = {model: summaries[CellKey(*task, model)] for model in models if CellKey(*task, model) in summaries}
+def _comparisons(summaries: Sequence[Summary], reference: str | None) -> list[Comparison]:
+    """Of one task: against the reference, or every pair with the better model first."""
     if reference is not None:
-        pairs = [(model, reference) for model in cells if model != reference and reference in cells]
+        pairs = [(one, other) for other in summaries if other.model == reference for one in summaries if one != other]
     else:
-        pairs = [pair if _mean(cells[pair[0]]) >= _mean(cells[pair[1]]) else pair[::-1]
-                 for pair in combinations(cells, 2)]
-    return [found for a, b in pairs if (found := compare(cells[a], cells[b])) is not None]
+        pairs = [sorted(pair, key=lambda one: one.score.mean if one.score else -1.0, reverse=True)
+                 for pair in combinations(summaries, 2)]
+    return [found for a, b in pairs if (found := compare(a, b)) is not None]
 
 
-def _mean(summary: Summary) -> float:
-    return summary.score.mean if summary.score else -1.0
+class Problem(NamedTuple):
+    """Something a reader of the numbers must know: what in a word or two, where, and the detail in a sentence."""
 
-
-@dataclass(frozen=True)
-class Problem:
-    """Something a reader of the numbers must know: `kind` in a word or two, `where`, and `what` in a sentence."""
-
-    kind: str
-    where: str
     what: str
+    where: str
+    detail: str
 
 
 def problems(analysis: Analysis) -> list[Problem]:
     """Failed runs, missing ones, seeds and averages lost, unequal grids, folders that were ignored."""
     found: list[Problem] = []
     for task in analysis.results.tasks:
-        cells = [cell for cell in analysis.results.of_task(task)]
-        for cell in cells:
-            found += _of_cell(analysis.summaries[cell.key], "/".join((cell.key.model, cell.key.family,
-                                                                       analysis.label(task))))
+        cells, name = analysis.results.of_task(task), f"{task[0]}/{analysis.label(task)}"
+        for summary in analysis.cells([task]):
+            found += _of_cell(summary, f"{summary.model}/{name}")
         grids = {(tuple(cell.rates), tuple(cell.seeds)): cell.key.model for cell in cells}
         if len(grids) > 1:
             each = "; ".join(f"{model}: {len(rates)} learning rates × {len(seeds)} seeds ({_seeds(seeds)})"
                              for (rates, seeds), model in grids.items())
-            found.append(Problem("unequal grids", f"{task[0]}/{analysis.label(task)}",
+            found.append(Problem("unequal grids", name,
                                  f"models were searched differently, which favours the wider grid: {each}"))
     for family in analysis.families:
+        tasks = analysis.tasks(family)
         for model in analysis.results.models:
-            lacking = [analysis.label(task) for task in analysis.tasks(family)
-                       if analysis.summary(task, model) is None]
-            if 0 < len(lacking) < len(analysis.tasks(family)):
+            lacking = [analysis.label(task) for task in tasks if analysis.summary(task, model) is None]
+            if 0 < len(lacking) < len(tasks):
                 found.append(Problem("no average", f"{model}/{family}", f"no results on {', '.join(lacking)}"))
     return found + [Problem("ignored", *line.rsplit(": ", 1)) for line in analysis.results.ignored]
 

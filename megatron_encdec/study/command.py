@@ -1,15 +1,10 @@
-"""The verb `study`: what runs come to."""
+"""The verb `study`: fine-tuned results -> tables, figures and a page."""
 
 import argparse
 from pathlib import Path
 
 from megatron_encdec.platform.signals import interrupts_end_the_process
 
-DESCRIPTION = """\
-Fine-tuned results to tables, figures and a page.
-
-  megatron-encdec study report results --output report
-"""
 REPORT = """\
 Read trees of fine-tuning results and write what they come to, in the paper's way: for each seed the learning rate
 with the best validation score, then mean and interval (1.96 * std / sqrt(n)) of those test scores over seeds.
@@ -25,8 +20,6 @@ Runs that failed or are missing are listed, and never averaged away. The same re
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sub-commands and options of `study`."""
-    parser.description = DESCRIPTION
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     things = parser.add_subparsers(dest="thing", metavar="report", required=True)
     report = things.add_parser("report", help="tables, figures and a page from trees of fine-tuning results",
                                description=REPORT, formatter_class=argparse.RawDescriptionHelpFormatter)

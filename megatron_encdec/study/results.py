@@ -1,11 +1,4 @@
-"""Trees of fine-tuning results, in the layout of the paper's published runs (arXiv 2507.00994).
-
-    TREE/<model>/<SC|TC|QA|IR>/<dataset>/lr<LR>_sd<seed>/results.json     {"validation": {"score": 0.92}, "test": ...}
-    TREE/<model>/IR/<dataset>/<train set>_lr<LR>_sd<seed>/results.json    such as msmarco_pairs_lr1e-05_sd0
-    TREE/<model>/<family>/<dataset>/<run>/failure.json                    {"reason": "..."}: it ran and failed
-    TREE/<model>/<family>/<dataset>/grid.json           optional, the plan: {"runs": ["lr1e-05_sd0", ...]}
-    TREE/<model>/model.json                                               optional: {"step": 400, "series": "..."}
-    TREE/baselines/<family>/<dataset>.json                                see baselines.py
+"""Trees of fine-tuning results (layout: finetune/results_tree.py), read as a whole.
 
 A **cell** is one model on one dataset (retrieval: trained on one set): its runs are learning rates x seeds. A run has
 scores, or failed with a reason, or is not there; nothing here fills in or leaves out a run silently.
@@ -13,17 +6,14 @@ scores, or failed with a reason, or is not there; nothing here fills in or leave
     1. `read_trees(paths)`     folders -> `Results`: cells, baselines, models' records, what was ignored
 """
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megatron_encdec.finetune import results_tree
+from megatron_encdec.finetune.results_tree import FAMILIES
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.study.baselines import FAMILIES, FOLDER, Baselines, read_baselines
-from megatron_encdec.study.records import read_json, score_of
-
-_RUN = re.compile(r"(?:(?P<train_set>.+)_)?lr(?P<rate>[0-9.eE+-]+)_sd(?P<seed>\d+)")
 
 
 @dataclass(frozen=True, order=True)
@@ -42,8 +32,8 @@ class CellKey:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One fine-tuning run; scores from 0 to 1, or None where `failure` says why there are none."""
+class RunScores:
+    """What one fine-tuning run came to; scores from 0 to 1, or None where `failure` says why there are none."""
 
     rate: float
     seed: int
@@ -58,7 +48,7 @@ class Cell:
     """All runs of a model on a dataset, by (learning rate, seed); `planned` are those that its grid.json lists."""
 
     key: CellKey
-    runs: dict[tuple[float, int], Run] = field(default_factory=dict)
+    runs: dict[tuple[float, int], RunScores] = field(default_factory=dict)
     planned: set[tuple[float, int]] = field(default_factory=set)
 
     @property
@@ -72,12 +62,12 @@ class Cell:
         return sorted({seed for _, seed in self.runs.keys() | self.planned})
 
     @property
-    def finished(self) -> dict[tuple[float, int], Run]:
+    def finished(self) -> dict[tuple[float, int], RunScores]:
         """The runs that have scores."""
         return {place: run for place, run in self.runs.items() if run.failure is None}
 
     @property
-    def failures(self) -> list[Run]:
+    def failures(self) -> list[RunScores]:
         """The runs that failed, by learning rate and seed."""
         return [run for _, run in sorted(self.runs.items()) if run.failure is not None]
 
@@ -93,6 +83,14 @@ class ModelRecord:
 
     step: int
     series: str | None
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Of one dataset: test scores (0 to 1) by the baseline's name, and the file that holds them."""
+
+    scores: dict[str, float]
+    path: Path
 
 
 @dataclass
@@ -137,7 +135,7 @@ def read_trees(trees: Sequence[str | Path], notice: Callable[[int], None] = lamb
             raise UserError(f"{tree}: no such directory; give a tree of results (<model>/<SC|TC|QA|IR>/<dataset>/...)")
         before = runs
         for model in _folders(tree):
-            if model.name == FOLDER:
+            if model.name == results_tree.BASELINES:
                 continue
             for dataset in _datasets(model, results):
                 runs += _read_dataset(results, dataset)
@@ -173,7 +171,7 @@ def _datasets(model: Path, results: Results) -> list[Path]:
 
 
 def _record(path: Path) -> ModelRecord:
-    record = read_json(path)
+    record = results_tree.read_json(path)
     step, series = record.get("step"), record.get("series")
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise UserError(f"{path}: step: expected the number of pretraining steps, found {step!r}")
@@ -185,68 +183,53 @@ def _record(path: Path) -> ModelRecord:
 def _read_dataset(results: Results, dataset: Path) -> int:
     """Add the runs of one model on one dataset; how many there were."""
     count = 0
-    results.ignored += [f"{file}: outside of any run's folder" for name in ("results.json", "failure.json")
+    results.ignored += [f"{file}: outside of any run's folder" for name in (results_tree.RESULTS, results_tree.FAILURE)
                         if (file := dataset / name).is_file()]
     for folder in _folders(dataset):
-        scores, failure = folder / "results.json", folder / "failure.json"
+        scores, failure = folder / results_tree.RESULTS, folder / results_tree.FAILURE
         if not scores.is_file() and not failure.is_file():
-            if not _RUN.fullmatch(folder.name):
+            if results_tree.place_of_run(folder.name) is None:
                 results.ignored.append(f"{folder}: not called lr<LR>_sd<seed>, and no results.json in it")
             continue  # not finished, or never begun: it shows as missing where the grid has a place for it
-        train_set, rate, seed = _place(folder)
-        cell = _cell(results, dataset, train_set)
-        if (earlier := cell.runs.get((rate, seed))) is not None:
+        cell, place = _cell(results, dataset, folder.name, str(folder))
+        if (earlier := cell.runs.get(place)) is not None:
             raise UserError(f"{folder}: this run is given twice, also by {earlier.path.parent}; leave one out")
-        cell.runs[rate, seed] = _run(rate, seed, scores if scores.is_file() else failure)
+        if scores.is_file():
+            cell.runs[place] = RunScores(*place, *results_tree.read_scores(scores), None, scores)
+        else:
+            cell.runs[place] = RunScores(*place, None, None, results_tree.read_reason(failure), failure)
         count += 1
-    if (grid := dataset / "grid.json").is_file():
-        _add_plan(results, dataset, grid)
+    if (grid := dataset / results_tree.GRID).is_file():
+        for name in results_tree.planned(grid):
+            cell, place = _cell(results, dataset, name, f"{grid}: {name}")
+            cell.planned.add(place)
     return count
 
 
-def _cell(results: Results, dataset: Path, train_set: str) -> Cell:
+def _cell(results: Results, dataset: Path, name: str, where: str) -> tuple[Cell, tuple[float, int]]:
+    """The cell of the run called `name`, and the run's learning rate and seed."""
+    if (found := results_tree.place_of_run(name)) is None:
+        raise UserError(f"{where}: expected a run's folder to be called lr<LR>_sd<seed>, such as lr1e-05_sd0")
+    train_set, rate, seed = found
     key = CellKey(dataset.parent.name, dataset.name, train_set, dataset.parent.parent.name)
-    return results.cells.setdefault(key, Cell(key))
-
-
-def _add_plan(results: Results, dataset: Path, grid: Path) -> None:
-    names = read_json(grid).get("runs")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{grid}: runs: expected a list of folder names such as lr1e-05_sd0, found {names!r}")
-    for name in names:
-        train_set, rate, seed = _place(Path(name), grid)
-        _cell(results, dataset, train_set).planned.add((rate, seed))
-
-
-def _place(folder: Path, file: Path | None = None) -> tuple[str, float, int]:
-    """Train set, learning rate and seed, from the folder's name, which stands in `file` if that is given."""
-    match = _RUN.fullmatch(folder.name)
-    try:
-        rate = float(match["rate"]) if match else 0.0
-    except ValueError:
-        rate = 0.0
-    if not 0.0 < rate < math.inf:
-        raise UserError(f"{f'{file}: ' if file else ''}{folder}: expected a run's folder to be called lr<LR>_sd<seed>, "
-                        "such as lr1e-05_sd0")
-    return match["train_set"] or "", rate, int(match["seed"])
-
-
-def _run(rate: float, seed: int, path: Path) -> Run:
-    record = read_json(path)
-    if path.name == "results.json":
-        for split in ("validation", "test"):  # scores of single examples: kept for others, not read here
-            if isinstance(part := record.get(split), dict) and not isinstance(part.get("scores_i", []), list):
-                raise UserError(f"{path}: {split}.scores_i: expected a list")
-        return Run(rate, seed, score_of(record, "validation", path), score_of(record, "test", path), None, path)
-    reason = record.get("reason")
-    if not isinstance(reason, str) or not reason:
-        raise UserError(f"{path}: reason: expected a sentence, found {reason!r}")
-    return Run(rate, seed, None, None, reason, path)
+    return results.cells.setdefault(key, Cell(key)), (rate, seed)
 
 
 def _add_baselines(results: Results, tree: Path) -> None:
-    for task, found in read_baselines(tree).items():
-        earlier = results.baselines.get(task)
-        if earlier is not None and earlier.scores != found.scores:
-            raise UserError(f"{found.path}: other scores than in {earlier.path}; leave one of the two out")
-        results.baselines[task] = found
+    for path in sorted((tree / results_tree.BASELINES).glob("*/*.json")):
+        found = Baselines(_baseline_scores(path), path)
+        earlier = results.baselines.setdefault((path.parent.name, path.stem), found)
+        if earlier.scores != found.scores:
+            raise UserError(f"{path}: other scores than in {earlier.path}; leave one of the two out")
+
+
+def _baseline_scores(path: Path) -> dict[str, float]:
+    if path.parent.name not in FAMILIES:
+        raise UserError(f"{path}: the folder of a baseline is a family, one of {', '.join(FAMILIES)}")
+    record = results_tree.read_json(path)
+    named, metric = record.get("baselines"), record.get("metric")
+    if not isinstance(named, dict) or not named:
+        raise UserError(f"{path}: expected a mapping 'baselines' of names to {{'test': {{'score': ...}}}}")
+    if metric is not None and not isinstance(metric, str):
+        raise UserError(f"{path}: 'metric' is a name, found {metric!r}")
+    return {name: results_tree.score_of(value, "test", path, f"baselines.{name}.") for name, value in named.items()}

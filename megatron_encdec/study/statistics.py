@@ -1,111 +1,41 @@
-"""Statistics of fine-tuning scores, as the paper computes them (arXiv 2507.00994; PAPER's rule checked on its runs).
+"""Statistics of fine-tuning scores, as the paper computes them (arXiv 2507.00994; checked on its published runs).
 
-    1. `select(cell)`               for each seed the learning rate with the best *validation* score
-    2. `summarise(cell)`            mean of those *test* scores over seeds, and 1.96 * std(ddof=1) / sqrt(n)
-    3. `compare(a, b)`              two models on one task: the mean difference over the seeds that both have, likewise
-    4. `sensitivity(cell)`          how far test scores spread over learning rates, seed by seed: the stability claim
-    5. `average(summaries)`         over the datasets of a family, seed by seed
+    1. `summarise(cell)`       for each seed the learning rate with the best *validation* score; mean of those *test*
+                               scores over seeds, and 1.96 * std(ddof=1) / sqrt(n)
+    2. `compare(a, b)`         two models on one task: the mean difference over the seeds that both have, likewise
+    3. `sensitivity(cell)`     how far test scores spread over learning rates, seed by seed: the stability claim
+    4. `average(summaries)`    over the datasets of a family, seed by seed
 
-Nothing is averaged away: what a number leaves out (failed and missing runs, seeds without a partner) stands beside it.
-Scores are fractions from 0 to 1 throughout; tables print per cent.
+Nothing is averaged away: what a number leaves out (failed and missing runs, lost seeds) is listed beside it. Scores are
+fractions from 0 to 1 throughout; tables print per cent.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from megatron_encdec.study.results import Cell, Run
+from megatron_encdec.page.tables import Interval
+from megatron_encdec.study.results import Cell, RunScores
 
 Z = 1.96  # of a normal distribution: with five seeds Student's t would give 2.776, the paper does not
 
 
-@dataclass(frozen=True)
-class Interval:
-    """`mean` of `count` values and `half_width` of its interval; None where one value tells nothing of spread."""
-
-    mean: float
-    half_width: float | None
-    count: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.half_width is not None and abs(self.mean) > self.half_width
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Mean and 1.96 * std(ddof=1) / sqrt(n) of at least one value."""
+def interval(values: Sequence[float]) -> Interval | None:
+    """Mean and 1.96 * std(ddof=1) / sqrt(n); None without values."""
     count = len(values)
-    mean = math.fsum(values) / count
-    if count < 2:
-        return Interval(mean, None, count)
-    return Interval(mean, Z * deviation(values) / math.sqrt(count), count)
+    if not count:
+        return None
+    return Interval(fmean(values), Z * deviation(values) / math.sqrt(count) if count > 1 else None, count)
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Standard deviation of a sample (ddof = 1) of at least two values."""
-    mean = math.fsum(values) / len(values)
+    """Standard deviation of a sample (ddof = 1) of at least two values.
+
+    Those of numpy and of the standard library end in other digits, and reports in CSV hold every digit.
+    """
+    mean = fmean(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-
-
-def select(cell: Cell) -> dict[int, Run]:
-    """{seed: its finished run with the best validation score}; of equals the one with the lowest learning rate."""
-    best: dict[int, Run] = {}
-    for (_, seed), run in sorted(cell.finished.items()):  # by learning rate
-        if seed not in best or run.validation > best[seed].validation:
-            best[seed] = run
-    return dict(sorted(best.items()))
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A cell's score. `score` is None where no run finished; `seeds_lost` have no finished run at all."""
-
-    cell: Cell
-    selected: dict[int, Run]
-    score: Interval | None
-    seeds_lost: list[int]
-
-    @property
-    def by_seed(self) -> dict[int, float]:
-        """The selected test score of each seed."""
-        return {seed: run.test for seed, run in self.selected.items()}
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every run of the cell's grid finished."""
-        return not self.cell.failures and not self.cell.missing
-
-
-def summarise(cell: Cell) -> Summary:
-    """The paper's number for one cell."""
-    selected = select(cell)
-    scores = [run.test for run in selected.values()]
-    return Summary(cell, selected, interval(scores) if scores else None,
-                   [seed for seed in cell.seeds if seed not in selected])
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Scores of `a` minus those of `b` over the `seeds` that both have; `wins` of them are above zero."""
-
-    a: str
-    b: str
-    difference: Interval
-    seeds: list[int]
-    wins: int
-    seeds_unpaired: list[int]
-
-
-def compare(a: Summary, b: Summary) -> Comparison | None:
-    """Paired comparison over seeds of two models on one task; None where no seed is in both."""
-    ours, theirs = a.by_seed, b.by_seed
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        return None
-    differences = [ours[seed] - theirs[seed] for seed in seeds]
-    return Comparison(a.cell.key.model, b.cell.key.model, interval(differences), seeds,
-                      sum(value > 0 for value in differences), sorted(ours.keys() ^ theirs.keys()))
 
 
 @dataclass(frozen=True)
@@ -113,14 +43,64 @@ class Sensitivity:
     """How a cell's test scores depend on the learning rate.
 
     by_rate: mean over seeds at each rate. spread: best minus worst rate of a seed, over seeds. deviation: standard
-    deviation (ddof=1) over the rates of a seed, over seeds. Both only over the seeds whose runs finished at every rate
-    (`spread` is None without any); `seeds_left_out` are the others.
+    deviation (ddof=1) over the rates of a seed, over seeds. Both only over the seeds whose runs finished at every rate,
+    and None without any.
     """
 
     by_rate: dict[float, Interval]
     spread: Interval | None
     deviation: Interval | None
-    seeds_left_out: list[int]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A cell's numbers: the run `selected` for each seed, the score over them (None where no run finished), and the
+    sensitivity (None where there are fewer than two learning rates)."""
+
+    cell: Cell
+    selected: dict[int, RunScores]
+    score: Interval | None
+    sensitivity: Sensitivity | None
+
+    @property
+    def model(self) -> str:
+        """Of the cell."""
+        return self.cell.key.model
+
+    @property
+    def task(self) -> tuple[str, str, str]:
+        """Of the cell."""
+        return self.cell.key.task
+
+    @property
+    def lacks_runs(self) -> bool:
+        """Whether some run of the cell's grid failed or is missing."""
+        return bool(self.cell.failures or self.cell.missing)
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """The selected test score of each seed."""
+        return {seed: run.test for seed, run in self.selected.items()}
+
+    @property
+    def seeds_lost(self) -> list[int]:
+        """Seeds that have no finished run at all."""
+        return [seed for seed in self.cell.seeds if seed not in self.selected]
+
+
+def summarise(cell: Cell) -> Summary:
+    """The paper's number for one cell."""
+    selected = select(cell)
+    return Summary(cell, selected, interval([run.test for run in selected.values()]), sensitivity(cell))
+
+
+def select(cell: Cell) -> dict[int, RunScores]:
+    """{seed: its finished run with the best validation score}; of equals the one with the lowest learning rate."""
+    best: dict[int, RunScores] = {}
+    for (_, seed), run in sorted(cell.finished.items()):  # by learning rate
+        if seed not in best or run.validation > best[seed].validation:
+            best[seed] = run
+    return dict(sorted(best.items()))
 
 
 def sensitivity(cell: Cell) -> Sensitivity | None:
@@ -128,31 +108,38 @@ def sensitivity(cell: Cell) -> Sensitivity | None:
     rates, finished = cell.rates, cell.finished
     if len(rates) < 2:
         return None
-    by_rate = {rate: [run.test for (one, _), run in sorted(finished.items()) if one == rate] for rate in rates}
-    whole = [seed for seed in cell.seeds if all((rate, seed) in finished for rate in rates)]
-    scores = [[finished[rate, seed].test for rate in rates] for seed in whole]
-    return Sensitivity(
-        {rate: interval(values) for rate, values in by_rate.items() if values},
-        interval([max(row) - min(row) for row in scores]) if scores else None,
-        interval([deviation(row) for row in scores]) if scores else None,
-        [seed for seed in cell.seeds if seed not in whole])
+    by_rate = {rate: interval([finished[rate, seed].test for seed in cell.seeds if (rate, seed) in finished])
+               for rate in rates}
+    scores = [[finished[rate, seed].test for rate in rates] for seed in cell.seeds
+              if all((rate, seed) in finished for rate in rates)]
+    return Sensitivity({rate: found for rate, found in by_rate.items() if found is not None},
+                       interval([max(row) - min(row) for row in scores]), interval([deviation(row) for row in scores]))
 
 
 @dataclass(frozen=True)
-class Average:
-    """A model's mean over datasets; `seeds_left_out` have not finished on all of them."""
+class Comparison:
+    """Scores of `a` minus those of `b` over the seeds that both have; `wins` of them are above zero."""
 
-    score: Interval | None
-    seeds_left_out: list[int]
+    a: str
+    b: str
+    difference: Interval
+    wins: int
 
 
-def average(by_dataset: Mapping[str, Summary]) -> Average:
+def compare(a: Summary, b: Summary) -> Comparison | None:
+    """Paired comparison over seeds of two models on one task; None where no seed is in both."""
+    ours, theirs = a.by_seed, b.by_seed
+    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    if not differences:
+        return None
+    return Comparison(a.model, b.model, interval(differences), sum(one > 0 for one in differences))
+
+
+def average(summaries: Sequence[Summary]) -> Interval | None:
     """Mean over the datasets of a family: for each seed over datasets, then over the seeds that have them all.
 
     The mean equals that of the datasets' means where all have the same seeds, as in the paper's tables.
     """
-    scores = [summary.by_seed for summary in by_dataset.values()]
-    everywhere = sorted(set.intersection(*(set(one) for one in scores)))
-    somewhere = set.union(*(set(summary.cell.seeds) for summary in by_dataset.values()))
-    means = [math.fsum(one[seed] for one in scores) / len(scores) for seed in everywhere]
-    return Average(interval(means) if means else None, sorted(somewhere - set(everywhere)))
+    scores = [summary.by_seed for summary in summaries]
+    everywhere = sorted(set.intersection(*map(set, scores)))
+    return interval([fmean(one[seed] for one in scores) for seed in everywhere])

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from trunk_states import fill, make
+from trunk_states import fill, make, state_at
 
 from megatron_encdec.engine.saver import Saver
 
@@ -16,7 +16,7 @@ def written(topology, tmp_path_factory):
     fill(trunk, optimizer)
     saver = Saver(directory, trunk, optimizer, keep=2, asynchronous=False)
     for step in (1, 2):
-        saver.save({"step": step})
+        saver.save(state_at(step))
     assert [event.error for event in saver.poll()] == [None, None]
     return directory
 

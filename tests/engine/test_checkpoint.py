@@ -6,11 +6,12 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from trunk_states import fill, make, run_ranks, wrong
+from trunk_states import fill, make, run_ranks, state_at, wrong
 
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text
 from megatron_encdec.engine.optimizer import local_states, update_count
+from megatron_encdec.engine.run_state import FORMAT, read_run_state
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.engine.shards import SHARDING, pieces
 from megatron_encdec.model import layers
@@ -25,7 +26,7 @@ WRITE_OR_READ = """
     import sys
     from pathlib import Path
     import torch
-    from trunk_states import fill, make, wrong
+    from trunk_states import fill, make, state_at, wrong
     from megatron_encdec.engine import checkpoint
     from megatron_encdec.engine.optimizer import update_count
     from megatron_encdec.engine.saver import Saver
@@ -37,7 +38,7 @@ WRITE_OR_READ = """
     checkpoint.load(Path(there), trunk, optimizer)
     print(wrong(trunk, optimizer), update_count(optimizer))
     saver = Saver(Path(back), trunk, optimizer, keep=1)
-    saver.save({"step": 1})
+    saver.save(state_at(1))
     print(saver.wait()[0].error)
     distributed.shutdown()
 """
@@ -50,7 +51,7 @@ def test_there_and_back_on_another_topology(layout, topology, tmp_path):
     trunk, optimizer = make(topology, **sizes)
     fill(trunk, optimizer)
     saver = Saver(tmp_path / "there", trunk, optimizer, keep=1)
-    saver.save({"step": 1})
+    saver.save(state_at(1))
     there, = saver.wait()
     told = run_ranks(ranks, WRITE_OR_READ, tensor, pipeline, dtype, tied, there.path, tmp_path / "back")
     assert told == ["[] 7\nNone\n"] * ranks
@@ -108,7 +109,7 @@ def test_transformer_engines_names(first, fused, topology, tmp_path):
     (source, source_optimizer), (target, target_optimizer) = built
     fill(source, source_optimizer)
     saver = Saver(tmp_path, source, source_optimizer, keep=1)
-    saver.save({"step": 1})
+    saver.save(state_at(1))
     checkpoint.load(saver.wait()[0].path, target, target_optimizer)
     assert wrong(target, target_optimizer) == [] and update_count(target_optimizer) == 7
     assert {piece.key for piece in pieces(source)} == {piece.key for piece in pieces(target)}
@@ -178,10 +179,13 @@ def test_finding_one(checkpoints, tmp_path):
     with pytest.raises(IntegrityError, match="found: step_00000001, step_00000002"):
         checkpoint.newest(checkpoints)
     state = checkpoints / "step_00000001" / "run_state.json"
-    assert checkpoint.read_run_state(state.parent) == {"format": checkpoint.FORMAT, "step": 1}
+    assert read_run_state(state.parent) == state_at(1)
     state.write_text(json.dumps({"format": 99}))
     with pytest.raises(UserError, match="checkpoint format 99"):
-        checkpoint.read_run_state(state.parent)
+        read_run_state(state.parent)
+    state.write_text(json.dumps({"format": FORMAT, "step": 1}))
+    with pytest.raises(IntegrityError, match="run_state.json: has no phase, .*, versions; this checkpoint is damaged"):
+        read_run_state(state.parent)
 
 
 def test_a_reader_finds_the_newest_at_every_moment_of_saving_and_deleting(checkpoints):
@@ -201,6 +205,6 @@ def test_a_reader_finds_the_newest_at_every_moment_of_saving_and_deleting(checkp
         found.append(checkpoint.newest(checkpoints).name)
     writer.join()
     assert found == sorted(found) and len(set(found)) > 10
-    for vanished in (lambda path: checkpoint.load(path, None), checkpoint.read_run_state):
+    for vanished in (lambda path: checkpoint.load(path, None), read_run_state):
         with pytest.raises(IntegrityError, match="step_00000001: was deleted while it was read .*checkpoint.keep"):
             vanished(checkpoints / "step_00000001")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from trunk_states import fill, make
+from trunk_states import fill, make, state_at
 
 from megatron_encdec.engine.checkpoint import load, load_weights
 from megatron_encdec.engine.fp8_state import fp8_state, make_fp8_state
@@ -32,7 +32,7 @@ def record(tensors, value):
 
 def save(tmp_path, trunk, optimizer):
     saver = Saver(tmp_path / "checkpoints", trunk, optimizer, keep=1)
-    saver.save({"step": 1})
+    saver.save(state_at(1))
     assert [event.error for event in saver.wait()] == [None]
     return tmp_path / "checkpoints" / "step_00000001"
 

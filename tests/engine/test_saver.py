@@ -12,7 +12,7 @@ import time
 
 import pytest
 import torch
-from trunk_states import fill, make, run_ranks, wrong
+from trunk_states import fill, make, run_ranks, state_at, wrong
 
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.integrity import verify
@@ -27,7 +27,7 @@ def test_the_snapshot_is_the_state_at_the_time_of_save(topology, tmp_path):
     trunk, optimizer = make(topology, hidden_size=256, ffn_hidden_size=512, vocabulary_size=5000)
     fill(trunk, optimizer)
     saver = Saver(tmp_path / "checkpoints", trunk, optimizer, keep=1)
-    saver.save({"step": 3})
+    saver.save(state_at(3))
     changes = 0
     while not (events := saver.poll()):  # training goes on while the thread writes
         with torch.no_grad():
@@ -51,7 +51,7 @@ def test_waiting_or_not_the_bytes_are_the_same(topology, tmp_path):
     saved = []
     for name, asynchronous in (("a", True), ("b", False), ("c", True)):
         saver = Saver(tmp_path / name, trunk, optimizer, keep=1, asynchronous=asynchronous)
-        saver.save({"step": 1, "anything": [1.5]})
+        saver.save(state_at(1))
         event, = saver.wait()
         assert event.bytes == sum(map(len, contents(event.path).values()))
         saved.append(contents(event.path))
@@ -62,7 +62,7 @@ def test_a_save_waits_for_the_one_before_it_and_events_come_in_order(topology, t
     trunk, optimizer = make(topology)
     saver = Saver(tmp_path / "checkpoints", trunk, optimizer, keep=2)
     for step in (1, 2, 3, 4):
-        saver.save({"step": step}, always={2})
+        saver.save(state_at(step), always={2})
     events = saver.wait()
     assert [(event.step, event.error, event.pruned) for event in events] == [
         (1, None, []), (2, None, []), (3, None, ["step_00000001"]), (4, None, [])]
@@ -74,7 +74,7 @@ def test_the_same_step_again_replaces_it_and_later_leftovers_do_not_count(topolo
     trunk, optimizer = make(topology, seed=5)
     saver = Saver(checkpoints, trunk, optimizer, keep=1, asynchronous=False)
     before = contents(checkpoints / "step_00000001")
-    saver.save({"step": 1})  # as after a resume from before step 1, while step 2 is still there
+    saver.save(state_at(1))  # as after a resume from before step 1, while step 2 is still there
     event, = saver.poll()
     assert event.error is None and event.pruned == []
     assert checkpoint.newest(checkpoints).name == "step_00000001"
@@ -108,14 +108,14 @@ def test_a_full_disk(topology, written, small_disk, asynchronous):
     trunk, optimizer = make(topology)
     saver = Saver(checkpoints, trunk, optimizer, keep=2, asynchronous=asynchronous)
     for step in (1, 2):
-        saver.save({"step": step})
+        saver.save(state_at(step))
     assert [event.error for event in saver.wait()] == [None, None]
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     (small_disk / "something_else").write_bytes(b"x" * (free - 300_000))
-    saver.save({"step": 3})
+    saver.save(state_at(3))
     failed(saver, checkpoints, os.strerror(errno.ENOSPC))
     (small_disk / "something_else").unlink()
-    saver.save({"step": 4})  # there is room again: training goes on, and so does saving
+    saver.save(state_at(4))  # there is room again: training goes on, and so does saving
     assert saver.wait()[0].error is None and checkpoint.newest(checkpoints).name == "step_00000004"
 
 
@@ -127,7 +127,7 @@ def test_a_file_that_may_grow_no_more(topology, checkpoints):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        saver.save({"step": 3})
+        saver.save(state_at(3))
         failed(saver, checkpoints, os.strerror(errno.EFBIG))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -141,7 +141,7 @@ def test_a_read_only_directory(topology, checkpoints):
         pytest.skip("mounting needs privileges")
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", checkpoints], check=True)
-        saver.save({"step": 3})
+        saver.save(state_at(3))
         failed(saver, checkpoints, os.strerror(errno.EROFS))
     finally:
         subprocess.run(["umount", "-l", checkpoints], check=True)
@@ -151,7 +151,7 @@ def test_one_ranks_failure_reaches_all_and_the_next_save_works(checkpoints):
     told = run_ranks(2, """
         import json, resource, signal, sys
         from pathlib import Path
-        from trunk_states import make
+        from trunk_states import make, state_at
         from megatron_encdec.engine.saver import Saver
         from megatron_encdec.platform import distributed
         topology = distributed.initialize()
@@ -160,10 +160,10 @@ def test_one_ranks_failure_reaches_all_and_the_next_save_works(checkpoints):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         if topology.rank == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-        saver.save({"step": 3})
+        saver.save(state_at(3))
         events = saver.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        saver.save({"step": 4})
+        saver.save(state_at(4))
         print(json.dumps([[event.step, event.error, event.bytes] for event in events + saver.wait()]))
         distributed.shutdown()
     """, checkpoints)
@@ -179,14 +179,14 @@ def test_a_rank_that_dies_fails_the_save_of_the_others(checkpoints):
     told = run_ranks(2, """
         import os, signal, sys, time
         from pathlib import Path
-        from trunk_states import make
+        from trunk_states import make, state_at
         from megatron_encdec.engine.saver import Saver
         from megatron_encdec.platform import distributed
         topology = distributed.initialize()
         saver = Saver(Path(sys.argv[1]), *make(topology), keep=5, write_timeout=20)
         if topology.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        saver.save({"step": 3})
+        saver.save(state_at(3))
         print(saver.wait()[0].error, flush=True)
         os._exit(0)
     """, checkpoints, check=False)
@@ -198,14 +198,14 @@ def test_killed_while_writing_leaves_the_last_good_one(topology, checkpoints):
     code = textwrap.dedent("""
         import os, sys, time
         from pathlib import Path
-        from trunk_states import make
+        from trunk_states import make, state_at
         from megatron_encdec.engine.saver import Saver
         from megatron_encdec.platform import distributed
         trunk, optimizer = make(distributed.initialize(), hidden_size=256, ffn_hidden_size=512,
                                 vocabulary_size=20000)
         os.fsync = lambda descriptor: time.sleep(600)  # a disk that never answers: it is killed in the middle
         saver = Saver(Path(sys.argv[1]), trunk, optimizer, keep=5, asynchronous=False)
-        saver.save({"step": 3})
+        saver.save(state_at(3))
     """)
     path = os.pathsep.join([*filter(None, sys.path), "tests"])
     victim = subprocess.Popen([sys.executable, "-c", code, checkpoints], env={**os.environ, "PYTHONPATH": path})

@@ -1,6 +1,5 @@
 """Local formats, and what is said of labelled sets that are not right: always one line with file and place."""
 
-import json
 
 import pytest
 from finetune_sets import write_rows, write_set
@@ -51,11 +50,11 @@ def test_a_folder_instead_of_the_hub(tmp_path):
     (tmp_path / "sst2").mkdir()
     for split in ("train", "validation"):
         write_rows(tmp_path / f"sst2/{split}.jsonl", TEXTS)
-    examples = load_examples(DatasetConfig("sst2", "SC", "train", None, "validation", hub="nyu-mll/glue:sst2",
+    examples = load_examples(DatasetConfig("sst2", "SC", "train", "validation", hub="nyu-mll/glue:sst2",
                                            local=str(tmp_path / "sst2")))
     assert len(examples.test) == 40
     with pytest.raises(UserError, match=r"no dev\{.parquet,.*,.tsv\} there"):
-        load_examples(DatasetConfig("sst2", "SC", "train", None, "dev", hub="x", local=str(tmp_path / "sst2")))
+        load_examples(DatasetConfig("sst2", "SC", "train", "dev", hub="x", local=str(tmp_path / "sst2")))
 
 
 @pytest.mark.parametrize(("row", "says"), [
@@ -239,29 +238,3 @@ def test_a_test_label_that_training_lacks(tmp_path):
 def test_the_toy_sets_are_valid(tmp_path, family):
     examples = load_examples(DatasetConfig(**write_set(tmp_path, family)))
     assert (len(examples.train), len(examples.validation), len(examples.test)) == (96, 16, 24)
-
-
-def test_embedded_tasks_use_held_out_documents_alone(tmp_path):
-    """Documents are dealt out by hash: none that pretraining saw, none in two splits."""
-    import hashlib
-
-    from megatron_encdec.text.encode import is_validation
-
-    rows = [{"text": f"Do the thing of number {number}.\n\nParameters\n----------\nsize{number} : int\n"
-                     f"    Of `thing`.\nname{number} : str\n    More about it, and a lot more, so that it is a body.",
-             "source": f"lib{number % 9}/a.py:f{number}", "library": f"lib{number % 9}"} for number in range(900)]
-    corpus = write_rows(tmp_path / "corpus.jsonl", rows)
-    manifest = tmp_path / "x.manifest.json"
-    manifest.write_text(json.dumps({"settings": {"validation_percent": 20.0}}))
-    for task, family in (("library", "SC"), ("identifiers", "TC"), ("parameter_type", "QA"), ("summary_body", "IR")):
-        found = load_examples(DatasetConfig(task, family, docstrings=task, corpus=str(corpus),
-                                            manifest=str(manifest)))
-        places = [{one.where for one in getattr(found, split)} for split in ("train", "validation", "test")]
-        assert places[0] and not places[0] & places[1] and not places[0] & places[2] and not places[1] & places[2]
-        for where in set.union(*places):
-            text = rows[int(where.rpartition(":")[2]) - 1]["text"]
-            assert is_validation(hashlib.sha256(text.encode()).digest(), 20.0)
-    manifest.write_text(json.dumps({"settings": {"validation_percent": 0.0}}))
-    with pytest.raises(UserError, match="nothing was held out of pretraining"):
-        load_examples(DatasetConfig("library", "SC", docstrings="library", corpus=str(corpus),
-                                    manifest=str(manifest)))

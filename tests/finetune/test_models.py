@@ -7,7 +7,7 @@ import torch
 from finetune_sets import write_model
 from safetensors.torch import load_file, save_file
 
-from megatron_encdec.finetune.models import build, encoder_config
+from megatron_encdec.finetune.models import build_model, encoder_config
 from megatron_encdec.platform.errors import UserError
 
 
@@ -16,7 +16,7 @@ from megatron_encdec.platform.errors import UserError
 @pytest.mark.parametrize("family", ["SC", "TC", "QA", "IR"])
 def test_every_family_sees_both_ways(tmp_path, kind, attention, family):
     """A later token changes what the first position gives, at batch size 1 too."""
-    model = build(str(write_model(tmp_path, kind)), family, ("a", "b")).eval()
+    model = build_model(str(write_model(tmp_path, kind)), family, ("a", "b")).eval()
     model.config._attn_implementation = attention
     encoder = getattr(model, "model", model)
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -27,7 +27,7 @@ def test_every_family_sees_both_ways(tmp_path, kind, attention, family):
 
 
 def test_padding_changes_nothing(tmp_path):
-    model = build(str(write_model(tmp_path)), "SC", ("a", "b")).eval()
+    model = build_model(str(write_model(tmp_path)), "SC", ("a", "b")).eval()
     with torch.no_grad():
         alone = model(input_ids=torch.tensor([[5, 6, 7]]), attention_mask=torch.ones(1, 3)).logits
         padded = model(input_ids=torch.tensor([[5, 6, 7, 2, 2]]),
@@ -39,7 +39,7 @@ def test_padding_changes_nothing(tmp_path):
 def test_random_weights_are_not_the_models(tmp_path):
     path = str(write_model(tmp_path))
     torch.manual_seed(1)
-    pretrained, drawn = build(path, "IR"), build(path, "IR", weights="random")
+    pretrained, drawn = build_model(path, "IR"), build_model(path, "IR", weights="random")
     assert not torch.equal(pretrained.layers[0].self_attn.q_proj.weight, drawn.layers[0].self_attn.q_proj.weight)
 
 
@@ -57,7 +57,7 @@ def test_weights_that_do_not_fit(tmp_path):
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(UserError, match="its weights are not those of its config"):
-        build(str(path), "IR")
+        build_model(str(path), "IR")
 
 
 def test_other_weights_beside_the_model_are_not_read(tmp_path):
@@ -66,4 +66,4 @@ def test_other_weights_beside_the_model_are_not_read(tmp_path):
     mine = load_file(path / "model.safetensors")
     for name in ("model-00001-of-00009.safetensors", "old.safetensors"):
         save_file({name: tensor + 1 for name, tensor in mine.items()}, path / name)
-    assert torch.equal(build(str(path), "IR").embed_tokens.weight, mine["model.embed_tokens.weight"])
+    assert torch.equal(build_model(str(path), "IR").embed_tokens.weight, mine["model.embed_tokens.weight"])

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from sweep_runs import grid, scores, train
 
+from megatron_encdec.finetune.results_tree import claim, plan, state_of, write_failure, write_results
 from megatron_encdec.finetune.sweep import Sweep
-from megatron_encdec.finetune.sweep_tree import claim, plan, state_of, write_failure, write_results
 from megatron_encdec.platform.errors import UserError
 
 FUNCTION = "sweep_runs:train"
@@ -66,9 +66,9 @@ def group_is_gone(leader: int) -> bool:
 def expected(tmp_path_factory):
     """Results of the grid that `start` sweeps, each run alone in this process."""
     tree = tmp_path_factory.mktemp("alone")
-    for cell in grid(tree, (0.1, 0.2, 0.3), range(4)):
-        cell.directory.mkdir(parents=True)
-        write_results(cell.directory, train(cell, lambda step, total: None))
+    for run in grid(tree, (0.1, 0.2, 0.3), range(4)):
+        run.directory.mkdir(parents=True)
+        write_results(run.directory, train(run, lambda step, total: None))
     return scores(tree)
 
 
@@ -100,9 +100,9 @@ def test_a_finished_run_is_never_repeated(tmp_path):
 
 
 def test_a_worker_keeps_to_one_dataset(tmp_path):
-    cells = [cell for pair in zip(grid(tmp_path, dataset="a"), grid(tmp_path, dataset="b"), strict=True)
-             for cell in pair]
-    Sweep(cells, FUNCTION, workers=2).run()
+    runs = [run for pair in zip(grid(tmp_path, dataset="a"), grid(tmp_path, dataset="b"), strict=True)
+            for run in pair]
+    Sweep(runs, FUNCTION, workers=2).run()
     pids = {dataset: [json.loads(path.read_text())["process"]["pid"]
                       for path in (tmp_path / "m/SC" / dataset).rglob("results.json")] for dataset in "ab"}
     assert len(set(pids["a"]) & set(pids["b"])) <= 1  # who is done first may help the other
@@ -137,8 +137,8 @@ def test_a_run_that_kills_its_process_twice_has_failed(tmp_path):
 
 def test_a_mistake_is_no_result(tmp_path):
     """What the user must mend is said once; runs of other datasets go on, and nothing is recorded as failed."""
-    cells = grid(tmp_path, rates=(0.4, 0.1), how="mistake") + grid(tmp_path, rates=(0.1,), dataset="good")
-    outcome = Sweep(cells, FUNCTION).run()
+    runs = grid(tmp_path, rates=(0.4, 0.1), how="mistake") + grid(tmp_path, rates=(0.1,), dataset="good")
+    outcome = Sweep(runs, FUNCTION).run()
     assert outcome.mistakes == ["data.train: no such file"] and not outcome.failed
     assert outcome.finished == 2 and outcome.left == 4
     assert not list(tmp_path.rglob("failure.json"))
@@ -220,7 +220,7 @@ def test_plans_add_up(tmp_path):
 def test_a_damaged_plan_is_not_written_over(tmp_path, content):
     plan([tmp_path / "a/lr1_sd0"])
     (tmp_path / "a/grid.json").write_text(content)
-    with pytest.raises(UserError, match=r"a/grid\.json: cannot be read .*; mend it, or delete it"):
+    with pytest.raises(UserError, match=r"a/grid\.json: .*; mend it, or delete it .*this sweep alone"):
         plan([tmp_path / "a/lr1_sd1"])
     assert (tmp_path / "a/grid.json").read_text() == content
     (tmp_path / "a/grid.json").unlink()

@@ -1,9 +1,9 @@
 """`finetune` up to where workers begin: what is to do, and mistakes in one line."""
 
 import pytest
-from small_run import run_cli
 
-from megatron_encdec.finetune.sweep_tree import write_failure, write_results
+from megatron_encdec.cli import main
+from megatron_encdec.finetune.results_tree import write_failure, write_results
 from megatron_encdec.platform.optional import is_available
 
 CONFIG = """
@@ -29,31 +29,41 @@ def config(tmp_path):
     return path
 
 
-def test_what_is_to_do(config):
-    said = run_cli("finetune", config, "--dry-run").stdout
+@pytest.fixture
+def finetune(config, capsys):
+    """`megatron-encdec finetune CONFIG WORDS` in this process: exit code, standard output, standard error."""
+    def call(*words):
+        code = main(["finetune", str(config), *words])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_what_is_to_do(finetune):
+    code, said, _ = finetune("--dry-run")
+    assert code == 0
     assert "4 runs (1 models × 1 datasets × 2 learning rates × 2 seeds): 1 finished, 1 failed, 2 to do" in said
-    assert "3 to do" in run_cli("finetune", config, "--dry-run", "--retry-failed").stdout
-    assert "0 to do" in run_cli("finetune", config, "--dry-run", "grid.learning_rates=[1e-5]").stdout
+    assert "3 to do" in finetune("--dry-run", "--retry-failed")[1]
+    assert "0 to do" in finetune("--dry-run", "grid.learning_rates=[1e-5]")[1]
 
 
-def test_a_sweep_without_anything_to_do(config):
-    done = run_cli("finetune", config, "grid.learning_rates=[1e-5]", "grid.seeds=[0]")
-    assert "all 1 runs are finished: megatron-encdec study report" in done.stdout
-    failed = run_cli("finetune", config, "grid.learning_rates=[1e-5]", check=False)
-    assert failed.returncode == 1 and "1 of 2 runs failed" in failed.stderr and "loss is not finite" in failed.stderr
-    assert "Traceback" not in failed.stderr
+def test_a_sweep_without_anything_to_do(finetune):
+    code, said, _ = finetune("grid.learning_rates=[1e-5]", "grid.seeds=[0]")
+    assert code == 0 and "all 1 runs are finished: megatron-encdec study report" in said
+    code, _, error = finetune("grid.learning_rates=[1e-5]")
+    assert code == 1 and "1 of 2 runs failed" in error and "loss is not finite" in error
 
 
 @pytest.mark.parametrize(("words", "says"), [
     (["--workers", "0"], "sweep.workers"), (["grid.learning_rates=[0]"], "grid.learning_rates"),
     (["model=nowhere"], "nowhere"), (["datasets.0.family=XX"], "family"),
 ])
-def test_mistakes_are_one_line(config, words, says):
-    done = run_cli("finetune", config, *words, check=False)
-    assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+def test_mistakes_are_one_line(finetune, words, says):
+    code, _, error = finetune(*words)
+    assert code == 2 and says in error and len(error.strip().splitlines()) == 1
 
 
 @pytest.mark.skipif(is_available("nemo_automodel"), reason="is about its absence")
-def test_without_nemo(config):
-    done = run_cli("finetune", config, check=False)
-    assert done.returncode == 2 and "pip install -e '.[nemo]'" in done.stderr
+def test_without_nemo(finetune):
+    code, _, error = finetune()
+    assert code == 2 and "pip install -e '.[nemo]'" in error

@@ -45,7 +45,7 @@ def test_other_validation_is_called_incomparable(inspect, write_run):
 def test_another_mask_ratio_is_called_incomparable(inspect, write_run):
     second = write_run("second", mask_ratio=(0.3, 0.5))
     remarks = compare(inspect, write_run("first"), second)["remarks"]
-    assert [line for line in remarks if "CANNOT be compared: mlm.mask_ratio: 0.3 -> 0.5" in line]
+    assert [line for line in remarks if "CANNOT be compared: objectives.mlm.mask_ratio: 0.3 -> 0.5" in line]
 
 
 def test_what_else_differs_is_listed_and_cosmetics_are_not(inspect, write_run):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import BASE, run_cli
+from small_run import BASE
 
+from megatron_encdec.cli import main
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.trunk import build_trunk
 from megatron_encdec.text.tokenizer import train_tokenizer
@@ -24,12 +25,12 @@ def run_directory(tmp_path_factory) -> Path:
     (directory / "corpus").mkdir()
     for number, text in enumerate(texts):
         (directory / "corpus" / f"{number}.txt").write_text(text)
-    run_cli("preprocess", "--input", directory / "corpus", "--tokenizer", directory / "tokenizer",
-            "--train-tokenizer", "301", "--validation-percent", "20", "--output", directory / "text",
-            "--workers", "1")
+    assert main(["preprocess", "--input", str(directory / "corpus"), "--tokenizer", str(directory / "tokenizer"),
+                 "--train-tokenizer", "301", "--validation-percent", "20", "--output", str(directory / "text"),
+                 "--workers", "1"]) == 0
     (directory / "config.yaml").write_text(BASE.format(root=directory))
-    run_cli("pretrain", directory / "config.yaml", f"run.dir={directory / 'run'}",
-            f"phases.1.steps={END - CLM_END}", "precision.dtype=bf16", "evaluation.every=6")
+    assert main(["pretrain", str(directory / "config.yaml"), f"run.dir={directory / 'run'}",
+                 f"phases.1.steps={END - CLM_END}", "precision.dtype=bf16", "evaluation.every=6"]) == 0
     return directory / "run"
 
 

@@ -16,8 +16,8 @@ from megatron_encdec.interop.export import export
 from megatron_encdec.interop.families import TARGETS
 from megatron_encdec.interop.names import canonical_weights
 from megatron_encdec.interop.parity import compare, trunk_logits
-from megatron_encdec.interop.pooling import about_empty_texts
 from megatron_encdec.interop.source import find, whole_trunk
+from megatron_encdec.interop.tokenizer_files import about_empty_texts
 from megatron_encdec.model.trunk import Trunk, transformer_config
 from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.platform.errors import UserError

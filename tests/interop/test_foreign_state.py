@@ -26,7 +26,7 @@ def models(tokenizer_directory, tmp_path_factory):
     """The same shapes three times: one file, several files of other weights, and tied embeddings."""
     directory = tmp_path_factory.mktemp("models")
     save("llama2", directory / "single", tokenizer_directory)
-    save("llama-linear", directory / "shards", tokenizer_directory, shard_size="40KB")
+    save("llama-linear", directory / "several", tokenizer_directory, file_size="40KB")
     save("smollm2", directory / "tied", tokenizer_directory)
     return directory
 
@@ -92,8 +92,8 @@ def _twice(directory, _models):
     save_file({**load_file(second), **load_file(first)}, second, metadata={"format": "pt"})
 
 
-def _stale_shards(directory, models):
-    for file in models.joinpath("shards").glob("model*"):
+def _stale_files(directory, models):
+    for file in models.joinpath("several").glob("model*"):
         shutil.copyfile(file, directory / file.name)
 
 
@@ -114,9 +114,9 @@ FAULTS = {
                                   r"lm_head.weight differs from model.embed_tokens.weight.*with false there both"),
     "tensor without a place": ("single", tensors(lambda found: found.update(score=torch.zeros(2))),
                                r"has no place for score"),
-    "in two files": ("shards", _twice, r"model-00002-of-.* holds .*, and so does model-00001-of-"),
+    "in two files": ("several", _twice, r"model-00002-of-.* holds .*, and so does model-00001-of-"),
     "pointer, weights": ("single", write(SINGLE, POINTER), rf"{SINGLE}: a Git LFS pointer.*git lfs pull"),
-    "pointer, index": ("shards", write(INDEX, POINTER), rf"{INDEX}: a Git LFS pointer"),
+    "pointer, index": ("several", write(INDEX, POINTER), rf"{INDEX}: a Git LFS pointer"),
     "pointer, config": ("single", write("config.json", POINTER), r"config.json: a Git LFS pointer"),
     "pointer, tokenizer": ("single", write("tokenizer.json", POINTER), r"tokenizer.json: a Git LFS pointer"),
     "pointer, vocabulary": ("single", write("vocab.json", POINTER), r"vocab.json: a Git LFS pointer"),
@@ -125,8 +125,8 @@ FAULTS = {
     "cut, tokenizer's config": ("single", cut("tokenizer_config.json"), r"tokenizer_config.json: not valid JSON"),
     "cut, tokenizer": ("single", cut("tokenizer.json"), r"tokenizer.json: not a tokenizer.json"),
     "no object": ("single", write("added_tokens.json", "[]"), r"added_tokens.json: expected an object"),
-    "empty weights": ("single", write(SINGLE, ""), rf"{SINGLE}: 0 bytes are too few"),
-    "index without tensors": ("shards", edit(INDEX, weight_map={}), rf"{INDEX}: not an index.*lists no tensors"),
+    "empty weights": ("single", write(SINGLE, ""), rf"{SINGLE}: 0 bytes, not a whole safetensors file"),
+    "index without tensors": ("several", edit(INDEX, weight_map={}), rf"{INDEX}: not an index.*lists no tensors"),
     "link, weights": ("single", dangle(SINGLE), rf"{SINGLE}: a link to ../blobs/123, which is not there"),
     "link, config": ("single", dangle("config.json"), r"config.json: a link to ../blobs/123"),
     "link, tokenizer": ("single", dangle("tokenizer.json"), r"tokenizer.json: a link to ../blobs/123"),
@@ -154,7 +154,7 @@ FAULTS = {
 NOTES = {
     "adapter left out": ("single", write("adapter_config.json", "{}"), ["--ignore", "adapter"],
                          r"the base alone is taken; left out: adapter_config.json"),
-    "two claims": ("single", _stale_shards, [], rf"{SINGLE} is read, as transformers does; {INDEX} beside it is not"),
+    "two claims": ("single", _stale_files, [], rf"{SINGLE} is read, as transformers does; {INDEX} beside it is not"),
     "theta twice": ("single", edit("config.json", rope_theta=5.0), [],
                     r"twice; as in transformers, rope_theta=10000.0.* is taken, not rope_theta=5.0"),
     "scaling twice": ("single", edit("config.json", rope_scaling=LINEAR), [],
@@ -170,15 +170,15 @@ NOTES = {
 }
 # name -> (model, what is done to it): what counts is what transformers loads
 CLAIMS = {
-    "single and index": ("single", _stale_shards),
+    "single and index": ("single", _stale_files),
     "single and a broken index": ("single", write(INDEX, "{")),
-    "an index left behind": ("single", lambda directory, models: shutil.copyfile(models / "shards" / INDEX,
+    "an index left behind": ("single", lambda directory, models: shutil.copyfile(models / "several" / INDEX,
                                                                                  directory / INDEX)),
-    "named by the config": ("single", both(_stale_shards, edit("config.json", transformers_weights=INDEX))),
+    "named by the config": ("single", both(_stale_files, edit("config.json", transformers_weights=INDEX))),
     "variant beside": ("single", lambda directory, models: save_file(
         {name: tensor.half() for name, tensor in load_file(models / "tied" / SINGLE).items()},
         directory / "model.fp16.safetensors")),
-    "shards of another set beside": ("shards", lambda directory, models: shutil.copyfile(
+    "a file of another set beside": ("several", lambda directory, models: shutil.copyfile(
         models / "single" / SINGLE, directory / "model-00001-of-00099.safetensors")),
     "written by TensorFlow": ("single", lambda directory, _models: save_file(
         load_file(directory / SINGLE), directory / SINGLE, metadata={"format": "tf"})),

@@ -31,7 +31,7 @@ def tensors(directory):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_there_and_back_is_equal_tensor_by_tensor(topology, tokenizer_directory, tmp_path, name):
-    model = save(name, tmp_path / "hf", tokenizer_directory, shard_size="40KB")
+    model = save(name, tmp_path / "hf", tokenizer_directory, file_size="40KB")
     import_model(tmp_path / "hf", tmp_path / "run", say=quiet)
     with whole_trunk(find(str(tmp_path / "run"))) as trunk:
         kind = TARGETS["eurobert" if name == "eurobert" else "llama"].attention
@@ -40,7 +40,7 @@ def test_there_and_back_is_equal_tensor_by_tensor(topology, tokenizer_directory,
         other = {"causal": "bidirectional", "bidirectional": "causal"}[kind]
         assert logits_difference(trunk, model, other) > 0.1
 
-    done = export(str(tmp_path / "run"), tmp_path / "out", say=quiet, shard_size="40KB")
+    done = export(str(tmp_path / "run"), tmp_path / "out", say=quiet, file_size="40KB")
     assert done.model_class == MODELS[name][0] and done.difference < 1e-4
     before, after = tensors(tmp_path / "hf"), tensors(tmp_path / "out")
     assert before.keys() == after.keys()
@@ -50,7 +50,7 @@ def test_there_and_back_is_equal_tensor_by_tensor(topology, tokenizer_directory,
     assert then == now
     files = [file.name for file in tokenizer_directory.iterdir()]
     assert all((tmp_path / "hf" / file).read_bytes() == (tmp_path / "out" / file).read_bytes() for file in files)
-    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1  # shards of at most 40KB
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1  # files of at most 40KB
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -65,7 +65,7 @@ def test_an_encoder_on_request_is_the_decoders_weights_seen_bidirectionally(topo
     # and an encoder of whatever class is imported as one
     import_model(tmp_path / "out", tmp_path / "again", say=quiet)
     source = find(str(tmp_path / "again"))
-    assert (source.state["objective"], source.imported["as"]) == ("mlm", ENCODERS[MODELS[name][0]])
+    assert (source.state.objective, source.imported["as"]) == ("mlm", ENCODERS[MODELS[name][0]])
     assert export(str(tmp_path / "again"), tmp_path / "back", say=quiet).difference < 1e-4
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == json.loads(
         (tmp_path / "out" / "config.json").read_text())

@@ -72,7 +72,7 @@ for tensor, pipeline in ((2, 1), (1, 2)):
 
 
 def test_every_family_on_two_ranks(topology, tokenizer_directory, tmp_path):
-    models = {name: save(name, tmp_path / name, tokenizer_directory, shard_size="40KB") for name in MODELS}
+    models = {name: save(name, tmp_path / name, tokenizer_directory, file_size="40KB") for name in MODELS}
     run_ranks(2, RANKS, tmp_path, *models, timeout=240)
     tokens_BS = torch.arange(2 * 64).view(2, 64) * 7 % 301
     for name, model in models.items():

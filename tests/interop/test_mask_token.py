@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import sentencepiece
 import torch
 import transformers
 from random_models import save
@@ -113,8 +114,6 @@ def test_a_named_one_and_none(topology, without, tmp_path):
 
 
 def test_a_sentencepiece_model_gets_one_more_piece_and_fits_its_data_as_before(topology, tmp_path):
-    pytest.importorskip("google.protobuf", reason="transformers reads SentencePiece models with protobuf")
-    sentencepiece = pytest.importorskip("sentencepiece")
     (tmp_path / "tokenizer").mkdir()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["the encoder reads every word", "a mask hides one word in three"] * 20),

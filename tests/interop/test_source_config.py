@@ -60,7 +60,7 @@ def test_refused_by_name(tmp_path, name, changes, words):
     ("llama2", {"hidden_act": "swish"}),
 ])
 def test_what_is_not_in_effect_is_no_obstacle(tmp_path, name, changes):
-    assert read_source(written(tmp_path, name, **changes)).family.name == name.rstrip("2") or name == "qwen2"
+    assert read_source(written(tmp_path, name, **changes)).target.family.name == name.rstrip("2") or name == "qwen2"
 
 
 def test_a_key_that_means_nothing_can_be_ignored_and_remarks_are_made(tmp_path):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import sentencepiece
 import tokenizers
 import transformers
 
@@ -75,8 +76,6 @@ SPACES = {"collapsed": {}, "kept": {"byte_fallback": True, "normalization_rule_n
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 @pytest.mark.parametrize("settings", SPACES.values(), ids=SPACES)
 def test_sentencepiece_becomes_a_tokenizer_json(tmp_path, kind, settings):
-    pytest.importorskip("google.protobuf", reason="transformers reads SentencePiece models with protobuf")
-    sentencepiece = pytest.importorskip("sentencepiece")
     prefix = str(tmp_path / "model")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS), model_prefix=prefix, model_type=kind, control_symbols=["<mask>"],
@@ -93,7 +92,6 @@ def test_sentencepiece_becomes_a_tokenizer_json(tmp_path, kind, settings):
 
 
 def test_a_sentencepiece_model_that_cannot_be_converted_is_copied(tmp_path):
-    sentencepiece = pytest.importorskip("sentencepiece")
     prefix = str(tmp_path / "model")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS), model_prefix=prefix, model_type="word", vocab_size=60,

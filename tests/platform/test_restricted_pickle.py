@@ -2,7 +2,6 @@
 
 import builtins
 import io
-import json
 import os
 import pickle
 import shutil
@@ -12,10 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from small_run import run_cli
-from trunk_states import fill, make, wrong
+from trunk_states import fill, make, state_at, wrong
 
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text, verify
+from megatron_encdec.engine.run_state import read_run_state
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.platform.restricted_pickle import load_plain, load_records
@@ -38,7 +38,7 @@ def saved(topology, tmp_path):
     trunk, optimizer = make(topology)
     fill(trunk, optimizer)
     saver = Saver(tmp_path / "run/checkpoints", trunk, optimizer, keep=1)
-    saver.save({"step": 1})
+    saver.save(state_at(1))
     event, = saver.wait()
     return SimpleNamespace(path=event.path, trunk=trunk, optimizer=optimizer, mark=tmp_path / "it_ran")
 
@@ -141,7 +141,7 @@ def test_our_own_files_are_json(saved):
             checkpoint.load(saved.path, saved.trunk)
         if name == "run_state.json":
             with pytest.raises(IntegrityError, match=name):
-                checkpoint.read_run_state(saved.path)
+                read_run_state(saved.path)
         (saved.path / name).write_bytes(whole)
     assert not saved.mark.exists()
 
@@ -155,8 +155,6 @@ def test_what_real_checkpoints_hold_is_read(saved):
 
 def test_inspect_and_export_run_nothing(saved, tmp_path):
     run = saved.path.parent.parent
-    state = {"step": 1, "objective": "clm"}
-    (saved.path / "run_state.json").write_text(json.dumps({"format": checkpoint.FORMAT, **state}))
     torch.save(payloads(saved.mark)[0], saved.path / "common.pt")
     (saved.path / ".metadata").write_bytes(pickle.dumps(payloads(saved.mark)[0]))
     resign(saved.path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_encdec.study.checkpoints import parse
+from megatron_encdec.study.curves import parse
 from megatron_encdec.study.published import AVERAGES, CELLS, dataset_name
 
 

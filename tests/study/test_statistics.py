@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from result_trees import write_grid, write_recorded, write_run
 
-from megatron_encdec.study.results import Cell, CellKey, Run, read_trees
+from megatron_encdec.study.results import Cell, CellKey, RunScores, read_trees
 from megatron_encdec.study.statistics import average, compare, interval, select, sensitivity, summarise
 
 SCORES = st.floats(0.0, 1.0)
@@ -18,7 +18,7 @@ def cell_of(scores: dict[tuple[float, int], tuple[float, float] | None], model: 
     """{(rate, seed): (validation, test), or None for a failed run}."""
     cell = Cell(CellKey("SC", "x", "", model))
     for (rate, seed), pair in scores.items():
-        cell.runs[rate, seed] = Run(rate, seed, *(pair or (None, None)), None if pair else "diverged", None)
+        cell.runs[rate, seed] = RunScores(rate, seed, *(pair or (None, None)), None if pair else "diverged", None)
     return cell
 
 
@@ -88,7 +88,7 @@ def test_failures_and_missing_runs_are_said():
     cell = cell_of({(1e-5, 0): (0.5, 0.5), (2e-5, 0): None, (1e-5, 1): None, (1e-5, 2): (0.7, 0.8)})
     summary = summarise(cell)
     assert summary.score.mean == pytest.approx(0.65) and summary.score.count == 2
-    assert summary.seeds_lost == [1] and not summary.is_complete
+    assert summary.seeds_lost == [1] and summary.lacks_runs
     assert [(run.rate, run.seed) for run in cell.failures] == [(1e-5, 1), (2e-5, 0)]
     assert cell.missing == [(2e-5, 1), (2e-5, 2)]
 
@@ -101,7 +101,7 @@ def test_paired_comparison_by_hand():
     a = summarise(cell_of({(1e-5, seed): (test, test) for seed, test in enumerate([0.9, 0.8, 0.7, 0.5])}, "a"))
     b = summarise(cell_of({(1e-5, seed): (test, test) for seed, test in enumerate([0.8, 0.75, 0.72])}, "b"))
     found = compare(a, b)  # differences 0.10, 0.05, -0.02; mean 0.13 / 3
-    assert found.seeds == [0, 1, 2] and found.seeds_unpaired == [3] and found.wins == 2
+    assert found.difference.count == 3 and found.wins == 2
     assert found.difference.mean == pytest.approx(0.13 / 3)
     assert found.difference.half_width == pytest.approx(1.96 * np.std([0.10, 0.05, -0.02], ddof=1) / np.sqrt(3))
     back = compare(b, a)
@@ -131,7 +131,6 @@ def test_sensitivity_by_hand():
     assert found.by_rate[2e-5].mean == pytest.approx(0.85) and found.by_rate[1e-5].count == 3
     assert found.spread.mean == pytest.approx((0.4 + 0.2) / 2) and found.spread.count == 2
     assert found.deviation.mean == pytest.approx((0.2 + 0.1) / 2)
-    assert found.seeds_left_out == [2]
 
 
 @given(st.lists(SCORES, min_size=6, max_size=6), st.floats(0.001, 0.999))
@@ -153,7 +152,6 @@ def test_average_over_datasets(tmp_path):
     write_grid(tmp_path, "a/SC/x", {1e-5: [0.5, 0.7]})
     write_grid(tmp_path, "a/SC/y", {1e-5: [0.6, 0.6]})
     write_run(tmp_path / "a/SC/y/lr1e-05_sd7", 0.9, 0.9)
-    summaries = {key.dataset: summarise(cell) for key, cell in read_trees([tmp_path]).cells.items()}
-    found = average(summaries)  # seed 0: 0.55, seed 1: 0.65
-    assert found.score.mean == pytest.approx(0.6) and found.seeds_left_out == [7]
-    assert found.score.half_width == pytest.approx(1.96 * np.std([0.55, 0.65], ddof=1) / np.sqrt(2))
+    found = average([summarise(cell) for cell in read_trees([tmp_path]).cells.values()])
+    assert found.mean == pytest.approx(0.6) and found.count == 2  # seed 0: 0.55, seed 1: 0.65; seed 7 lacks a dataset
+    assert found.half_width == pytest.approx(1.96 * np.std([0.55, 0.65], ddof=1) / np.sqrt(2))

@@ -1,32 +1,18 @@
 """From lengths in the config to steps, and what does not fit."""
 
 import pytest
-from small_run import BASE
+from small_run import config_of, timeline_of
 
-from megatron_encdec.objectives import Vocabulary
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config
-from megatron_encdec.training.stretches import Timeline, lay_out, with_phase_steps
-
-
-def config_of(*overrides):
-    data = schema.parse_yaml(BASE.format(root="x"), "base")
-    for override in overrides:
-        schema.apply_override(data, override, Config)
-    return schema.build(Config, data)
+from megatron_encdec.training.stretches import lay_out, with_phase_steps
 
 
 def phases(*lengths):
     return "phases=[" + ", ".join(
         f"{{name: p{i}, objective: {'clm' if i % 2 == 0 else 'mlm'}, {length}}}"
         for i, length in enumerate(lengths)) + "]"
-
-
-def timeline_of(*overrides, fingerprints=("f",)):
-    config = config_of(*overrides)
-    return Timeline(lay_out(config), {"run_seed": config.run.seed}, config.model.identity(), list(fingerprints),
-                    Vocabulary(301, frozenset(range(8)), 1))
 
 
 @pytest.mark.parametrize(("overrides", "ends"), [
@@ -46,7 +32,7 @@ def test_lengths(overrides, ends):
     ((phases("fraction: 0.5", "fraction: 0.5"),), "run.total.steps or run.total.tokens must be given"),
     (("run.total.steps=10", phases("fraction: 0.01", "fraction: 0.99")), "less than one step"),
     ((phases("steps: 3", "steps: 3, tokens: 100"),), "exactly one of steps, tokens, fraction"),
-    ((phases("steps: 0"),), "phases.0.steps: 0 is not positive"),
+    ((phases("steps: 0"),), "phases.0.steps: 0 is not above 0"),
     (("schedule.warmup_steps=9", "schedule.decay_steps=9"), "more than its 12 steps"),
     (("phases.1.name=causal",), "'causal' is given 2 times"),
     (("run.total={steps: 3, tokens: 4}",), "not both"),

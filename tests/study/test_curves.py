@@ -2,15 +2,15 @@
 
 import pytest
 
-from megatron_encdec.study.checkpoints import Stage, curves, parse, shares, short_steps
+from megatron_encdec.study.curves import Stage, curves, parse, shares, short_steps
 from megatron_encdec.study.published import AVERAGES
 from megatron_encdec.study.results import ModelRecord
 
 
 def test_names_of_the_paper():
-    lineage = parse("610m-clm-10k-mlm40-42k")
-    assert lineage.prefix == "610m" and lineage.stages == (Stage("clm", 10_000, False), Stage("mlm40", 42_000, False))
-    assert lineage.step == 42_000 and lineage.share == pytest.approx(10 / 42)
+    name = parse("610m-clm-10k-mlm40-42k")
+    assert name.prefix == "610m" and name.stages == (Stage("clm", 10_000, False), Stage("mlm40", 42_000, False))
+    assert name.steps == 42_000 and name.share == pytest.approx(10 / 42)
     continued = parse("610m-clm-dec42k-mlm40-64k")
     assert continued.stages[0].decayed and continued.share is None
     assert parse("clm-500").stages == (Stage("clm", 500, False),)
@@ -46,9 +46,9 @@ def test_records_say_more_than_names():
 
 def test_shares_of_the_paper():
     found = shares(AVERAGES)
-    assert [total for _, total in found] == [12_000, 22_000, 42_000]
-    assert [share for share, _ in found["610m clm → mlm40", 12_000]] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert found["610m clm → mlm40", 42_000][0][1] == "610m-mlm40-42k"  # not mlm20, mlm30, mlm50
+    assert list(found) == [f"610m clm → mlm40, {total} steps" for total in ("12k", "22k", "42k")]
+    assert [share for share, _ in found["610m clm → mlm40, 12k steps"]] == [0, 25, 50, 75, 100]
+    assert found["610m clm → mlm40, 42k steps"][0][1] == "610m-mlm40-42k"  # not mlm20, mlm30, mlm50
 
 
 def test_short_steps():

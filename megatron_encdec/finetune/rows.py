@@ -1,12 +1,7 @@
 """Rows of labelled sets, from files or from the hub, each with where it stands: as many as there are, or one line why.
 
     1. `read_split(dataset, split)`     "train" | "validation" | "test" -> [(where, row)]
-    2. `read_file(path)`                a file by its suffix
-
-    .jsonl [.gz, .zst]                     text/corpus.py's lines, as `preprocess` reads them
-    .parquet                               text/parquet.py's rows
-    .csv .tsv [.gz, .zst]                  delimited.py
-    .conll .bio .iob .iob2 .txt [...]      conll.py
+    2. `read_file(path)`                a file by its suffix: JSON lines, Parquet, and text in columns (columns.py)
 
 Values are as the file has them; `examples.py` checks them. `where` is FILE:LINE (or row) for messages. A class number
 of the hub (and of Parquet that `datasets` wrote) becomes its name, -1 becomes `UNLABELLED`. A file without rows, one
@@ -14,21 +9,20 @@ that cannot be parsed, an unknown suffix: `UserError` in one line.
 """
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_encdec.finetune.columns import read_conll, read_csv, read_tsv
 from megatron_encdec.finetune.config import DatasetConfig
-from megatron_encdec.finetune.conll import read_conll
-from megatron_encdec.finetune.delimited import read_delimited
-from megatron_encdec.finetune.lines import numbered_lines
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import refuse_pointer
-from megatron_encdec.text.corpus import hub_name
+from megatron_encdec.text.corpus import hub_name, iter_lines
+from megatron_encdec.text.heads import BYTE_ORDER_MARK, is_utf16
 from megatron_encdec.text.parquet import iter_records, schema_of
 
 Row = tuple[str, dict[str, Any]]
 UNLABELLED = object()  # the value of a row that `datasets` marks as one without a label
-COLUMN_SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".txt")
 LOCAL_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv", ".tsv")
 
 
@@ -49,26 +43,57 @@ def read_split(dataset: DatasetConfig, split: str) -> list[Row]:
 
 def read_file(path: Path) -> list[Row]:
     """The rows of the file at `path`; never none."""
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_tsv, ".parquet": _read_parquet}
-    readers |= dict.fromkeys(COLUMN_SUFFIXES, _read_columns)
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz").removesuffix(".zst")).suffix
-    reader = readers.get(suffix)
-    if reader is None or (suffix == ".parquet" and not name.endswith(suffix)):
-        raise UserError(f"{path}: cannot read this kind of file; known: {', '.join(readers)}, and all but .parquet "
-                        "with .gz or .zst behind" + (" (JSON lines are called .jsonl)" if suffix == ".json" else ""))
+    if suffix not in READERS or (suffix == ".parquet" and not name.endswith(suffix)):
+        raise UserError(f"{path}: cannot read this kind of file; known: {', '.join(READERS)}, and all but .parquet "
+                        "also with .gz or .zst" + (" (JSON lines are called .jsonl)" if suffix == ".json" else ""))
     if not path.is_file():
         raise UserError(f"{path}: no such file (labelled data)")
     refuse_pointer(path)
-    rows = reader(path)
+    if suffix == ".parquet":
+        rows = _read_parquet(path)
+    else:
+        rows = [(f"{path}:{number}", row) for number, row in READERS[suffix](path, _lines(path))]
     if not rows:
         raise UserError(f"{path}: empty, there is no example in it")
     return rows
 
 
-def _read_jsonl(path: Path) -> list[Row]:
-    return [(f"{path}:{number}", _object(f"{path}:{number}", line)) for number, line in numbered_lines(path)
-            if line.strip(" \t\r\n")]
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file with their ends, UTF-8 without a byte order mark, plain or compressed.
+
+    What is no text (UTF-16, other bytes that are not UTF-8, the NUL bytes that a crash leaves) is a `UserError`.
+    """
+    for number, data in enumerate(_encoded_lines(path), 1):
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:{number}: not UTF-8 (0x{data[error.start]:02x} at byte {error.start + 1} of the "
+                            "line); save the file as UTF-8") from None
+        if "\0" in text:
+            raise UserError(f"{path}:{number}: a NUL byte; the file is damaged, or is UTF-16 (save it as UTF-8)")
+        yield text
+
+
+def _encoded_lines(path: Path) -> Iterator[bytes]:
+    """They end in line feeds; in a file without any, in carriage returns."""
+    lines = iter_lines(str(path))
+    first = next(lines, b"")
+    if is_utf16(first):
+        raise UserError(f"{path}:1: the file is UTF-16 or UTF-32; save it as UTF-8")
+    first = first.removeprefix(BYTE_ORDER_MARK)
+    if not first.endswith(b"\n") and b"\r" in first.rstrip(b"\r"):
+        yield from (line + b"\r" for line in first.removesuffix(b"\r").split(b"\r"))
+    elif first:
+        yield first
+    yield from lines
+
+
+def _read_json_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        if line.strip(" \t\r\n"):
+            yield number, _object(f"{path}:{number}", line)
 
 
 def _object(where: str, line: str) -> dict[str, Any]:
@@ -95,29 +120,13 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read_csv(path: Path) -> list[Row]:
-    return _placed(path, read_delimited(path, ","))
-
-
-def _read_tsv(path: Path) -> list[Row]:
-    return _placed(path, read_delimited(path, "\t"))
-
-
-def _read_columns(path: Path) -> list[Row]:
-    return _placed(path, read_conll(path))
-
-
-def _placed(path: Path, rows: list[tuple[int, dict]]) -> list[Row]:
-    return [(f"{path}:{line}", row) for line, row in rows]
-
-
 def _read_parquet(path: Path) -> list[Row]:
-    schema, names = schema_of(str(path)), {}
+    schema, features = schema_of(str(path)), {}
     if b"huggingface" in (schema.metadata or {}):
         import datasets
 
-        names = _class_names(datasets.Features.from_arrow_schema(schema))
-    return [(f"{path}: row {number}", _named(row, names)) for number, row in enumerate(iter_records(str(path)), 1)]
+        features = datasets.Features.from_arrow_schema(schema)
+    return _named(f"{path}", iter_records(str(path)), features)
 
 
 def _read_hub(hub: str, split: str) -> list[Row]:
@@ -125,30 +134,30 @@ def _read_hub(hub: str, split: str) -> list[Row]:
     import datasets
 
     name, *rest = hub_name(hub)
-    subset = ":".join(filter(None, rest)) or None
     try:
-        table = datasets.load_dataset(name, subset, split=split)
+        table = datasets.load_dataset(name, ":".join(filter(None, rest)) or None, split=split)
     except Exception as error:  # noqa: BLE001  (the library raises many kinds; all mean that it cannot be had)
         raise UserError(f"{hub}: split {split} cannot be loaded ({str(error).splitlines()[0]}); offline, give "
                         f"`local`, a folder with {split}.parquet") from None
-    names = _class_names(table.features)
-    rows = [(f"{hub}/{split}: row {number}", _named(row, names)) for number, row in enumerate(table, 1)]
+    rows = _named(f"{hub}/{split}", table, table.features)
     if not rows:
         raise UserError(f"{hub}: split {split} is empty")
     return rows
 
 
-def _class_names(features: dict[str, Any]) -> dict[str, list[str]]:
-    """column -> the names of its classes, for a ClassLabel or a list of them."""
-    found = {column: getattr(kind, "names", None) or getattr(getattr(kind, "feature", None), "names", None)
-             for column, kind in features.items()}
-    return {column: names for column, names in found.items() if names}
+def _named(place: str, records: Iterable[dict[str, Any]], features: dict[str, Any]) -> list[Row]:
+    """Rows in which numbers of a ClassLabel, or of a list of them, are names."""
+    classes = {column: getattr(kind, "names", None) or getattr(getattr(kind, "feature", None), "names", None)
+               for column, kind in features.items()}
 
-
-def _named(row: dict[str, Any], classes: dict[str, list[str]]) -> dict[str, Any]:
     def name(value: Any, names: list[str]) -> Any:
         if isinstance(value, list):
             return [name(one, names) for one in value]
         return value if value is None else UNLABELLED if value == -1 else names[value]
 
-    return {column: name(value, classes[column]) if column in classes else value for column, value in row.items()}
+    return [(f"{place}: row {number}", {column: name(value, classes[column]) if classes.get(column) else value
+                                        for column, value in row.items()}) for number, row in enumerate(records, 1)]
+
+
+READERS = {".jsonl": _read_json_lines, ".csv": read_csv, ".tsv": read_tsv, ".parquet": _read_parquet,
+           **dict.fromkeys((".conll", ".bio", ".iob", ".iob2", ".txt"), read_conll)}

@@ -1,18 +1,46 @@
-"""Answers of span extraction: what a row says of them, checked against its context.
+"""What a field of a row says: the class that a label names, and the answers of a question. ValueError with the cause.
 
-    1. `read_answers(row, context)`     a row's `answers` (and `is_impossible`) -> [(text, start in characters)]
+    1. `class_name(value, fixed)`                      a value of the label column -> the class's name
+    2. `read_answers(answers, impossible, context)`    -> [(text, start in characters)], checked against the context
 
-SQuAD's {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"} (or "start"), or of texts alone, as
-ReCoRD has them, each of which is taken where it first stands in the context. CSV holds any of these as JSON, or one
-text. There is no answer where that is declared: an empty list, or `is_impossible`. Everything else is a ValueError with
-the cause: a text without its place never becomes "no answer".
+A class is written differently by different tools: 1, 1.0 (pandas, where a value of the column was missing), "1", true.
+Answers are SQuAD's {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"} (or "start"), or of texts
+alone (ReCoRD), each of which is taken where it first stands in the context; CSV holds any of these as JSON, or one
+text. There is no answer where that is declared: an empty list, or `is_impossible`.
 """
 
 import json
+import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 Answer = tuple[str, int]
+_DECIMAL = re.compile(r"[+-]?\d+\.\d*|[+-]?\.\d+")
 _FORM = 'SQuAD\'s {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"}, or a list of texts'
+
+
+def class_name(value: Any, fixed: Sequence[str] | None = None) -> str:
+    """The class that `value` names. One that stands so in `fixed`, the dataset's `labels`, is that.
+
+    A float that is no whole number (also as text, as CSV has it) is a score, and anything but a text, a number or a
+    boolean is no label.
+    """
+    if isinstance(value, (str, int, float)) and str(value) in (fixed or ()):
+        return str(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) or (isinstance(value, str) and value.strip() and not _DECIMAL.fullmatch(value)):
+        return str(value)
+    if not isinstance(value, float) and not (isinstance(value, str) and value.strip()):
+        raise ValueError(f"a label is a name, a class number, true or false; found {value!r}")
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError("the label is missing (NaN)")
+    if not number.is_integer():
+        raise ValueError(f"a label is a class, and {value!r} is a score (regression is not offered); if it does name a "
+                         "class, list all of them as texts in the dataset's `labels`")
+    return str(int(number))
 
 
 def read_answers(answers: Any, impossible: Any, context: str) -> list[Answer]:
@@ -70,13 +98,10 @@ def _columns(answers: dict) -> list[tuple[Any, Any]]:
         return [(texts, _start(answers))]
     if not isinstance(texts, (list, tuple)):
         raise ValueError(f"answers: text: expected a list, found {texts!r}")
-    starts = answers.get("answer_start", answers.get("start"))
-    if starts is None:
-        if not texts:
-            return []
-        raise ValueError(f"answers: {texts[0]!r} has no answer_start (there {'is' if len(answers) == 1 else 'are'} "
-                         f"{', '.join(map(str, answers))}); to take each text where it first stands, give a list of "
-                         "texts alone")
+    if not texts and answers.get("answer_start", answers.get("start")) is None:
+        return []
+    starts = _given_start(answers, texts and texts[0], "; to take each text where it first stands, give a list of "
+                          "texts alone")
     if not isinstance(starts, (list, tuple)) or len(starts) != len(texts):
         count = len(starts) if isinstance(starts, (list, tuple)) else f"{starts!r}, no list,"
         raise ValueError(f"answers: {len(texts)} text{'s' * (len(texts) != 1)}, but {count} answer_start")
@@ -84,11 +109,15 @@ def _columns(answers: dict) -> list[tuple[Any, Any]]:
 
 
 def _start(answer: dict) -> int:
+    return _number(_given_start(answer, answer.get("text")))
+
+
+def _given_start(answer: dict, text: Any, way_out: str = "") -> Any:
     start = answer.get("answer_start", answer.get("start"))
     if start is None:
-        raise ValueError(f"answers: {answer.get('text')!r} has no answer_start (there are "
-                         f"{', '.join(map(str, answer))})")
-    return _number(start)
+        raise ValueError(f"answers: {text!r} has no answer_start (there {'is' if len(answer) == 1 else 'are'} "
+                         f"{', '.join(map(str, answer))}){way_out}")
+    return start
 
 
 def _number(start: Any) -> int:

@@ -5,6 +5,7 @@ import os
 import sys
 
 from megatron_encdec.interop.families import TARGETS
+from megatron_encdec.interop.hugging_face import DTYPES, FILE_SIZE, ParityError
 from megatron_encdec.platform import device
 from megatron_encdec.platform.distributed import RankEnvironment
 from megatron_encdec.platform.errors import UserError
@@ -33,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--as", dest="as_", metavar="CLASS", default="auto",
                         help="auto (default): by the objective of that step and the trunk's family; "
                              f"{', '.join(TARGETS)}")
-    parser.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto",
                         help="of the weights (default: fp32; for an import what it came in)")
-    parser.add_argument("--shard-size", default="5GB", metavar="SIZE",
-                        help="of a safetensors file at most, e.g. 500MB (default: 5GB)")
+    parser.add_argument("--shard-size", dest="file_size", default=FILE_SIZE, metavar="SIZE",
+                        help=f"of a safetensors file at most, e.g. 500MB (default: {FILE_SIZE})")
     parser.add_argument("--force", action="store_true", help="replace another export at OUT")
 
 
@@ -45,11 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     _be_one_process()
     device.choose("cpu")  # before megatron.core is imported
     from megatron_encdec.interop.export import export
-    from megatron_encdec.interop.hugging_face import ParityError
 
     try:
         export(arguments.run, arguments.out, arguments.as_, arguments.dtype, arguments.force,
-               shard_size=arguments.shard_size)
+               file_size=arguments.file_size)
     except ParityError as error:
         print(f"megatron-encdec: export: {error}; nothing was written", file=sys.stderr)
         return 1

@@ -1,10 +1,13 @@
-"""Tables as Markdown, CSV and HTML."""
+"""Tables as Markdown and CSV."""
 
 import csv
+import html
 import io
 
-from megatron_encdec.study.statistics import Interval
-from megatron_encdec.study.tables import Column, Table, csv_text, html, markdown, rate_text
+import pytest
+from markdown_it import MarkdownIt
+
+from megatron_encdec.page.tables import Column, Interval, Table, as_markdown, csv_text, markdown, rate_text
 
 TABLE = Table("t", "Title", (Column("model"), Column("SST-2", "interval", "SC"), Column("rate", "rate"),
                              Column("runs", "count")),
@@ -26,10 +29,11 @@ def test_csv_holds_every_digit():
     assert rows[1]["sc_sst-2_half_width"] == "" and rows[2]["sc_sst-2"] == "" and rows[0]["runs"] == "1234"
 
 
-def test_html_escapes_what_others_wrote():
-    text = html(TABLE)
-    assert "a|b &lt;i&gt;" in text and "<i>" not in text
-    assert 'class="n best" title="91.1009 ± 0.3867">91.10<small> ± 0.39</small>' in text
+@pytest.mark.parametrize("name", ["610m-mlm40-42k", "my_model_3", "_a_ b", "*a* **b**", "`a`", "<b>", "[a](b)", "&amp;",
+                                  "a\\*b*"])
+def test_names_in_markdown_stay_as_they_are(name):
+    text = MarkdownIt().renderInline(as_markdown(name))
+    assert html.unescape(text) == name and "<" not in text
 
 
 def test_signed_differences():

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_encdec.interop.families import TARGETS
-from megatron_encdec.interop.targets import check_fits, choose, hugging_face_config
+from megatron_encdec.interop.families import TARGETS, check_fits, choose
+from megatron_encdec.interop.hugging_face import hugging_face_config
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import load_tokenizer, train_tokenizer

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_encdec.finetune.readers import UNLABELLED, read_file
+from megatron_encdec.finetune.rows import UNLABELLED, read_file
 from megatron_encdec.platform.errors import IntegrityError, UserError
 
 BOM = "\ufeff"
@@ -133,7 +133,7 @@ def test_conll(folder, sentences, separator, end, last, head):
 
 @pytest.mark.parametrize(("name", "content", "says"), [
     ("a.csv", 'text,label\nx,1\n"never,0\ny,1\n', "a.csv:3: a quotation mark opens here and is never closed"),
-    ("a.csv", 'text,label\n"a\nb",1\n"x"y,0\n', "a.csv:4: a field goes on behind its closing quotation mark"),
+    ("a.csv", 'text,label\n"a\nb",1\n"x"y,0\n', "a.csv:4: a field goes on after its closing quotation mark"),
     ("a.csv", "text,label\nx,1\n\ny\n", "a.csv:4: 1 column, but the header has 2"),
     ("a.csv", 'text,label\nx,1\n"y\nz",1,2\n', "a.csv:3: 3 columns, but the header has 2"),
     ("a.csv", "text,text\nx,1\n", "a.csv:1: two columns are called 'text'"),

@@ -1,0 +1,164 @@
+"""A tree of fine-tuning results: `finetune` writes it, `study` reads it; the layout of the paper's published runs.
+
+    TREE/<model>/<SC|TC|QA|IR>/<dataset>/lr<LR>_sd<seed>/     a run; of retrieval: <train set>_lr<LR>_sd<seed>/
+        results.json    {"validation": {"score": 0.92, "scores_i": [...]}, "test": ...}: finished, and never repeated
+        failure.json    {"reason", "when", "traceback"}: it failed; repeated only when asked to
+        run.lock        held while a process works on it, let go of however that process ends
+    TREE/<model>/<family>/<dataset>/grid.json                 {"runs": [...]}: all runs planned, so that a report knows
+                                                              what it misses (optional)
+    TREE/<model>/model.json                                   {"step": 400, "series": "..."} (optional)
+    TREE/baselines/<family>/<dataset>.json                    what costs no encoder (baselines.py)
+
+A run with neither results nor a failure was never begun, or was killed: it is done (again).
+
+    1. `name_of_run(...)`, `place_of_run(name)`                 learning rate, seed, train set <-> the folder's name
+    2. `state_of(directory)`, `claim(directory)`                what is to do, and who does it
+    3. `write_results`, `read_scores`, `write_failure`, `read_reason`
+    4. `plan(directories)`, `planned(path)`                     grid.json
+    5. `read_json(path)`, `score_of(record, split, path)`       any of these files, refused in one line that names it
+"""
+
+import contextlib
+import math
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.rundir.files import write_json_atomic
+from megatron_encdec.rundir.lock import FolderLock, InUse
+
+FAMILIES = ("SC", "TC", "QA", "IR")
+RESULTS, FAILURE, GRID, BASELINES = "results.json", "failure.json", "grid.json", "baselines"
+FINISHED, FAILED, TODO = "finished", "failed", "todo"
+_NAME = re.compile(r"(?:(?P<train_set>.+)_)?lr(?P<rate>[0-9.eE+-]+)_sd(?P<seed>\d+)")
+_WAY_OUT = "mend it, or delete it and run `megatron-encdec finetune` again"
+
+
+def name_of_run(rate: float, seed: int, train_set: str = "") -> str:
+    """The folder of a run, such as lr1e-05_sd0 or msmarco_pairs_lr1e-05_sd0."""
+    return f"{train_set}{'_' if train_set else ''}lr{rate:g}_sd{seed}"
+
+
+def place_of_run(name: str) -> tuple[str, float, int] | None:
+    """Train set, learning rate and seed of the folder `name`; None where that is not called as a run is."""
+    match = _NAME.fullmatch(name)
+    try:
+        rate = float(match["rate"]) if match else 0.0
+    except ValueError:
+        return None
+    return (match["train_set"] or "", rate, int(match["seed"])) if 0.0 < rate < math.inf else None
+
+
+def state_of(directory: Path) -> str:
+    """FINISHED, FAILED or TODO."""
+    if (directory / RESULTS).is_file():
+        return FINISHED
+    return FAILED if (directory / FAILURE).is_file() else TODO
+
+
+@contextlib.contextmanager
+def claim(directory: Path) -> Iterator[InUse | None]:
+    """Hold the run's folder while the context lasts; gives None then, or says who has it."""
+    with contextlib.ExitStack() as stack:
+        held = None
+        try:
+            stack.enter_context(FolderLock(directory, "results"))
+        except InUse as refused:
+            held = refused
+        yield held
+
+
+def write_results(directory: Path, results: dict) -> None:
+    """Finish the run; a failure of an earlier attempt is forgotten."""
+    write_json_atomic(directory / RESULTS, results)
+    (directory / FAILURE).unlink(missing_ok=True)
+
+
+def read_scores(path: Path) -> tuple[float, float]:
+    """The scores of validation and test in a results.json, from 0 to 1."""
+    record = read_json(path)
+    for split in ("validation", "test"):  # scores of single examples: kept for others, not read here
+        if isinstance(part := record.get(split), dict) and not isinstance(part.get("scores_i", []), list):
+            raise UserError(f"{path}: {split}.scores_i: expected a list")
+    return score_of(record, "validation", path), score_of(record, "test", path)
+
+
+def write_failure(directory: Path, reason: str, traceback: str | None = None) -> None:
+    """Record why the run failed: `reason` in one line, `traceback` where there is one."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(directory / FAILURE, {"reason": " ".join(reason.split()) or "no reason given",
+                                            "when": time.strftime("%Y-%m-%d %H:%M:%S"), "traceback": traceback})
+
+
+def read_reason(path: Path) -> str:
+    """Why the run failed whose failure.json is at `path`."""
+    reason = read_json(path).get("reason")
+    if not isinstance(reason, str) or not reason:
+        raise UserError(f"{path}: reason: expected a sentence, found {reason!r}")
+    return reason
+
+
+def reason_of(directory: Path) -> str:
+    """Why the run of a failed state failed, as far as its folder says."""
+    try:
+        return read_reason(directory / FAILURE)
+    except UserError as error:
+        return str(error)
+
+
+def plan(directories: Iterable[Path]) -> None:
+    """Add runs to the grid.json of their datasets. Raises `UserError` where one is there that cannot be read."""
+    by_dataset: dict[Path, list[str]] = defaultdict(list)
+    for directory in directories:
+        by_dataset[directory.parent].append(directory.name)
+    for dataset, names in by_dataset.items():
+        dataset.mkdir(parents=True, exist_ok=True)
+        try:
+            known = planned(dataset / GRID) if (dataset / GRID).exists() else []
+        except UserError as error:  # what it listed would be lost without a word
+            raise UserError(f"{error} (it then lists the runs of this sweep alone)") from None
+        if set(names) - set(known):
+            write_json_atomic(dataset / GRID, {"runs": list(dict.fromkeys([*known, *names]))})
+
+
+def planned(path: Path) -> list[str]:
+    """The names of runs in the grid.json at `path`."""
+    names = read_json(path).get("runs")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: runs: expected a list of folder names such as lr1e-05_sd0, found {names!r}; "
+                        f"{_WAY_OUT}")
+    return list(dict.fromkeys(names))
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in `path`. Raises `UserError` naming the file where it holds anything else."""
+    try:
+        record = orjson.loads(path.read_bytes())
+        if isinstance(record, dict):
+            return record
+        problem = f"expected a JSON object, found {type(record).__name__}"
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror or error})"
+    except orjson.JSONDecodeError as error:  # NaN and Infinity are no JSON either
+        problem = f"not valid JSON ({error})"
+    raise UserError(f"{path}: {problem}; {_WAY_OUT}")
+
+
+def score_of(record: Any, split: str, path: Path, where: str = "") -> float:
+    """`record[split]["score"]`, checked: a finite number from 0 to 1. `where` names `record` inside its file."""
+    part = record.get(split) if isinstance(record, dict) else None
+    if not isinstance(part, dict) or "score" not in part:
+        raise UserError(f"{path}: {where}{split}.score is missing")
+    score = part["score"]
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+        raise UserError(f"{path}: {where}{split}.score: expected a number, found {score!r}")
+    if not 0.0 <= score <= 1.0:
+        raise UserError(f"{path}: {where}{split}.score: expected a fraction from 0 to 1, found {score!r}"
+                        f"{' (per cent? divide by 100)' if 1.0 < score <= 100.0 else ''}")
+    return float(score)

@@ -1,0 +1,123 @@
+"""No number may change unseen: every key of the config is part of the history, or it is known to change no number."""
+
+import dataclasses
+import types
+import typing
+
+import pytest
+from small_run import timeline_of
+
+from megatron_encdec.objectives import OBJECTIVES, Objective
+from megatron_encdec.rundir.lineage import history_hash
+from megatron_encdec.training.config import Config
+
+SCALED = ("model.rope_scaling={rope_type: yarn, factor: 2, original_max_position_embeddings: 64}",)
+LLAMA3 = ("model.rope_scaling={rope_type: llama3, factor: 2, original_max_position_embeddings: 64, low_freq_factor: 1, "
+          "high_freq_factor: 4}",)
+CUT = ("data.random_length={min: 8, max: 32}",)
+OWN = ("phases.1.schedule={name: wsd, warmup_steps: 1, decay_steps: 2, final_lr: 1.0e-5}",)
+FP8 = ("precision.dtype=bf16", "precision.fp8=current", "precision.fp8_bf16_first=1", "precision.fp8_bf16_last=1")
+
+# key -> another value than the base's; then overrides that both have, and ones that only the changed one has
+DECIDES = {
+    "run.seed": "7",
+    "data.train.0.weight": ("2", ("data.train=[{path: nowhere/text}, {path: nowhere/more}]",)),
+    "data.seed": "7", "data.sequence_length": "32", "data.isolate_documents": "false",
+    "data.random_length.min": ("9", CUT), "data.random_length.max": ("33", CUT),
+    "model.num_layers": "4", "model.hidden_size": "64", "model.ffn_hidden_size": "96", "model.num_attention_heads": "8",
+    "model.num_query_groups": "4", "model.head_dim": "16", "model.tied_embeddings": "true", "model.norm_eps": "1e-6",
+    "model.rope_theta": "5000", "model.layers_without_rope.0": ("1", ("model.layers_without_rope=[0]",)),
+    "model.qkv_bias": "true", "model.qk_norm": "true", "model.init_std": "0.1", "model.vocabulary_size": "400",
+    "model.rope_scaling.rope_type": ("yarn", ("model.rope_scaling={rope_type: linear, factor: 2}",),
+                                     ("model.rope_scaling.original_max_position_embeddings=64",)),
+    "model.rope_scaling.factor": ("4", SCALED),
+    "model.rope_scaling.original_max_position_embeddings": ("32", SCALED),
+    "model.rope_scaling.attention_factor": ("0.5", SCALED), "model.rope_scaling.beta_fast": ("16", SCALED),
+    "model.rope_scaling.beta_slow": ("2", SCALED), "model.rope_scaling.truncate": ("false", SCALED),
+    "model.rope_scaling.low_freq_factor": ("2", LLAMA3), "model.rope_scaling.high_freq_factor": ("8", LLAMA3),
+    "phases.1.objective(mlm).mask_ratio": "0.5", "phases.1.objective(mlm).random_fraction": (
+        "0.1", ("phases.1.objective.mask_fraction=0.5",)), "phases.1.objective(mlm).mask_fraction": "0.5",
+    "phases.0.steps": "7", "phases.1.optimizer_state": "reset",
+    "phases.1.schedule.name": ("constant", ("phases.1.schedule={name: wsd, decay_steps: 2}",)),
+    "phases.1.schedule.warmup_steps": ("2", OWN), "phases.1.schedule.decay_steps": ("3", OWN),
+    "phases.1.schedule.final_lr": ("1e-4", OWN),
+    "optimizer.lr": "1e-4", "optimizer.betas": "[0.9, 0.9]", "optimizer.eps": "1e-7", "optimizer.weight_decay": "0.2",
+    "optimizer.clip_grad": "0.5",
+    "schedule.name": "cosine", "schedule.warmup_steps": "3", "schedule.decay_steps": "4", "schedule.final_lr": "1e-4",
+    "batch.global_size": "16",
+    "precision.dtype": "bf16", "precision.fp8": ("delayed", ("precision.dtype=bf16",)),
+    "precision.fp8_bf16_first": ("0", FP8), "precision.fp8_bf16_last": ("0", FP8),
+}
+# key -> another value: the hash stays, because no weight depends on it
+DECIDES_NOTHING = {
+    # where things are, what is told and kept, when a run gives up
+    "run.dir": "elsewhere", "run.on_nonfinite": "skip", "run.max_skipped": "3", "run.hang_timeout": "9",
+    "phases.0.name": "first", "checkpoint.every": "5", "checkpoint.keep": "7", "checkpoint.async": "false",
+    "evaluation.every": "5", "evaluation.batches": "3", "logging.every": "2", "logging.tensorboard": "true",
+    # validation is read by nobody who trains
+    "data.validation.0.path": "nowhere/other", "data.validation.0.weight": "2",
+    # another way to say a length: what it comes to is in the history
+    "run.total.steps": "12", "run.total.tokens": "6144", "phases.0.tokens": ("3072", (), ("phases.0.steps=null",)),
+    "phases.0.fraction": ("0.5", ("run.total.steps=12",), ("phases.0.steps=null",)),
+    # rounding of sums, within the tolerance of another topology or kernel
+    "run.deterministic": "true", "batch.micro_size": "4", "parallel.tensor": "2", "parallel.pipeline": "2",
+    "parallel.sequence": ("true", ("parallel.tensor=2",)), "model.layers": "torch",
+    "performance.attention": "packed", "performance.head_chunk": "64", "performance.compile": "true",
+    "performance.fuse_activation": "true", "performance.fuse_gradients": "false", "performance.recompute": "mlp",
+    "performance.recompute_layers": ("1", ("performance.recompute=full",)), "performance.overlap_gradients": "true",
+    "performance.overlap_parameters": "true", "performance.overlap_tensor": "true", "performance.prefetch": "2",
+    "precision.fp8_evaluation": "true",
+    # sizes are spelt out in the history; the way out to Hugging Face
+    "model.preset": "tiny", "model.family": "qwen3", "model.max_positions": "99",
+}
+# what it stands for is in the history, and a test of its own changes that
+BY_CONTENT = {
+    "tokenizer.path": "test_tokenizer_identity", "tokenizer.mask_token": "test_tokenizer_identity",
+    "tokenizer.eod_token": "test_tokenizer_identity",  # data written with another end of document is refused
+    "data.train.0.path": "the fingerprint of the data: test_stretches",
+    "run.from.path": "test_fork", "run.from.step": "test_fork", "run.from.state": "test_fork",
+    "parallel.context": "1 is the only value",
+}
+
+
+def keys_of(hint, where: str = "") -> list[str]:
+    """Every key that a config may have; items of lists as number 0, phases as 0 and 1."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    if typing.get_origin(hint) in (types.UnionType, typing.Union) and len(kinds) == 1:
+        return keys_of(kinds[0], where)
+    if hint is Objective:
+        return [f"{where}({name}).{key}" for name, kind in OBJECTIVES.items() for key in kind.setting_names()]
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return [key for field in dataclasses.fields(hint) for key in keys_of(
+            hints[field.name], f"{where}.{field.metadata.get('key', field.name)}".lstrip("."))]
+    return keys_of(kinds[0], f"{where}.0") if typing.get_origin(hint) is list else [where]
+
+
+def hashes(key: str, change) -> tuple[str, str]:
+    """Before and after."""
+    value, context, also = (*change, (), ())[:3] if isinstance(change, tuple) else (change, (), ())
+    key = key.replace("(mlm)", "")
+    sources = tuple("fg"[: 2 if "more" in " ".join(context) else 1])
+    base = timeline_of("precision.dtype=fp32", *context, fingerprints=sources)
+    changed = timeline_of("precision.dtype=fp32", *context, f"{key}={value}", *also, fingerprints=sources)
+    return history_hash(base.history(12)), history_hash(changed.history(min(12, changed.total_steps)))
+
+
+def test_every_key_has_a_decision():
+    known = {key.replace("phases.1", "phases.0") for key in (*DECIDES, *DECIDES_NOTHING, *BY_CONTENT)}
+    missing = [key for key in keys_of(Config) if key not in known]
+    assert not missing, "say for each whether a number depends on it, and put what does into Stretch.identity"
+    assert not known - set(keys_of(Config)), "no such key any more"
+
+
+@pytest.mark.parametrize("key", DECIDES)
+def test_a_key_that_decides_changes_the_hash(key):
+    before, after = hashes(key, DECIDES[key])
+    assert before != after
+
+
+@pytest.mark.parametrize("key", DECIDES_NOTHING)
+def test_a_key_that_decides_nothing_does_not(key):
+    before, after = hashes(key, DECIDES_NOTHING[key])
+    assert before == after
