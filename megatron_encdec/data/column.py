@@ -63,7 +63,7 @@ class Column:
             slope = (block[-1] - block[0]) / len(block)
             if steps < FROM_THE_ENDS and low < high:
                 slope = (most - least) / (high - low)
-        return low, self._run(b"", low, 0, upto)  # between two blocks, or behind the last entry
+        return low, self._run(b"", low, 0, upto)  # between two blocks, or after the last entry
 
     def _run(self, data: bytes, start: int, first: int, upto: int) -> np.ndarray:
         """Entries <= `upto` from number start + first on; `data` are those from number `start` on."""

@@ -66,7 +66,7 @@ class TokenStore:
         if count <= 0 or not self.tokens:
             return np.zeros(0, dtype=np.int64)
         size, at_end = self.dtype.itemsize, start + count >= self.tokens
-        # The M sequences from number `first` on begin behind `start` and not behind start + count.
+        # The M sequences from number `first` on begin after `start` and not after start + count.
         first, offsets_M = self._offsets_N.between(start * size, (start + count) * size, 0, self._bin_bytes)
         # So do K of the document indices; the one that is the number of sequences stands for the data's end.
         last = first + len(offsets_M) - 1 + at_end

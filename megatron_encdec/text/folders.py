@@ -98,11 +98,11 @@ def _matches(pattern: str, unread: dict[str, str]) -> Iterator[str]:
 def _walk(roots: Iterable[str], unread: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
     """(folder, paths of its files) of `roots` and all folders below, each once, by device and inode. What can be
     reached without a link has its name without one."""
-    waiting, behind_links, entered = [], deque(), set()
+    waiting, through_links, entered = [], deque(), set()
     for root in roots:
-        (behind_links if os.path.islink(root) else waiting).append(root)
-    while waiting or behind_links:
-        folder = waiting.pop() if waiting else behind_links.popleft()
+        (through_links if os.path.islink(root) else waiting).append(root)
+    while waiting or through_links:
+        folder = waiting.pop() if waiting else through_links.popleft()
         try:
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in entered:
@@ -118,5 +118,5 @@ def _walk(roots: Iterable[str], unread: dict[str, str]) -> Iterator[tuple[str, l
             if entry.name.startswith("."):
                 unread[entry.path] = kind_of_unread(entry.path)
             elif entry in folders:
-                (behind_links if entry.is_symlink() else waiting).append(entry.path)
+                (through_links if entry.is_symlink() else waiting).append(entry.path)
         yield folder, [entry.path for entry in entries if entry not in folders and not entry.name.startswith(".")]

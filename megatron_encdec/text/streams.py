@@ -41,7 +41,7 @@ class Stream:
 
     def read(self, count: int) -> bytes:
         """Up to `count` bytes, none at the end. Raises `UserError` with the cause where the file cannot be read
-        to its end: what is lost behind that place cannot be counted."""
+        to its end: what is lost after that place cannot be counted."""
         try:
             piece = self._source.read(count)
         except (EOFError, zlib.error, OSError) as error:
