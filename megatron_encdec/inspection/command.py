@@ -52,7 +52,6 @@ A checkpoint's run_state.json in words, and its size on disk. RUN_DIR alone mean
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sub-commands and options of `inspect`."""
-    parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     things = parser.add_subparsers(dest="thing", metavar="data|run|checkpoint", required=True)
 
     def thing(name: str, summary: str, description: str) -> argparse.ArgumentParser:

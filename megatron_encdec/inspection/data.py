@@ -35,7 +35,7 @@ def examine(arguments: argparse.Namespace) -> dict:
 def describe(prefix: str) -> dict:
     """Statistics of the pair. Raises IntegrityError where files are missing or disagree."""
     manifest = check_files(prefix)
-    store = TokenStore.open(prefix)
+    store = TokenStore(prefix)
     lengths_L, documents_L = document_lengths(store)
     found = {
         "prefix": prefix, "documents": store.documents, "tokens": store.tokens, "dtype": store.dtype.name,

@@ -133,7 +133,7 @@ def corpus_entropy(config: Config, fingerprints: list[str] | None) -> tuple[dict
     `fingerprints`: of the data as the newest checkpoint knows it; other data at the same path is not counted.
     """
     try:
-        stores = [TokenStore.open(source.path) for source in config.data.train]
+        stores = [TokenStore(source.path) for source in config.data.train]
         if fingerprints is not None and fingerprints != [store.fingerprint for store in stores]:
             return None, "the data under data.train is no longer what the run was trained on"
         weights = [source.weight for source in config.data.train]

@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+from corpora import write_tokens
 
 from megatron_encdec.cli import main
-from megatron_encdec.text.indexed import IndexedWriter
 
 TEXTS = [f"the small cat {verb} the old house and {verb} a warm stone while it rains" * repeats
          for repeats in (1, 2, 5) for verb in ("sees", "likes", "paints", "leaves", "finds", "hides")]
@@ -58,11 +57,7 @@ def real_run(workspace) -> Path:
 def write_pair():
     """write_pair(prefix, documents, dtype="uint16") -> prefix of a .bin/.idx pair without a manifest."""
     def write(prefix, documents, dtype="uint16"):
-        with IndexedWriter(prefix, dtype) as writer:
-            writer.append(np.concatenate([np.array(document, dtype=dtype) for document in documents]),
-                          np.array([len(document) for document in documents]))
-            writer.finish()
-            writer.publish()
+        write_tokens(prefix, documents, dtype)
         return prefix
     return write
 

@@ -68,7 +68,7 @@ def test_berts_way_of_hiding(inspect, workspace):
     (["--objective", "mlm"], "--objective needs --tokenizer"),
     (["--tokenizer", "TOKENIZER", "--objective", "mlm:1.5"], "mask_ratio: must be above 0 and below 1"),
     (["--tokenizer", "TOKENIZER", "--objective", "clmm"], "did you mean 'clm'"),
-    (["--tokenizer", "TOKENIZER", "--sequence-length", "1"], "--sequence-length: must be at least 2"),
+    (["--tokenizer", "TOKENIZER", "--sequence-length", "1"], "--sequence-length: 1 is not at least 2"),
     (["--tokenizer", "TOKENIZER", "--sequence-length", "900000"], "less than one window of --sequence"),
     (["--tokenizer", "TOKENIZER", "--samples", "-1"], "--samples -1 is negative"),
     (["--tokenizer", "nowhere"], "no tokenizer here"),

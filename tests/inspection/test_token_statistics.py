@@ -19,7 +19,7 @@ from megatron_encdec.platform.errors import IntegrityError
 
 def test_lengths_are_exact_across_pieces_and_empty_documents(tmp_path, write_pair, monkeypatch):
     lengths = np.random.default_rng(0).integers(0, 9, size=300)
-    store = TokenStore.open(write_pair(tmp_path / "a", [[1] * length for length in lengths]))
+    store = TokenStore(write_pair(tmp_path / "a", [[1] * length for length in lengths]))
     monkeypatch.setattr(token_statistics, "ENDS_PIECE", 7)  # documents lie across pieces, and end where pieces end
     found, documents = document_lengths(store)
     expected, counts = np.unique(lengths[lengths > 0], return_counts=True)
@@ -34,21 +34,21 @@ def test_statistics_of_lengths():
 
 
 def test_entropy_of_known_frequencies(tmp_path, write_pair):
-    store = TokenStore.open(write_pair(tmp_path / "a", [[5] * 2, [0, 1]]))  # 1/2, 1/4, 1/4; five ids unused
+    store = TokenStore(write_pair(tmp_path / "a", [[5] * 2, [0, 1]]))  # 1/2, 1/4, 1/4; five ids unused
     entropy = unigram_entropy([store], [1.0], vocabulary_size=8)
     assert entropy == {"nats": pytest.approx(1.5 * math.log(2)), "counted": 4, "tokens": 4}
 
 
 def test_sources_count_by_their_weights_not_their_sizes(tmp_path, write_pair):
-    large = TokenStore.open(write_pair(tmp_path / "large", [[1] * 100]))
-    small = TokenStore.open(write_pair(tmp_path / "small", [[2] * 10]))
+    large = TokenStore(write_pair(tmp_path / "large", [[1] * 100]))
+    small = TokenStore(write_pair(tmp_path / "small", [[2] * 10]))
     nats = unigram_entropy([large, small], [1.0, 3.0], vocabulary_size=4)["nats"]
     assert nats == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
 
 
 def test_a_large_source_is_sampled_evenly_to_its_end(tmp_path, write_pair):
     row = np.repeat(np.arange(4), PIECE)  # piece k holds nothing but k
-    store = TokenStore.open(write_pair(tmp_path / "large", [row, [4] * 7]))
+    store = TokenStore(write_pair(tmp_path / "large", [row, [4] * 7]))
     assert count_tokens(store, 5).tolist() == [PIECE] * 4 + [7]
     assert count_tokens(store, 5, limit=2 * PIECE).tolist() == [PIECE, 0, PIECE, 0, 0]
     assert unigram_entropy([store], [1.0], 5, limit=2 * PIECE)["counted"] == 2 * PIECE
@@ -56,6 +56,6 @@ def test_a_large_source_is_sampled_evenly_to_its_end(tmp_path, write_pair):
 
 
 def test_an_id_outside_the_vocabulary_is_refused(tmp_path, write_pair):
-    store = TokenStore.open(write_pair(tmp_path / "a", [[1, 2], [7, 3]], dtype="int32"))
+    store = TokenStore(write_pair(tmp_path / "a", [[1, 2], [7, 3]], dtype="int32"))
     with pytest.raises(IntegrityError, match=r"a\.bin: token 2 has the id 7, outside the vocabulary of 4"):
         count_tokens(store, 4)
