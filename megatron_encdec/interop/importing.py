@@ -41,7 +41,7 @@ from megatron_encdec.interop.tokenizer_files import tokenizer_remarks
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.objectives import of_attention
 from megatron_encdec.platform import distributed, schema
-from megatron_encdec.platform.control import Control
+from megatron_encdec.platform.distributed import Control
 from megatron_encdec.platform.errors import AgreedError, UserError
 from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.files import fsync_tree, replace_durably, sha256_file, write_atomic

@@ -1,9 +1,5 @@
 """Child processes that answer what they are asked, each with a function made there once.
 
-    1. `Child()`               one; `begin` tells it what to make of items, `send` gives it one, `receive` its answer
-    2. `with Pool(n) as pool`  several; `pool.map_ordered(items)` yields the answers in the items' order
-    3. `tell(message)`         in a child: what the parent receives before the answer
-
 A child ends at once when its pipe closes, also in the middle of an item: so it does when its parent was killed with
 SIGKILL. SIGTERM unwinds the item in hand first. Ctrl-C reaches the parent alone, which decides.
 
@@ -24,6 +20,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
@@ -32,7 +29,6 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.signals import how_it_ended
 
 LOOK_AHEAD_PER_CHILD = 3  # one being worked on, one waiting, one finished: bounds the parent's memory
-_PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 _parent: Connection | None = None  # of this process, where it is a child
 
 
@@ -49,7 +45,7 @@ class Child:
 
     def __init__(self, threads: int = 1, environment: Mapping[str, str] | None = None):
         ours, theirs = socket.socketpair()
-        paths = [_PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1",
                      "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": str(threads),
                      "OMP_NUM_THREADS": str(threads), **(environment or {})}
@@ -69,10 +65,8 @@ class Child:
 
     def send(self, item: Any) -> None:
         """Give it something to do; that it has ended is found out by `receive`."""
-        try:
+        with suppress(OSError):
             self.connection.send(item)
-        except OSError:
-            pass
 
     def receive(self) -> tuple[str, Any] | None:
         """("told", message), ("answer", its answer), or None where the process has ended. Raises a `UserError` of its
@@ -100,7 +94,7 @@ class Child:
         return how_it_ended(code) + often
 
 
-class Pool:
+class Pool(AbstractContextManager):
     """`count` children, started at once; a context manager that ends them."""
 
     def __init__(self, count: int):
@@ -114,18 +108,13 @@ class Pool:
             self._idle.put(child)
         return self
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_) -> None:
         for child in self.children:
             child.close()
 
     def map_ordered(self, items: Iterable[Any]) -> Iterator[Any]:
         """The answer to each item, in order; at most a few items per child are taken ahead.
-
-        Raises what `Child.receive` raises, and `UserError` where a child dies.
-        """
+        Raises what `Child.receive` raises, and `UserError` where a child dies."""
         pending: deque = deque()
         with ThreadPoolExecutor(len(self.children)) as threads:
             try:

@@ -41,8 +41,9 @@ class _NoStream:
     wait_stream = wait_event = synchronize = record = wait = record_event = query = _nothing
 
 
-def _is_cuda(device) -> bool:
-    return isinstance(device, (str, torch.device)) and str(device).startswith("cuda")
+def _not_cuda(value):
+    """`value`, or the CPU where it names a CUDA device."""
+    return _CPU if isinstance(value, (str, torch.device)) and str(value).startswith("cuda") else value
 
 
 def _answer_queries() -> None:
@@ -58,10 +59,6 @@ def _answer_queries() -> None:
     cuda.get_rng_state = lambda *_args, **_kwargs: torch.get_rng_state()
     cuda.set_rng_state = lambda state, *_args, **_kwargs: torch.set_rng_state(state)
     cuda.manual_seed = lambda seed: torch.manual_seed(seed)
-
-
-def _replace_streams() -> None:
-    cuda = torch.cuda
     for name in ("Stream", "Event", "stream", "current_stream", "default_stream"):
         setattr(cuda, name, type(name, (_NoStream,), {}))
 
@@ -70,23 +67,15 @@ def _redirect_literals() -> None:
     def on_cpu(function):
         @functools.wraps(function)
         def call(*args, **kwargs):
-            if _is_cuda(kwargs.get("device")):
-                kwargs["device"] = _CPU
-            return function(*args, **kwargs)
+            if "device" in kwargs:
+                kwargs["device"] = _not_cuda(kwargs["device"])
+            return function(*map(_not_cuda, args), **kwargs)
         return call
 
     torch.utils._device._device_constructors()  # cached: `with torch.device(...)` must know the unwrapped ones
     for name in _FACTORIES:
         setattr(torch, name, on_cpu(getattr(torch, name)))
-    tensor_to = torch.Tensor.to
-
-    def to(self, *args, **kwargs):
-        args = tuple(_CPU if _is_cuda(arg) else arg for arg in args)
-        if _is_cuda(kwargs.get("device")):
-            kwargs["device"] = _CPU
-        return tensor_to(self, *args, **kwargs)
-
-    torch.Tensor.to = to
+    torch.Tensor.to = on_cpu(torch.Tensor.to)
     torch.Tensor.cuda = lambda self, *_args, **_kwargs: self
     torch.nn.Module.cuda = lambda self, *_args, **_kwargs: self
     for name, dtype in (("FloatTensor", torch.float32), ("IntTensor", torch.int32), ("LongTensor", torch.int64)):
@@ -108,7 +97,6 @@ def _rename_types() -> None:
 def install() -> None:
     """Prepare this process, once, so that `import megatron.core` works and trains on the CPU."""
     _answer_queries()
-    _replace_streams()
     _redirect_literals()
     _rename_types()
 

@@ -1,10 +1,4 @@
-"""Which device this process runs on, decided once, before `megatron.core` is imported; and what it can do.
-
-    1. `choose(name)`                 auto | cpu | cuda, from the command line; a GPU that is not there is refused
-    2. `device_type()`, `device()`    "cuda" or "cpu", the same for the life of the process; this rank's torch device
-    3. `bf16_is_native()`, `varlen_is_usable()`, `fp8_refusal(...)`    what its matrix units and kernels can do
-    4. `peak_flops(dtype)`            the denominator of MFU
-"""
+"""Which device this process runs on, decided once, before `megatron.core` is imported; and what it can do."""
 
 import os
 import time
@@ -22,16 +16,16 @@ _DATASHEET_BF16 = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 
 
 
 def choose(name: str) -> str:
-    """Fix the device type for this process and its children; `name` is auto, cpu or cuda."""
+    """Fix the device type for this process and its children; `name` is auto, cpu or cuda (refused without a GPU)."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA GPU here; run `megatron-encdec doctor`, "
-                        "or use --device cpu")
+        raise UserError("--device cuda: torch finds no CUDA GPU here; run `megatron-encdec doctor`, or use "
+                        "--device cpu")
     os.environ[_VARIABLE] = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     return os.environ[_VARIABLE]
 
 
 def device_type() -> str:
-    """"cuda" or "cpu"."""
+    """"cuda" or "cpu", the same for the life of the process."""
     return os.environ.get(_VARIABLE) or choose("auto")
 
 
@@ -58,9 +52,8 @@ def bf16_is_native() -> bool:
 
 def varlen_is_usable() -> bool:
     """Whether torch's attention over packed segments runs here: on a GPU that flash attention knows, torch 2.10 on."""
-    if device_type() != "cuda" or torch.cuda.get_device_capability() < _AMPERE:
-        return False
-    return why_unusable("torch.nn.attention.varlen") is None
+    return (device_type() == "cuda" and torch.cuda.get_device_capability() >= _AMPERE
+            and why_unusable("torch.nn.attention.varlen") is None)
 
 
 @dataclass(frozen=True)
@@ -100,16 +93,14 @@ def fp8_refusal(recipe: str | None, facts: Fp8Facts) -> str:
 
 
 def peak_flops(dtype: torch.dtype) -> float:
-    """FLOP/s of one device: the datasheet's for known GPUs in bf16, else its own matrix product, measured."""
+    """FLOP/s of one device (the denominator of MFU): the datasheet's for known GPUs in bf16, else its own matrix
+    product, measured."""
     if device_type() == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name()
         for key, value in _DATASHEET_BF16.items():
             if key in name:
                 return value
-    return _measured_matmul(dtype)
-
-
-def _measured_matmul(dtype: torch.dtype, size: int = 1024, repeats: int = 8) -> float:
+    size, repeats = 1024, 8
     a, b = (torch.ones(size, size, dtype=dtype, device=device()) for _ in range(2))
     best = float("inf")
     for _ in range(repeats):

@@ -1,8 +1,8 @@
-"""Process groups: who this rank is, and how it reaches the others.
+"""Process groups: who this rank is, how it reaches the others, and what ranks tell each other beside the tensors.
 
-    1. `RankEnvironment.read()`   rank and world size from torchrun's or Slurm's variables, else one process
-    2. `initialize(...)`          process group, tensor/pipeline/data parallel groups  ->  `Topology`
-    3. `with peers():`            this rank's work; ends at once where another rank is lost, and shuts down
+    1. `initialize(...)`     process group, tensor/pipeline/data parallel groups  ->  `Topology`
+    2. `with peers():`       this rank's work; ends at once where another rank is lost, and shuts down
+    3. `Control(...)`        small messages over a gloo group of their own
 """
 
 import contextlib
@@ -10,15 +10,18 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from megatron_encdec.platform.device import device, device_type
-from megatron_encdec.platform.errors import RunFailed, UserError
+from megatron_encdec.platform.errors import AgreedError, RunFailed, UserError
 
+T = TypeVar("T")
 RENDEZVOUS_SECONDS = 600.0  # until a rank that does not come is an error
 _LOST = re.compile(  # what gloo and NCCL say of a rank that is gone
     r"([Cc]onnection (closed|reset|refused|was)|Broken pipe|[Tt]imed out|remote process|Socket )[^\n.]*")
@@ -80,10 +83,8 @@ def check_parallel_sizes(world_size: int, tensor: int, pipeline: int) -> int:
 
 
 def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 1800.0) -> Topology:
-    """Join the process group (NCCL on GPU, gloo on CPU) and form Megatron's groups.
-
-    timeout: seconds until a collective of training that does not finish is an error; longer than the watchdog's,
-    which can name the rank that is missing.
+    """Join the process group (NCCL on GPU, gloo on CPU) and form Megatron's groups. timeout: seconds until a collective
+    of training that does not finish is an error; longer than the watchdog's, which can name the rank that is missing.
     """
     from megatron_encdec.platform import megatron as mcore
 
@@ -145,3 +146,43 @@ def shutdown() -> None:
     mcore.parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+class Control:
+    """Made collectively; every method is called by all ranks in the same order. timeout: seconds until a rank that does
+    not answer is an error (the watchdog should speak first)."""
+
+    def __init__(self, timeout: float):
+        self._alone = dist.get_world_size() == 1
+        self._group = None if self._alone else dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+
+    def highest(self, value: int) -> int:
+        """The largest `value` of all ranks: how they agree, after every step, whether to stop."""
+        if self._alone:
+            return value
+        box_1 = torch.tensor([value], dtype=torch.int64)
+        dist.all_reduce(box_1, dist.ReduceOp.MAX, group=self._group)
+        return int(box_1)
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """Rank 0's result of `work()`, for everyone; a `UserError` there is the same `AgreedError` everywhere."""
+        box = [None, None]
+        if dist.get_rank() == 0:
+            try:
+                box[0] = work()
+            except UserError as error:
+                box[1] = str(error)
+        if not self._alone:
+            dist.broadcast_object_list(box, src=0, group=self._group)
+        result, refusal = box
+        if refusal is not None:
+            raise AgreedError(refusal)
+        return result
+
+    def gathered(self, value: T) -> list[T]:
+        """Everyone's `value`, in order of rank."""
+        if self._alone:
+            return [value]
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self._group)
+        return values

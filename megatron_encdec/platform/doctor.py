@@ -1,9 +1,5 @@
 """The verb `doctor`: can this machine train, with what, and which command brings what is missing.
 
-    1. `examine()`             packages, device, backends, problems  ->  one plain dict (what `--json` prints)
-    2. `examine_package(...)`  imports a package in a child process: a broken one is a line, not a traceback
-    3. `run(arguments)`        prints it; exit 0 if a training run can start here, else 1
-
 Needs nothing but Python's own library to say what is missing, and changes nothing on the machine.
 """
 
@@ -69,7 +65,8 @@ _MODULES = {"megatron.core": "megatron_encdec.platform.megatron", **CUDA_PACKAGE
 
 
 def examine_package(package: Package) -> dict:
-    """`{version, state, why}`; state: `usable`, `missing`, or `broken` (installed, but its import fails)."""
+    """`{version, state, why}`; state: `usable`, `missing`, or `broken` (installed, but its import fails, which a child
+    process tries)."""
     try:
         version = metadata.version(package.distribution or package.name)
     except metadata.PackageNotFoundError:
@@ -93,7 +90,7 @@ def examine_package(package: Package) -> dict:
 
 
 def examine() -> dict:
-    """Everything doctor knows, as plain data."""
+    """Everything doctor knows, as plain data: what `--json` prints."""
     with ThreadPoolExecutor(min(4, available_cores())) as threads:
         found = list(threads.map(examine_package, PACKAGES))
     packages = {package.name: {**asdict(package), **one, "install": install_command(package.name)}
@@ -148,7 +145,6 @@ def _device() -> dict:
 
 
 def _cpu() -> str:
-    """Its name, as far as the system tells it."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:  # not Linux
@@ -217,10 +213,9 @@ def report_lines(report: dict) -> list[str]:
         lacking.append((name, f"{found['use']} ({need}): {found['install']}"))
         if found["state"] == "broken":
             lacking.append(("", f"installed, but it does not import: {found['why']}"))
-    backends = list((report["backends"] or {}).items())
     lines = []
-    for title, rows in (("versions", versions), ("device", _device_rows(report["device"])), ("backends", backends),
-                        ("not usable here", lacking)):
+    for title, rows in (("versions", versions), ("device", _device_rows(report["device"])),
+                        ("backends", (report["backends"] or {}).items()), ("not usable here", lacking)):
         if rows:
             lines += [title, *(f"  {name:<20} {text}" for name, text in rows), ""]
     if report["can_train"]:

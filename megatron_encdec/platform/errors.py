@@ -6,10 +6,8 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """A mistake the user can mend: printed as one line, exit code 2, no traceback.
-
-    The message names the file, key or line, the value found, and what to do instead.
-    """
+    """A mistake the user can mend: printed as one line, exit code 2, no traceback. The message names the file, key or
+    line, the value found, and what to do instead."""
 
 
 class IntegrityError(UserError):
@@ -21,10 +19,8 @@ class AgreedError(UserError):
 
 
 class RunFailed(Exception):
-    """Training cannot go on, and not by a mistake in the command: printed without a traceback, exit code 1.
-
-    All ranks raise it together; rank 0 alone prints it.
-    """
+    """Training cannot go on, and not by a mistake in the command: printed without a traceback, exit code 1. All ranks
+    raise it together; rank 0 alone prints it."""
 
 
 def exit_code(work: Callable[..., int], *arguments) -> int:

@@ -44,15 +44,17 @@ def started() -> float | None:
 def launch(work: Callable[..., int], arguments: tuple, ranks: int, began: float, imports: Callable[[], None]) -> int:
     """Run `work(*arguments)` in `ranks` processes, each of which ends with the exit code it gives; that of the whole.
 
-    began: time.time() when the command was given. imports: what every rank would import for itself, seconds: called
-    once, before the fork.
+    began: time.time() when the command was given. imports: what every rank would import, called once before the fork.
     """
     from megatron_encdec.platform.device import device_type
 
     fork = device_type() == "cpu"
     context = multiprocessing.get_context("fork" if fork else "spawn")
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // ranks))
-    environment = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
                    "OMP_NUM_THREADS": threads}
     processes = [context.Process(target=_rank_main, args=(
         work, arguments, {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, os.getpid(), began))
@@ -69,15 +71,8 @@ def launch(work: Callable[..., int], arguments: tuple, ranks: int, began: float,
         return _wait(processes, signals)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def _rank_main(work: Callable[..., int], arguments: tuple, environment: dict[str, str], launcher_pid: int,
                began: float) -> None:
-    """A rank, from its first instruction to its exit code."""
     global _launcher_pid, _started
     os.setsid()  # a terminal's Ctrl-C goes to the launcher, which forwards it
     os.environ.update(environment)

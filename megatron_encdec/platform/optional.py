@@ -1,9 +1,6 @@
 """Optional packages: imported when first needed, and missed in one line with the command that helps.
 
-    1. `is_available(name)`        it can be found: enough to say what is not installed
-    2. `why_unusable(module)`      it was tried: installed is not usable where a library or another package is missing
-    3. `require(name, why)`        the module, or one line that says what needs it
-    4. `keep_out_unusable(...)`    before megatron.core is imported
+Installed is not usable where a library or another package is missing: `is_available` looks, `why_unusable` tries.
 """
 
 import functools
@@ -27,7 +24,6 @@ INSTALL = {
     "seqeval": "pip install -e '.[nemo]'",
     "matplotlib": "pip install 'megatron_encdec[study]'",
 }
-
 # Packages of CUDA kernels that megatron.core imports where it finds them, and the module that shows if they work. They
 # are linked to libraries that torch brings and loads: torch is imported first.
 CUDA_PACKAGES = {"transformer_engine": "transformer_engine.pytorch", "apex": "apex", "flash_attn": "flash_attn"}

@@ -1,30 +1,24 @@
-"""Progress of what can take minutes: live bars on a terminal, a plain line every few seconds elsewhere.
-
-    1. `with Progress(label, total) as shown:`   `total` in any unit of work
-    2. `shown.update(done, detail)`              `detail` is what stands beside it: a speed, a loss
-    3. `shown.part(key, label, done, total)`     one of several things under way at once, with a bar of its own
-    4. `shown.say(line)`                         a line that stays
-"""
+"""Progress of what can take minutes: live bars on a terminal, a plain line every few seconds elsewhere."""
 
 import sys
 import time
 from collections.abc import Hashable
-from typing import Self, TextIO
+from contextlib import AbstractContextManager
+from typing import TextIO
 
 SECONDS_BETWEEN_LINES = 5.0
 
 
-class Progress:
+class Progress(AbstractContextManager):
     """A context manager; one that is not `active` (another rank's) is silent.
 
-    total: 0 where it is unknown. done: of `total`, finished earlier. counts: show `done/total`, not per cent.
-    stream: standard error by default. seconds: between plain lines, SECONDS_BETWEEN_LINES by default.
+    total: in any unit of work, 0 where it is unknown. done: of `total`, finished earlier. counts: show `done/total`,
+    not per cent. stream: standard error by default. seconds: between plain lines, SECONDS_BETWEEN_LINES by default.
     """
 
     def __init__(self, label: str, total: int, active: bool = True, done: int = 0, counts: bool = False,
                  stream: TextIO | None = None, seconds: float | None = None):
-        self.label, self.total, self._active, self._counts = label, total, active, counts
-        self._before = done
+        self.label, self.total, self._active, self._counts, self._before = label, total, active, counts, done
         self._stream = stream or sys.stderr
         self._seconds = SECONDS_BETWEEN_LINES if seconds is None else seconds
         self._started = self._last_line = time.monotonic()
@@ -33,9 +27,6 @@ class Progress:
             self._bars = _live_bars(self._stream)
             self._show(None, label, done, total, "", "")
             self._bars.start()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()
@@ -46,7 +37,8 @@ class Progress:
             self._bars.stop()
 
     def update(self, done: int, detail: str, always: bool = False) -> None:
-        """`done` of `total` is finished; `always`: with a line now, however new the last one is."""
+        """`done` of `total` is finished. detail: what stands beside it, a speed or a loss. always: with a line now,
+        however new the last one is."""
         left = f"{self.time_left(done)} left" if self.total else ""
         if self._bars:
             self._show(None, self.label, done, self.total, detail, left)
@@ -55,7 +47,8 @@ class Progress:
             self.say(f"{self.label}{'' if self._counts else ':'} {line}")
 
     def part(self, key: Hashable, label: str, done: int = 0, total: int = 0) -> None:
-        """`key` (a worker, say) has done so much of what `label` names; a `total` of 0 is not known yet."""
+        """`key` (a worker, say), one of several at once, has done so much of what `label` names; a `total` of 0 is not
+        known yet."""
         if self._bars:
             self._show(key, label, done, total, "", "")
         elif total and self._active and self._line_is_due():

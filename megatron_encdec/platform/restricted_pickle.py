@@ -37,15 +37,14 @@ class _RecordUnpickler(pickle.Unpickler):
 
 
 def load_records(path: Path) -> Any:
-    """The `Metadata` in torch's `.metadata`, of torch's own record classes alone. Raises `IntegrityError` where it is
-    missing, damaged or foreign."""
+    """The `Metadata` in torch's `.metadata`, of torch's own record classes alone, else `IntegrityError`."""
     with _refusing(path), open(path, "rb") as file:
         return _RecordUnpickler(file).load()
 
 
 def load_plain(path: Path, begin: int = 0, length: int | None = None) -> Any:
-    """What `torch.save` wrote to `path` (or to `length` bytes of it from `begin` on), if that is tensors and plain
-    containers; else `IntegrityError`."""
+    """What `torch.save` wrote to `path` (or to its `length` bytes from `begin` on): tensors and plain containers, else
+    `IntegrityError`."""
     with _refusing(path), open(path, "rb") as file:
         file.seek(begin)
         return torch.load(io.BytesIO(file.read(length)), map_location="cpu", weights_only=True)

@@ -1,12 +1,7 @@
 """From YAML to typed, nested dataclasses, with errors that name the key to change.
 
-    1. `load_yaml(path)`            file -> dict, syntax errors with file and line
-    2. `apply_override(d, "a.b=1", Config)`   dotted command-line overrides into that dict
-    3. `build(Config, d)`           dict -> dataclass, unknown keys and wrong types refused by their full name
-    4. `to_dict(config)`            dataclass -> plain dict, for writing the resolved config
-
-A dataclass checks its own values in `__post_init__` by raising `ValueError("key: what is wrong")`; `build`
-turns that into a `UserError` with the full dotted name in front.
+A dataclass checks its own values in `__post_init__` by raising `ValueError("key: what is wrong")`; `build` turns that
+into a `UserError` with the full dotted name in front.
 
 Why not OmegaConf, pydantic or dacite: one line for a mistake, with the dotted key and the nearest known one; 5e-4 and
 1e9 as YAML's users mean them; overrides whose paths are taken as they stand: each of them would need that on top.
@@ -139,7 +134,8 @@ def _value(text: str, hint: Any, where: str) -> Any:
 
 
 def build(cls: type, data: Any, where: str = "") -> Any:
-    """Build dataclass `cls` from the mapping `data`; `where` is the dotted name of that mapping."""
+    """Build dataclass `cls` from the mapping `data`, whose dotted name is `where`; unknown keys and wrong types are
+    refused by their full name."""
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise _unexpected("a mapping of keys", data, where or "config")
@@ -186,7 +182,6 @@ def to_dict(config: Any) -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint` has it, or a `UserError`."""
     kinds, may_be_none = _kinds(hint)
     if hint is Any or (value is None and may_be_none):
         return value

@@ -24,11 +24,9 @@ from types import SimpleNamespace
 
 import torch.distributed as dist
 
-from megatron_encdec.platform.control import Control
+from megatron_encdec.platform.distributed import Control
 
 LONG = 3600.0  # seconds for what may take long by nature: loading, waiting for a disk
-
-
 # What the main thread of this process is at; written by it alone.
 _progress = SimpleNamespace(marks=0, what="starting", since=time.monotonic(), limit=None)
 
@@ -44,10 +42,8 @@ def mark(what: str, limit: float | None = None) -> None:
 
 
 class Watchdog:
-    """Watches the ranks of a job until `close`; made collectively. Does nothing for one rank.
-
-    timeout: seconds without a sign of life, or without a new mark, that mean a hang.
-    """
+    """Watches the ranks of a job until `close`; made collectively. Does nothing for one rank. timeout: seconds without
+    a sign of life, or without a new mark, that mean a hang."""
 
     def __init__(self, control: Control, timeout: float):
         self._rank, self._ranks, self._timeout = dist.get_rank(), dist.get_world_size(), timeout

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from megatron_encdec.platform.errors import UserError
 
@@ -31,6 +31,12 @@ def refuse_pointer(path: str | Path) -> None:
         if head.startswith(start):
             raise UserError(f"{path}: a {what} pointer, not the file itself, which was never downloaded; run "
                             f"`{command}` in {Path(path).absolute().parent} (or download the file again)")
+
+
+def flush_to_disk(file: BinaryIO) -> None:
+    """Make what was written to an open file durable."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def fsync_directory(path: str | Path) -> None:
@@ -63,8 +69,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     try:
         with open(temporary, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file)
         replace_durably(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -4,9 +4,6 @@
 who that is, for people. Where the file system knows no flock (some NFS mounts), the content decides alone: a holder
 on this host that is no longer running (another boot, no such pid, or a pid used anew) holds nothing.
 
-    1. `with FolderLock(folder, option) as lock:`     `lock.note` says whether a stale one was found
-    2. `with taking_turns(path):`                     waits for others at a file that all of them only read
-
 Why not `filelock`: its flock says neither who holds it nor since when, and an NFS mount that answers ENOLCK is an
 error to it; its marker files name pid and host, but need somebody to judge that a killed process is gone.
 """
@@ -67,10 +64,8 @@ class InUse(UserError):
 
 class FolderLock:
     """Holds `folder` for this process as long as the context lasts; made where missing. option: what users name it by.
-
-    Raises `InUse` where another process holds it (host, pid, start, command), another `UserError` where it cannot be
-    written.
-    """
+    note: of a stale lock that was found. Raises `InUse` where another process holds it, another `UserError` where it
+    cannot be written."""
 
     def __init__(self, folder: str | Path, option: str = "run.dir"):
         self._folder, self._option = Path(folder), option

@@ -4,30 +4,22 @@ A checkpoint's run_state.json records how long the file was, and durable, when t
 (`metrics_position`). A run that goes on from there cuts the file back to that length: every line of the steps up to
 the checkpoint is there once, those of later steps are put aside (in ASIDE) and written again. `checkpoint` lines are
 written when a save is finished, later than its step: those of steps that stay are kept.
-
-    1. `MetricsLog(path, step, position)`     continue, cut back to `step`
-    2. `write`, `sync`, `position`, `close`
-    3. `read_metrics(path)`                   all lines
-    4. `recorded(path)`                       how far a run came and what it saved, by its lines
 """
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
 from megatron_encdec.platform.errors import IntegrityError
-from megatron_encdec.rundir.files import write_atomic
+from megatron_encdec.rundir.files import flush_to_disk, write_atomic
 
 ASIDE = "metrics.aside.jsonl"  # lines of steps that were done again, added by each launch that cut some off
 
 
 class MetricsLog:
-    """Append-only log of one run; only the rank that writes metrics opens one.
-
-    notes: what a person should know of the file that was found. checkpoint_steps: of the `checkpoint` lines that it
-    begins with; one is missing where the process was killed between a save and its line.
-    """
+    """Append-only log of one run; only the rank that writes metrics opens one. notes: what a person should know of the
+    file that was found. checkpoint_steps: of the `checkpoint` lines that it begins with; one is missing where the
+    process was killed between a save and its line."""
 
     def __init__(self, path: Path, resume_step: int | None = None, position: dict | None = None):
         """Continue `path` after `resume_step`, whose checkpoint recorded `position` (None: cut by step numbers).
@@ -48,10 +40,8 @@ class MetricsLog:
                                  if record.get("kind") == "checkpoint"}
 
     def write(self, kind: str, **values) -> None:
-        """Add a line of `kind`: train, eval, phase, checkpoint or resume.
-
-        Raises OSError where the disk takes nothing; the line is kept and written with the next one that it takes.
-        """
+        """Add a line of `kind`: train, eval, phase, checkpoint or resume. Raises OSError where the disk takes nothing;
+        the line is kept and written with the next one that it takes."""
         line = json.dumps({"kind": kind, **values}).encode() + b"\n"
         self._bytes += len(line)
         self._lines += 1
@@ -60,8 +50,7 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Make everything written so far durable; called before a checkpoint is taken."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        flush_to_disk(self._file)
 
     @property
     def position(self) -> dict:
@@ -94,14 +83,12 @@ class MetricsLog:
             return
         with open(self.path.with_name(ASIDE), "ab") as file:
             file.write(b"".join(line + b"\n" for line in cut))
-            file.flush()
-            os.fsync(file.fileno())
+            flush_to_disk(file)
         whose = "of a launch that saved nothing" if step is None else f"after step {step}"
         self.notes.append(f"{self.path}: {len(cut)} lines {whose} are put aside in {ASIDE}; their steps are done again")
 
 
 def _read(path: Path) -> bytes:
-    """The file's bytes; none where there is no file."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

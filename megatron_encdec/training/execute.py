@@ -10,8 +10,7 @@
 import contextlib
 from dataclasses import dataclass
 
-from megatron_encdec.platform.control import Control
-from megatron_encdec.platform.distributed import Topology
+from megatron_encdec.platform.distributed import Control, Topology
 from megatron_encdec.platform.errors import RunFailed, UserError
 from megatron_encdec.platform.signals import StopSignals
 from megatron_encdec.platform.watchdog import LONG, Watchdog, mark

@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from megatron_encdec.platform.control import Control
+from megatron_encdec.platform.distributed import Control
 from megatron_encdec.platform.errors import RunFailed
 from megatron_encdec.training.config import RunSettings
 from megatron_encdec.training.step import BadGradients, StepResult

@@ -11,8 +11,8 @@ import signal
 import time
 from collections import deque
 
-from megatron_encdec.platform.control import Control
 from megatron_encdec.platform.device import device_type
+from megatron_encdec.platform.distributed import Control
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.launcher import is_orphan
 from megatron_encdec.platform.signals import StopSignals

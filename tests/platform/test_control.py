@@ -6,7 +6,7 @@ import os
 import pytest
 import torch.distributed as dist
 
-from megatron_encdec.platform.control import Control
+from megatron_encdec.platform.distributed import Control
 from megatron_encdec.platform.errors import AgreedError, UserError
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from megatron_encdec.platform import watchdog
-from megatron_encdec.platform.control import Control
+from megatron_encdec.platform.distributed import Control
 from megatron_encdec.platform.watchdog import Watchdog, mark
 
 RANKS, TIMEOUT = 3, 4.0
