@@ -54,10 +54,8 @@ class Picture:
 
 
 def panels(titles: Sequence[str], height: float, rows: Sequence[str] = ()):
-    """A figure and its panels, one a title, four in a row, each `height` inches high.
-
-    `rows` are the names down the left side, where all panels of a row share them.
-    """
+    """A figure and its panels, one a title, four in a row, each `height` inches high. rows: names down the left side,
+    where all panels of a row share them."""
     from matplotlib.figure import Figure
 
     across = min(len(titles), 4)

@@ -2,11 +2,6 @@
 
 Scores are fractions inside and per cent in every file. Markdown rounds to four decimals, HTML to two with four under
 the pointer, CSV not at all; an interval is `mean ± half width` there and two columns in CSV. A dash: not known.
-
-    1. `Column(name, kind)`       text, count, percent, printed (per cent with two decimals), interval, signed (an
-                                  interval of a difference), rate
-    2. `Table(...)`               rows of raw values
-    3. `markdown`, `csv_text`; `as_markdown(text)` for names in a note
 """
 
 import csv
@@ -22,10 +17,8 @@ DASH, DAGGER = "–", " †"
 
 @dataclass(frozen=True)
 class Interval:
-    """`mean` of `count` values and `half_width` of its interval; None where one value tells nothing of spread.
-
-    A number that others printed has `count` 0.
-    """
+    """`mean` of `count` values (0: others printed it) and `half_width` of its interval, None where one value tells
+    nothing of spread."""
 
     mean: float
     half_width: float | None
@@ -44,7 +37,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Column:
-    """A column; `group` stands above neighbours that share it."""
+    """A column; `group` stands above neighbours that share it. kind: text, count, percent, printed (per cent with two
+    decimals), interval, signed (an interval of a difference), rate."""
 
     name: str
     kind: str = "text"
@@ -126,7 +120,7 @@ def _markdown_row(cells: Iterable[str]) -> str:
 
 def csv_text(table: Table) -> str:
     """The table with full precision; scores in per cent."""
-    header: list[str] = []
+    header = []
     for column in table.columns:
         name = column.full_name.lower().replace(" ", "_")
         header += [name, f"{name}_half_width"] if column.kind in ("interval", "signed") else [name]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
 
@@ -14,20 +13,16 @@ def history_hash(history: dict) -> str:
 
 def changed_keys(then: Any, now: Any, where: str = "") -> dict[str, list]:
     """Dotted key -> [then, now] of what differs between two trees; lists of another length as a whole."""
-    return {key: [old, new] for key, old, new in _walk(then, now, where)}
+    if isinstance(then, dict) and isinstance(now, dict):
+        pairs = {f"{where}.{key}" if where else str(key): (then.get(key, "absent"), now.get(key, "absent"))
+                 for key in sorted(then.keys() | now.keys())}
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        pairs = {f"{where}.{number}": pair for number, pair in enumerate(zip(then, now, strict=True))}
+    else:
+        return {where: [then, now]} if then != now else {}
+    return {key: both for inner, pair in pairs.items() for key, both in changed_keys(*pair, inner).items()}
 
 
 def differences(then: Any, now: Any, where: str = "") -> list[str]:
     """The same as lines for people: `key: recorded -> asked for`."""
-    return [f"{key}: {old!r} -> {new!r}" for key, old, new in _walk(then, now, where)]
-
-
-def _walk(then: Any, now: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in sorted(then.keys() | now.keys()):
-            yield from _walk(then.get(key, "absent"), now.get(key, "absent"), f"{where}.{key}" if where else str(key))
-    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        for number, pair in enumerate(zip(then, now, strict=True)):
-            yield from _walk(*pair, f"{where}.{number}")
-    elif then != now:
-        yield where, then, now
+    return [f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed_keys(then, now, where).items()]

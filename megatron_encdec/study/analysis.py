@@ -1,8 +1,4 @@
-"""Everything the report shows, computed once: scores, comparisons, sensitivity, curves, and what is amiss.
-
-    1. `analyse(results, reference)`     `Results` -> `Analysis`
-    2. `problems(analysis)`              a line for each failed, missing or unequal thing below the numbers
-"""
+"""Everything the report shows, computed once: scores, comparisons, sensitivity, curves, and what is amiss."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -99,7 +95,7 @@ class Problem(NamedTuple):
 
 def problems(analysis: Analysis) -> list[Problem]:
     """Failed runs, missing ones, seeds and averages lost, unequal grids, folders that were ignored."""
-    found: list[Problem] = []
+    found = []
     for task in analysis.results.tasks:
         cells, name = analysis.results.of_task(task), f"{task[0]}/{analysis.label(task)}"
         for summary in analysis.cells([task]):

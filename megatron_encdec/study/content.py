@@ -1,14 +1,4 @@
-"""What stands in the report's tables.
-
-    overview      models x datasets: test scores with intervals, family averages, published numbers, baselines
-    scores        one row a cell: score, seeds, runs, which learning rates were selected
-    comparisons   differences of two models over the same seeds
-    sensitivity   spread of test scores over learning rates
-    rates, seeds  means at each learning rate, the selected run of each seed
-    checkpoints   scores along a run, or along a recipe at growing budgets
-    published     the paper's averages
-    problems      what failed, is missing or unequal
-"""
+"""What stands in the report's tables; `all_tables` has them in their order."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -47,6 +37,7 @@ def _of_cell(analysis: Analysis, summary: Summary) -> dict[str, Any]:
 
 
 def _overview(analysis: Analysis) -> Table:
+    """Models x datasets: test scores with intervals, family averages, published numbers, baselines."""
     places: list[tuple[str, Task | None]] = []  # a family with each of its tasks, and with None for their average
     for family in analysis.families:
         tasks = analysis.tasks(family)
@@ -166,6 +157,7 @@ def _seeds(analysis: Analysis) -> Table:
 
 
 def _checkpoints(analysis: Analysis) -> Table:
+    """Scores along a run, or along a recipe at growing budgets."""
     rows = [{"series": series, "step": step, "model": model} | _of_task(analysis, task) | {"test": summary.score}
             for series, points in analysis.curves.items() for task in analysis.results.tasks
             for step, model in points if (summary := analysis.summary(task, model)) is not None]

@@ -6,10 +6,6 @@ A model's `model.json` says so (`step`, `series`); otherwise its name does, in t
     610m-clm-10k-mlm40-42k        10k steps of CLM, then MLM up to 42k in all: a CLM share of 24 %
     610m-clm-dec42k-mlm40-64k     MLM on a decayed CLM checkpoint
     anything@1500, anything-step1500, anything-1500
-
-    1. `parse(name)`                 a name -> `ModelName`, or None
-    2. `curves(models, records)`     scores over steps, where there are two points or more
-    3. `shares(models)`              scores over the CLM share of one budget, the paper's split figure
 """
 
 import re
@@ -80,7 +76,7 @@ def _steps(text: str) -> int:
 
 
 def curves(models: Iterable[str], records: Mapping[str, ModelRecord]) -> Curves:
-    """Series of checkpoints, in order of steps."""
+    """Series of two checkpoints or more, in order of steps."""
     points: dict[str, dict[int, str]] = defaultdict(dict)
     for model in models:
         for series, step in _series(model, records.get(model)):
@@ -114,7 +110,7 @@ def _series(model: str, record: ModelRecord | None) -> list[tuple[str, int]]:
 
 def shares(models: Iterable[str]) -> Curves:
     """Models of one size, objective pair and budget by their CLM share in per cent, from MLM alone (0) to CLM alone
-    (100); at least three points with a switch among them."""
+    (100), as in the paper's split figure; at least three points with a switch among them."""
     names = {model: name for model in models if (name := parse(model)) and name.share is not None}
     switched = {(one.prefix, one.objectives[1], one.steps) for one in names.values()
                 if len(one.stages) == 2 and one.objectives[0] == "clm"}

@@ -3,9 +3,6 @@
 Per cent. Averages (published.csv) are over the three datasets of a family; a model is known by the name that its
 results were published under: `610m-mlm40-42k`, `610m-clm-10k-mlm40-42k` (10k steps of CLM, 42k in all) and, continued
 from a decayed checkpoint, `610m-clm-dec42k-mlm40-64k`.
-
-    1. `dataset_name(family, folder)`     the paper's name of a dataset, or None if it is not one of the paper's
-    2. `AVERAGES[model][family]`, `CELLS[model, dataset]`
 """
 
 import csv
@@ -24,15 +21,9 @@ DATASETS = {
 }
 TRAIN_SETS = ("", "msmarco_pairs", "msmarco")  # of retrieval; other train sets are another experiment
 CELLS = {("610m-clm-42k", "SST-2"): 91.10}  # (model, dataset) -> per cent
-
-
-def _averages() -> dict[str, dict[str, float]]:
-    with open(Path(__file__).with_name("published.csv"), encoding="utf-8") as file:
-        return {row.pop("model"): {family: float(value) for family, value in row.items()}
-                for row in csv.DictReader(file)}
-
-
-AVERAGES = _averages()  # model -> {family: average over its three datasets, per cent}
+with open(Path(__file__).with_name("published.csv"), encoding="utf-8") as _file:
+    AVERAGES = {row.pop("model"): {family: float(value) for family, value in row.items()}  # model -> {family: average}
+                for row in csv.DictReader(_file)}
 
 
 def dataset_name(family: str, folder: str, train_set: str = "") -> str | None:

@@ -1,19 +1,12 @@
-"""`study report`: trees of results -> a folder with tables, figures and a page.
-
-    1. read the trees                           results.py
-    2. compute everything once                  analysis.py, statistics.py
-    3. tables/*.csv, report.md                  content.py
-    4. figures/*.png                            figures.py
-    5. index.html, written last                 page/
-    6. the scores, and what is amiss, on the terminal
+"""`study report`: trees of results (results.py) -> all numbers, computed once (statistics.py, analysis.py) -> a folder
+with tables (content.py), figures (figures.py) and, written last, a page; scores and what is amiss on the terminal.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_encdec.page.drawing import Picture
-from megatron_encdec.page.folder import write_report
-from megatron_encdec.page.page import Fact, Section, page
+from megatron_encdec.page.page import Fact, Section, page, write_report
 from megatron_encdec.page.tables import Table, csv_text, markdown
 from megatron_encdec.platform.optional import require
 from megatron_encdec.platform.progress import Progress
@@ -43,10 +36,8 @@ SHOWN_COLUMNS, SHOWN_PROBLEMS = 6, 10  # on the terminal
 
 
 def report(trees: Sequence[Path], output: Path, reference: str | None = None) -> None:
-    """Write the report of `trees` to the folder `output`, and say the scores.
-
-    Raises `UserError` as `read_trees`, `analyse` and `write_report` do, and where matplotlib is missing.
-    """
+    """Write the report of `trees` to the folder `output`, and say the scores. Raises `UserError` as `read_trees`,
+    `analyse` and `write_report` do, and where matplotlib is missing."""
     require("matplotlib", "study report")  # before the reading, which can take a while
     with Progress("study report", 0) as shown:
         results = read_trees(trees, lambda runs: shown.update(runs, f"{runs:,} runs read"))

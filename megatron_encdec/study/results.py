@@ -2,8 +2,6 @@
 
 A **cell** is one model on one dataset (retrieval: trained on one set): its runs are learning rates x seeds. A run has
 scores, or failed with a reason, or is not there; nothing here fills in or leaves out a run silently.
-
-    1. `read_trees(paths)`     folders -> `Results`: cells, baselines, models' records, what was ignored
 """
 
 import re
@@ -124,11 +122,8 @@ def natural(name: str) -> list:
 
 
 def read_trees(trees: Sequence[str | Path], notice: Callable[[int], None] = lambda runs: None) -> Results:
-    """Read `trees` into one `Results`; `notice(runs so far)` is called after each dataset.
-
-    Raises `UserError`, one line that names the file: a tree that is not there or holds no run, a malformed file or
-    run folder, the same run or baseline given twice.
-    """
+    """Read `trees` into one `Results`; `notice(runs so far)` is called after each dataset. Raises `UserError`: a tree
+    that is not there or holds no run, a malformed file or run folder, the same run or baseline given twice."""
     results, runs = Results(), 0
     for tree in map(Path, trees):
         if not tree.is_dir():
@@ -141,16 +136,12 @@ def read_trees(trees: Sequence[str | Path], notice: Callable[[int], None] = lamb
                 runs += _read_dataset(results, dataset)
                 notice(runs)
         if runs == before:
+            inside = any((tree / family).is_dir() for family in FAMILIES)
+            hint = f"; this is the folder of one model, give {tree.resolve().parent}" if inside else ""
             raise UserError(f"{tree}: no run found: expected <model>/<SC|TC|QA|IR>/<dataset>/lr<LR>_sd<seed>/"
-                            f"results.json{_hint(tree)}")
+                            f"results.json{hint}")
         _add_baselines(results, tree)
     return results
-
-
-def _hint(tree: Path) -> str:
-    if any((tree / family).is_dir() for family in FAMILIES):
-        return f"; this is the folder of one model, give {tree.resolve().parent}"
-    return ""
 
 
 def _folders(path: Path) -> list[Path]:

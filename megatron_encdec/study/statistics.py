@@ -1,11 +1,5 @@
 """Statistics of fine-tuning scores, as the paper computes them (arXiv 2507.00994; checked on its published runs).
 
-    1. `summarise(cell)`       for each seed the learning rate with the best *validation* score; mean of those *test*
-                               scores over seeds, and 1.96 * std(ddof=1) / sqrt(n)
-    2. `compare(a, b)`         two models on one task: the mean difference over the seeds that both have, likewise
-    3. `sensitivity(cell)`     how far test scores spread over learning rates, seed by seed: the stability claim
-    4. `average(summaries)`    over the datasets of a family, seed by seed
-
 Nothing is averaged away: what a number leaves out (failed and missing runs, lost seeds) is listed beside it. Scores are
 fractions from 0 to 1 throughout; tables print per cent.
 """
@@ -30,17 +24,15 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Standard deviation of a sample (ddof = 1) of at least two values.
-
-    Those of numpy and of the standard library end in other digits, and reports in CSV hold every digit.
-    """
+    """Standard deviation of a sample (ddof = 1) of at least two values. Those of numpy and of the standard library end
+    in other digits, and reports in CSV hold every digit."""
     mean = fmean(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How a cell's test scores depend on the learning rate.
+    """How a cell's test scores depend on the learning rate: the stability claim.
 
     by_rate: mean over seeds at each rate. spread: best minus worst rate of a seed, over seeds. deviation: standard
     deviation (ddof=1) over the rates of a seed, over seeds. Both only over the seeds whose runs finished at every rate,
@@ -89,7 +81,8 @@ class Summary:
 
 
 def summarise(cell: Cell) -> Summary:
-    """The paper's number for one cell."""
+    """The paper's number for one cell: for each seed the learning rate with the best *validation* score; mean of those
+    *test* scores over seeds, with its interval."""
     selected = select(cell)
     return Summary(cell, selected, interval([run.test for run in selected.values()]), sensitivity(cell))
 
@@ -136,10 +129,8 @@ def compare(a: Summary, b: Summary) -> Comparison | None:
 
 
 def average(summaries: Sequence[Summary]) -> Interval | None:
-    """Mean over the datasets of a family: for each seed over datasets, then over the seeds that have them all.
-
-    The mean equals that of the datasets' means where all have the same seeds, as in the paper's tables.
-    """
+    """Mean over the datasets of a family: for each seed over datasets, then over the seeds that have them all. Equals
+    that of the datasets' means where all have the same seeds, as in the paper's tables."""
     scores = [summary.by_seed for summary in summaries]
     everywhere = sorted(set.intersection(*map(set, scores)))
     return interval([fmean(one[seed] for one in scores) for seed in everywhere])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_encdec.page.folder import write_report
+from megatron_encdec.page.page import write_report
 from megatron_encdec.platform.errors import UserError
 
 FILES = {Path("tables/scores.csv"): b"1", Path("figures/a.png"): b"2", Path("report.md"): b"3",
