@@ -1,15 +1,7 @@
 """Lets `megatron.core` run on a CPU with gloo: answers its CUDA queries, sends its CUDA literals to the CPU.
 
 megatron.core names CUDA in its code (`device="cuda"`, streams, `torch.cuda.FloatTensor`). `install()` must run
-before it is imported and changes this process only. Nothing here is used on a GPU. Four groups:
-
-    1. queries       torch.cuda.current_device(), memory statistics, synchronise   -> the CPU, zero, nothing
-    2. streams       Stream, Event and their contexts                              -> objects that do nothing
-    3. literals      torch.zeros(..., device="cuda"), tensor.cuda(), .to("cuda")   -> the CPU
-    4. type names    tensor.type() == "torch.cuda.BFloat16Tensor"                  -> what mcore compares with
-
-`without_compilation()` wraps the import itself: mcore decorates small functions with `torch.compile`, which on
-a CPU would load a compiler for each process and gain nothing.
+before it is imported and changes this process only. Nothing here is used on a GPU.
 """
 
 import contextlib
@@ -88,7 +80,7 @@ def _rename_types() -> None:
     def type_(self, *args, **kwargs):
         if args or kwargs:
             return tensor_type(self, *args, **kwargs)
-        return tensor_type(self).replace("torch.", "torch.cuda.")
+        return tensor_type(self).replace("torch.", "torch.cuda.")  # what megatron.core compares with
 
     torch.Tensor.type = type_
 
@@ -130,7 +122,8 @@ def _sum_of_squares(tensor: torch.Tensor, row: int = 1024) -> torch.Tensor:
 
 @contextlib.contextmanager
 def without_compilation():
-    """`torch.compile` leaves functions as they are while this context is open."""
+    """`torch.compile` leaves functions as they are while this context is open, which wraps the import of megatron.core:
+    it decorates small functions, and on a CPU that would load a compiler for each process and gain nothing."""
     compile_, torch.compile = torch.compile, lambda function, *_args, **_kwargs: function
     try:
         yield

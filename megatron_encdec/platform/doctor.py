@@ -111,7 +111,6 @@ def examine() -> dict:
 
 
 def _problems(packages: dict) -> list[str]:
-    """A line for each required package that is not usable."""
     lines = [f"{name} is {one['state']} ({one['why']})" for name, one in packages.items()
              if one["required"] and one["state"] != "usable"]
     core = packages["megatron.core"]  # fails with what it imports

@@ -54,7 +54,7 @@ class Analysis:
 
     def baselines(self, task: Task) -> dict[str, float]:
         """Test scores of the task's baselines."""
-        return found.scores if (found := self.results.baselines.get(task[:2])) else {}
+        return self.results.baselines.get(task[:2], {})
 
     def label(self, task: Task) -> str:
         """What people call the task: the paper's name, or the folder's; with the train set where there are several."""

@@ -37,7 +37,7 @@ def _of_cell(analysis: Analysis, summary: Summary) -> dict[str, Any]:
 
 
 def _overview(analysis: Analysis) -> Table:
-    """Models x datasets: test scores with intervals, family averages, published numbers, baselines."""
+    """Models x datasets, with family averages, published numbers and baselines."""
     places: list[tuple[str, Task | None]] = []  # a family with each of its tasks, and with None for their average
     for family in analysis.families:
         tasks = analysis.tasks(family)
@@ -56,7 +56,7 @@ def _overview(analysis: Analysis) -> Table:
         if any(printed):
             rows.append([f"{model}, published", *printed])
     best = _best(rows, ours)
-    for name in dict.fromkeys(name for found in analysis.results.baselines.values() for name in found.scores):
+    for name in dict.fromkeys(name for scores in analysis.results.baselines.values() for name in scores):
         scores = [_single(analysis.baselines(task).get(name) if task else None) for _, task in places]
         if any(scores):
             rows.append([f"{name.replace('_', ' ')} (baseline)", *scores])
@@ -157,7 +157,6 @@ def _seeds(analysis: Analysis) -> Table:
 
 
 def _checkpoints(analysis: Analysis) -> Table:
-    """Scores along a run, or along a recipe at growing budgets."""
     rows = [{"series": series, "step": step, "model": model} | _of_task(analysis, task) | {"test": summary.score}
             for series, points in analysis.curves.items() for task in analysis.results.tasks
             for step, model in points if (summary := analysis.summary(task, model)) is not None]

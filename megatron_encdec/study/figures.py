@@ -161,7 +161,6 @@ def _rates(analysis: Analysis, family: str) -> Drawn:
 
 
 def _rate_lines(axis, analysis: Analysis, task: Task) -> None:
-    """A line a model."""
     summaries = [summary for summary in analysis.cells([task]) if summary.sensitivity]
     for summary in summaries:
         hue = colour(analysis.results.models.index(summary.model))

@@ -83,20 +83,13 @@ class ModelRecord:
     series: str | None
 
 
-@dataclass(frozen=True)
-class Baselines:
-    """Of one dataset: test scores (0 to 1) by the baseline's name, and the file that holds them."""
-
-    scores: dict[str, float]
-    path: Path
-
-
 @dataclass
 class Results:
-    """Everything that was read. `ignored` holds a line for each folder that is no part of the layout."""
+    """Everything that was read. baselines: test scores (0 to 1) by (family, dataset) and name. ignored: a line for each
+    folder that is no part of the layout."""
 
     cells: dict[CellKey, Cell] = field(default_factory=dict)
-    baselines: dict[tuple[str, str], Baselines] = field(default_factory=dict)
+    baselines: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     records: dict[str, ModelRecord] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
 
@@ -124,7 +117,7 @@ def natural(name: str) -> list:
 def read_trees(trees: Sequence[str | Path], notice: Callable[[int], None] = lambda runs: None) -> Results:
     """Read `trees` into one `Results`; `notice(runs so far)` is called after each dataset. Raises `UserError`: a tree
     that is not there or holds no run, a malformed file or run folder, the same run or baseline given twice."""
-    results, runs = Results(), 0
+    results, runs, baseline_files = Results(), 0, {}
     for tree in map(Path, trees):
         if not tree.is_dir():
             raise UserError(f"{tree}: no such directory; give a tree of results (<model>/<SC|TC|QA|IR>/<dataset>/...)")
@@ -140,7 +133,11 @@ def read_trees(trees: Sequence[str | Path], notice: Callable[[int], None] = lamb
             hint = f"; this is the folder of one model, give {tree.resolve().parent}" if inside else ""
             raise UserError(f"{tree}: no run found: expected <model>/<SC|TC|QA|IR>/<dataset>/lr<LR>_sd<seed>/"
                             f"results.json{hint}")
-        _add_baselines(results, tree)
+        for path in sorted((tree / results_tree.BASELINES).glob("*/*.json")):
+            key, scores = (path.parent.name, path.stem), _baseline_scores(path)
+            earlier = baseline_files.setdefault(key, path)
+            if results.baselines.setdefault(key, scores) != scores:
+                raise UserError(f"{path}: other scores than in {earlier}; leave one of the two out")
     return results
 
 
@@ -204,14 +201,6 @@ def _cell(results: Results, dataset: Path, name: str, where: str) -> tuple[Cell,
     train_set, rate, seed = found
     key = CellKey(dataset.parent.name, dataset.name, train_set, dataset.parent.parent.name)
     return results.cells.setdefault(key, Cell(key)), (rate, seed)
-
-
-def _add_baselines(results: Results, tree: Path) -> None:
-    for path in sorted((tree / results_tree.BASELINES).glob("*/*.json")):
-        found = Baselines(_baseline_scores(path), path)
-        earlier = results.baselines.setdefault((path.parent.name, path.stem), found)
-        if earlier.scores != found.scores:
-            raise UserError(f"{path}: other scores than in {earlier.path}; leave one of the two out")
 
 
 def _baseline_scores(path: Path) -> dict[str, float]:
