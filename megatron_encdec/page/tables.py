@@ -17,8 +17,7 @@ DASH, DAGGER = "–", " †"
 
 @dataclass(frozen=True)
 class Interval:
-    """`mean` of `count` values (0: others printed it) and `half_width` of its interval, None where one value tells
-    nothing of spread."""
+    """`mean` of `count` values (0: others printed it), `half_width` of its interval (None: one value has no spread)."""
 
     mean: float
     half_width: float | None

@@ -38,10 +38,8 @@ def available_cores() -> int:
 
 
 class Child:
-    """One process; what it prints goes to standard error. connection: ready when there is something to `receive`.
-
-    threads: of its libraries. environment: variables that it sees beside, or instead of, this process's.
-    """
+    """One process; what it prints goes to standard error. threads: of its libraries. environment: what it sees beside,
+    or instead of, this process's variables. connection: ready when there is something to `receive`."""
 
     def __init__(self, threads: int = 1, environment: Mapping[str, str] | None = None):
         ours, theirs = socket.socketpair()

@@ -75,17 +75,14 @@ def fp8_facts() -> Fp8Facts:
 
 
 def fp8_refusal(recipe: str | None, facts: Fp8Facts) -> str:
-    """Why `recipe` (None: any) is not possible with these `facts`; \"\" where it is.
-
-    blockwise: its products need compute capability 9.0 and CUDA 12.9 (Transformer Engine's own check).
-    """
+    """Why `recipe` (None: any) is not possible with these `facts`; \"\" where it is."""
     reasons = []
     cuda = tuple(int(part) for part in (facts.cuda or "0.0").split(".")[:2])
     if facts.capability is None:
         reasons.append("there is no CUDA GPU")
     elif facts.capability < _ADA:
         reasons.append("the GPU is older than compute capability 8.9 (L40, H100 and later have FP8)")
-    elif recipe == "blockwise" and (facts.capability < _HOPPER or cuda < (12, 9)):
+    elif recipe == "blockwise" and (facts.capability < _HOPPER or cuda < (12, 9)):  # Transformer Engine's own check
         reasons.append("blockwise scaling needs compute capability 9.0 (H100 and later) and CUDA 12.9 or later")
     if facts.transformer_engine != "usable":
         reasons.append(f"Transformer Engine is {facts.transformer_engine}: {INSTALL['transformer_engine']}")

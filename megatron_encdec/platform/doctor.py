@@ -65,8 +65,7 @@ _MODULES = {"megatron.core": "megatron_encdec.platform.megatron", **CUDA_PACKAGE
 
 
 def examine_package(package: Package) -> dict:
-    """`{version, state, why}`; state: `usable`, `missing`, or `broken` (installed, but its import fails, which a child
-    process tries)."""
+    """`{version, state, why}`; state: `usable`, `missing`, or `broken` (a child process cannot import it)."""
     try:
         version = metadata.version(package.distribution or package.name)
     except metadata.PackageNotFoundError:
@@ -152,7 +151,6 @@ def _cpu() -> str:
 
 
 def _driver() -> str | None:
-    """Version of the NVIDIA driver, None where there is none."""
     try:
         done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
                               check=True, capture_output=True, text=True, timeout=30)

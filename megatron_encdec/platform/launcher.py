@@ -43,9 +43,7 @@ def started() -> float | None:
 
 def launch(work: Callable[..., int], arguments: tuple, ranks: int, began: float, imports: Callable[[], None]) -> int:
     """Run `work(*arguments)` in `ranks` processes, each of which ends with the exit code it gives; that of the whole.
-
-    began: time.time() when the command was given. imports: what every rank would import, called once before the fork.
-    """
+    began: time.time() when the command was given. imports: of what all ranks import, called once before a fork."""
     from megatron_encdec.platform.device import device_type
 
     fork = device_type() == "cpu"

@@ -37,8 +37,7 @@ class Progress(AbstractContextManager):
             self._bars.stop()
 
     def update(self, done: int, detail: str, always: bool = False) -> None:
-        """`done` of `total` is finished. detail: what stands beside it, a speed or a loss. always: with a line now,
-        however new the last one is."""
+        """`done` of `total` is finished. detail: a speed, a loss. always: with a line now, however new the last is."""
         left = f"{self.time_left(done)} left" if self.total else ""
         if self._bars:
             self._show(None, self.label, done, self.total, detail, left)
@@ -47,8 +46,7 @@ class Progress(AbstractContextManager):
             self.say(f"{self.label}{'' if self._counts else ':'} {line}")
 
     def part(self, key: Hashable, label: str, done: int = 0, total: int = 0) -> None:
-        """`key` (a worker, say), one of several at once, has done so much of what `label` names; a `total` of 0 is not
-        known yet."""
+        """`key` (one of several workers) has done so much of what `label` names; a `total` of 0 is not known yet."""
         if self._bars:
             self._show(key, label, done, total, "", "")
         elif total and self._active and self._line_is_due():

@@ -134,8 +134,7 @@ def _value(text: str, hint: Any, where: str) -> Any:
 
 
 def build(cls: type, data: Any, where: str = "") -> Any:
-    """Build dataclass `cls` from the mapping `data`, whose dotted name is `where`; unknown keys and wrong types are
-    refused by their full name."""
+    """Build dataclass `cls` from the mapping `data`; `where` is the dotted name of that mapping."""
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise _unexpected("a mapping of keys", data, where or "config")

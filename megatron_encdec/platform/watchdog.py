@@ -1,8 +1,7 @@
 """No silent hang: a rank that gives no sign of life, or that all others wait for, is named and the job ended.
 
-    1. `mark(what)`        the main thread says what it begins: a step, reading samples, a save
-    2. a thread            sends these marks and a beat of its own to a small store on rank 0
-    3. another thread      looks whether everyone beats and whether this rank's main thread gets on
+The main thread says what it begins (`mark`): a step, reading samples, a save. One thread sends these marks and a beat
+of its own to a small store on rank 0; another looks whether everyone beats and this rank's main thread gets on.
 
 Who is named: a rank whose beats have stopped (stopped, its node gone, no processor time); else, when all threads
 beat but rank 0 has had no new mark for too long, the ranks that have made the fewest marks: the others wait for
@@ -32,10 +31,8 @@ _progress = SimpleNamespace(marks=0, what="starting", since=time.monotonic(), li
 
 
 def mark(what: str, limit: float | None = None) -> None:
-    """`what` begins. limit: seconds it may take where that is more than the watchdog's own timeout.
-
-    Other threads may say it too, and it counts for nothing: that they get on does not mean that training does.
-    """
+    """`what` begins. limit: seconds it may take where that is more than the watchdog's own timeout."""
+    # that other threads get on does not mean that training does
     if threading.current_thread() is threading.main_thread():
         _progress.limit, _progress.what, _progress.since = limit, what, time.monotonic()
         _progress.marks += 1
