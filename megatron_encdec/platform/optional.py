@@ -58,7 +58,7 @@ def why_unusable(module: str) -> str | None:
 
 
 def keep_out_unusable(on_gpu: bool) -> None:
-    """Those of `CUDA_PACKAGES` that do not work in this process are from now on as if they were not installed.
+    """Before megatron.core is imported: those of `CUDA_PACKAGES` that do not work here are as if not installed.
 
     megatron.core takes each where it finds it, catches nothing but ImportError, and would update weights on a CPU with
     the optimizer of Transformer Engine or Apex, whose kernels need a GPU. One that is imported already stays.
