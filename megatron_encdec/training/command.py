@@ -4,7 +4,7 @@ import argparse
 import time
 
 from megatron_encdec.engine.names import split_step
-from megatron_encdec.platform.errors import IntegrityError, UserError
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.launcher import launch, started
 from megatron_encdec.platform.signals import StopSignals
 
@@ -30,8 +30,6 @@ What is done cannot change: a config with another past is refused, with what dif
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `pretrain`."""
-    parser.description = DESCRIPTION
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", metavar="CONFIG.yaml", help="config of the run")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value",
                         help="set a key of the config; list items by number: phases.0.steps=100")
@@ -79,7 +77,8 @@ def _dry_run(arguments: argparse.Namespace) -> int:
     from megatron_encdec.platform.distributed import RankEnvironment
     from megatron_encdec.training.dry_run import describe
 
-    print(describe(_config(arguments), arguments.nproc or RankEnvironment.read().world_size))
+    ranks = arguments.nproc or RankEnvironment.read().world_size
+    print(describe(_config(arguments), ranks, arguments.fallback))
     return 0
 
 
@@ -104,15 +103,11 @@ def _config(arguments: argparse.Namespace):
 
 def _plan(arguments: argparse.Namespace):
     """What is to be done, checked by one process before any rank starts: a mistake is said once."""
-    from megatron_encdec.training import origin
+    from megatron_encdec.training.origin import check_origin
     from megatron_encdec.training.plan import make_plan
 
     plan = make_plan(_config(arguments), arguments.nproc)
-    try:
-        origin.find(plan)
-    except IntegrityError:
-        if not arguments.fallback:
-            raise
+    check_origin(plan, arguments.fallback)
     return plan
 
 
