@@ -37,7 +37,7 @@ def test_the_snapshot_is_the_state_at_the_time_of_save(topology, tmp_path):
             values["exp_avg"].zero_()
             values["step"].add_(1)
         changes += 1
-    assert changes > 1 and events[0].error is None and events[0].step == 3
+    assert changes > 1 and events[0].error is None and events[0].state.step == 3
     assert events[0].seconds_blocked < events[0].seconds_total
     assert wrong(trunk, optimizer)
     checkpoint.load(events[0].path, trunk, optimizer)
@@ -64,7 +64,7 @@ def test_a_save_waits_for_the_one_before_it_and_events_come_in_order(topology, t
     for step in (1, 2, 3, 4):
         saver.save(state_at(step), always={2})
     events = saver.wait()
-    assert [(event.step, event.error, event.pruned) for event in events] == [
+    assert [(event.state.step, event.error, event.pruned) for event in events] == [
         (1, None, []), (2, None, []), (3, None, ["step_00000001"]), (4, None, [])]
     assert saver.wait() == [] and checkpoint.newest(tmp_path / "checkpoints").name == "step_00000004"
     assert checkpoint.saved_names(tmp_path / "checkpoints") == ["step_00000002", "step_00000003", "step_00000004"]
@@ -85,7 +85,7 @@ def test_the_same_step_again_replaces_it_and_later_leftovers_do_not_count(topolo
 def failed(saver, checkpoints, reason):
     """The one event is a failure; step 2 is untouched and nothing partial is left."""
     event, = saver.wait()
-    assert reason in event.error and event.step == 3 and event.error.count("\n") == 0
+    assert reason in event.error and event.state.step == 3 and event.error.count("\n") == 0
     assert sorted(os.listdir(checkpoints)) == ["latest", "step_00000001", "step_00000002"]
     assert checkpoint.newest(checkpoints).name == "step_00000002" and verify(checkpoints / "step_00000002") == []
 
@@ -164,7 +164,7 @@ def test_one_ranks_failure_reaches_all_and_the_next_save_works(checkpoints):
         events = saver.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         saver.save(state_at(4))
-        print(json.dumps([[event.step, event.error, event.bytes] for event in events + saver.wait()]))
+        print(json.dumps([[event.state.step, event.error, event.bytes] for event in events + saver.wait()]))
         distributed.shutdown()
     """, checkpoints)
     assert told[0] == told[1]

@@ -13,8 +13,8 @@ from small_run import metrics, run_cli
 from trunk_states import fill, make, wrong
 
 from megatron_encdec.data.samples import Samples
+from megatron_encdec.engine.boxes import wanted
 from megatron_encdec.engine.optimizer import gradient_norm, update_count
-from megatron_encdec.engine.shards import wanted
 from megatron_encdec.interop.source import one_rank
 from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.text.tokenizer import load_tokenizer
@@ -49,9 +49,9 @@ def poison(run, token: int, value: float = math.inf) -> list[int]:
     with one_rank() as topology:
         plan = make_plan(config)
         begun = start(plan, topology, origin.find(plan))
-        for shard in wanted(begun.trainer.trunk, begun.trainer.optimizer):
-            if shard.key.endswith("word_embeddings.weight") and ".exp_avg" not in shard.key:
-                shard.values[token] = value
+        for box in wanted(begun.trainer.trunk, begun.trainer.optimizer):
+            if box.key.endswith("word_embeddings.weight") and ".exp_avg" not in box.key:
+                box.values[token] = value
         begun.saved_step = None
         begun.save(begun.origin.state.metrics_position)
         assert begun.saver.wait()[0].error is None
