@@ -36,9 +36,9 @@ def make_data(folder: Path, examples: int) -> None:
     """`train`, `validation` and `test`.jsonl of {text, label}: docstrings of the sub-packages that have most."""
     import torch
 
-    from megatron_encdec.text.docstrings import build_docstring_corpus
-
-    build_docstring_corpus(folder / "docs.jsonl", Path(torch.__file__).parent, progress=False)
+    tool = Path(__file__).parents[1] / "tools" / "build_docstring_corpus.py"
+    subprocess.run([sys.executable, tool, folder / "docs.jsonl", "--site-packages", Path(torch.__file__).parent],
+                   check=True)
     by_library = collections.defaultdict(list)
     for line in (folder / "docs.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)

@@ -2,7 +2,7 @@
 
     python benchmarks/import_memory.py [--billions 3] [--directory DIR] [--json PATH]
 
-The checkpoint is a Llama of the given size with random bf16 weights in shards of 1 GB, written tensor by tensor. Each
+The checkpoint is a Llama of the given size with random bf16 weights in files of 1 GB, written tensor by tensor. Each
 case is a process (or two) of its own, whose VmHWM the kernel keeps; a process that only imports what the verb imports
 is measured beside them. `load` fills the tensor-parallel trunk of two ranks in bf16 from the import.
 
@@ -24,7 +24,7 @@ from pathlib import Path
 
 SIZES = {"vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 24,
          "num_key_value_heads": 8}
-SHARD = 1 << 30
+FILE_BYTES = 1 << 30
 
 RANK = """
 import sys, time
@@ -70,7 +70,7 @@ def write_model(directory: Path, billions: float) -> int:
     config.save_pretrained(directory)
     parts, size = [{}], 0
     for name, shape in shapes.items():
-        if size and size + 2 * shape.numel() > SHARD:
+        if size and size + 2 * shape.numel() > FILE_BYTES:
             parts.append({})
             size = 0
         parts[-1][name] = shape

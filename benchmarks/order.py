@@ -29,12 +29,11 @@ from pathlib import Path
 import numpy as np
 
 from megatron_encdec.data.config import DataConfig, SourceConfig
-from megatron_encdec.data.fingerprint import FileState, Record, keep_record
+from megatron_encdec.data.fingerprint import describe_foreign, keep_record
 from megatron_encdec.data.order import Order
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.platform.errors import IntegrityError
-from megatron_encdec.text.indexed import HEADER, MAGIC, SHARD_SIZE, bin_path, idx_path
-from megatron_encdec.text.manifest import data_fingerprint
+from megatron_encdec.text.indexed import HEADER, MAGIC, SHARD_SIZE, IndexedFiles, bin_path, idx_path
 
 LENGTH = 2048
 PIECE = 1 << 22  # documents written at once
@@ -63,10 +62,9 @@ def write_pair(prefix: Path, documents: int, tokens: int, lengths: str) -> None:
     with open(bin_path(prefix), "wb") as file:
         file.truncate(2 * tokens)
     # The record of a corpus without a manifest, so that 200 GB of zeros need not be hashed: made-up hashes.
-    states = {path.suffix[1:]: FileState(path.stat().st_size, path.stat().st_mtime_ns)
-              for path in (bin_path(prefix), idx_path(prefix))}
-    shards = tuple("0" * 64 for _ in range(-(-2 * tokens // SHARD_SIZE)))
-    keep_record(prefix, Record(data_fingerprint(shards, "0" * 64), SHARD_SIZE, shards, "0" * 64, states))
+    shards = ("0" * 64,) * -(-2 * tokens // SHARD_SIZE)
+    files = IndexedFiles(documents, tokens, "uint16", 2 * tokens, idx_path(prefix).stat().st_size, shards, "0" * 64)
+    keep_record(prefix, describe_foreign(prefix, files))
 
 
 def resident_mb() -> float:

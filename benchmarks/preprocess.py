@@ -118,7 +118,7 @@ def stages(text: Path, tokenizer_path: Path, megabytes: int) -> dict[str, float]
     from megatron_encdec.text.chunks import slots
     from megatron_encdec.text.corpus import list_files
     from megatron_encdec.text.documents import read_chunk
-    from megatron_encdec.text.encode import EncodeSettings, make_worker
+    from megatron_encdec.text.encode import EncodeSettings, Worker
     from megatron_encdec.text.encoder import GIGATOKEN, Encoder
     from megatron_encdec.text.tokenizer import load_tokenizer
 
@@ -135,7 +135,7 @@ def stages(text: Path, tokenizer_path: Path, megabytes: int) -> dict[str, float]
         encoding += time.perf_counter() - middle
         reading += middle - start
     with tempfile.TemporaryDirectory() as folder:
-        worker = make_worker(EncodeSettings(str(tokenizer_path), None, None, GIGATOKEN, "text", 0.0, folder))
+        worker = Worker(EncodeSettings(str(tokenizer_path), None, None, GIGATOKEN, "text", 0.0, folder))
         start = time.perf_counter()
         for number, chunk in enumerate(chunks):
             worker((number, chunk))
@@ -151,7 +151,7 @@ def differences(ours: Path, theirs: Path, arguments) -> tuple[int, int]:
 
     tokenizer = load_tokenizer(Path(arguments.work) / "tokenizer")
     names = [tokenizer.token(id_) for id_ in tokenizer.special_ids]
-    pairs = [TokenStore.open(str(path).removesuffix(".bin")) for path in (ours, theirs)]
+    pairs = [TokenStore(str(path).removesuffix(".bin")) for path in (ours, theirs)]
     ends = [np.concatenate([[0], store.document_ends(0, store.tokens)]) for store in pairs]
     if len(ends[0]) != len(ends[1]):
         sys.exit(f"{theirs}: {len(ends[1]) - 1} documents, ours are {len(ends[0]) - 1}")

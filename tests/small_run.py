@@ -1,8 +1,9 @@
-"""A run as small as they come: its config, `megatron-encdec` as a process, and reading what it logged."""
+"""A run as small as they come: its config, `megatron-encdec` and tools as users call them, what a run logged."""
 
 import hashlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -61,6 +62,20 @@ def run_cli(*arguments: str, check: bool = True, **environment: str) -> subproce
     if check and result.returncode:
         raise AssertionError(f"exit {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result
+
+
+def run_tool(tool: str | Path, *arguments: str) -> int:
+    """`python TOOL ARGUMENTS` in this process, which spares a cold start of torch; the exit code."""
+    argv, path = sys.argv, sys.path
+    tool = (Path(__file__).parent.parent / tool).resolve()
+    sys.argv, sys.path = [str(tool), *map(str, arguments)], [str(tool.parent), *path]
+    try:
+        runpy.run_path(str(tool), run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        sys.argv, sys.path = argv, path
+    return 0
 
 
 def run_verb(command: list[str], said: list[Path]) -> None:

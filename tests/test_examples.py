@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_run import run_tool
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.name for path in (ROOT / "examples").glob("*.yaml") if not path.name.startswith("finetune_"))
@@ -22,8 +23,8 @@ def load(name: str):
     return load_config(ROOT / "examples" / name)
 
 
-def run(*command: str, directory: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120,
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120,
                           env={**os.environ, **environment})
 
 
@@ -85,10 +86,10 @@ def test_script_parses_and_may_be_run(script):
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_tool_starts_from_any_directory(tool, tmp_path):
-    done = run(sys.executable, str(ROOT / "tools" / tool), "--help", directory=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "usage:" in done.stdout
+def test_tool_starts_from_any_directory(tool, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_tool(f"tools/{tool}", "--help") == 0
+    assert "usage:" in capsys.readouterr().out
 
 
 def test_launcher_prints_its_help_before_it_installs_anything():
@@ -124,15 +125,15 @@ def test_environment_refuses_a_bad_interpreter_in_one_line(given, said):
     (["no/such/model"], "no/such/model"),
     (["."], "no config.json"),
 ])
-def test_fill_masks_says_what_is_wrong_in_one_line(arguments, said):
-    done = run(sys.executable, "tools/fill_masks.py", *arguments)
-    assert done.returncode == 2
-    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+def test_fill_masks_says_what_is_wrong_in_one_line(arguments, said, capsys):
+    assert run_tool("tools/fill_masks.py", *arguments) == 2
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1
 
 
-def test_corpus_that_is_there_is_kept(tmp_path):
+def test_corpus_that_is_there_is_kept(tmp_path, capsys):
     output = tmp_path / "corpus.jsonl"
     output.write_text("kept\n")
-    done = run(sys.executable, "tools/build_docstring_corpus.py", str(output))
-    assert done.returncode == 0 and "already" in done.stdout
+    assert run_tool("tools/build_docstring_corpus.py", output) == 0
+    assert "already" in capsys.readouterr().out
     assert output.read_text() == "kept\n"

@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
+import pip
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -45,14 +47,24 @@ def wheel(tmp_path):
     return path
 
 
-def test_pieces_that_come_one_by_one_are_joined_and_installed(wheel, tmp_path):
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """An interpreter with pip alone: each `install` ends with doctor, which has little to import there."""
+    folder = tmp_path_factory.mktemp("python")
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "pip").symlink_to(Path(pip.__file__).parent)
+    return str(folder / "bin" / "python")
+
+
+def test_pieces_that_come_one_by_one_are_joined_and_installed(wheel, python, tmp_path):
     every, some, store = tmp_path / "every", tmp_path / "some", tmp_path / "store"
     assert "3 pieces" in gpu("split", wheel, every, PIECE_MIB="1")
     names = sorted(path.name for path in every.iterdir())
     assert names == [f"{wheel.name}.{end}" for end in ("part-01", "part-02", "part-03", "pieces", "sha256")]
     assert all((every / name).stat().st_size <= 2**20 for name in names)
     some.mkdir()
-    environment = {"WHEELS": str(some), "STORE": str(store)}
+    environment = {"WHEELS": str(some), "STORE": str(store), "PYTHON": python}
     for name in (names[0], *names[3:]):
         (every / name).rename(some / name)
     assert "1 of 3 pieces so far" in gpu("install", **environment)
@@ -66,12 +78,13 @@ def test_pieces_that_come_one_by_one_are_joined_and_installed(wheel, tmp_path):
     assert "installed" not in gpu("install", **environment).split("versions")[0]  # nothing is done twice
 
 
-def test_pieces_that_do_not_add_up_are_refused(wheel, tmp_path):
+def test_pieces_that_do_not_add_up_are_refused(wheel, python, tmp_path):
     pieces = tmp_path / "pieces"
     gpu("split", wheel, pieces, PIECE_MIB="1")
     with open(pieces / f"{wheel.name}.part-02", "r+b") as file:
         file.write(b"another")
-    assert "the pieces do not add up" in gpu("install", code=1, WHEELS=str(pieces), STORE=str(tmp_path / "store"))
+    assert "the pieces do not add up" in gpu("install", code=1, WHEELS=str(pieces), STORE=str(tmp_path / "store"),
+                                                    PYTHON=python)
 
 
 def test_pieces_fit_what_a_command_may_carry_and_so_does_every_row_of_the_plan(tmp_path):

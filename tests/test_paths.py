@@ -3,14 +3,12 @@
 import contextlib
 import json
 import re
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from small_run import BASE, run_cli
+from small_run import BASE, run_cli, run_tool
 
 from megatron_encdec.cli import main
 from megatron_encdec.engine.names import split_step
@@ -86,16 +84,7 @@ def call(words: list[str]) -> int:
         result = run_cli(*words, check=False, PYTHONPATH=str(ROOT))
         print(result.stdout, result.stderr)
         return result.returncode
-    if not words[0].startswith("tools/"):
-        return main(words)
-    before, sys.argv = sys.argv, words
-    try:
-        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
-    except SystemExit as end:
-        return end.code
-    finally:
-        sys.argv = before
-    return 0
+    return run_tool(*words) if words[0].startswith("tools/") else main(words)
 
 
 @pytest.mark.parametrize("number", range(len(VERBS)), ids=[" ".join(words[:2]) for words, _ in VERBS])

@@ -57,7 +57,7 @@ def measure(path: str, arguments) -> tuple[float, float, int]:
     samples = Samples(data, "train")
     for store in samples.stores:
         if store.tokenizer:
-            tokenizer.check_wrote(store.prefix, store.tokenizer["fingerprint"], "HF_DIR")
+            tokenizer.check_wrote(store.prefix, store.tokenizer.fingerprint, "HF_DIR")
     objective, vocabulary = OBJECTIVES["mlm"](mask_ratio=arguments.mask_ratio), Vocabulary.of(tokenizer)
     right = total = 0
     loss = 0.0

@@ -3,15 +3,13 @@
     1. `Column.read(first, count)`     some entries
     2. `Column.between(above, upto)`   the run of entries in an interval: an interpolation search, a block at a time
 
-Entries are read by `pread`, never mapped: pages of a mapped index would count as this process's memory (the
-kernel maps 64 KiB around each page touched, and reads megabytes ahead of it), and a file cut short under a
-mapping kills the process where a read can say what is wrong.
+Entries are read by `pread`, never mapped: pages of a mapped index would count as this process's memory, and a file cut
+short under a mapping kills the process where a read can say what is wrong.
 
-The search guesses where a value stands and reads one block there: twice from the values at both ends of what is
-left, then from the slope of the block just read. Where document lengths are drawn from one law the first guess
-among n entries is off by about sqrt(n) of them, the second by the root of that: two blocks for 100 million
-documents. Where lengths drift, as in a corpus sorted by length, the slope finds the place in some six. After
-`GUESSES` it halves every other time, so that the most uneven column takes some 2 * log2(n / BLOCK).
+The search guesses where a value stands and reads one block there: twice from the values at both ends of what is left,
+then from the slope of the block just read. Where document lengths are drawn from one law, two blocks find it among 100
+million documents; where they drift, as in a corpus sorted by length, some six. After `GUESSES` it halves every other
+time, so that the most uneven column takes some 2 * log2(n / BLOCK).
 """
 
 import os
@@ -28,11 +26,10 @@ FROM_THE_ENDS = 2  # of these
 
 
 class Column:
-    """`count` int64 entries in the machine's byte order (little-endian, as Megatron's reader assumes too),
-    ascending (equal ones allowed), from byte `offset` of `path`."""
+    """`count` int64 entries in the machine's byte order (little-endian, as Megatron's reader assumes too), ascending
+    (equal ones allowed), from byte `offset` of `path`; `descriptor` is the open file's, closed by who opened it."""
 
     def __init__(self, path: Path, descriptor: int, offset: int, count: int):
-        """`descriptor`: of the open file; who opened it closes it."""
         self._path, self._descriptor, self._offset, self.count = path, descriptor, offset, count
 
     def read(self, first: int, count: int) -> np.ndarray:
@@ -66,7 +63,7 @@ class Column:
             slope = (block[-1] - block[0]) / len(block)
             if steps < FROM_THE_ENDS and low < high:
                 slope = (most - least) / (high - low)
-        return low, self._run(b"", low, 0, upto)  # between two blocks, or behind the last entry
+        return low, self._run(b"", low, 0, upto)  # between two blocks, or after the last entry
 
     def _run(self, data: bytes, start: int, first: int, upto: int) -> np.ndarray:
         """Entries <= `upto` from number start + first on; `data` are those from number `start` on."""

@@ -3,13 +3,15 @@
 from dataclasses import dataclass, field
 from math import isfinite
 
+from megatron_encdec.platform.schema import at_least
+
 
 @dataclass
 class SourceConfig:
     """One source of windows.
 
-    `path` is the PREFIX of PREFIX.bin and PREFIX.idx; `weight` is its share of the samples relative to the
-    other sources of the list (not a number of epochs).
+    `path` is the PREFIX of PREFIX.bin and PREFIX.idx; `weight` is its share of the samples relative to the other
+    sources of the list (not a number of epochs).
     """
 
     path: str
@@ -19,8 +21,7 @@ class SourceConfig:
         if not self.path:
             raise ValueError("path: empty; give the prefix of a .bin/.idx pair")
         if self.path.endswith((".bin", ".idx")):
-            raise ValueError(f"path: {self.path!r} is one file of the pair; "
-                             f"give their common prefix {self.path[:-4]!r}")
+            raise ValueError(f"path: {self.path!r} is one file of the pair; give their prefix {self.path[:-4]!r}")
         if not (isfinite(self.weight) and self.weight > 0):
             raise ValueError(f"weight: must be a number above 0, found {self.weight}; "
                              "leave a source out of the list to not use it")
@@ -34,8 +35,7 @@ class RandomLength:
     max: int
 
     def __post_init__(self):
-        if self.min < 1:
-            raise ValueError(f"min: must be at least 1 token, found {self.min}")
+        at_least(self, 1, "min")
         if self.min > self.max:
             raise ValueError(f"min: {self.min} is above max ({self.max})")
 
@@ -64,10 +64,8 @@ class DataConfig:
                 if path in paths[:i]:
                     raise ValueError(f"{name}.{i}.path: {path!r} is already source {paths.index(path)}; "
                                      "give it once, with the sum of the weights")
-        if self.seed < 0:
-            raise ValueError(f"seed: must be 0 or above, found {self.seed}")
-        if self.sequence_length < 2:
-            raise ValueError(f"sequence_length: must be at least 2 tokens, found {self.sequence_length}")
+        at_least(self, 0, "seed")
+        at_least(self, 2, "sequence_length")
         if self.random_length and self.random_length.max > self.sequence_length:
             raise ValueError(f"random_length.max: {self.random_length.max} is above "
                              f"sequence_length ({self.sequence_length})")

@@ -1,41 +1,84 @@
-"""What a manifest would say of data that has none: hashed once, kept in PREFIX.fingerprint.json.
+"""The hashes that a manifest has of its data, and the manifest of data that came without one.
 
-    1. `without_manifest(prefix)`   the kept record while sizes and times stand, else computed and kept
+    1. `ranges_of(prefix, parts, shard_bytes)`   what is hashed: the shards of a .bin, and the whole .idx
+    2. `hash_ranges(ranges)`                     sha256 of each, in threads: hashing does without the interpreter's lock
+    3. `manifest_of_foreign(prefix)`             of data without one: kept as PREFIX.fingerprint.json while the files'
+                                                 sizes and times stand, else computed and kept
 
-The record holds the shards' hashes as a manifest does, so that `data/verify.py` can later tell which bytes have
-changed.
+Such a manifest says what the files themselves tell (sizes, counts, hashes); `tokenizer` and `settings`, which are not
+known, are None. Its `inputs` are the two files as they were when hashed.
 """
 
-import json
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import NamedTuple
 
-from megatron_encdec.data.shards import hash_ranges, ranges_of, shard_ranges
-from megatron_encdec.platform import schema
+from megatron_encdec.platform.children import available_cores
 from megatron_encdec.platform.errors import IntegrityError, UserError
-from megatron_encdec.rundir.files import write_json_atomic
+from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.lock import taking_turns
-from megatron_encdec.text.indexed import SHARD_SIZE, bin_path, idx_path
-from megatron_encdec.text.manifest import data_fingerprint
+from megatron_encdec.text import manifest as manifests
+from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, bin_path, idx_path, read_header
+from megatron_encdec.text.manifest import InputFile, Manifest
+
+PIECE = 1 << 20  # bytes read at once by each thread
 
 
-@dataclass(frozen=True)
-class FileState:
-    """A file's size in bytes and time of change, as when it was hashed."""
+class Range(NamedTuple):
+    """Bytes start .. end - 1 of a file."""
 
-    bytes: int
-    mtime_ns: int
+    path: Path
+    start: int
+    end: int
 
 
-@dataclass(frozen=True)
-class Record:
-    """PREFIX.fingerprint.json: hex sha256 of each shard of `.bin` (`shard_bytes` each) and of the `.idx`."""
+def ranges_of(prefix: str | Path, parts: Sequence[int], shard_bytes: int) -> list[Range]:
+    """What a fingerprint covers: each shard of a `.bin` that was merged from `parts` (bytes each), then the `.idx`.
 
-    fingerprint: str
-    shard_bytes: int
-    shards: tuple[str, ...]
-    idx_sha256: str
-    files: dict[str, FileState]  # by suffix: bin, idx
+    A shard never crosses from one part into the next: merging keeps the hashes of what is merged.
+    """
+    ranges, part_start = [], 0
+    for part in parts:
+        part_end = part_start + part
+        ranges += [Range(bin_path(prefix), start, min(start + shard_bytes, part_end))
+                   for start in range(part_start, part_end, shard_bytes)]
+        part_start = part_end
+    return [*ranges, Range(idx_path(prefix), 0, idx_path(prefix).stat().st_size)]
+
+
+def hash_ranges(ranges: Sequence[Range], label: str) -> list[str | OSError]:
+    """Hex sha256 of each range, or the error that reading it gave; on all cores, with a progress line."""
+    found: list[str | OSError] = [""] * len(ranges)
+    sizes, done = [one.end - one.start for one in ranges], 0
+    # The longest first (an index is one range however large), so that no core ends long after the others.
+    order = sorted(range(len(ranges)), key=lambda k: (-sizes[k], k))
+    with Progress(label, sum(sizes)) as progress, ThreadPoolExecutor(available_cores()) as pool:
+        waiting = {pool.submit(_hash_range, ranges[k]): k for k in order}
+        try:
+            for future in as_completed(waiting):
+                k = waiting[future]
+                found[k] = future.result()
+                done += sizes[k]
+                progress.update(done, f"{done / progress.elapsed() / 1e6:,.0f} MB/s")
+        except BaseException:  # Ctrl-C: do not go through the rest first
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found
+
+
+def _hash_range(one: Range) -> str | OSError:
+    digest, buffer, at = hashlib.sha256(), memoryview(bytearray(min(PIECE, one.end - one.start))), one.start
+    try:
+        with open(one.path, "rb", buffering=0) as file:
+            file.seek(one.start)
+            while at < one.end and (count := file.readinto(buffer[: one.end - at])):
+                digest.update(buffer[:count])
+                at += count
+    except OSError as error:
+        return error
+    return digest.hexdigest()
 
 
 def record_path(prefix: str | Path) -> Path:
@@ -43,55 +86,62 @@ def record_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.fingerprint.json")
 
 
-def read_record(prefix: str | Path) -> Record | None:
-    """The record beside the data, whatever the data is now; None where it is absent or damaged."""
+def read_record(prefix: str | Path) -> Manifest | None:
+    """The kept manifest, whatever the data is now; None where it is absent or damaged: it is only a cache."""
     try:
-        record = schema.build(Record, json.loads(record_path(prefix).read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError, UserError):
-        return None  # only a cache, computed again
-    whole = record.fingerprint == data_fingerprint(record.shards, record.idx_sha256)
-    return record if whole and record.files.keys() == {"bin", "idx"} else None
+        return manifests.read_file(record_path(prefix))
+    except UserError:
+        return None
 
 
-def compute_record(prefix: str | Path) -> Record:
+def compute_record(prefix: str | Path) -> Manifest:
     """Hash the pair. Raises IntegrityError where it cannot be read or changes while it is read."""
-    files = _file_states(prefix)
-    ranges = ranges_of(prefix, shard_ranges([files["bin"].bytes], SHARD_SIZE))
+    header, states = read_header(prefix), _states(prefix)
+    ranges = ranges_of(prefix, [states[0].size], SHARD_SIZE)
     hashes = hash_ranges(ranges, f"hashing {prefix}")
     for one, found in zip(ranges, hashes, strict=True):
         if isinstance(found, OSError):
             raise IntegrityError(f"{one.path}: cannot read bytes {one.start:,}..{one.end:,}: {found.strerror}")
-    if _file_states(prefix) != files:
-        raise IntegrityError(f"{prefix}: its files changed while they were read; try again when they are complete")
     *shards, index = hashes
-    return Record(data_fingerprint(tuple(shards), index), SHARD_SIZE, tuple(shards), index, files)
+    files = IndexedFiles(header.documents, header.bin_bytes // header.dtype.itemsize, header.dtype.name, states[0].size,
+                         states[1].size, tuple(shards), index)
+    record = describe_foreign(prefix, files)
+    if record.inputs != states:
+        raise IntegrityError(f"{prefix}: its files changed while they were read; try again when they are complete")
+    return record
 
 
-def keep_record(prefix: str | Path, record: Record) -> bool:
+def describe_foreign(prefix: str | Path, files: IndexedFiles) -> Manifest:
+    """The manifest of `files`, a pair that another tool wrote."""
+    return manifests.describe(files, bytes_in=0, characters=0, skipped={}, tokenizer=None, settings=None,
+                              inputs=_states(prefix))
+
+
+def keep_record(prefix: str | Path, record: Manifest) -> bool:
     """Write it beside the data; False where the directory cannot be written (it is then computed each time)."""
     try:
-        write_json_atomic(record_path(prefix), schema.to_dict(record))
+        manifests.write(record_path(prefix), record)
     except OSError:
         return False
     return True
 
 
-def without_manifest(prefix: str | Path) -> tuple[str, str]:
-    """(fingerprint, what to say of it) of a pair without a manifest. The ranks of a node take turns: one hashes."""
-    says = f"{prefix}: no manifest (another tool's file), so which tokenizer wrote it is not known; fingerprint"
+def manifest_of_foreign(prefix: str | Path) -> tuple[Manifest, str]:
+    """The manifest of a pair without one, and what to say of it. The ranks of a node take turns: one hashes."""
     with taking_turns(idx_path(prefix)):
         record = read_record(prefix)
-        if record is not None and record.files == _file_states(prefix):
-            return record.fingerprint, f"{says} {record.fingerprint[:12]}, as kept in {record_path(prefix)}"
-        record = compute_record(prefix)
-        kept = keep_record(prefix, record)
-    where = f"now kept in {record_path(prefix)}" if kept else "not kept: its directory cannot be written"
-    return record.fingerprint, f"{says} {record.fingerprint[:12]} computed, {where}"
+        if record and record.inputs == _states(prefix):
+            where = f", as kept in {record_path(prefix)}"
+        else:
+            record = compute_record(prefix)
+            where = f" computed, now kept in {record_path(prefix)}" if keep_record(prefix, record) else \
+                " computed, not kept: its directory cannot be written"
+    return record, (f"{prefix}: no manifest (another tool's file), so which tokenizer wrote it is not known; "
+                    f"fingerprint {record.fingerprint[:12]}{where}")
 
 
-def _file_states(prefix: str | Path) -> dict[str, FileState]:
-    states = {}
-    for path in (bin_path(prefix), idx_path(prefix)):
-        status = path.stat()
-        states[path.suffix[1:]] = FileState(status.st_size, status.st_mtime_ns)
-    return states
+def _states(prefix: str | Path) -> tuple[InputFile, InputFile]:
+    """The pair as it is now, by suffix: it may be moved or renamed with its record."""
+    bin_state, idx_state = (path.stat() for path in (bin_path(prefix), idx_path(prefix)))
+    return (InputFile(".bin", bin_state.st_size, bin_state.st_mtime_ns),
+            InputFile(".idx", idx_state.st_size, idx_state.st_mtime_ns))

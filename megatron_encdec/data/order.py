@@ -1,17 +1,12 @@
 """Which window is sample i? Answered in closed form, so that no shuffled index is built, stored or resumed.
 
     1. `Mixture.locate(i)`    sample i -> (source, how many earlier samples came from that source)
-    2. `permute(n, N, key)`   a keyed shuffle of 0..N-1, one element at a time
-    3. `Order.locate(i)`      sample i -> (source, epoch, window), from 1 and 2
+    2. `Order.locate(i)`      sample i -> (source, epoch, window); each epoch of each source has a shuffle of its own
 
-1. The weights cut the circle [0, 2**32) into one arc per source. Sample i stands at slot
-   u_i = (i * STEP + offset) mod 2**32 with STEP / 2**32 near the golden ratio's inverse, whose multiples are
-   spread as evenly as any: every prefix of the run holds each source in its proportion, up to a few
-   samples. How many earlier samples fell on an arc is a sum of floors, found exactly in O(log) as by
-   Euclid's algorithm.
-2. An alternating Feistel network permutes [0, 2**b), the smallest such range that holds N; walking its cycle
-   until it returns below N makes of it a permutation of [0, N) (Black and Rogaway, "Ciphers with arbitrary
-   finite domains", CT-RSA 2002). Each epoch of each source has a key of its own.
+The weights cut the circle [0, 2**32) into one arc per source. Sample i stands at slot
+u_i = (i * STEP + offset) mod 2**32 with STEP / 2**32 near the golden ratio's inverse, whose multiples are spread as
+evenly as any: every prefix of the run holds each source in its proportion, up to a few samples. How many earlier
+samples fell on an arc is a sum of floors, found exactly in O(log) as by Euclid's algorithm.
 """
 
 from bisect import bisect_right
@@ -20,65 +15,10 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 
-import numpy as np
+from megatron_encdec.data.draws import hash64, permute
 
-from megatron_encdec.data.draws import hash64
-
-WORD = 2**64 - 1
 CIRCLE = 2**32
 STEP = 2654435769  # odd, nearest to 2**32 / golden ratio
-ROUNDS = 8
-
-
-def permute(position: int, size: int, key: int) -> int:
-    """Where `position` goes in the shuffle of [0, size) under the 64-bit `key`: a bijection for each key."""
-    if not 0 <= position < size:
-        raise ValueError(f"position {position} is outside [0, {size})")
-    halves, keys = _halves(size), _round_keys(key)
-    value = _feistel(position, halves, keys)
-    while value >= size:
-        value = _feistel(value, halves, keys)
-    return value
-
-
-def permute_array(positions_K: np.ndarray, size: int, key: int) -> np.ndarray:
-    """`permute` of every element (int64 in, int64 out)."""
-    positions_K = np.asarray(positions_K)
-    if positions_K.size and not (0 <= positions_K.min() and positions_K.max() < size):
-        raise ValueError(f"a position is outside [0, {size})")
-    halves, keys = _halves(size), _round_keys(key)
-    values_K = _feistel(positions_K.astype(np.uint64), halves, keys)
-    while (outside_K := values_K >= size).any():
-        values_K[outside_K] = _feistel(values_K[outside_K], halves, keys)
-    return values_K.astype(np.int64)
-
-
-def _feistel(value, halves: tuple[int, int], keys: Sequence[int]):
-    """One pass over [0, 2**sum(halves)), for an int or a uint64 array (which wraps as the masks do)."""
-    left_bits, right_bits = halves
-    left_mask, right_mask = (1 << left_bits) - 1, (1 << right_bits) - 1
-    left, right = value >> right_bits, value & right_mask
-    for i in range(0, ROUNDS, 2):
-        left = left ^ (_mix(right ^ keys[i]) & left_mask)
-        right = right ^ (_mix(left ^ keys[i + 1]) & right_mask)
-    return (left << right_bits) | right
-
-
-def _mix(value):
-    """splitmix64's finaliser (Steele, Lea and Flood, OOPSLA 2014): each bit out depends on each bit in."""
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & WORD
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & WORD
-    return value ^ (value >> 31)
-
-
-def _halves(size: int) -> tuple[int, int]:
-    bits = max(2, (size - 1).bit_length())
-    return bits // 2, bits - bits // 2
-
-
-@lru_cache(maxsize=1024)
-def _round_keys(key: int) -> tuple[int, ...]:
-    return tuple(_mix((key + (i + 1) * 0x9E3779B97F4A7C15) & WORD) for i in range(ROUNDS))
 
 
 def floor_sum(count: int, modulus: int, step: int, offset: int) -> int:
@@ -181,7 +121,5 @@ class Order:
 
     def counts(self, samples: int) -> list[int]:
         """How many of samples 0 .. samples - 1 come from each source."""
-        found = [0] * len(self._sources)
-        for place, source in enumerate(self._sources):
-            found[source] = self._mixture.count(samples, place)
-        return found
+        places = sorted(range(len(self._sources)), key=self._sources.__getitem__)
+        return [self._mixture.count(samples, place) for place in places]

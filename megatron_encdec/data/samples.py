@@ -55,7 +55,7 @@ class Samples:
         self.sequence_length, self.seed = config.sequence_length, config.seed
         self._isolate, self._random_length = config.isolate_documents, config.random_length
         self._whole = np.array([self.sequence_length])
-        self.stores = [TokenStore.open(source.path) for source in sources]
+        self.stores = [TokenStore(source.path) for source in sources]
         self.windows = [store.tokens // self.sequence_length for store in self.stores]
         self.fingerprints = [store.fingerprint for store in self.stores]
         self._check()
@@ -77,9 +77,9 @@ class Samples:
     def notes(self, samples: int) -> list[str]:
         """What to say at the start of a run of `samples` samples: data without a manifest, sources seen too often."""
         notes = [store.note for store in self.stores if store.note]
-        for k, (store, epochs) in enumerate(zip(self.stores, self.epochs(samples), strict=True)):
+        for k, epochs in enumerate(self.epochs(samples)):
             if epochs > EPOCHS_WITHOUT_NOTE:
-                notes.append(f"{self._key}.{k}: {store.prefix} is repeated: {epochs:.1f} epochs of its "
+                notes.append(f"{self._key}.{k}: {self.stores[k].prefix} is repeated: {epochs:.1f} epochs of its "
                              f"{self.windows[k]:,} windows; beyond {EPOCHS_WITHOUT_NOTE} repeating is worth less than "
                              "new text (lower its weight, or give more of it)")
         return notes

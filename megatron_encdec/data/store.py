@@ -1,8 +1,8 @@
 """Tokens on disk, read in place: a Megatron .bin/.idx pair seen as one long row of tokens.
 
-    1. `TokenStore.open(prefix)`  check the files against each other
-    2. `read(start, count)`       tokens by position in the row
-    3. `document_ends(...)`       where documents end, searched in the .idx
+    1. `TokenStore(prefix)`     check the files against each other
+    2. `read(start, count)`     tokens by position in the row
+    3. `document_ends(...)`     where documents end, searched in the .idx
 
 Opening takes constant time and memory whatever the size: the .idx stores each sequence's byte offset, which
 is already a cumulative sum, so nothing is read ahead or added up. (A pair without a manifest is hashed once.)
@@ -10,25 +10,29 @@ The format is described in `text/indexed.py`; here a document may also be severa
 write it: the document indices are the first sequence of each document, then the number of sequences.
 """
 
-import dataclasses
 import os
 import weakref
 from pathlib import Path
 
 import numpy as np
 
-from megatron_encdec.data import fingerprint
 from megatron_encdec.data.column import Column, read_bytes
+from megatron_encdec.data.fingerprint import manifest_of_foreign
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.text.indexed import HEADER, bin_path, idx_path, read_header
 from megatron_encdec.text.manifest import check_files
 
 
 class TokenStore:
-    """One .bin/.idx pair; safe to read from several threads and after a fork."""
+    """One .bin/.idx pair; safe to read from several threads and after a fork.
+
+    `tokens`, `documents`, `dtype`, `fingerprint` and `tokenizer` (`TokenizerRecord`, None where another tool wrote the
+    pair) describe it; `note` is what to say of a pair without a manifest.
+    """
 
     def __init__(self, prefix: str | Path):
-        """Open PREFIX.bin and PREFIX.idx; see `open`."""
+        """The store at PREFIX.bin, PREFIX.idx and, if there, PREFIX.manifest.json. Raises IntegrityError, with expected
+        and found bytes, where a file is missing or truncated, or where the three disagree."""
         self.prefix = Path(prefix)
         manifest, header = check_files(prefix), read_header(prefix)
         self.dtype, self.documents = header.dtype, header.documents
@@ -40,25 +44,11 @@ class TokenStore:
         self._offsets_N = Column(path, index, offsets_at, header.sequences)
         self._documents_D = Column(path, index, offsets_at + 8 * header.sequences, header.documents + 1)
         self._check_index()
-        self.tokenizer = dataclasses.asdict(manifest.tokenizer) if manifest else None
-        self.note = None
-        if manifest:
-            self.fingerprint = manifest.fingerprint
-        else:
-            self.fingerprint, self.note = fingerprint.without_manifest(prefix)
-
-    @classmethod
-    def open(cls, prefix: str | Path) -> "TokenStore":
-        """The store at PREFIX.bin, PREFIX.idx and, if there, PREFIX.manifest.json.
-
-        `tokens`, `documents`, `dtype`, `fingerprint` and `tokenizer` (the manifest's record, None without
-        one) describe it; `note` is what to say of a pair without a manifest. Raises IntegrityError, with
-        expected and found bytes, where a file is missing or truncated, or where the three disagree.
-        """
-        return cls(prefix)
+        manifest, self.note = (manifest, None) if manifest else manifest_of_foreign(prefix)
+        self.fingerprint, self.tokenizer = manifest.fingerprint, manifest.tokenizer
 
     def __reduce__(self):
-        return TokenStore.open, (self.prefix,)  # a worker process opens the files itself; no token is copied
+        return TokenStore, (self.prefix,)  # a worker process opens the files itself; no token is copied
 
     def read(self, start: int, count: int) -> np.ndarray:
         """tokens_C (int64): `count` tokens from position `start` of the row."""
@@ -76,7 +66,7 @@ class TokenStore:
         if count <= 0 or not self.tokens:
             return np.zeros(0, dtype=np.int64)
         size, at_end = self.dtype.itemsize, start + count >= self.tokens
-        # The M sequences from number `first` on begin behind `start` and not behind start + count.
+        # The M sequences from number `first` on begin after `start` and not after start + count.
         first, offsets_M = self._offsets_N.between(start * size, (start + count) * size, 0, self._bin_bytes)
         # So do K of the document indices; the one that is the number of sequences stands for the data's end.
         last = first + len(offsets_M) - 1 + at_end

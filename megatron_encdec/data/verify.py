@@ -1,31 +1,17 @@
-"""Is every byte still what was written? All shards are hashed again and compared with what was recorded.
-
-    1. `expected_hashes(prefix)`   from the manifest, else from the record kept beside data without one
-    2. `verify(prefix)`            hash on all cores, name every range of bytes that differs
+"""Is every byte still what was written? All shards are hashed again and compared with what their manifest says.
 
 Sizes come first. Headers and counts need no look: they are what was written if the bytes are.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_encdec.data.fingerprint import compute_record, keep_record, read_record, record_path
-from megatron_encdec.data.shards import Range, hash_ranges, ranges_of, shard_ranges
+from megatron_encdec.data import fingerprint
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.text.indexed import bin_path, idx_path, size_error
-from megatron_encdec.text.manifest import check_files, manifest_path, read
+from megatron_encdec.text.manifest import Manifest, check_files, manifest_path, read
 
 NAMED = 3  # damaged ranges that an error spells out
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the bytes must hash to: a hash a range, as `record` (a file) says."""
-
-    record: Path
-    ranges: list[Range]
-    hashes: list[str]
 
 
 @dataclass(frozen=True)
@@ -39,65 +25,50 @@ class Verification:
     fingerprint: str
 
 
-def expected_hashes(prefix: str | Path) -> tuple[Expected, str] | None:
-    """The recorded hashes and the fingerprint they make; None where nothing is recorded."""
-    if manifest_path(prefix).exists():
-        manifest = read(prefix)
-        _check_sizes(prefix, manifest.bin_bytes, manifest.idx_bytes)
-        parts = getattr(manifest, "parts", None) or (manifest.bin_bytes,)
-        return _expected(prefix, manifest_path(prefix), manifest, parts), manifest.fingerprint
-    record = read_record(prefix)
-    if record is None:
-        return None
-    sizes = [record.files[suffix].bytes for suffix in ("bin", "idx")]
-    _check_sizes(prefix, *sizes, hint=f" (as {record_path(prefix)} says: delete that if the data was replaced)")
-    return _expected(prefix, record_path(prefix), record, sizes[:1]), record.fingerprint
+def verify(prefix: str | Path) -> Verification:
+    """Hash everything again. Raises IntegrityError naming file and byte range of what differs or cannot be read.
+
+    Data without a manifest is compared with the one that was made for it at first sight; where nothing is recorded yet,
+    the hashes are kept for the next time, and `new` says so.
+    """
+    own = manifest_path(prefix).exists()
+    path = manifest_path(prefix) if own else fingerprint.record_path(prefix)
+    manifest = read(prefix) if own else fingerprint.read_record(prefix)
+    new = manifest is None
+    if new:
+        check_files(prefix)
+        manifest = fingerprint.compute_record(prefix)
+        if not fingerprint.keep_record(prefix, manifest):
+            path = "nowhere: the directory cannot be written"
+    else:
+        _compare(prefix, manifest, path, "" if own else f" (as {path} says: delete that if the data was replaced)")
+    return Verification(str(path), new, len(manifest.shards), manifest.bin_bytes + manifest.idx_bytes,
+                        manifest.fingerprint)
 
 
-def _check_sizes(prefix: str | Path, *sizes: int, hint: str = "") -> None:
-    for path, size in zip((bin_path(prefix), idx_path(prefix)), sizes, strict=True):
+def _compare(prefix: str | Path, manifest: Manifest, recorded_in: Path, hint: str) -> None:
+    for path, size in ((bin_path(prefix), manifest.bin_bytes), (idx_path(prefix), manifest.idx_bytes)):
         if not path.is_file():
             raise IntegrityError(f"{path}: missing; copy it again, or run preprocess again")
         if path.stat().st_size != size:
             raise IntegrityError(f"{size_error(path, size, path.stat().st_size)}{hint}")
-
-
-def _expected(prefix: str | Path, path: Path, record, parts: Sequence[int]) -> Expected:
-    ranges = ranges_of(prefix, shard_ranges(parts, record.shard_bytes))
-    hashes = [*record.shards, record.idx_sha256]
-    if len(ranges) != len(hashes) or sum(parts) != bin_path(prefix).stat().st_size:
-        raise IntegrityError(f"{path}: lists {len(record.shards)} shards, {bin_path(prefix)} has {len(ranges) - 1} "
-                             f"of {record.shard_bytes} bytes: it is damaged; copy it again, or run preprocess again")
-    return Expected(path, ranges, hashes)
-
-
-def verify(prefix: str | Path) -> Verification:
-    """Hash everything again. Raises IntegrityError naming file and byte range of what differs or cannot be read.
-
-    Where nothing is recorded yet the hashes are kept for the next time, and `new` says so.
-    """
-    found = expected_hashes(prefix)
-    if found is None:
-        check_files(prefix)
-        record = compute_record(prefix)
-        kept = record_path(prefix) if keep_record(prefix, record) else None
-        size = sum(state.bytes for state in record.files.values())
-        return Verification(str(kept or "nowhere: the directory cannot be written"), True, len(record.shards), size,
-                            record.fingerprint)
-    expected, fingerprint = found
-    hashes = hash_ranges(expected.ranges, f"verifying {prefix}")
-    damaged = [_damage(one, len(expected.ranges) - 1, k, found_hash)
-               for k, (one, wanted, found_hash) in enumerate(zip(expected.ranges, expected.hashes, hashes, strict=True))
-               if found_hash != wanted]
+    parts = manifest.parts or (manifest.bin_bytes,)
+    ranges = fingerprint.ranges_of(prefix, parts, manifest.shard_bytes)
+    expected = [*manifest.shards, manifest.idx_sha256]
+    if len(ranges) != len(expected) or sum(parts) != manifest.bin_bytes:
+        raise IntegrityError(f"{recorded_in}: lists {len(manifest.shards)} shards, {bin_path(prefix)} has "
+                             f"{len(ranges) - 1} of {manifest.shard_bytes} bytes: it is damaged; copy it again, or run "
+                             "preprocess again")
+    hashes = fingerprint.hash_ranges(ranges, f"verifying {prefix}")
+    damaged = [_damage(one, len(manifest.shards), k, found)
+               for k, (one, wanted, found) in enumerate(zip(ranges, expected, hashes, strict=True)) if found != wanted]
     if damaged:
         more = f", and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
-        raise IntegrityError(f"{', '.join(damaged[:NAMED])}{more}: not the bytes that {expected.record} recorded; copy "
+        raise IntegrityError(f"{', '.join(damaged[:NAMED])}{more}: not the bytes that {recorded_in} recorded; copy "
                              "the data again, or run preprocess again")
-    return Verification(str(expected.record), False, len(expected.ranges) - 1,
-                        sum(one.bytes for one in expected.ranges), fingerprint)
 
 
-def _damage(one: Range, shards: int, number: int, found: str | OSError) -> str:
+def _damage(one: fingerprint.Range, shards: int, number: int, found: str | OSError) -> str:
     unread = f" (cannot be read: {found.strerror})" if isinstance(found, OSError) else ""
     which = "the whole file" if number == shards else f"shard {number + 1} of {shards}"
     return f"{one.path} bytes {one.start:,}..{one.end:,} ({which}){unread}"

@@ -1,6 +1,14 @@
-"""The verb `inspect`: one sub-command for each thing that can be looked into."""
+"""The verb `inspect`: one sub-command for each thing that can be looked into.
+
+A module a thing: `examine(arguments)` gives a report, which `--json` prints as it is and `print_report` in words.
+"""
 
 import argparse
+import importlib
+from pathlib import Path
+
+from megatron_encdec.inspection.tables import print_json
+from megatron_encdec.platform.errors import UserError
 
 DESCRIPTION = """\
 Look into what a run reads and writes. Nothing is changed, and no GPU is needed.
@@ -16,7 +24,7 @@ DATA = """\
 Statistics of a .bin/.idx pair, and windows of it as a model sees them.
 
 With --tokenizer some windows are decoded, each document ending in a visible mark. With --objective they
-show what is to be predicted: [MASK:word] is a mask with the word under it, [RANDOM:x:word] a word replaced
+show what must be predicted: [MASK:word] is a mask with the word under it, [RANDOM:x:word] a word replaced
 by x, [KEPT:word] a word left as it is and predicted all the same; for clm, [NO TARGET:word] is a position
 whose next token is not predicted, the last of each document and of the window.
 
@@ -44,35 +52,13 @@ A checkpoint's run_state.json in words, and its size on disk. RUN_DIR alone mean
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sub-commands and options of `inspect`."""
-    parser.description = DESCRIPTION
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     things = parser.add_subparsers(dest="thing", metavar="data|run|checkpoint", required=True)
-    _add_data(_thing(things, "data", "token files: statistics and decoded windows", DATA))
 
-    run = _thing(things, "run", "a run's phases and losses; runs side by side; samples as the trainer reads them", RUN)
-    run.set_defaults(overrides=[])
-    add = run.add_argument
-    add("runs", nargs="+", metavar="RUN_DIR",
-        help="run directory (run.dir of the config); with --sample also CONFIG.yaml and dotted.key=value")
-    add("--sample", nargs="+", action="extend", default=[], metavar="I", help="show these samples, numbered from 0")
-    add("--model", nargs="+", action="extend", default=[], metavar="DIR",
-        help="exported models to name below the table (one run only)")
+    def thing(name: str, summary: str, description: str) -> argparse.ArgumentParser:
+        return things.add_parser(name, help=summary, description=description, formatter_class=parser.formatter_class)
 
-    add = _thing(things, "checkpoint", "a checkpoint: step, counters, topology", CHECKPOINT).add_argument
-    add("checkpoint", metavar="RUN_DIR[@STEP]", help="run directory, and which step of it")
-    add("--tensors", action="store_true",
-        help="list the tensors: global shape, dtype, size (no tensor is loaded)")
-    for child in things.choices.values():
-        child.add_argument("--json", action="store_true", help="print one JSON object, floats in full")
-
-
-def _thing(things, name: str, summary: str, description: str) -> argparse.ArgumentParser:
-    return things.add_parser(name, help=summary, description=description,
-                             formatter_class=argparse.RawDescriptionHelpFormatter)
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    add = thing("data", "token files: statistics and decoded windows", DATA).add_argument
     add("prefix", metavar="PREFIX", help="of PREFIX.bin and PREFIX.idx, as preprocess --output")
     add("--tokenizer", metavar="PATH", help="the tokenizer that wrote the data; without it, statistics only")
     add("--mask-token", metavar="TOKEN", help="the mask, where the tokenizer names none")
@@ -84,16 +70,59 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=1234, metavar="N", help="data.seed: order and masks (default: 1234)")
     add("--verify", action="store_true", help="read every byte and compare it with what was recorded")
 
+    run = thing("run", "a run's phases and losses; runs side by side; samples as the trainer reads them", RUN)
+    run.set_defaults(overrides=[])
+    add = run.add_argument
+    add("runs", nargs="+", metavar="RUN_DIR",
+        help="run directory (run.dir of the config); with --sample also CONFIG.yaml and dotted.key=value")
+    add("--sample", nargs="+", action="extend", default=[], metavar="I", help="show these samples, numbered from 0")
+    add("--model", nargs="+", action="extend", default=[], metavar="DIR",
+        help="exported models to name below the table (one run only)")
+
+    add = thing("checkpoint", "a checkpoint: step, counters, topology", CHECKPOINT).add_argument
+    add("checkpoint", metavar="RUN_DIR[@STEP]", help="run directory, and which step of it")
+    add("--tensors", action="store_true", help="list the tensors: global shape, dtype, size (no tensor is loaded)")
+    for child in things.choices.values():
+        child.add_argument("--json", action="store_true", help="print one JSON object, floats in full")
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the sub-command; the exit code."""
-    if arguments.thing == "data":
-        from megatron_encdec.inspection import data as thing
-    elif arguments.thing == "run" and arguments.sample:
-        from megatron_encdec.inspection import sample as thing
-    elif arguments.thing == "run":
-        from megatron_encdec.inspection import run as thing
-    else:
-        from megatron_encdec.inspection import checkpoint as thing
-    thing.inspect(arguments)
+    name = _module_for_run(arguments) if arguments.thing == "run" else arguments.thing
+    if name == "data":
+        _require(arguments.tokenizer or not arguments.objective,
+                 "inspect data: --objective needs --tokenizer, the one that wrote the data")
+        _require(arguments.samples >= 0, f"inspect data: --samples {arguments.samples} is negative")
+    module = importlib.import_module(f"megatron_encdec.inspection.{name}")
+    report = module.examine(arguments)
+    (print_json if arguments.json else module.print_report)(report)
     return 0
+
+
+def _module_for_run(arguments: argparse.Namespace) -> str:
+    """Tells runs, sample numbers and overrides apart, wherever they stand among the options."""
+    models, sample = arguments.model, arguments.sample
+    if not sample:
+        runs = arguments.runs + arguments.overrides  # directories may have = in their names
+        changes = [run for run in runs if "=" in run and not Path(run).exists()]
+        _require(not changes, f"inspect run: {' '.join(changes)}: a config is changed only with --sample")
+        _require(not models or len(runs) == 1,
+                 "inspect run: --model goes with one run; leave it out to compare several")
+        arguments.runs = runs
+        return "run" if len(runs) == 1 else "comparison"
+    path, *changes = arguments.runs + [word for word in sample if "=" in word] + arguments.overrides
+    others = [word for word in changes if "=" not in word]
+    numbers = [word for word in sample if "=" not in word]
+    strange = [word for word in numbers if not (word.isascii() and word.isdigit())]
+    _require(not others, f"inspect run: --sample looks at one run, found {path} and {' '.join(others)}")
+    _require(not strange, f"inspect run: --sample {' '.join(strange)}: expected a sample number of 0 or more, or "
+             "dotted.key=value")
+    _require(numbers, "inspect run: --sample needs a sample number, e.g. --sample 0")
+    _require(not models, "inspect run: --model goes with the table of a run, not with --sample")
+    arguments.runs, arguments.overrides, arguments.sample = [path], changes, [int(word) for word in numbers]
+    return "sample"
+
+
+def _require(condition: object, message: str) -> None:
+    if not condition:
+        raise UserError(message)

@@ -1,23 +1,19 @@
 """`inspect data PREFIX`: what is in a .bin/.idx pair, in numbers and, with a tokenizer, in words.
 
-    1. `document_lengths(store)`   how many documents have which length, streamed
-    2. `describe(prefix)`          statistics, with what the manifest adds
-    3. `windows(...)`              the first samples as text, with what an objective does to them
+    1. `describe(prefix)`   statistics, with what the manifest adds
+    2. `windows(...)`       the first samples as text, with what an objective does to them
 """
 
 import argparse
-import json
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
 
 from megatron_encdec.data.config import DataConfig, SourceConfig
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.data.store import TokenStore
 from megatron_encdec.data.verify import verify
 from megatron_encdec.inspection.tables import number, print_facts, print_table, say, size
+from megatron_encdec.inspection.token_statistics import document_lengths, length_statistics
 from megatron_encdec.inspection.windows import indented, marks_of, show
 from megatron_encdec.objectives import Objective, Vocabulary
 from megatron_encdec.platform.errors import UserError
@@ -25,48 +21,30 @@ from megatron_encdec.platform.schema import parse_yaml, to_dict
 from megatron_encdec.text.manifest import check_files
 from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer, require_mask
 
-PIECE = 1 << 24  # tokens whose document ends are looked up at once
-PERCENTILES = (5, 25, 50, 75, 95)
 
-
-def document_lengths(store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
-    """lengths_L ascending, documents_L of that length; empty documents are not among them."""
-    found: Counter[int] = Counter()
-    previous = 0  # where the document under way began
-    for start in range(0, store.tokens, PIECE):
-        ends_E = start + store.document_ends(start, min(PIECE, store.tokens - start))
-        if len(ends_E):
-            lengths, documents = np.unique(np.diff(ends_E, prepend=previous), return_counts=True)
-            found.update(dict(zip(lengths.tolist(), documents.tolist(), strict=True)))
-            previous = int(ends_E[-1])
-    lengths_L = np.array(sorted(found), dtype=np.int64)
-    return lengths_L, np.array([found[length] for length in lengths_L.tolist()], dtype=np.int64)
-
-
-def length_statistics(lengths_L: np.ndarray, documents_L: np.ndarray) -> dict:
-    """Mean, extremes and percentiles (nearest rank) in tokens; empty where there is no document."""
-    if not len(lengths_L):
-        return {}
-    below_L = np.cumsum(documents_L)
-    ranks = {f"p{percent}": -(-percent * int(below_L[-1]) // 100) for percent in PERCENTILES}
-    return {"mean": float((lengths_L * documents_L).sum() / below_L[-1]), "min": int(lengths_L[0]),
-            **{name: int(lengths_L[np.searchsorted(below_L, rank)]) for name, rank in ranks.items()},
-            "max": int(lengths_L[-1])}
+def examine(arguments: argparse.Namespace) -> dict:
+    """What is in the pair `arguments.prefix`."""
+    prefix = arguments.prefix
+    for suffix in (".bin", ".idx", ".manifest.json"):  # what a shell completes
+        prefix = prefix.removesuffix(suffix)
+    verified = verify(prefix) if arguments.verify else None  # first: looking at the data may renew its record
+    found = {**describe(prefix), "verified": asdict(verified) if verified else None}
+    return {**found, "windows": windows(arguments, found) if arguments.tokenizer and arguments.samples else []}
 
 
 def describe(prefix: str) -> dict:
-    """Statistics of the pair, as plain data. Raises IntegrityError where files are missing or disagree."""
+    """Statistics of the pair. Raises IntegrityError where files are missing or disagree."""
     manifest = check_files(prefix)
-    store = TokenStore.open(prefix)
+    store = TokenStore(prefix)
     lengths_L, documents_L = document_lengths(store)
-    report = {
+    found = {
         "prefix": prefix, "documents": store.documents, "tokens": store.tokens, "dtype": store.dtype.name,
         "bytes": sum(Path(f"{prefix}{suffix}").stat().st_size for suffix in (".bin", ".idx")),
         "fingerprint": store.fingerprint, "empty_documents": store.documents - int(documents_L.sum()),
         "document_lengths": length_statistics(lengths_L, documents_L), "manifest": manifest is not None}
     if manifest is None:
-        return report
-    return {**report, "bytes_in": manifest.bytes_in,
+        return found
+    return {**found, "bytes_in": manifest.bytes_in,
             "bytes_per_token": manifest.bytes_in / max(1, store.tokens),
             "characters_per_token": manifest.characters / max(1, store.tokens),
             "skipped": to_dict(manifest.skipped), "losses": manifest.losses(), "tokenizer": to_dict(manifest.tokenizer),
@@ -75,7 +53,9 @@ def describe(prefix: str) -> dict:
 
 def windows(arguments: argparse.Namespace, report: dict) -> list[dict]:
     """The first `arguments.samples` samples of the data as a run would read them, as text with marks."""
-    tokenizer = _tokenizer(arguments, report)
+    tokenizer = load_tokenizer(arguments.tokenizer, arguments.mask_token, arguments.eod_token, AS_OPTION)
+    if report["manifest"]:
+        tokenizer.check_wrote(report["prefix"], report["tokenizer"]["fingerprint"], "--tokenizer")
     length = arguments.sequence_length
     if report["tokens"] < length:
         raise UserError(f"{arguments.prefix}: {report['tokens']:,} tokens, less than one window of "
@@ -92,53 +72,31 @@ def windows(arguments: argparse.Namespace, report: dict) -> list[dict]:
     return [_window(samples, index, objective, tokenizer) for index in range(arguments.samples)]
 
 
-def _window(samples: Samples, index: int, objective, tokenizer: Tokenizer) -> dict:
-    sample = samples.sample(index)
-    length = samples.sequence_length
+def _window(samples: Samples, index: int, objective: Objective | None, tokenizer: Tokenizer) -> dict:
+    sample, length = samples.sample(index), samples.sequence_length
     if sample.tokens_S.min() < 0 or sample.tokens_S.max() >= tokenizer.vocabulary_size:
         raise UserError(f"--tokenizer {tokenizer.path}: has {tokenizer.vocabulary_size} tokens, the data "
                         f"holds the id {sample.tokens_S.max()}; name the tokenizer that wrote the data")
     labelled = objective.apply(sample, samples.seed, Vocabulary.of(tokenizer)) if objective else None
     marks = marks_of(objective, labelled, sample, tokenizer) if objective else {}
     document_ends = samples.stores[0].document_ends(sample.window * length, length)
-    targets = len(labelled.positions_N) if labelled else None
     return {"sample": index, "epoch": sample.epoch, "window": sample.window, "tokens": length,
-            "segments": len(sample.segment_ends_E), "targets": targets,
+            "segments": len(sample.segment_ends_E), "targets": len(labelled.positions_N) if labelled else None,
             "text": show(tokenizer, sample.tokens_S, document_ends, marks)}
 
 
-def _tokenizer(arguments: argparse.Namespace, report: dict) -> Tokenizer:
-    tokenizer = load_tokenizer(arguments.tokenizer, arguments.mask_token, arguments.eod_token, AS_OPTION)
-    if report["manifest"]:
-        tokenizer.check_wrote(report["prefix"], report["tokenizer"]["fingerprint"], "--tokenizer")
-    return tokenizer
-
-
-def inspect(arguments: argparse.Namespace) -> None:
-    """Print the pair `arguments.prefix`."""
-    if arguments.objective and not arguments.tokenizer:
-        raise UserError("inspect data: --objective needs --tokenizer, the one that wrote the data")
-    if arguments.samples < 0:
-        raise UserError(f"inspect data: --samples {arguments.samples} is negative")
-    prefix = arguments.prefix
-    for suffix in (".bin", ".idx", ".manifest.json"):  # what a shell completes
-        prefix = prefix.removesuffix(suffix)
-    verified = verify(prefix) if arguments.verify else None  # first: looking at the data may renew its record
-    report = {**describe(prefix), "verified": asdict(verified) if verified else None}
-    shown = windows(arguments, report) if arguments.tokenizer and arguments.samples else []
-    if arguments.json:
-        print(json.dumps({**report, "windows": shown}, indent=2, ensure_ascii=False))
-        return
+def print_report(report: dict) -> None:
+    """Print it in words."""
     print_facts(_facts(report))
     if report["document_lengths"]:
         say("")
         print_table("document lengths in tokens", [*report["document_lengths"]],
                     [[number(value, 1) for value in report["document_lengths"].values()]], left=0)
-    for window in shown:
-        predicted = "" if window["targets"] is None else \
+    for window in report["windows"]:
+        targets = "" if window["targets"] is None else \
             f", {window['targets']} targets ({window['targets'] / window['tokens']:.1%})"
         say(f"sample {window['sample']} (window {window['window']:,} of the data): {window['tokens']} tokens "
-            f"in {window['segments']} segment(s){predicted}")
+            f"in {window['segments']} segment(s){targets}")
         say(indented(window["text"]) + "\n")
 
 
@@ -146,7 +104,11 @@ def _facts(report: dict) -> list[tuple[str, str]]:
     empty = f", {report['empty_documents']:,} of them empty" if report["empty_documents"] else ""
     facts = [("data", report["prefix"]), ("documents", f"{report['documents']:,}{empty}"),
              ("tokens", f"{report['tokens']:,} ({report['dtype']}, {size(report['bytes'])} with the index)"),
-             ("fingerprint", report["fingerprint"]), *_verified(report["verified"])]
+             ("fingerprint", report["fingerprint"])]
+    if verified := report["verified"]:
+        read = f"{verified['shards']:,} shard(s) and the index, {size(verified['bytes'])}"
+        facts.append(("verified", f"nothing to compare with yet: {read}, hashed; kept in {verified['record']}"
+                      if verified["new"] else f"{read}: all as {verified['record']} recorded"))
     if not report["manifest"]:
         return [*facts, ("manifest", "none: written by another tool, or a copy without it")]
     tokenizer, settings = report["tokenizer"], report["settings"]
@@ -160,12 +122,3 @@ def _facts(report: dict) -> list[tuple[str, str]]:
                for reason, one in report["skipped"].items()]
     lost = [("lost", f"{loss.replace('_', ' ')}: {count:,}") for loss, count in report["losses"].items() if count]
     return facts + (skipped or [("skipped", "nothing")]) + lost
-
-
-def _verified(verified: dict | None) -> list[tuple[str, str]]:
-    if verified is None:
-        return []
-    read = f"{verified['shards']:,} shard(s) and the index, {size(verified['bytes'])}"
-    if verified["new"]:
-        return [("verified", f"nothing to compare with yet: {read}, hashed; kept in {verified['record']}")]
-    return [("verified", f"{read}: all as {verified['record']} recorded")]

@@ -1,5 +1,6 @@
-"""How `inspect` prints: rich tables on a terminal, the same tables as plain text of 100 columns in a log."""
+"""How `inspect` prints: tables and facts, on a terminal as in a log (plain text of 100 columns there), or JSON."""
 
+import json
 import sys
 from collections.abc import Sequence
 
@@ -17,15 +18,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     table = Table(box=rich.box.SIMPLE, pad_edge=False)
     for position, column in enumerate(columns):
         is_name = position < left
-        table.add_column(Text(column), justify="left" if is_name else "right", overflow="fold",
-                         no_wrap=not is_name)
+        table.add_column(Text(column), justify="left" if is_name else "right", overflow="fold", no_wrap=not is_name)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    terminal = sys.stdout.isatty()
-    console = Console(highlight=False, width=None if terminal else LOG_WIDTH)
-    if terminal:
-        console.print(table)
-        return
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     with console.capture() as captured:
         console.print(table)
     say("\n".join(line.rstrip() for line in captured.get().splitlines()))
@@ -36,6 +32,12 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in facts), default=0)
     for name, value in facts:
         say(f"{name:<{width}}  {value}".rstrip())
+
+
+def print_json(report: dict) -> None:
+    """One JSON object, floats in full."""
+    is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(json.dumps(report, indent=2, ensure_ascii=not is_unicode))
 
 
 def say(text: str) -> None:
@@ -57,19 +59,18 @@ def short(value: float | None) -> str:
         return "-"
     if value < 10_000_000:
         return f"{value:,.0f}"
-    value, unit = value / 1e6, "M"
-    for bigger in ("B", "T"):
-        if value >= 1000:
-            value, unit = value / 1000, bigger
+    value, unit = _scaled(value / 1e6, 1000, "MBT")
     return f"{value:,.3f}{unit}"
 
 
 def size(count: int) -> str:
     """Bytes, in the unit that reads best."""
-    if count < 1024:
-        return f"{count} bytes"
-    value, unit = count / 1024, "KiB"
-    for bigger in ("MiB", "GiB", "TiB"):
-        if value >= 1024:
-            value, unit = value / 1024, bigger
-    return f"{value:.1f} {unit}"
+    value, unit = _scaled(count, 1024, ("bytes", "KiB", "MiB", "GiB", "TiB"))
+    return f"{value} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def _scaled(value: float, base: int, units: Sequence[str]) -> tuple[float, str]:
+    power = 0
+    while value >= base and power < len(units) - 1:
+        value, power = value / base, power + 1
+    return value, units[power]

@@ -3,12 +3,13 @@
     1. `marks_of(...)`      which positions of a sample an objective hides, or gives no target
     2. `show(...)`          the text, unmarked tokens decoded together, marked ones one by one
 
-A token is decoded behind the one before it, so that the blanks between words survive. What does not print
+A token is decoded after the one before it, so that the blanks between words survive. What does not print
 (control characters, terminal escapes) is escaped: a corpus may hold anything.
 """
 
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,8 +22,7 @@ END_OF_SEGMENT = "[END OF SEGMENT]"  # where no document ends: cut by random_len
 _LINE = 94
 
 
-def marks_of(objective: Objective, labelled: Labelled, sample: Sample,
-             tokenizer: Tokenizer) -> dict[int, str]:
+def marks_of(objective: Objective, labelled: Labelled, sample: Sample, tokenizer: Tokenizer) -> dict[int, str]:
     """Position -> what to write before its token: `MASK`, `RANDOM:x`, `KEPT`, or `NO TARGET` if nothing is hidden."""
     if not objective.hides:
         without = np.setdiff1d(np.arange(len(sample.tokens_S)), labelled.positions_N)
@@ -38,38 +38,34 @@ def marks_of(objective: Objective, labelled: Labelled, sample: Sample,
     return marks
 
 
-def show(tokenizer: Tokenizer, tokens: Sequence[int], document_ends: Sequence[int],
-         marks: dict[int, str], segment_ends: Sequence[int] = ()) -> str:
-    """The text of a window; ends are the positions behind the last token of each document or segment."""
+def show(tokenizer: Tokenizer, tokens: Sequence[int], document_ends: Sequence[int], marks: dict[int, str],
+         segment_ends: Sequence[int] = ()) -> str:
+    """The text of a window; ends are the positions after the last token of each document or segment."""
     tokens = [int(token) for token in tokens]
     ends = {int(end): END_OF_SEGMENT for end in segment_ends} | {int(end): END_OF_DOCUMENT for end in document_ends}
-    pieces, start = [], 0
-    for position in range(len(tokens) + 1):
+    cuts = {0, len(tokens), *ends, *marks, *(position + 1 for position in marks)}
+    pieces = []
+    for start, stop in pairwise(sorted(cuts)):
         before = tokens[max(0, start - 1) : start]
-        if position == len(tokens) or position in marks or position in ends:
-            pieces.append(_continuation(tokenizer, before, tokens[start:position]))
-            start = position
-        if position in ends:
-            pieces.append(ends[position] + "\n")
-        if position in marks:
-            before = tokens[max(0, position - 1) : position]
-            word = _word(tokenizer, before, tokens[position])
-            pieces.append(f"[{marks[position]}:{word}]".replace("\n", "\\n"))
-            start = position + 1
+        if start in marks:
+            word = _word(tokenizer, before, tokens[start])
+            pieces.append(f"[{marks[start]}:{word}]".replace("\n", "\\n"))
+        else:
+            pieces.append(_continuation(tokenizer, before, tokens[start:stop]))
+        if stop in ends:
+            pieces.append(ends[stop] + "\n")
     return "".join(map(_printable, pieces))
 
 
 def indented(text: str) -> str:
-    """`text` in lines of at most 100 columns behind a bar, its own line breaks kept."""
+    """`text` in lines of at most 100 columns after a bar, its own line breaks kept."""
     lines = [part for line in text.rstrip("\n").split("\n")
              for part in textwrap.wrap(line, _LINE, replace_whitespace=False, drop_whitespace=False) or [""]]
     return "\n".join(f"  | {line}".rstrip() for line in lines)
 
 
 def _continuation(tokenizer: Tokenizer, before: list[int], tokens: list[int]) -> str:
-    """The text of `tokens` behind the token `before`: some decoders drop a first word's blank."""
-    if not tokens:
-        return ""
+    """The text of `tokens` after the token `before`: some decoders drop a first word's blank."""
     head, whole = tokenizer.decode(before) if before else "", tokenizer.decode(before + tokens)
     return whole.removeprefix(head) if whole.startswith(head) else tokenizer.decode(tokens)
 

@@ -42,6 +42,7 @@ from megatron_encdec.rundir.files import fsync_tree, replace_durably, write_json
 
 RECORD = "export.json"
 _NO_TOKENIZER = "there is no tokenizer with it"
+Made = tuple[object, Tensors, list[str], int | None]  # config, tensors, remarks, the token whose rows were replaced
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ def _write(work: Path, source: Source, target: Target, dtype: str, file_size: st
         return check_logits(trunk, load_model(target, work), target.attention, apart)
 
 
-def _as_target(work: Path, source: Source, target: Target, weights: Tensors) -> tuple:
-    """Tokenizer into `work`; (config, tensors, remarks, None) of the trunk's `weights` as `target`."""
+def _as_target(work: Path, source: Source, target: Target, weights: Tensors) -> Made:
+    """Tokenizer into `work`, the trunk's `weights` as `target`."""
     model, tokenizer, length = source.config.model, source.tokenizer, source.config.data.sequence_length
     remarks = [_NO_TOKENIZER]
     if tokenizer is not None:
@@ -169,8 +170,8 @@ def _as_target(work: Path, source: Source, target: Target, weights: Tensors) -> 
     return config, to_hugging_face(weights, model, target.family.names), remarks, None
 
 
-def _as_it_came(work: Path, source: Source, target: Target, weights: Tensors) -> tuple:
-    """The same of an import, with as many rows as there were; last the token whose rows are others in the trunk."""
+def _as_it_came(work: Path, source: Source, target: Target, weights: Tensors) -> Made:
+    """The same of an import, with as many rows as there were."""
     imported, directory = source.imported, source.run / "source"
     config = read_source(directory, imported["ignore"]).config
     remarks = [] if copy_tokenizer_files(directory, work) else [_NO_TOKENIZER]

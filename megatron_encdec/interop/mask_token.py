@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_encdec.interop.source_files import copy_tokenizer_files, read_object
-from megatron_encdec.interop.tokenizer_files import MASK_FLAGS, SAMPLES
+from megatron_encdec.interop.tokenizer_files import SAMPLES
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
@@ -103,7 +103,9 @@ def _add(tokenizer: Tokenizer, source: Path, directory: Path) -> None:
         find_model_file(directory).write_bytes(proto.SerializeToString())
         return
     content = read_object(source)
-    content.setdefault("added_tokens", []).append({"id": tokenizer.vocabulary_size, "content": ADDED, **MASK_FLAGS})
+    content.setdefault("added_tokens", []).append({
+        "id": tokenizer.vocabulary_size, "content": ADDED, "single_word": False, "lstrip": True, "rstrip": False,
+        "normalized": False, "special": True})
     (directory / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     path = directory / "tokenizer_config.json"
     config = read_object(path)

@@ -210,15 +210,12 @@ def _model(path: Path, family: Family, config) -> ModelConfig:
     rope = dict(config.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0})
     for key in ("type", "partial_rotary_factor", "mrope_section"):
         rope.pop(key, None)
-    theta, scaling = float(rope.pop("rope_theta")), None
-    if rope["rope_type"] == "default":
-        rope = {}
-    if rope.get("rope_type") == "yarn" and rope.get("factor") is None and "original_max_position_embeddings" in rope:
+    theta = float(rope.pop("rope_theta"))
+    if rope["rope_type"] == "yarn" and rope.get("factor") is None and "original_max_position_embeddings" in rope:
         rope["factor"] = config.max_position_embeddings / rope["original_max_position_embeddings"]
     rope_layers = getattr(config, "no_rope_layers", None) or []
     try:
-        if rope:
-            scaling = schema.build(RopeScaling, rope, "rope_parameters")
+        scaling = None if rope["rope_type"] == "default" else schema.build(RopeScaling, rope, "rope_parameters")
         return ModelConfig(
             **{ours: getattr(config, theirs, None) for ours, theirs in CONFIG_KEYS.items()}, rope_theta=theta,
             rope_scaling=scaling, layers_without_rope=[layer for layer, has in enumerate(rope_layers) if not has],

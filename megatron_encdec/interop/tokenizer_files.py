@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_encdec.interop.hugging_face import quiet
+from megatron_encdec.interop.source_files import read_object
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.text.tokenizer import Tokenizer
@@ -24,7 +25,6 @@ from megatron_encdec.text.tokenizer_models import SentencePieceModel, find_model
 
 SAMPLES = ("Hello world", "two  spaces, a tab\there\nand lines\n\n", "naïve café — 東京 🙂",
            "x = f(y)[0]; y += 1.5e-3", "don't STOP", "ﬁne ½ Ⅷ", "")
-MASK_FLAGS = {"lstrip": True, "rstrip": False, "normalized": False, "single_word": False, "special": True}
 _CARRIED = ("bos_token", "unk_token", "sep_token", "cls_token")  # of the tokenizer's own config
 _SHOWN = 8  # ids of a text
 
@@ -53,13 +53,28 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, sequence_length: int)
     file = find_model_file(tokenizer.path)
     if isinstance(tokenizer.model, SentencePieceModel):
         return _write_sentencepiece(tokenizer, file, directory, sequence_length)
-    remarks = _write_json(tokenizer, json.loads(file.read_text(encoding="utf-8")), file, directory)
+    content = read_object(file)
+    if _take_blank(content, tokenizer.mask_id):
+        text = json.dumps(content, ensure_ascii=False, indent=2)
+        (directory / "tokenizer.json").write_text(text, encoding="utf-8")
+    else:
+        shutil.copyfile(file, directory / "tokenizer.json")
     own = {key: name for key, name in own_names(file, _CARRIED).items() if name is not None}
     _write_config(tokenizer, own, directory, sequence_length)
-    fault = check_tokenizer(tokenizer, directory)
-    if fault:
+    if fault := check_tokenizer(tokenizer, directory):
         raise UserError(f"{tokenizer.path}: transformers reads this tokenizer differently ({fault})")
-    return remarks
+    if added := _added_around_text(content):
+        return [f"the tokenizer puts {', '.join(added)} around a text; pretraining never did: for the same input call "
+                "it with add_special_tokens=False"]
+    return []
+
+
+def _take_blank(content: dict, mask_id: int | None) -> bool:
+    """Let the mask take the blank before it along; whether it did not do so already."""
+    masks = [token for token in content.get("added_tokens", []) if token["id"] == mask_id and not token["lstrip"]]
+    for token in masks:
+        token["lstrip"] = True
+    return bool(masks)
 
 
 def check_tokenizer(tokenizer: Tokenizer, directory: Path) -> str | None:
@@ -82,23 +97,6 @@ def bos_id(tokenizer: Tokenizer) -> int | None:
     return None if name is None else tokenizer.id(name)
 
 
-def _write_json(tokenizer: Tokenizer, content: dict, file: Path, directory: Path) -> list[str]:
-    remarks, edited = [], False
-    for token in content.get("added_tokens", []):
-        if token["id"] == tokenizer.mask_id and not token["lstrip"]:
-            token["lstrip"] = edited = True
-    if edited:
-        text = json.dumps(content, ensure_ascii=False, indent=2)
-        (directory / "tokenizer.json").write_text(text, encoding="utf-8")
-    else:
-        shutil.copyfile(file, directory / "tokenizer.json")
-    added = _added_around_text(content)
-    if added:
-        remarks.append(f"the tokenizer puts {', '.join(added)} around a text; pretraining never did: for the "
-                       "same input call it with add_special_tokens=False")
-    return remarks
-
-
 def _added_around_text(content: dict) -> list[str]:
     """Special tokens of the post-processor."""
     processor = content.get("post_processor") or {}
@@ -114,15 +112,15 @@ def _write_config(tokenizer: Tokenizer, own: dict, directory: Path, sequence_len
               "model_max_length": sequence_length, "model_input_names": ["input_ids", "attention_mask"],
               "clean_up_tokenization_spaces": False}
     if tokenizer.mask_id is not None:
-        config["mask_token"] = {"__type": "AddedToken", "content": tokenizer.token(tokenizer.mask_id), **MASK_FLAGS}
+        config["mask_token"] = {"__type": "AddedToken", "content": tokenizer.token(tokenizer.mask_id), "lstrip": True,
+                                "rstrip": False, "normalized": False, "single_word": False, "special": True}
     write_json_atomic(directory / "tokenizer_config.json", config)
 
 
 def _write_sentencepiece(tokenizer: Tokenizer, file: Path, directory: Path, sequence_length: int) -> list[str]:
     try:
         content = json.loads(_converted(file).to_str())
-        for token in content["added_tokens"]:
-            token["lstrip"] = token["lstrip"] or token["id"] == tokenizer.mask_id
+        _take_blank(content, tokenizer.mask_id)
         (directory / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         _write_config(tokenizer, {}, directory, sequence_length)
         fault = check_tokenizer(tokenizer, directory)

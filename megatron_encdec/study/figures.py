@@ -24,7 +24,7 @@ ROW = 0.3  # inches, of a figure of dots
 ALL_PAIRS = 6  # models up to which every pair is shown; of more the CSV has them, and --reference chooses
 LINES = 12  # models up to which learning rates are drawn as lines; more are a map of colours
 MAP_END = 20.0  # points below the best rate at which that map ends
-Drawn = list[tuple[Any, str]]  # a figure and its caption; empty where there is nothing to show
+Drawn = tuple[str, Any] | None  # a caption and its figure; None where there is nothing to show
 
 
 def all_figures(analysis: Analysis) -> list[Picture]:
@@ -35,9 +35,9 @@ def all_figures(analysis: Analysis) -> list[Picture]:
              ("shares", "checkpoints", "over the CLM share", _shares),
              ("learning_rates", "sensitivity", "over learning rates", _rates))
     with require("matplotlib", "study report").rc_context(STYLE):
-        return [Picture(f"{name}_{family}", section, f"{FAMILY_NAMES[family]}: {title}", caption, figure)
+        return [Picture(f"{name}_{family}", section, f"{FAMILY_NAMES[family]}: {title}", *drawn)
                 for family in analysis.families for name, section, title, draw in kinds
-                for figure, caption in draw(analysis, family)]
+                if (drawn := draw(analysis, family)) is not None]
 
 
 def _panels(analysis: Analysis, tasks: Sequence[Task], height: float, rows: Sequence[str] = ()):
@@ -65,8 +65,9 @@ def _scores(analysis: Analysis, family: str) -> Drawn:
             axis.axvline(100 * score, **styles[name])
         axis.set_xlabel("test score, %")
     _legend_of_marks(figure, styles, has_published)
-    return [(figure, "Mean over seeds and its interval." + (" Dashed and dotted: baselines." if names else "")
-             + (" Diamond: the number that the paper prints." if has_published else ""))]
+    caption = ("Mean over seeds and its interval." + (" Dashed and dotted: baselines." if names else "")
+               + (" Diamond: the number that the paper prints." if has_published else ""))
+    return caption, figure
 
 
 def _legend_of_marks(figure, styles: Mapping[str, dict], has_published: bool) -> None:
@@ -82,7 +83,7 @@ def _legend_of_marks(figure, styles: Mapping[str, dict], has_published: bool) ->
 def _differences(analysis: Analysis, family: str) -> Drawn:
     tasks = [task for task in analysis.tasks(family) if analysis.comparisons[task]]
     if not tasks or analysis.reference is None and len(analysis.results.models) > ALL_PAIRS:
-        return []
+        return None
     pairs = {f"{a} − {b}": (a, b) for a, b in _pairs(analysis, tasks)}
     figure, parts = _panels(analysis, tasks, 1.15 + ROW * len(pairs), list(pairs))
     for task, axis in parts:
@@ -92,7 +93,7 @@ def _differences(analysis: Analysis, family: str) -> Drawn:
         dots(axis, list(pairs), {row: one.percent for row, one in found.items()},
              lambda row, found=found: COLOURS[0] if found[row].excludes_zero else MUTED)
         axis.set_xlabel("difference, points")
-    return [(figure, "Mean of the differences seed by seed and its interval; grey where the interval reaches zero.")]
+    return "Mean of the differences seed by seed and its interval; grey where the interval reaches zero.", figure
 
 
 def _pairs(analysis: Analysis, tasks: Sequence[Task]) -> list[tuple[str, str]]:
@@ -128,7 +129,7 @@ def _curves(analysis: Analysis, family: str, curves: Curves, least: int, label_a
              if any(sum(analysis.summary(task, model) is not None for _, model in points) >= least
                     for points in curves.values())]
     if not tasks:
-        return []
+        return None
     figure, parts = _panels(analysis, tasks, 3.0)
     for task, axis in parts:
         for number, (label, points) in enumerate(curves.items()):
@@ -138,14 +139,14 @@ def _curves(analysis: Analysis, family: str, curves: Curves, least: int, label_a
         axis.set_ylabel("test score, %")
         label_axis(axis)
     legend_below(figure)
-    return [(figure, caption)]
+    return caption, figure
 
 
 def _rates(analysis: Analysis, family: str) -> Drawn:
     tasks = [task for task in analysis.tasks(family) if any(one.sensitivity for one in analysis.cells([task]))]
     models = analysis.results.models
     if not tasks:
-        return []
+        return None
     if len(models) > LINES:
         figure, parts = _panels(analysis, tasks, 1.3 + 0.22 * len(models), models)
         images = [_rate_map(axis, analysis, task) for task, axis in parts]
@@ -158,7 +159,7 @@ def _rates(analysis: Analysis, family: str) -> Drawn:
         legend_below(figure)
         has_failed = any(summary.cell.failures for summary in analysis.cells(tasks))
         caption = ", with its interval." + (" A cross at the bottom: a run that failed there." if has_failed else "")
-    return [(figure, f"Mean test score over seeds at each learning rate{caption}")]
+    return f"Mean test score over seeds at each learning rate{caption}", figure
 
 
 def _rate_lines(axis, analysis: Analysis, task: Task) -> None:

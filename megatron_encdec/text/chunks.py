@@ -10,12 +10,13 @@ interrupted run has finished, leaves the numbers and cuts of the others as they 
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.corpus import InputFile, hub_rows
+from megatron_encdec.text.corpus import hub_rows, kind_of
+from megatron_encdec.text.manifest import InputFile
 from megatron_encdec.text.parquet import row_groups
 from megatron_encdec.text.streams import PIECE, open_stream
 
@@ -48,16 +49,16 @@ def slots(files: Sequence[InputFile], text_key: str) -> Iterator[Chunk]:
     texts: list[InputFile] = []
     held = 0
     for file in files:
-        if texts and (file.kind != "text" or len(texts) == CHUNK_FILES or held > CHUNK_BYTES):
+        kind, one = kind_of(file.path), (file.path,)
+        if texts and (kind != "text" or len(texts) == CHUNK_FILES or held > CHUNK_BYTES):
             yield _texts(texts)
             texts, held = [], 0
-        one = (file.path,)
-        if file.kind == "text":
+        if kind == "text":
             texts.append(file)
             held += file.size
-        elif file.kind in ("stream", "hub"):
-            yield Chunk(file.kind, one, one, consumed=file.size)
-        elif file.kind == "rows":
+        elif kind in ("stream", "hub"):
+            yield Chunk(kind, one, one, consumed=file.size)
+        elif kind == "rows":
             groups = row_groups(file.path, text_key)
             for group in range(groups):
                 yield Chunk("rows", one, one, group, group + 1, file.size // groups, first=group == 0)
@@ -86,56 +87,39 @@ def share_of(all_slots: Iterable[Chunk], index: int, count: int, total_bytes: in
             raise UserError(f"--shard {index}/{count}: cannot share out {slot.paths[0]}, whose size is not known; give "
                             "each machine configurations or splits of its own instead, or save it as files first")
         part = position * count // max(total_bytes, 1)
-        if min(part, count - 1) == index - 1:  # an empty file may stand behind the last byte
+        if min(part, count - 1) == index - 1:  # an empty file may stand after the last byte
             yield slot
         position += slot.consumed
 
 
 def chunks(all_slots: Iterable[Chunk], spool: Path, text_key: str, skip: int = 0) -> Iterator[Chunk]:
-    """The chunks of `all_slots` behind the first `skip`; blocks of streams are written into the folder `spool`."""
+    """The chunks of `all_slots` after the first `skip`; blocks of streams are written into the folder `spool`."""
     number = 0
     for slot in all_slots:
-        if slot.kind not in ("stream", "hub"):
+        for chunk in _blocks(slot, spool, text_key, number, skip) if slot.kind in ("stream", "hub") else (slot,):
             number += 1
             if number > skip:
-                yield slot
-            continue
-        for block in _blocks(slot, spool, text_key, number, skip):
-            number += 1
-            if number > skip:
-                yield block
+                yield chunk
 
 
 def _blocks(slot: Chunk, spool: Path, text_key: str, number: int, skip: int) -> Iterator[Chunk]:
-    path = slot.paths[0]
     if slot.kind == "hub":
-        source = _Rows(hub_rows(path, text_key))
-        yield from _cut(source, slot, spool, number, skip)
+        rows = hub_rows(slot.paths[0], text_key)
+        yield from _cut(lambda: next(rows, b""), lambda: 0, slot, spool, number, skip)
     else:
-        with open_stream(path) as source:
-            yield from _cut(source, slot, spool, number, skip)
+        with open_stream(slot.paths[0]) as stream:
+            yield from _cut(lambda: stream.read(PIECE), lambda: stream.consumed, slot, spool, number, skip)
 
 
-class _Rows:
-    """Lines as a stream of bytes."""
-
-    consumed = 0
-
-    def __init__(self, rows: Iterator[bytes]):
-        self._rows = rows
-
-    def read(self, _count: int) -> bytes:
-        return next(self._rows, b"")
-
-
-def _cut(source, slot: Chunk, spool: Path, number: int, skip: int) -> Iterator[Chunk]:
+def _cut(read: Callable[[], bytes], consumed: Callable[[], int], slot: Chunk, spool: Path, number: int,
+         skip: int) -> Iterator[Chunk]:
     """Blocks of at least CHUNK_BYTES up to the next line's end; the cuts do not depend on how reads come."""
     rest, first, before = b"", True, 0
     while True:
         target = spool / f"block-{number:06d}"
         size = 0
         with open(target if number >= skip else os.devnull, "wb") as file:
-            piece, rest = rest or source.read(PIECE), b""
+            piece, rest = rest or read(), b""
             while piece:
                 cut = 0
                 if size + len(piece) >= CHUNK_BYTES:
@@ -146,10 +130,10 @@ def _cut(source, slot: Chunk, spool: Path, number: int, skip: int) -> Iterator[C
                 if cut:
                     rest = piece[cut:]
                     break
-                piece = source.read(PIECE)
+                piece = read()
         if not size:
             target.unlink(missing_ok=True)
             return
-        yield replace(slot, kind="lines", paths=(str(target),), end=size, consumed=source.consumed - before,
-                      first=first, spooled=True)
-        number, first, before = number + 1, False, source.consumed
+        yield replace(slot, kind="lines", paths=(str(target),), end=size, consumed=consumed() - before, first=first,
+                      spooled=True)
+        number, first, before = number + 1, False, consumed()

@@ -5,6 +5,7 @@
 """
 
 import argparse
+from dataclasses import fields
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.signals import interrupts_end_the_process
@@ -19,11 +20,10 @@ the tokenizer's end-of-document token, and writes
   PREFIX.bin, PREFIX.idx     the ids, in the format that Megatron's IndexedDataset reads
   PREFIX.manifest.json       documents, tokens, bytes, what was skipped and why, fingerprints
 
-A .json file has to hold JSON lines, as C4's and Dolma's do; one that holds an array is refused with the command that
-converts it. Directories are searched to any depth, through links too; what is there and not read is said in one line.
-Every document is in the output or counted with a reason. Memory stays flat whatever the size of the input or of a
-document. The same command again continues a run that was killed, from PREFIX.partial/, and does nothing if nothing
-changed.
+A .json file has to hold JSON lines, as C4's and Dolma's do. Directories are searched to any depth, through links too;
+what is there and not read is said in one line. Every document is in the output or counted with a reason. Memory stays
+flat whatever the size of the input or of a document. The same command again continues a run that was killed, from
+PREFIX.partial/, and does nothing if nothing changed.
 """
 EPILOG = """\
 examples:
@@ -44,10 +44,6 @@ examples:
 then name corpora/docs under data.train (and corpora/docs.validation under data.validation) in a config.
 """
 
-_LOSSES = {"special_tokens_in_text": "special tokens spelt out in the text, which this tokenizer cannot keep as text",
-           "unknown_tokens": "unknown tokens stand for text that this tokenizer does not know",
-           "dropped_characters": "characters that this tokenizer does not know are left out (it has no unknown token)"}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Put the verb's options and help on `parser`."""
@@ -60,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="PREFIX", help="where the files go: PREFIX.bin, ... (required)")
     add("--text-key", default="text", metavar="KEY", help="key of the text in JSON lines, column of Parquet files "
         "(default: text)")
-    add("--workers", type=int, metavar="N", help="encoding processes (default: one a core); "
-        "the output is the same for any number")
+    add("--workers", type=int, metavar="N", help="encoding processes (default: one a core); the output is the same "
+        "for any number")
     add("--mask-token", metavar="TOKEN", help="the mask, where the tokenizer names none: a reserved token")
     add("--eod-token", metavar="TOKEN", help="end of document (default: the tokenizer's own)")
     add("--train-tokenizer", type=int, metavar="N", help="first train a byte-level BPE of N entries on the "
@@ -72,11 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with their reason, or stop at the first (default: count)")
     add("--encoder", choices=("gigatoken", "tokenizers"), help="library that encodes (default: gigatoken where a "
         "sample of the input proves that it gives the tokenizer's ids, else tokenizers)")
-    add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="do the I-th of N parts of the input")
+    add("--shard", dest="share", type=_share, default=(1, 1), metavar="I/N", help="do the I-th of N parts of the input")
     add("--merge", nargs="+", metavar="PREFIX", help="put finished outputs together, in this order; no --input")
 
 
-def _shard(value: str) -> tuple[int, int]:
+def _share(value: str) -> tuple[int, int]:
     index, _, count = value.partition("/")
     if not (index.isdigit() and count.isdigit()):
         raise argparse.ArgumentTypeError(f"{value!r} is not of the form I/N, such as 1/4")
@@ -85,46 +81,37 @@ def _shard(value: str) -> tuple[int, int]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code 0, raises `UserError` for a mistake."""
-    if arguments.merge:
-        return _merge(arguments)
+    usage = "see megatron-encdec preprocess --help"
+    if arguments.merge and (arguments.input or not arguments.output):
+        raise UserError(f"preprocess: --merge takes finished outputs and --output, no --input; {usage}")
     for option in ("input", "tokenizer", "output"):
-        if not getattr(arguments, option):
-            raise UserError(f"preprocess: --{option} is missing; see megatron-encdec preprocess --help")
+        if not arguments.merge and not getattr(arguments, option):
+            raise UserError(f"preprocess: --{option} is missing; {usage}")
     with interrupts_end_the_process():
-        from megatron_encdec.text.preprocess import preprocess
+        from megatron_encdec.text.merge import merge
+        from megatron_encdec.text.preprocess import PreprocessSettings, preprocess
 
-    manifest = preprocess(arguments.input, arguments.tokenizer, arguments.output,
-                          train_tokenizer=arguments.train_tokenizer, text_key=arguments.text_key,
-                          workers=arguments.workers, mask_token=arguments.mask_token,
-                          eod_token=arguments.eod_token, validation_percent=arguments.validation_percent,
-                          on_error=arguments.on_error, encoder=arguments.encoder, shard=arguments.shard)
-    _print_summary(arguments.output, bool(arguments.validation_percent), manifest)
+    if arguments.merge:
+        manifest = merge(arguments.merge, arguments.output)
+    else:
+        settings = {field.name: getattr(arguments, field.name) for field in fields(PreprocessSettings)}
+        manifest = preprocess(arguments.input, arguments.tokenizer, arguments.output,
+                              train_tokenizer=arguments.train_tokenizer, **settings)
+    _print_summary(arguments.output, manifest)
     return 0
 
 
-def _merge(arguments: argparse.Namespace) -> int:
-    if arguments.input or not arguments.output:
-        raise UserError("preprocess: --merge takes finished outputs and --output, no --input; see "
-                        "megatron-encdec preprocess --help")
-    from megatron_encdec.text.merge import merge
+def _print_summary(prefix: str, manifest) -> None:
+    from megatron_encdec.text.manifest import LOSSES, TRAIN, read, split_prefixes
 
-    manifest = merge(arguments.merge, arguments.output)
-    _print_summary(arguments.output, bool(manifest.settings.validation_percent), manifest)
-    return 0
-
-
-def _print_summary(prefix: str, validation: bool, manifest) -> None:
-    from megatron_encdec.text.manifest import read
-
-    splits = {prefix: manifest}
-    if validation:
-        splits[f"{prefix}.validation"] = read(f"{prefix}.validation")
+    splits = {name: manifest if split == TRAIN else read(name)
+              for split, name in split_prefixes(prefix, manifest.settings.validation_percent).items()}
     for name, part in splits.items():
         print(f"{name}: {part.documents:,} documents, {part.tokens:,} tokens ({part.dtype}), "
               f"fingerprint {part.fingerprint[:12]}")
     for reason, skipped in manifest.skipped.items():
         print(f"skipped, {reason}: {skipped.count:,} (first: {', '.join(skipped.examples)})")
-    for loss, what in _LOSSES.items():
+    for loss, what in LOSSES.items():
         if count := sum(part.losses()[loss] for part in splits.values()):
             print(f"note: {count:,} {what}")
     if manifest.unproven_cuts:

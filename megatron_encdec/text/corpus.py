@@ -1,24 +1,14 @@
 """Where documents come from: files, directories, globs and hub datasets, and what one document's bytes mean.
 
-    1. `list_files(inputs)`         what the user named -> the files to read, in a fixed order
-    2. `text_of(line, key)`         a JSON line -> its text, or the reason why there is none
-    3. `iter_lines(path)`           a text file's lines as bytes, decompressed (labelled sets too)
-    4. `iter_documents(path, key)`  every document of a file, one by one (for training a tokenizer, samples)
-    5. `keys_there(path)`           the keys that lines have, for who named one that they do not have
+    1. `list_files(inputs)`     what the user named -> the files to read, in a fixed order
+    2. `parse_line(line, key)`  a JSON line -> its text, or the reason why there is none; `parse_text` of a whole file
+    3. `iter_lines(path)`       a text file's lines as bytes, decompressed (labelled sets too)
+    4. `keys_there(path)`       the keys that lines have, for who named one that they do not have
 
 `.txt` and `.md` hold one document a file, `.jsonl`, `.json` and `.ndjson` (plain, `.gz` or `.zst`) one a line,
-`.parquet` one a row. A `.json` file is read as JSON lines if that is what it holds, else refused (`text/heads.py`); in
-a folder, one that is a single object over many lines describes data and is not read.
-`hf:NAME[:CONFIG[:SPLIT]]` streams a dataset through the `datasets` library. Line endings inside a text file are
-kept as they are. Bad content never raises: it is a document with a reason, so that accounts add up:
-
-    empty         a blank line, an empty text, or one of white space only; a whole text of zero bytes
-    bad_json      the line is not a JSON object
-    missing_key   the object lacks the text key
-    not_text      the value under the key is no string
-    bad_utf8      the bytes are not UTF-8, or the string holds half of a surrogate pair
-    utf16         the whole text is in UTF-16 or UTF-32
-    no_tokens     the tokenizer makes no token of the text (`text/encode.py` finds out)
+`.parquet` one a row; `hf:NAME[:CONFIG[:SPLIT]]` streams a dataset through the `datasets` library. Line endings inside a
+text file are kept as they are. Bad content never raises: it is a document with one of `REASONS` (docs/data.md says more
+of each), so that accounts add up. What is wrong with a whole file is refused when it is listed (`text/heads.py`).
 """
 
 import json
@@ -26,17 +16,16 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import orjson
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.folders import Unread, expand, way_out
+from megatron_encdec.text.folders import account_of, expand, kind_of_unread, way_out
 from megatron_encdec.text.heads import BYTE_ORDER_MARK, OneObject, check_head, is_utf16
-from megatron_encdec.text.streams import PIECE, open_stream
+from megatron_encdec.text.manifest import InputFile
+from megatron_encdec.text.streams import PIECE, open_stream, reading
 
 WHOLE_FILE_SUFFIXES = (".txt", ".md")
 LINES_SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -50,37 +39,16 @@ REASONS = {"empty": "no text, or white space only", "bad_json": "not a JSON obje
            "utf16": "not UTF-8; iconv -f UTF-16 -t UTF-8", "no_tokens": "the tokenizer has no tokens for it"}
 
 
-@dataclass(frozen=True)
-class InputFile:
-    """A file as it was when listed: its `path` as the user gave it, `size` in bytes, `mtime_ns`.
-
-    A hub dataset has its whole `hf:` name as path, and size and time 0.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-
-    @property
-    def kind(self) -> str:
-        """How it is read: `hub`, `text` (one document), `lines`, `stream` (compressed lines) or `rows`."""
-        lower = self.path.lower()
-        if self.path.startswith(HUB):
-            return "hub"
-        if lower.endswith(WHOLE_FILE_SUFFIXES):
-            return "text"
-        if lower.endswith(STREAMED_SUFFIXES):
-            return "stream"
-        return "rows" if lower.endswith(".parquet") else "lines"
-
-
-class Document(NamedTuple):
-    """A document's `text`, or the `reason` why there is none; `size` is its bytes of decompressed input."""
-
-    line: int
-    size: int
-    text: str | None
-    reason: str | None
+def kind_of(path: str) -> str:
+    """How an input is read: `hub`, `text` (one document), `lines`, `stream` (compressed lines) or `rows`."""
+    lower = path.lower()
+    if path.startswith(HUB):
+        return "hub"
+    if lower.endswith(WHOLE_FILE_SUFFIXES):
+        return "text"
+    if lower.endswith(STREAMED_SUFFIXES):
+        return "stream"
+    return "rows" if lower.endswith(".parquet") else "lines"
 
 
 def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
@@ -91,26 +59,24 @@ def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
     that is not there, matches nothing, has a suffix we do not read, cannot be read, or is not what its name says.
     """
     found: dict[tuple, InputFile] = {}
-    unread, aliases = Unread(), {}
+    unread, aliases = {}, {}
     for item in map(str, inputs):
-        if item.startswith(HUB) and os.path.exists(item):
-            item = os.path.join(".", item)  # a file of that name, not a dataset of the hub
-        if item.startswith(HUB):
+        if item.startswith(HUB) and not os.path.exists(item):
             found.setdefault((item,), InputFile(item, 0, 0))
             continue
-        besides = Unread()
+        item = os.path.join(".", item) if item.startswith(HUB) else item  # a file of that name, not of the hub
+        besides: dict[str, str] = {}
         paths, named = expand(item, besides)
         kept = [path for path in paths if _is_kept(path, named, found, aliases, besides)]
-        if not kept and besides:
-            raise UserError(f"{item}: no file to read (input); there are {besides.line()}; supported: "
-                            f"{', '.join(SUFFIXES)}{besides.way_out()}")
         if not kept:
-            raise UserError(f"{item}: no file in this directory (input)")
-        unread.update(besides)
+            line, way = account_of(besides)
+            there = f"; there are {line}; supported: {', '.join(SUFFIXES)}{way}" if besides else ""
+            raise UserError(f"{item}: no file to read (input){there}")
+        unread |= besides
     if not found:
         raise UserError("no input given: name files, directories or globs of " + ", ".join(SUFFIXES))
     if unread:
-        print(f"note: not read: {unread.line()}{unread.way_out()}", file=sys.stderr)
+        print("note: not read: " + "".join(account_of(unread)), file=sys.stderr)
     if aliases:
         first = next(iter(aliases))
         print(f"note: read once: {len(aliases):,} files that are links to others of the input (first: {first} is "
@@ -118,12 +84,13 @@ def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
     return list(found.values())
 
 
-def _is_kept(path: str, named: bool, found: dict[tuple, InputFile], aliases: dict[str, str], unread: Unread) -> bool:
+def _is_kept(path: str, named: bool, found: dict[tuple, InputFile], aliases: dict[str, str],
+             unread: dict[str, str]) -> bool:
     """Whether `path` is a file to read; it is in `found` then. What a folder or pattern has besides goes to `unread`,
     what the user `named` is refused."""
     supported = path.lower().endswith(SUFFIXES)
     if not supported and not named and os.path.exists(path):
-        unread.add(path)
+        unread[path] = kind_of_unread(path)
         return False
     status = _status(path)
     if not supported:
@@ -135,11 +102,11 @@ def _is_kept(path: str, named: bool, found: dict[tuple, InputFile], aliases: dic
         return True
     file = InputFile(path, status.st_size, status.st_mtime_ns)
     try:
-        check_head(path, file.kind, file.size)
+        check_head(path, kind_of(path), file.size)
     except OneObject:
         if named or ".jsonl" in path.lower() or ".ndjson" in path.lower():
             raise
-        unread.add(path, " (one JSON object over many lines)")
+        unread[path] = kind_of_unread(path, " (one JSON object over many lines)")
         return False
     found[key] = file
     return True
@@ -196,7 +163,7 @@ def hub_rows(name: str, text_key: str) -> Iterator[bytes]:
     except Exception as error:  # noqa: BLE001  (network, hub, parsing: whatever it is, the user needs one line)
         reason = " ".join(str(error).split())[:300]
         if count:
-            raise UserError(f"{name}: breaks off behind row {count:,} ({type(error).__name__}: {reason}); the same "
+            raise UserError(f"{name}: breaks off after row {count:,} ({type(error).__name__}: {reason}); the same "
                             "command tries again; if it stays so, save the dataset as files first") from None
         raise UserError(f"{name}: cannot read this dataset ({type(error).__name__}: {reason}); check the name, the "
                         "configuration and the network, or save it as files first") from None
@@ -210,11 +177,9 @@ def text_of(line: str, text_key: str) -> tuple[str | None, str | None]:
         return None, "bad_json" if line.strip() else "empty"
     if not isinstance(value, dict):
         return None, "bad_json"
-    if text_key not in value:
-        return None, "missing_key"
-    text = value[text_key]
+    text = value.get(text_key)
     if not isinstance(text, str):
-        return None, "not_text"
+        return None, "not_text" if text_key in value else "missing_key"
     return (None, "empty") if not text or text.isspace() else (text, None)
 
 
@@ -231,9 +196,16 @@ def parse_line(data: bytes, text_key: str) -> tuple[str | None, bytes | None, st
     except (ValueError, LookupError, TypeError):
         pass
     try:
-        text, reason = text_of(data.decode("utf-8"), text_key)
+        return encoded(*text_of(data.decode("utf-8"), text_key))
+    except UnicodeDecodeError:
+        return None, None, "bad_utf8"
+
+
+def encoded(text: str | None, reason: str | None) -> tuple[str | None, bytes | None, str | None]:
+    """What `text_of` said, with the text's UTF-8 bytes."""
+    try:
         return text, None if text is None else text.encode("utf-8"), reason
-    except UnicodeError:  # decoding: not UTF-8; encoding: half a surrogate pair
+    except UnicodeEncodeError:  # half a surrogate pair
         return None, None, "bad_utf8"
 
 
@@ -259,28 +231,6 @@ def reason_of_zeros(pieces: Iterable[bytes]) -> str | None:
     return None if first.strip(ZEROS) or any(piece.strip(ZEROS) for piece in pieces) else "empty"
 
 
-def iter_documents(path: str | Path, text_key: str = "text") -> Iterator[Document]:
-    """Every document of the file (or hub dataset) at `path`, readable or not, in order."""
-    path = str(path)
-    kind = InputFile(path, 0, 0).kind
-    if kind == "text":
-        data = read_file(path)
-        text, _, reason = parse_text(data)
-        yield Document(1, len(data), text, reason)
-        return
-    if kind == "rows":
-        from megatron_encdec.text.parquet import iter_rows
-
-        for row, data in enumerate(iter_rows(path, text_key), start=1):
-            text, _, reason = parse_text(bytes(data)) if data is not None else (None, None, "not_text")
-            yield Document(row, len(data or b""), text, reason)
-        return
-    lines = hub_rows(path, text_key) if kind == "hub" else iter_lines(path)
-    for number, line in enumerate(lines, start=1):
-        text, _, reason = parse_line(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, text_key)
-        yield Document(number, len(line), text, reason)
-
-
 def iter_lines(path: str) -> Iterator[bytes]:
     """The lines of a text file, plain or compressed (`.gz`, `.zst`), as bytes with their line feeds.
 
@@ -295,24 +245,13 @@ def iter_lines(path: str) -> Iterator[bytes]:
             if rest:
                 yield rest
     else:
-        try:
-            with open(path, "rb") as file:
-                yield from file
-        except OSError as error:
-            raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
-
-
-def read_file(path: str) -> bytes:
-    """The bytes of an input file; a `UserError` if it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
+        with reading(path), open(path, "rb") as file:
+            yield from file
 
 
 def keys_there(path: str, text_key: str) -> str:
     """What a message says of the keys of the first JSON object in a file of lines, "" where there is none."""
-    kind = InputFile(path, 0, 0).kind
+    kind = kind_of(path)
     if kind in ("text", "rows"):
         return ""
     for line in islice(hub_rows(path, text_key) if kind == "hub" else iter_lines(path), LINES_LOOKED_AT):

@@ -14,13 +14,16 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.chunks import Chunk
-from megatron_encdec.text.corpus import parse_line, parse_text, read_file, reason_of_zeros, text_of
+from megatron_encdec.text.corpus import encoded, parse_line, parse_text, reason_of_zeros, text_of
 from megatron_encdec.text.heads import BYTE_ORDER_MARK, UTF16_BYTES, is_utf16
 from megatron_encdec.text.parquet import iter_rows
+from megatron_encdec.text.streams import reading
 
 LONG = 4 << 20  # bytes from which a document is handled piece by piece
 PIECE = 1 << 20  # bytes of a long document decoded at once
@@ -64,32 +67,22 @@ class LongDocument:
 
 def read_chunk(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
     """The documents of `chunk`; lines count from 1 within the chunk. The last item is a `Batch`."""
-    if chunk.kind == "texts":
-        yield from _read_texts(chunk)
-    elif chunk.kind == "rows":
-        yield from _read_rows(chunk, text_key)
-    else:
-        yield from _read_lines(chunk, text_key)
+    readers = {"texts": _read_texts, "rows": _read_rows, "lines": _read_lines}
+    return readers[chunk.kind](chunk, text_key)
 
 
-def _read_texts(chunk: Chunk) -> Iterator[Batch | LongDocument]:
+def _read_texts(chunk: Chunk, _text_key: str) -> Iterator[Batch | LongDocument]:
     batch = Batch()
     for file, path in enumerate(chunk.paths):
-        try:
+        with reading(path):
             size = os.path.getsize(path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
+            data = Path(path).read_bytes() if size < LONG else b""
         if size < LONG:
-            data = read_file(path)
             batch.add(parse_text(data), file, 1, len(data))
             continue
-
-        def pieces(path=path):
-            return _decoded(_file_pieces(path))
-
         yield batch
         batch = Batch()
-        yield from _checked(LongDocument(file, 1, size, pieces), batch, lambda path=path: _file_pieces(path))
+        yield from _long_text(partial(_file_pieces, path), file, 1, size, batch)
     yield batch
 
 
@@ -99,41 +92,6 @@ def _file_pieces(path: str) -> Iterator[bytes]:
         while piece:
             yield piece
             piece = file.read(PIECE)
-
-
-def _decoded(pieces: Iterator[bytes]) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for piece in pieces:
-        yield decoder.decode(piece)
-    yield decoder.decode(b"", final=True)
-
-
-def _checked(document: LongDocument, batch: Batch, whole: Callable[[], Iterator[bytes]] = lambda: iter(())
-             ) -> Iterator[LongDocument]:
-    """`document` if its text is readable; else its reason goes to `batch`. `whole()`: the bytes, where all are text."""
-    head = b"".join(islice(whole(), -(-UTF16_BYTES // PIECE)))[:UTF16_BYTES]
-    blank, halved, reason = True, False, reason_of_zeros(chain([head], whole())) if b"\0" in head[:2] else None
-    try:
-        for piece in document.pieces() if reason is None else ():
-            blank = blank and (not piece or piece.isspace())
-            halved = halved or _has_half_a_pair(piece)  # and on: what is no JSON further on counts as that
-        reason = reason or ("bad_utf8" if halved else "empty" if blank else None)
-    except UnicodeError:
-        reason = "utf16" if is_utf16(head) else "bad_utf8"
-    except ValueError:
-        reason = "bad_json"
-    if reason is None:
-        yield document
-    else:
-        batch.skipped.append((reason, document.file, document.line, document.size))
-
-
-def _has_half_a_pair(piece: str) -> bool:
-    try:
-        piece.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _read_rows(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
@@ -148,11 +106,7 @@ def _read_rows(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
         else:
             yield batch
             batch, held = Batch(), 0
-
-            def pieces(data=data):
-                return _decoded(_row_pieces(data))
-
-            yield from _checked(LongDocument(0, row, size, pieces), batch, lambda data=data: _row_pieces(data))
+            yield from _long_text(partial(_row_pieces, data), 0, row, size, batch)
         if len(batch.texts_D) >= ROWS_IN_BATCH or held >= BYTES_IN_BATCH:
             yield batch
             batch, held = Batch(), 0
@@ -164,9 +118,47 @@ def _row_pieces(data: bytes | memoryview) -> Iterator[bytes]:
     return (bytes(data[start : start + PIECE]) for start in range(begin, len(data), PIECE))
 
 
+def _long_text(raw: Callable[[], Iterator[bytes]], file: int, line: int, size: int, batch: Batch
+               ) -> Iterator[LongDocument]:
+    """The document whose bytes are `raw()`, all of them text; if it is not readable, its reason goes to `batch`."""
+    head = b"".join(islice(raw(), -(-UTF16_BYTES // PIECE)))[:UTF16_BYTES]
+    reason = reason_of_zeros(chain([head], raw())) if b"\0" in head[:2] else None
+    document = LongDocument(file, line, size, lambda: _decoded(raw()))
+    reason = reason or _reason(document)
+    yield from _checked(document, "utf16" if reason == "bad_utf8" and is_utf16(head) else reason, batch)
+
+
+def _decoded(pieces: Iterator[bytes]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for piece in pieces:
+        yield decoder.decode(piece)
+    yield decoder.decode(b"", final=True)
+
+
+def _reason(document: LongDocument) -> str | None:
+    """Why the text is no document, None if it is one."""
+    blank, halved = True, False
+    try:
+        for piece in document.pieces():
+            blank = blank and (not piece or piece.isspace())
+            halved = halved or encoded(piece, None)[2]  # and on: what is no JSON further on counts as that
+    except UnicodeError:
+        return "bad_utf8"
+    except ValueError:
+        return "bad_json"
+    return halved or ("empty" if blank else None)
+
+
+def _checked(document: LongDocument, reason: str | None, batch: Batch) -> Iterator[LongDocument]:
+    if reason is None:
+        yield document
+    else:
+        batch.skipped.append((reason, document.file, document.line, document.size))
+
+
 def _read_lines(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
     try:
-        with open(chunk.paths[0], "rb") as file:
+        with reading(chunk.names[0]), open(chunk.paths[0], "rb") as file:
             start = 0 if chunk.start == 0 else _next_line(file, chunk.start - 1, chunk.end)
             if start >= chunk.end and chunk.end:
                 yield Batch()
@@ -177,12 +169,10 @@ def _read_lines(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
             yield from _split(file, start, end, bom, text_key)
     except EOFError:
         raise UserError(f"{chunk.names[0]}: became shorter while it was read; run again") from None
-    except OSError as error:
-        raise UserError(f"{chunk.names[0]}: cannot read the input: {error.strerror}") from None
 
 
 def _next_line(file, position: int, enough: int | None = None) -> int:
-    """Where the first line after byte `position` starts, or the file's end; behind byte `enough`, some place there."""
+    """Where the first line after byte `position` starts, or the file's end; after byte `enough`, some place there."""
     file.seek(position)
     while (enough is None or position < enough) and (piece := file.read(PIECE)):
         found = piece.find(b"\n")
@@ -222,18 +212,10 @@ def _split(file, position: int, end: int, bom: bool, text_key: str) -> Iterator[
 
 def _add_lines(batch: Batch, block: bytes, line: int, bom: bool, text_key: str) -> None:
     lines = block.split(b"\n")
-    ended = not lines[-1]  # by a line's end: behind it there is no line
-    if ended:
-        lines.pop()
-    if bom:
-        batch.add(parse_line(lines[0].removeprefix(BYTE_ORDER_MARK), text_key), 0, line,
-                  len(lines[0]) + (ended or len(lines) > 1))
-        lines, line = lines[1:], line + 1
-    last = None if ended or not lines else lines.pop()
-    for number, data in enumerate(lines, start=line):
-        batch.add(parse_line(data, text_key), 0, number, len(data) + 1)
-    if last is not None:
-        batch.add(parse_line(last, text_key), 0, line + len(lines), len(last))
+    last = line + len(lines) - 1  # after it no line feed stands
+    for number, data in enumerate(lines if lines[-1] else lines[:-1], start=line):
+        text = data.removeprefix(BYTE_ORDER_MARK) if bom and number == line else data
+        batch.add(parse_line(text, text_key), 0, number, len(data) + (number < last))
 
 
 def _long_line(data: bytes, size: int, line: int, text_key: str, batch: Batch) -> Iterator[LongDocument]:
@@ -246,21 +228,13 @@ def _long_line(data: bytes, size: int, line: int, text_key: str, batch: Batch) -
         return
     skeleton, spans = _set_apart(data)
     text, reason = text_of(skeleton.decode("utf-8", "replace"), text_key)
-    if not _sound(data, (span for name, span in spans.items() if name != text)):
+    if not all(_sound(data, *span) for name, span in spans.items() if name != text):
         batch.skipped.append(("bad_json", 0, line, size))
-        return
-    if text not in spans:
-        batch.add(_plain(text, reason), 0, line, size)
-        return
-    begin, end = spans[text]
-    yield from _checked(LongDocument(0, line, size, lambda: _unescaped(data, begin, end)), batch)
-
-
-def _plain(text: str | None, reason: str | None) -> tuple[str | None, bytes | None, str | None]:
-    try:
-        return text, None if text is None else text.encode("utf-8"), reason
-    except UnicodeEncodeError:
-        return None, None, "bad_utf8"
+    elif text not in spans:
+        batch.add(encoded(text, reason), 0, line, size)
+    else:
+        document = LongDocument(0, line, size, partial(_unescaped, data, *spans[text]))
+        yield from _checked(document, _reason(document), batch)
 
 
 def _set_apart(data: bytes) -> tuple[bytes, dict[str, tuple[int, int]]]:
@@ -292,12 +266,11 @@ def _escaped(data: bytes, position: int) -> bool:
     return (position - first) % 2 == 1
 
 
-def _sound(data: bytes, spans) -> bool:
-    """Whether the strings at these byte ranges are what JSON allows."""
+def _sound(data: bytes, begin: int, end: int) -> bool:
+    """Whether the string at these bytes is what JSON allows."""
     try:
-        for begin, end in spans:
-            for _ in _unescaped(data, begin, end):
-                pass
+        for _ in _unescaped(data, begin, end):
+            pass
     except ValueError:
         return False
     return True
@@ -306,12 +279,7 @@ def _sound(data: bytes, spans) -> bool:
 def _unescaped(data: bytes, begin: int, end: int) -> Iterator[str]:
     """The JSON string inside bytes [begin, end) of `data`, in pieces. Raises ValueError where it is malformed."""
     while begin < end:
-        cut = _cut(data, begin + PIECE, end)
+        found = _SAFE.search(data, begin + PIECE, end) if begin + PIECE < end else None
+        cut = found.start() if found else end
         yield json.loads(f'"{data[begin:cut].decode("utf-8")}"')  # of bytes it would guess the encoding
         begin = cut
-
-
-def _cut(data: bytes, wanted: int, end: int) -> int:
-    """The first place from `wanted` on that splits neither an escape nor a character."""
-    found = _SAFE.search(data, wanted, end) if wanted < end else None
-    return found.start() if found else end

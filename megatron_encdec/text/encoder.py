@@ -10,14 +10,14 @@ run. Its cache of words grows without bound, so a worker starts it anew when its
 Letters: D documents, T tokens.
 """
 
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from importlib.metadata import version
 
 import numpy as np
+import psutil
 
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.manifest import EncoderRecord
 from megatron_encdec.text.tokenizer import Tokenizer
 
 GIGATOKEN, TOKENIZERS = "gigatoken", "tokenizers"
@@ -37,38 +37,25 @@ PROBES = (" ", "  two   three\n\n\n four\t\tfive \r\n", "It's they'LL I'd we've 
           "a\x00b\x01c\x7f", "x" * 300, "def f(x):\n    return {**x, 'a': [1, 2]}  # ok\n", "https://a.b/c?d=e&f=%20")
 
 
-@dataclass(frozen=True)
-class EncoderChoice:
-    """The encoder's `name` and `version`; the `documents` and `characters` it was compared on (0: not compared);
-    why it is not gigatoken, if so."""
-
-    name: str
-    version: str
-    documents: int
-    characters: int
-    reason: str | None = None
-
-
 class Encoder:
     """Encodes documents with the library `name`."""
 
     def __init__(self, tokenizer: Tokenizer, name: str):
-        self.name, self._tokenizer = name, tokenizer
-        self._fast, self._full = None, 0
-        self._uncompared = COMPARE_EVERY
+        self.name, self._tokenizer, self._process = name, tokenizer, psutil.Process()
+        self._fast, self._full, self._uncompared = None, 0, COMPARE_EVERY
         if name == GIGATOKEN:
             self._start()
 
     def _start(self) -> None:
         self._fast = None  # frees the old one's cache first
         self._fast = self._tokenizer.model.for_gigatoken()
-        self._full = resident_bytes() + CACHE_BYTES
+        self._full = self._process.memory_info().rss + CACHE_BYTES
 
     def encode(self, texts_D: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """(ids_T, lengths_D) of documents given as UTF-8: nothing in front of or behind the ids of each."""
+        """(ids_T, lengths_D) of documents given as UTF-8: nothing before or after the ids of each."""
         if self._fast is None:
             return _join(self._slow(texts_D))
-        if resident_bytes() > self._full:
+        if self._process.memory_info().rss > self._full:
             self._start()
         encode = self._fast.encode
         ids_D = [encode(text) for text in texts_D]
@@ -105,31 +92,34 @@ def _join(ids_D: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return (np.concatenate(ids_D) if ids_D else np.empty(0, np.uint32)), lengths_D
 
 
-def choose_encoder(tokenizer: Tokenizer, sample: list[str], wanted: str | None = None) -> EncoderChoice:
-    """gigatoken if it gives the tokenizer's ids on every text of `sample` and on texts of ours, else `tokenizers`.
+def choose_encoder(tokenizer: Tokenizer, sample: list[str], wanted: str | None = None) -> tuple[EncoderRecord, str]:
+    """gigatoken if it gives the tokenizer's ids on every text of `sample` and on texts of ours, else `tokenizers`; and
+    why that one.
 
     `wanted` names one of the two; a `UserError` says why gigatoken cannot be used where it is wanted.
     """
-    ours = EncoderChoice(TOKENIZERS, _version("tokenizers"), 0, 0, "asked for" if wanted == TOKENIZERS else None)
+    ours = EncoderRecord(TOKENIZERS, version("tokenizers"), 0, 0)
     if wanted == TOKENIZERS:
-        return ours
+        return ours, "asked for"
     texts = [*sample, *PROBES, *_token_probes(tokenizer)]
     try:
         fast = tokenizer.model.for_gigatoken()
         different = next((text for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True)
                           if fast.encode(text.encode("utf-8")).tolist() != ids), None)
-        reason = None if different is None else f"its ids differ from the tokenizer's, first at {different[:60]!r}"
+        if different is None:
+            record = EncoderRecord(GIGATOKEN, version("gigatoken"), len(texts), sum(map(len, texts)))
+            return record, (f"same ids as the tokenizer on a sample of {record.compared_documents:,} texts, "
+                            f"{record.compared_characters:,} characters")
+        reason = f"its ids differ from the tokenizer's, first at {different[:60]!r}"
     except ImportError:
         reason = "gigatoken is not installed (pip install gigatoken)"
     except BaseException as error:  # noqa: BLE001  (an error or panic inside it: this tokenizer is not for it)
         if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
         reason = f"gigatoken cannot load this tokenizer ({' '.join(str(error).split())[:120]})"
-    if reason is None:
-        return EncoderChoice(GIGATOKEN, _version("gigatoken"), len(texts), sum(map(len, texts)))
     if wanted == GIGATOKEN:
         raise UserError(f"--encoder {GIGATOKEN}: {reason}; use --encoder {TOKENIZERS}")
-    return EncoderChoice(ours.name, ours.version, 0, 0, reason)
+    return ours, reason
 
 
 def _token_probes(tokenizer: Tokenizer) -> Iterator[str]:
@@ -139,26 +129,8 @@ def _token_probes(tokenizer: Tokenizer) -> Iterator[str]:
         yield from (name, f"a{name}b", f"a {name} b  {name}\n{name}{name}", f" {name.upper()} {name.lower()} ")
 
 
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def resident_bytes() -> int:
-    """Memory this process holds now (0 where the system does not tell)."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
 def encode_long(pieces: Iterator[str], encode: Callable[[str], np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
-    """The ids of one document, part by part, and of each part whether the cut behind it is proven.
+    """The ids of one document, part by part, and of each part whether the cut after it is proven.
 
     A cut is proven where the tokenizer cuts by itself: the text around it has the same ids when encoded in two.
     Where none of the places near the limit is (a megabyte without a blank, say), the text is cut all the same: a
@@ -166,11 +138,9 @@ def encode_long(pieces: Iterator[str], encode: Callable[[str], np.ndarray]) -> I
     """
     held, length, ended = [], 0, False
     while not ended:
-        piece = next(pieces, None)
-        ended = piece is None
-        if not ended:
-            held.append(piece)
-            length += len(piece)
+        ended = (piece := next(pieces, None)) is None
+        held.append(piece or "")
+        length += len(held[-1])
         while length > LONG_CHARACTERS + WINDOW or (ended and length > LONG_CHARACTERS):
             text = "".join(held)
             place, resume = _place_to_cut(text, encode)
@@ -182,12 +152,11 @@ def encode_long(pieces: Iterator[str], encode: Callable[[str], np.ndarray]) -> I
 
 
 def _place_to_cut(text: str, encode: Callable[[str], np.ndarray]) -> tuple[int, int | None]:
-    """(end of the first part, start of the rest): a SentencePiece model adds the blank in front of the rest itself,
-    so there it is left out. The start is None where no place is proven: cut at the limit."""
-    for place in islice(_candidates(text), CANDIDATES):
-        left = text[place - WINDOW : place]
+    """(end of the first part, start of the rest): a SentencePiece model adds the blank before the rest itself, so there
+    it is left out. The start is None where no place is proven: cut at the limit."""
+    for place in _candidates(text):
         whole = encode(text[place - WINDOW : place + WINDOW]).tolist()
-        first = encode(left).tolist()
+        first = encode(text[place - WINDOW : place]).tolist()
         if whole[: len(first)] == first:
             for start in (place, place + 1):
                 if whole[len(first):] == encode(text[start : place + WINDOW]).tolist():

@@ -1,7 +1,7 @@
 """What the user named -> the paths it stands for, and an account of what lies there and is not read.
 
     1. `expand(item, unread)`   a path as it is; a folder, searched to any depth; a pattern, what it matches
-    2. `Unread`                 what a folder or pattern holds besides, counted by suffix, for one line
+    2. `account_of(unread)`     what a folder or pattern holds besides, counted by suffix, in one line
 
 Links are followed, to files and to folders; each folder is entered once, so that links in a circle do no harm. Names
 that begin with a dot are passed over, and counted. What is there and cannot be looked into is refused.
@@ -10,7 +10,7 @@ that begin with a dot are passed over, and counted. What is there and cannot be 
 import glob
 import os
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 
 from megatron_encdec.platform.errors import UserError
@@ -23,44 +23,24 @@ PARQUET = "python -c \"import pandas as p; p.read_csv('{0}'{1}).to_parquet('{0}.
 WAYS = {".csv": PARQUET.replace("{1}", ""), ".tsv": PARQUET.replace("{1}", ", sep='\\t'"),
         ".arrow": "python -c \"import datasets as d; d.Dataset.from_file('{0}').to_parquet('{0}.parquet')\"",
         ".zip": "unpack it first: unzip '{0}'", ".tar": "unpack it first: tar -xf '{0}'",
-        ".tgz": "unpack it first: tar -xf '{0}'", ".tar.gz": "unpack it first: tar -xf '{0}'",
-        ".tar.zst": "unpack it first: tar --zstd -xf '{0}'", ".tar.xz": "unpack it first: tar -xf '{0}'",
-        ".tar.bz2": "unpack it first: tar -xf '{0}'", ".gz": "decompress it first: gzip -dk '{0}'",
+        ".tgz": "unpack it first: tar -xf '{0}'", ".gz": "decompress it first: gzip -dk '{0}'",
         ".zst": "decompress it first: zstd -d '{0}'", ".xz": "decompress it first: xz -dk '{0}'",
         ".bz2": "decompress it first: bzip2 -dk '{0}'"}
 
 
-class Unread:
-    """Files that were found and are not read: `add(path)`, then `line()` for all of them."""
+def kind_of_unread(path: str, what: str = "") -> str:
+    """As what the file at `path` is counted: its suffix, and `what` it is besides."""
+    return HIDDEN if os.path.basename(path).startswith(".") else f"{suffix_of(path) or 'without a suffix'}{what}"
 
-    def __init__(self):
-        self._paths: dict[str, dict[str, None]] = {}  # by kind, in the order found, each once
 
-    def __bool__(self) -> bool:
-        return bool(self._paths)
-
-    def add(self, path: str, what: str = "") -> None:
-        """Count the file at `path`, under its suffix and `what` it is besides."""
-        kind = HIDDEN if os.path.basename(path).startswith(".") else f"{suffix_of(path) or 'without a suffix'}{what}"
-        self._paths.setdefault(kind, {})[path] = None
-
-    def update(self, other: "Unread") -> None:
-        """Add what the other one counts."""
-        for kind, paths in other._paths.items():
-            self._paths.setdefault(kind, {}).update(paths)
-
-    def line(self) -> str:
-        """`3 .csv, 1 .json.bz2`, the most frequent first."""
-        kinds = [f"{len(self._paths[kind]):,} {kind}" for kind in self._by_count()]
-        rest = sum(len(self._paths[kind]) for kind in self._by_count()[SHOWN:])
-        return ", ".join(kinds[:SHOWN]) + (f", {rest:,} others" if rest else "")
-
-    def way_out(self) -> str:
-        """What to do with the first of the most frequent kind, "" where we know nothing."""
-        return next((way_out(next(iter(self._paths[kind]))) for kind in self._by_count() if kind != HIDDEN), "")
-
-    def _by_count(self) -> list[str]:
-        return sorted(self._paths, key=lambda kind: (kind == HIDDEN, -len(self._paths[kind])))
+def account_of(unread: dict[str, str]) -> tuple[str, str]:
+    """`3 .csv, 1 .json.bz2`, the most frequent first; and `; what to do` with the first file of the first kind."""
+    counts = Counter(unread.values())
+    kinds = sorted(counts, key=lambda kind: (kind == HIDDEN, -counts[kind]))
+    rest = sum(counts[kind] for kind in kinds[SHOWN:])
+    line = ", ".join(f"{counts[kind]:,} {kind}" for kind in kinds[:SHOWN]) + (f", {rest:,} others" if rest else "")
+    first = next((path for path, kind in unread.items() if kind == kinds[0] != HIDDEN), None)
+    return line, way_out(first) if first else ""
 
 
 def suffix_of(path: str) -> str:
@@ -72,15 +52,15 @@ def suffix_of(path: str) -> str:
 def way_out(path: str) -> str:
     """`; what to do` with a file that has a suffix we do not read, "" where we know nothing."""
     suffix = suffix_of(path)
-    way = WAYS.get(suffix) or WAYS.get(os.path.splitext(suffix)[1])
+    way = WAYS.get(".tar" if suffix.startswith(".tar.") else suffix) or WAYS.get(os.path.splitext(suffix)[1])
     if not way:
         return ""
     return "; " + ("convert it: " if way.startswith("python") else "") + way.replace("{0}", path)
 
 
-def expand(item: str, unread: Unread) -> tuple[list[str], bool]:
-    """The paths that `item` stands for, sorted, and whether it names one file. Raises `UserError` for a path that is
-    not there, or a pattern that matches nothing."""
+def expand(item: str, unread: dict[str, str]) -> tuple[list[str], bool]:
+    """The paths that `item` stands for, sorted, and whether it names one file; what is passed over goes to `unread`
+    (path: kind). Raises `UserError` for a path that is not there, or a pattern that matches nothing."""
     if os.path.isdir(item):
         return sorted(path for _, paths in _walk([item], unread) for path in paths), False
     if os.path.lexists(item):
@@ -103,7 +83,7 @@ def _pattern(item: str) -> str:
     return glob.escape(there) + item[len(there):]
 
 
-def _matches(pattern: str, unread: Unread) -> Iterator[str]:
+def _matches(pattern: str, unread: dict[str, str]) -> Iterator[str]:
     """What `glob` finds, with a `**` that enters each folder once."""
     parts = ANY_DEPTH.split(pattern, maxsplit=1)
     if len(parts) == 1:
@@ -115,14 +95,14 @@ def _matches(pattern: str, unread: Unread) -> Iterator[str]:
         yield from _matches(os.path.join(glob.escape(name), after), unread)
 
 
-def _walk(roots: Iterable[str], unread: Unread) -> Iterator[tuple[str, list[str]]]:
+def _walk(roots: Iterable[str], unread: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
     """(folder, paths of its files) of `roots` and all folders below, each once, by device and inode. What can be
     reached without a link has its name without one."""
-    waiting, behind_links, entered = [], deque(), set()
+    waiting, through_links, entered = [], deque(), set()
     for root in roots:
-        (behind_links if os.path.islink(root) else waiting).append(root)
-    while waiting or behind_links:
-        folder = waiting.pop() if waiting else behind_links.popleft()
+        (through_links if os.path.islink(root) else waiting).append(root)
+    while waiting or through_links:
+        folder = waiting.pop() if waiting else through_links.popleft()
         try:
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in entered:
@@ -136,7 +116,7 @@ def _walk(roots: Iterable[str], unread: Unread) -> Iterator[tuple[str, list[str]
                             "readable, or name the files to read with a pattern") from None
         for entry in entries:
             if entry.name.startswith("."):
-                unread.add(entry.path)
+                unread[entry.path] = kind_of_unread(entry.path)
             elif entry in folders:
-                (behind_links if entry.is_symlink() else waiting).append(entry.path)
+                (through_links if entry.is_symlink() else waiting).append(entry.path)
         yield folder, [entry.path for entry in entries if entry not in folders and not entry.name.startswith(".")]

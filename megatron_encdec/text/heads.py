@@ -1,10 +1,8 @@
 """What a file's first bytes say and its name does not, told before any work is done.
 
-    1. `check_head(...)`   refuses pointers of Git LFS, other formats under this name, and files of lines that are not
-                           JSON lines in UTF-8: UTF-16, line ends of CR alone, one JSON array or object
+    1. `check_head(...)`   refuses what is wrong with a whole file: pointers of Git LFS, other formats under this name,
+                           lines in UTF-16, line ends of CR alone, one JSON array or object
     2. `is_utf16(data)`    of a whole text, which is counted and not refused
-
-Only what concerns a whole file is refused here. A line that cannot be used is counted where it is read.
 """
 
 import json
@@ -13,7 +11,7 @@ import shlex
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.rundir.files import POINTER_BYTES, refuse_pointer
-from megatron_encdec.text.streams import open_stream
+from megatron_encdec.text.streams import open_stream, reading
 
 HEAD = 64 << 10  # bytes that are looked at
 UTF16_BYTES = 1024  # of them, for UTF-16 without a mark
@@ -35,16 +33,13 @@ class OneObject(UserError):
 
 
 def check_head(path: str, kind: str, size: int) -> None:
-    """Raises `UserError` where the file at `path`, of `size` bytes, is not what its `kind` (of `InputFile`) says."""
+    """Raises `UserError` where the file at `path`, of `size` bytes, is not what its `kind` (`corpus.kind_of`) says."""
     if size < POINTER_BYTES:
         refuse_pointer(path)
     if kind == "text":
         return
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD if kind == "lines" else 16)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
+    with reading(path), open(path, "rb") as file:
+        head = file.read(HEAD if kind == "lines" else 16)
     wanted = {"lines": None, "rows": "Parquet"}.get(kind, "gzip" if path.lower().endswith(".gz") else "zstd")
     if wanted and not head:
         raise IntegrityError(f"{path}: 0 bytes, which is no {wanted} file, not even an empty one; copy it again, or "

@@ -1,20 +1,23 @@
 """Megatron's indexed binary format, written as a stream and without torch.
 
-    1. `IndexedWriter(prefix, dtype, folder)`   `append` documents, `finish` (everything on disk), `publish` (renamed)
-    2. `read_header(path)`                      what an `.idx` file says about itself
+    1. `IndexedWriter(folder, name, dtype)`   appends documents; `finish` puts the index together, all on disk
+    2. `read_header(prefix)`                  what an `.idx` file says about itself
 
 `.bin` is the token ids of all documents, one after the other. `.idx`, little-endian, is
 
     9 bytes "MMIDIDX\\0\\0" · uint64 version 1 · uint8 dtype code · uint64 sequences n · uint64 n + 1
     int32 lengths_n (tokens) · int64 pointers_n (bytes into .bin) · int64 documents_(n+1), here 0..n
 
-(the format of megatron.core.datasets.indexed_dataset; a document is one sequence here). Memory stays flat:
-lengths wait in a file of their own until the index is put together. Letters: n documents.
+(the format of megatron.core.datasets.indexed_dataset; a document is one sequence here). Why not its
+IndexedDatasetBuilder, whose bytes these are: it takes a torch tensor a document, keeps all lengths in memory (its tool
+needs 12 times ours, docs/performance.md), cannot go on after a crash, and neither hashes nor fsyncs. Here lengths wait
+in a file of their own until the index is put together. Letters: n documents.
 """
 
 import contextlib
 import hashlib
 import os
+import shutil
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +28,6 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
-from megatron_encdec.rundir.files import fsync_directory, replace_durably
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -58,29 +60,56 @@ class IndexedFiles:
 
     documents: int
     tokens: int
+    dtype: str
     bin_bytes: int
     idx_bytes: int
     shards: tuple[str, ...]
     idx_sha256: str
 
 
-class IndexedWriter:
-    """Writes `PREFIX.bin` and `PREFIX.idx` as `NAME.bin`, `NAME.lengths`, `NAME.idx` in `folder` until `publish`.
+class ShardHashes:
+    """Hex sha256 of each shard of a `.bin` that comes piece by piece; `finished` holds those of whole shards."""
 
-    A context manager; what stands in the folder stays there, for a later writer to `take_back`. Without a folder the
-    files stand beside the prefix, hidden. Raises `UserError` if the place cannot be written.
+    def __init__(self):
+        self.finished: list[str] = []
+        self._digest, self._size = hashlib.sha256(), 0
+
+    def copy(self) -> "ShardHashes":
+        """One that goes on from here by itself."""
+        other = ShardHashes()
+        other.finished, other._digest, other._size = list(self.finished), self._digest.copy(), self._size
+        return other
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Hash what follows."""
+        data = memoryview(data)
+        while len(data):
+            piece = data[: SHARD_SIZE - self._size]
+            self._digest.update(piece)
+            self._size += len(piece)
+            data = data[len(piece):]
+            if self._size == SHARD_SIZE:
+                self.end_shard()
+
+    def end_shard(self) -> None:
+        """What follows is of a new shard."""
+        if self._size:
+            self.finished.append(self._digest.hexdigest())
+            self._digest, self._size = hashlib.sha256(), 0
+
+
+class IndexedWriter:
+    """Writes NAME.bin and NAME.idx in `folder`, with NAME.lengths for a while.
+
+    A context manager; what stands in the folder stays there, for a later writer to `take_back`; `cut` drops the rest.
+    Raises `UserError` if the place cannot be written.
     """
 
-    def __init__(self, prefix: str | Path, dtype: np.dtype, folder: str | Path | None = None, name: str = "data"):
-        self.prefix, self.dtype = Path(prefix), np.dtype(dtype)
-        if folder is None:
-            folder, name = self.prefix.parent, f".{self.prefix.name}"
+    def __init__(self, folder: str | Path, name: str, dtype: np.dtype):
+        self.prefix, self.dtype = Path(folder, name), np.dtype(dtype)
         self.documents = self.tokens = 0
-        self._shards: list[str] = []
-        self._digest, self._digested = hashlib.sha256(), 0
+        self._hashes = ShardHashes()
         self._files = contextlib.ExitStack()
-        self._folder, self._name = Path(folder), name
-        self._paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("bin", "lengths", "idx")}
         self._bin, self._lengths = self._open("bin"), self._open("lengths")
         self._syncing = self._files.enter_context(ThreadPoolExecutor(1))
         self._synced, self._sync = 0, None
@@ -91,124 +120,109 @@ class IndexedWriter:
     def __exit__(self, *_) -> None:
         self._files.close()
 
-    def append(self, tokens_T: np.ndarray, lengths_N: np.ndarray) -> None:
-        """Add N documents: their ids in one row (T = sum of lengths, writer's dtype), their lengths."""
-        if tokens_T.dtype != self.dtype or tokens_T.size != lengths_N.sum():
-            raise ValueError(f"{tokens_T.size} ids of {tokens_T.dtype} for {lengths_N.sum()} of {self.dtype}")
-        self._append_bytes(memoryview(np.ascontiguousarray(tokens_T)).cast("B"))
-        self._append_lengths(lengths_N)
+    @property
+    def bin_bytes(self) -> int:
+        """Bytes of `.bin` so far."""
+        return self.tokens * self.dtype.itemsize
 
     def append_file(self, path: Path, lengths_N: np.ndarray) -> None:
-        """The same with the ids in a file, read piece by piece."""
+        """Add N documents: their ids are the file at `path` (read piece by piece), their lengths in tokens."""
         with open(path, "rb") as file:
             while piece := file.read(PIECE):
-                self._append_bytes(piece)
+                self._bin.write(piece)
+                self._hashes.update(piece)
+                self.tokens += len(piece) // self.dtype.itemsize
+                self._sync_now_and_then()
         self._append_lengths(lengths_N)
 
     def append_part(self, prefix: str | Path, shards: tuple[str, ...]) -> None:
-        """A whole finished pair, whose shards' hashes are known: its bytes are copied, not hashed again.
+        """Add a whole finished pair, whose shards' hashes are known: its bytes are copied, not hashed again.
 
-        The grid of shards starts anew behind it.
+        The grid of shards starts anew after it.
         """
-        self._close_shard()
+        self._hashes.end_shard()
         header = read_header(prefix)
         with open(bin_path(prefix), "rb") as source:
-            _copy(source, self._bin, header.bin_bytes)
-        self._shards += shards
+            shutil.copyfileobj(source, self._bin, PIECE)
+        self._hashes.finished += shards
+        self.tokens += header.bin_bytes // self.dtype.itemsize
+        if self._bin.tell() != self.bin_bytes:
+            raise IntegrityError(f"{bin_path(prefix)}: changed while it was copied; copy it again")
         with open(idx_path(prefix), "rb") as index:
             index.seek(HEADER.size)
-            left = header.documents
-            while left:
-                lengths_N = np.frombuffer(index.read(4 * min(left, CHUNK)), "<i4")
-                self._append_lengths(lengths_N)
-                left -= len(lengths_N)
+            for start in range(0, header.documents, CHUNK):
+                count = min(CHUNK, header.documents - start)
+                self._append_lengths(np.frombuffer(index.read(4 * count), "<i4"))
 
-    def take_back(self, tokens: int, documents: int, sha256: str) -> "Continuation | None":
-        """What follows in the files of an earlier writer, if it is these `tokens` and `documents`: the state to
-        `go_on` from. Changes nothing here."""
-        digest, shards = hashlib.sha256(), Continuation(self._digest.copy(), self._digested, list(self._shards))
+    def take_back(self, tokens: int, documents: int, sha256: str) -> ShardHashes | None:
+        """Whether these `tokens` and `documents` follow in the files of an earlier writer: the hashes to `go_on` with,
+        None if not. Changes nothing here."""
+        digest, hashes = hashlib.sha256(), self._hashes.copy()
         left = tokens * self.dtype.itemsize
-        self._bin.seek(self.tokens * self.dtype.itemsize)
+        self._bin.seek(self.bin_bytes)
         while left:
             piece = self._bin.read(min(left, PIECE))
             if not piece:
                 return None
             digest.update(piece)
-            shards.update(memoryview(piece))
+            hashes.update(piece)
             left -= len(piece)
         self._lengths.seek(4 * self.documents)
         lengths_N = np.frombuffer(self._lengths.read(4 * documents), "<i4")
         if digest.hexdigest() != sha256 or len(lengths_N) != documents or lengths_N.sum(dtype=np.int64) != tokens:
             return None
-        shards.tokens, shards.documents = tokens, documents
-        return shards
+        return hashes
 
-    def go_on(self, state: "Continuation") -> None:
+    def go_on(self, tokens: int, documents: int, hashes: ShardHashes) -> None:
         """Count what `take_back` found as written."""
-        self._digest, self._digested, self._shards = state.digest, state.digested, state.shards
-        self.tokens += state.tokens
-        self.documents += state.documents
+        self._hashes = hashes
+        self.tokens += tokens
+        self.documents += documents
 
     def cut(self) -> None:
-        """Drop what stands in the files behind what was taken back; appending goes on there."""
-        for file, size in ((self._bin, self.tokens * self.dtype.itemsize), (self._lengths, 4 * self.documents)):
+        """Drop what stands in the files after what was taken back; appending goes on there."""
+        for file, size in ((self._bin, self.bin_bytes), (self._lengths, 4 * self.documents)):
             file.truncate(size)
             file.seek(size)
-
-    def finish(self) -> IndexedFiles:
-        """Put the index together and bring everything to disk, still under temporary names."""
-        if self._sync:
-            self._sync.result()  # an error of the disk is told once only
-        _flush_to_disk(self._bin)
-        self._close_shard()
-        digest = hashlib.sha256()
-        file = self._open("idx")
-        file.truncate(0)
-        for piece in self._index_pieces():
-            file.write(piece)
-            digest.update(piece)
-        _flush_to_disk(file)
-        return IndexedFiles(self.documents, self.tokens, self.tokens * self.dtype.itemsize,
-                            self._paths["idx"].stat().st_size, tuple(self._shards), digest.hexdigest())
-
-    def publish(self) -> None:
-        """Give the finished files their names, the `.idx` last."""
-        idx_path(self.prefix).unlink(missing_ok=True)  # now no crash can pair an old file with a new one
-        fsync_directory(self.prefix.parent)
-        bring_out(self._folder, self._name, self.prefix)
-
-    def _append_bytes(self, data) -> None:
-        self._bin.write(data)
-        self.tokens += len(data) // self.dtype.itemsize
-        state = Continuation(self._digest, self._digested, self._shards)
-        state.update(memoryview(data))
-        self._digest, self._digested = state.digest, state.digested
-        written = self.tokens * self.dtype.itemsize
-        if written - self._synced >= SYNC_BYTES and (self._sync is None or self._sync.done()):
-            if self._sync:
-                self._sync.result()
-            self._synced = written  # to disk meanwhile, so that the end need not wait for all of it
-            self._sync = self._syncing.submit(os.fdatasync, self._bin.fileno())
-
-    def _append_lengths(self, lengths_N: np.ndarray) -> None:
-        self._lengths.write(lengths_N.astype("<i4").tobytes())
-        self.documents += len(lengths_N)
-
-    def _close_shard(self) -> None:
-        if self._digested:
-            self._shards.append(self._digest.hexdigest())
-            self._digest, self._digested = hashlib.sha256(), 0
 
     def flush(self) -> None:
         """Hand everything to the system, so that it outlives this process."""
         self._bin.flush()
         self._lengths.flush()
 
+    def finish(self) -> IndexedFiles:
+        """Put the index together and bring everything to disk."""
+        if self._sync:
+            self._sync.result()  # an error of the disk is told once only
+        _flush_to_disk(self._bin)
+        self._hashes.end_shard()
+        digest, idx_bytes = hashlib.sha256(), 0
+        file = self._open("idx")
+        file.truncate(0)
+        for piece in self._index_pieces():
+            idx_bytes += file.write(piece)
+            digest.update(piece)
+        _flush_to_disk(file)
+        return IndexedFiles(self.documents, self.tokens, self.dtype.name, self.bin_bytes, idx_bytes,
+                            tuple(self._hashes.finished), digest.hexdigest())
+
+    def _append_lengths(self, lengths_N: np.ndarray) -> None:
+        self._lengths.write(lengths_N.astype("<i4").tobytes())
+        self.documents += len(lengths_N)
+
+    def _sync_now_and_then(self) -> None:
+        """Bring `.bin` to disk meanwhile, so that the end need not wait for all of it."""
+        if self.bin_bytes - self._synced >= SYNC_BYTES and (self._sync is None or self._sync.done()):
+            if self._sync:
+                self._sync.result()
+            self._synced = self.bin_bytes
+            self._sync = self._syncing.submit(os.fdatasync, self._bin.fileno())
+
     def _index_pieces(self) -> Iterator[bytes]:
         code = next(code for code, dtype in DTYPES.items() if self.dtype == dtype)
         yield HEADER.pack(MAGIC, 1, code, self.documents, self.documents + 1)
         self._lengths.flush()
-        with open(self._paths["lengths"], "rb") as file:
+        with open(f"{self.prefix}.lengths", "rb") as file:
             while piece := file.read(4 * CHUNK):
                 yield piece
             file.seek(0)
@@ -221,54 +235,12 @@ class IndexedWriter:
             yield np.arange(start, min(start + CHUNK, self.documents + 1), dtype="<i8").tobytes()
 
     def _open(self, suffix: str) -> BinaryIO:
-        path = self._paths[suffix]
+        path = f"{self.prefix}.{suffix}"
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise UserError(f"{path}: cannot write the output: {error.strerror}") from None
         return self._files.enter_context(open(descriptor, "r+b"))
-
-
-def bring_out(folder: Path, name: str, prefix: Path) -> None:
-    """Give a writer's finished files in `folder` their names, the `.idx` last, as far as that is not done yet."""
-    for path in (bin_path, idx_path):
-        if path(folder / name).exists():
-            replace_durably(path(folder / name), path(prefix))
-    (folder / f"{name}.lengths").unlink(missing_ok=True)
-
-
-class Continuation:
-    """The state of hashing `.bin` shard by shard, and how far it is from where the writer stood."""
-
-    def __init__(self, digest, digested: int, shards: list[str]):
-        self.digest, self.digested, self.shards = digest, digested, shards
-        self.tokens = self.documents = 0
-
-    def update(self, data: memoryview) -> None:
-        """Hash what follows in `.bin`; each full shard's hash is appended to `shards`."""
-        while len(data):
-            piece = data[: SHARD_SIZE - self.digested]
-            self.digest.update(piece)
-            self.digested += len(piece)
-            data = data[len(piece):]
-            if self.digested == SHARD_SIZE:
-                self.shards.append(self.digest.hexdigest())
-                self.digest, self.digested = hashlib.sha256(), 0
-
-
-def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
-    """Copy `count` bytes inside the kernel, where the file system can even without moving them."""
-    target.flush()
-    left = count
-    while left:
-        try:
-            done = os.copy_file_range(source.fileno(), target.fileno(), left)
-        except OSError:  # two file systems, or one that cannot
-            done = os.sendfile(target.fileno(), source.fileno(), None, min(left, 1 << 30))
-        if not done:
-            raise IntegrityError(f"{source.name}: ended {left} bytes early; copy it again")
-        left -= done
-    target.seek(0, os.SEEK_END)
 
 
 def _flush_to_disk(file: BinaryIO) -> None:
@@ -283,7 +255,6 @@ class IndexHeader:
     dtype: np.dtype
     sequences: int
     documents: int
-    idx_bytes: int
     bin_bytes: int
 
 
@@ -307,26 +278,22 @@ def read_header(prefix: str | Path) -> IndexHeader:
             expected = HEADER.size + 12 * sequences + 8 * documents
             if found != expected:
                 raise size_error(path, expected, found)
-            bin_bytes = _bin_bytes(file, sequences, dtype.itemsize)
-            return IndexHeader(dtype, sequences, documents - 1, found, bin_bytes)
+            bin_bytes = 0
+            if sequences:
+                file.seek(HEADER.size + 4 * (sequences - 1))
+                (length,) = struct.unpack("<i", file.read(4))
+                file.seek(HEADER.size + 4 * sequences + 8 * (sequences - 1))
+                (pointer,) = struct.unpack("<q", file.read(8))
+                bin_bytes = pointer + length * dtype.itemsize
+            return IndexHeader(dtype, sequences, documents - 1, bin_bytes)
     except FileNotFoundError:
         raise IntegrityError(f"{path}: missing; write it with megatron-encdec preprocess") from None
     except OSError as error:
         raise UserError(f"{path}: cannot read the index: {error.strerror}") from None
 
 
-def _bin_bytes(file: BinaryIO, sequences: int, itemsize: int) -> int:
-    if sequences == 0:
-        return 0
-    file.seek(HEADER.size + 4 * (sequences - 1))
-    (length,) = struct.unpack("<i", file.read(4))
-    file.seek(HEADER.size + 4 * sequences + 8 * (sequences - 1))
-    (pointer,) = struct.unpack("<q", file.read(8))
-    return pointer + length * itemsize
-
-
 def size_error(path: Path, expected: int, found: int) -> IntegrityError:
     """The error for a file that is shorter or longer than it has to be."""
     what = "truncated" if found < expected else "has bytes appended"
-    return IntegrityError(f"{path}: {what}: expected {expected:,} bytes, found {found:,}; copy it again, or "
-                          f"run preprocess again")
+    return IntegrityError(f"{path}: {what}: expected {expected:,} bytes, found {found:,}; copy it again, or run "
+                          "preprocess again")

@@ -4,21 +4,27 @@
     2. `write`, `read`          to and from JSON
     3. `check_files(prefix)`    do `.bin`, `.idx` and manifest belong together? In milliseconds at any size
 
-The data's fingerprint is the hash of the list of its shards' hashes, with the index's hash at the end: merged
-or copied shards keep their hashes, and any changed byte changes the fingerprint. The manifest depends on
-nothing but inputs, settings and installed encoder (no times, no worker count): equal runs write equal ones.
+A shard is a piece of `.bin` of a fixed size, with a hash of its own. The data's fingerprint is the hash of the list of
+these hashes, with the index's hash at the end: merged or copied shards keep their hashes, and any changed byte changes
+the fingerprint. The manifest depends on nothing but inputs, settings and installed encoder (no times, no worker count):
+equal runs write equal ones.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.platform.schema import build, to_dict
 from megatron_encdec.rundir.files import refuse_pointer, write_json_atomic
 from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, bin_path, idx_path, read_header, size_error
-from megatron_encdec.text.losses import Losses
+
+TRAIN, VALIDATION = "train", "validation"
+# What a tokenizer may not be able to keep of a text: counted, so that nothing is missing without a number.
+LOSSES = {"special_tokens_in_text": "special tokens spelt out in the text, which this tokenizer cannot keep as text",
+          "unknown_tokens": "unknown tokens stand for text that this tokenizer does not know",
+          "dropped_characters": "characters that this tokenizer does not know are left out (it has no unknown token)"}
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,11 @@ class TokenizerRecord:
 
 
 @dataclass(frozen=True)
-class InputRecord:
-    """An input file as it was when read."""
+class InputFile:
+    """An input as it was when listed: its `path` as the user gave it, `size` in bytes, `mtime_ns`.
+
+    A hub dataset has its whole `hf:` name as path, and size and time 0.
+    """
 
     path: str
     size: int
@@ -61,28 +70,26 @@ class EncoderRecord:
 
 @dataclass(frozen=True)
 class Settings:
-    """What else decided the content. `split` is `train`, or `validation` for the documents drawn aside; `shard` "i/n"
+    """What else decided the content. `split` is `train`, or `validation` for the documents drawn aside; `share` "i/n"
     says which part of the inputs this is, "1/1" all of them."""
 
     text_key: str
     validation_percent: float
     split: str
-    shard: str = "1/1"
+    share: str = field(default="1/1", metadata={"key": "shard"})
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The record beside a `.bin/.idx` pair.
 
-    `bytes_in`: bytes of decompressed input that these documents (and the skipped ones) took; with the
-    validation split's they add up to the inputs. `characters`: of the documents' texts. `tokens`: with one
-    end of document each. Skipped documents are counted with the train split. `shard_bytes`: bytes of `.bin`
+    `bytes_in`: bytes of decompressed input that these documents (and the skipped ones, counted with the train split)
+    took. `characters`: of the documents' texts. `tokens`: with one end of document each. `shard_bytes`: bytes of `.bin`
     under one hash. `parts`: bytes of `.bin` from each merged output (empty: it is all one); the shards of each begin
-    anew, and the last of each may be shorter. `encoder`: None in data of earlier versions. `unproven_cuts`: places
-    in very long documents where the text had to be cut for the tokenizer without proof that it makes no difference.
-    What the tokenizer could not keep of the texts (0 in data of earlier versions, where it was not counted):
-    `special_tokens_in_text`: special tokens spelt out that it has no tokens for; `unknown_tokens`: places where its
-    unknown token stands; `dropped_characters`: characters that left nothing behind.
+    anew, and the last of each may be shorter. `unproven_cuts`: places in very long documents where the text had to be
+    cut for the tokenizer without proof that it makes no difference. The last three are `LOSSES`; they are 0, and
+    `encoder` is None, in data of earlier versions. `tokenizer` and `settings` are None where another tool wrote the
+    pair (`data/fingerprint.py`), never in a PREFIX.manifest.json.
     """
 
     documents: int
@@ -91,15 +98,15 @@ class Manifest:
     characters: int
     skipped: dict[str, Skipped]
     dtype: str
-    tokenizer: TokenizerRecord
-    settings: Settings
+    tokenizer: TokenizerRecord | None
+    settings: Settings | None
     bin_bytes: int
     idx_bytes: int
     shard_bytes: int
     shards: tuple[str, ...]
     idx_sha256: str
     fingerprint: str
-    inputs: tuple[InputRecord, ...]
+    inputs: tuple[InputFile, ...]
     parts: tuple[int, ...] = ()
     encoder: EncoderRecord | None = None
     unproven_cuts: int = 0
@@ -108,8 +115,8 @@ class Manifest:
     dropped_characters: int = 0
 
     def losses(self) -> dict[str, int]:
-        """What the tokenizer could not keep of the texts, by name."""
-        return {loss.name: getattr(self, loss.name) for loss in fields(Losses)}
+        """`LOSSES`, counted."""
+        return {loss: getattr(self, loss) for loss in LOSSES}
 
 
 def manifest_path(prefix: str | Path) -> Path:
@@ -117,31 +124,41 @@ def manifest_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.manifest.json")
 
 
+def split_prefixes(prefix: str | Path, validation_percent: float) -> dict[str, Path]:
+    """Where each split goes: PREFIX, and PREFIX.validation where documents are set aside."""
+    found = {TRAIN: Path(prefix)}
+    return found | {VALIDATION: Path(f"{prefix}.{VALIDATION}")} if validation_percent else found
+
+
 def data_fingerprint(shards: tuple[str, ...], idx_sha256: str) -> str:
     """Hex sha256 over the hashes of the shards and of the index, one a line."""
     return hashlib.sha256("\n".join([*shards, idx_sha256]).encode()).hexdigest()
 
 
-def describe(files: IndexedFiles, dtype: str, **facts) -> Manifest:
+def describe(files: IndexedFiles, **facts) -> Manifest:
     """The manifest of finished `files`; `facts` are the fields that the files themselves do not tell."""
-    return Manifest(documents=files.documents, tokens=files.tokens, dtype=dtype, bin_bytes=files.bin_bytes,
-                    idx_bytes=files.idx_bytes, shard_bytes=SHARD_SIZE, shards=files.shards,
-                    idx_sha256=files.idx_sha256, fingerprint=data_fingerprint(files.shards, files.idx_sha256),
+    return Manifest(**vars(files), shard_bytes=SHARD_SIZE, fingerprint=data_fingerprint(files.shards, files.idx_sha256),
                     **facts)
 
 
-def write(prefix: str | Path, manifest: Manifest) -> None:
-    """Write `PREFIX.manifest.json`, whole or not at all."""
-    write_json_atomic(manifest_path(prefix), to_dict(manifest))
+def write(path: Path, manifest: Manifest) -> None:
+    """Write `manifest` to `path`, whole or not at all."""
+    write_json_atomic(path, to_dict(manifest))
 
 
 def read(prefix: str | Path) -> Manifest:
     """Read `PREFIX.manifest.json`; a `UserError` names the file if it is missing or malformed."""
-    path = manifest_path(prefix)
+    manifest = read_file(path := manifest_path(prefix))
+    if not (manifest.tokenizer and manifest.settings):
+        raise UserError(f"{path}: not a manifest of preprocess (no tokenizer, no settings); run preprocess again")
+    return manifest
+
+
+def read_file(path: Path) -> Manifest:
+    """Read the manifest at `path`, whoever wrote the data."""
     refuse_pointer(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        manifest = build(Manifest, content)
+        manifest = build(Manifest, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path}: no such manifest; preprocess writes it last") from None
     except (OSError, ValueError, RecursionError, UserError) as error:
@@ -159,34 +176,26 @@ def check_files(prefix: str | Path) -> Manifest | None:
     truncated or appended to, with the expected and found bytes.
     """
     manifest = read(prefix) if manifest_path(prefix).exists() else None
-    sizes = {}
-    for path in (bin_path(prefix), idx_path(prefix)):
+    wanted = (manifest.bin_bytes, manifest.idx_bytes) if manifest else (None, None)
+    for path, size in zip((bin_path(prefix), idx_path(prefix)), wanted, strict=True):
         if not path.is_file():
             raise IntegrityError(f"{path}: missing; write it with preprocess --output {prefix}")
         refuse_pointer(path)
-        sizes[path] = path.stat().st_size
-    if manifest:
-        for path, expected in zip(sizes, (manifest.bin_bytes, manifest.idx_bytes), strict=True):
-            if sizes[path] != expected:
-                raise size_error(path, expected, sizes[path])
-    header = read_header(prefix)
-    found = sizes[bin_path(prefix)]
-    if header.bin_bytes != found and manifest:  # which vouches for the size of .bin
+        if size not in (None, path.stat().st_size):
+            raise size_error(path, size, path.stat().st_size)
+    header, found = read_header(prefix), bin_path(prefix).stat().st_size
+    if header.bin_bytes != found:
+        if manifest is None:
+            raise size_error(bin_path(prefix), header.bin_bytes, found)
         raise IntegrityError(f"{idx_path(prefix)}: altered: its last document ends at byte {header.bin_bytes:,} of "
                              f"{found:,}; copy it again, or run preprocess again")
-    if header.bin_bytes != found:
-        raise size_error(bin_path(prefix), header.bin_bytes, found)
     if manifest:
-        _check_counts(prefix, manifest, header)
+        tokens = header.bin_bytes // header.dtype.itemsize
+        for what, expected, found in (("documents", manifest.documents, header.documents),
+                                      ("sequences", manifest.documents, header.sequences),
+                                      ("tokens", manifest.tokens, tokens),
+                                      ("dtype", manifest.dtype, header.dtype.name)):
+            if expected != found:
+                raise IntegrityError(f"{idx_path(prefix)}: has {found} {what}, {manifest_path(prefix)} says "
+                                     f"{expected}: they are of different runs; run preprocess again")
     return manifest
-
-
-def _check_counts(prefix: str | Path, manifest: Manifest, header) -> None:
-    tokens = header.bin_bytes // header.dtype.itemsize
-    for what, expected, found in (("documents", manifest.documents, header.documents),
-                                  ("sequences", manifest.documents, header.sequences),
-                                  ("tokens", manifest.tokens, tokens),
-                                  ("dtype", manifest.dtype, header.dtype.name)):
-        if expected != found:
-            raise IntegrityError(f"{idx_path(prefix)}: has {found} {what}, {manifest_path(prefix)} says "
-                                 f"{expected}: they are of different runs; run preprocess again")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
 
-# A column without any text, as one shard of a data set may have it, is written with type null.
+# A column without any text, as one file of a data set may have it, is written with type null.
 TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
 ROWS_AT_ONCE, BYTES_AT_ONCE = 1024, 16 << 20
 

@@ -5,29 +5,38 @@
     journal         one line a finished chunk: the line's own sha256, its account with the sha256 of its ids
     train.bin ...   the output so far, chunk after chunk; see `text/indexed.py`
     ids-*, block-*  chunks under way
+    finished.json   the manifests, while the finished files get their names
 
-    1. `PartialRun(prefix, plan)`   locks the folder; `resumed` says whether it holds this very plan
-    2. `finished_chunks()`          the journal, without a last line that a crash cut short
-    3. `record(account)`            a line more
-    4. `remove()`                   at the end; `remove_left(prefix, plan)` where a run was killed just before that
+    1. `PartialRun(prefix, plan)`      locks the folder; `resumed` says whether it holds this very plan
+    2. `finished_chunks()`             the journal, without a last line that a crash cut short
+    3. `record(account)`               a line more
+    4. `publish(prefixes, written)`    finished files get their names, manifests last; `left_to_publish` after a crash
+    5. `remove()`                      at the end; `remove_left(prefix, plan)` where a run was killed just before that
 
-A chunk is recorded after its ids are appended, so behind the recorded ones the files may hold more, never less:
-after kill -9 the rest is cut off. After a power failure they may hold anything; the hashes tell.
+A chunk is recorded after its ids are appended, so after the recorded ones the files may hold more, never less:
+after kill -9 the rest is cut off. After a power failure they may hold anything; the hashes tell. Each step of `publish`
+leaves what an earlier attempt has done as it is, so that the same call finishes it. Never does a manifest stand beside
+files of another run, nor an old validation split beside new training data.
 """
 
 import contextlib
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Self
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.rundir.files import write_json_atomic
+from megatron_encdec.platform.schema import build, to_dict
+from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_json_atomic
 from megatron_encdec.rundir.lineage import differences
 from megatron_encdec.rundir.lock import NAME as LOCK
 from megatron_encdec.rundir.lock import FolderLock
+from megatron_encdec.text import manifest as manifests
+from megatron_encdec.text.indexed import bin_path, idx_path
+from megatron_encdec.text.manifest import Manifest
 
 SHOWN = 3  # differences of two plans
 
@@ -43,26 +52,29 @@ class PartialRun:
     def __init__(self, prefix: str | Path, plan: dict):
         self.folder = Path(f"{prefix}.partial")
         self.plan = json.loads(json.dumps(plan))
-        self._stack = contextlib.ExitStack()
-        self._journal = None
-        self.resumed = False
-        self.outdated = 0
+        self._finished = self.folder / "finished.json"
+        self.resumed, self.outdated = False, 0
+
+    @property
+    def is_publishing(self) -> bool:
+        """Whether a run was killed while its files got their names."""
+        return self._finished.exists()
 
     def __enter__(self) -> Self:
-        try:
-            self._stack.enter_context(FolderLock(self.folder, "--output"))
-            self.resumed = self.read_plan() == self.plan
-            if not self.resumed:
-                self._refuse_others_work()
-                self._empty()
-                write_json_atomic(self.folder / "plan.json", self.plan)
-            self._journal = self._stack.enter_context(open(self.folder / "journal", "ab"))
-        except OSError as error:
-            self._stack.close()
-            raise UserError(f"{self.folder}: cannot write the output: {error.strerror}") from None
-        except UserError:
-            self._stack.close()
-            raise
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(FolderLock(self.folder, "--output"))
+                self.resumed = self.read_plan() == self.plan
+                if not self.resumed:
+                    self._refuse_others_work()
+                    for entry in self.folder.iterdir():
+                        if entry.name != LOCK:
+                            entry.unlink()
+                    write_json_atomic(self.folder / "plan.json", self.plan)
+                self._journal = stack.enter_context(open(self.folder / "journal", "ab"))
+            except OSError as error:
+                raise UserError(f"{self.folder}: cannot write the output: {error.strerror}") from None
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_) -> None:
@@ -100,6 +112,37 @@ class PartialRun:
         self._journal.write(hashlib.sha256(content).hexdigest().encode() + b" " + content + b"\n")
         self._journal.flush()
 
+    def publish(self, prefixes: Mapping[str, Path], written: Mapping[str, Manifest]) -> None:
+        """Give the files NAME.bin and NAME.idx of the folder, all on disk already, their names, for each NAME in
+        `prefixes`."""
+        write_json_atomic(self._finished, {name: to_dict(manifest) for name, manifest in written.items()})
+        waiting = [prefix for name, prefix in prefixes.items() if bin_path(self.folder / name).exists()]
+        for path in [path(prefix) for path in (manifests.manifest_path, idx_path) for prefix in waiting]:
+            path.unlink(missing_ok=True)  # now no crash can pair an old file with a new one
+            fsync_directory(path.parent)
+        for name, prefix in prefixes.items():
+            for path in (bin_path, idx_path):
+                if path(self.folder / name).exists():
+                    replace_durably(path(self.folder / name), path(prefix))
+            (self.folder / f"{name}.lengths").unlink(missing_ok=True)
+        for name in reversed(list(prefixes)):
+            manifests.write(manifests.manifest_path(prefixes[name]), written[name])
+
+    def left_to_publish(self, prefixes: Mapping[str, Path]) -> dict[str, Manifest] | None:
+        """What an interrupted `publish` of this very plan has left to be called with; None where there is nothing, or
+        files are missing."""
+        try:
+            content = json.loads(self._finished.read_bytes())
+            written = {name: build(Manifest, content[name]) for name in prefixes}
+        except (OSError, ValueError, KeyError, TypeError, UserError):
+            return None
+        for name, prefix in prefixes.items():
+            for path, size in ((bin_path, written[name].bin_bytes), (idx_path, written[name].idx_bytes)):
+                places = [one for one in (path(self.folder / name), path(prefix)) if one.exists()]
+                if not places or places[0].stat().st_size != size:
+                    return None
+        return written if self.resumed else None
+
     def remove(self) -> None:
         """Take the folder away: the run is complete. The journal goes first: without it nothing counts as unfinished
         work, should the rest be left behind."""
@@ -122,11 +165,6 @@ class PartialRun:
             keep = "give it the inputs and settings that it was begun with to go on, "
         raise UserError(f"{self.folder}: holds {chunks} finished chunks, {what}; {keep}name another --output, or "
                         "delete that folder to start over")
-
-    def _empty(self) -> None:
-        for entry in self.folder.iterdir():
-            if entry.name != LOCK:
-                entry.unlink()
 
 
 def _without_times(plan: dict) -> dict:

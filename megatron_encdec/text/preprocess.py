@@ -4,7 +4,7 @@
     2. if the output is complete for the same inputs, tokenizer and settings: say so, done
     3. cut the input into chunks (`text/chunks.py`); workers encode them (`text/encode.py`)
     4. append their ids in input order, a journal line each (`text/partial.py`): the bytes do not depend on the
-       number of workers, and a run that was killed goes on behind its last finished chunk
+       number of workers, and a run that was killed goes on after its last finished chunk
     5. finish the files, write the manifests last
 
 The documents of the validation split go to `PREFIX.validation.*`, all others to `PREFIX.*`.
@@ -20,17 +20,17 @@ from pathlib import Path
 from megatron_encdec.platform.children import Pool, available_cores
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.progress import Progress, short_count
-from megatron_encdec.text import finish
+from megatron_encdec.platform.schema import to_dict
 from megatron_encdec.text import manifest as manifests
+from megatron_encdec.text.account import ChunkAccount, Tally
 from megatron_encdec.text.chunks import CHUNK_BYTES, Chunk, chunks, share_of, slots
-from megatron_encdec.text.corpus import REASONS, InputFile, keys_there, list_files
-from megatron_encdec.text.encode import TRAIN, VALIDATION, ChunkAccount, EncodeSettings, ids_path, remove_parts
-from megatron_encdec.text.encoder import GIGATOKEN, EncoderChoice, choose_encoder
+from megatron_encdec.text.corpus import REASONS, keys_there, kind_of, list_files
+from megatron_encdec.text.encode import EncodeSettings, ids_path, remove_parts
+from megatron_encdec.text.encoder import choose_encoder
 from megatron_encdec.text.indexed import IndexedWriter, bin_path, token_dtype
-from megatron_encdec.text.manifest import Manifest
+from megatron_encdec.text.manifest import TRAIN, VALIDATION, EncoderRecord, InputFile, Manifest
 from megatron_encdec.text.partial import PartialRun, remove_left
 from megatron_encdec.text.sample import ensure_tokenizer, sample_texts
-from megatron_encdec.text.tally import Tally
 from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
 
 
@@ -40,7 +40,7 @@ class PreprocessSettings:
 
     `validation_percent` P in [0, 100): documents whose text's hash falls under P go to `PREFIX.validation.*`.
     `on_error`: `count` documents that cannot be read, or `stop` at the first. `encoder`: `gigatoken`, `tokenizers`
-    or None for the faster one that is proven right. `shard` (i, n): do the i-th of n parts of the input. `workers`:
+    or None for the faster one that is proven right. `share` (i, n): do the i-th of n parts of the input. `workers`:
     processes, by default one a core; the output is the same for any number.
     """
 
@@ -50,8 +50,20 @@ class PreprocessSettings:
     validation_percent: float = 0.0
     on_error: str = "count"
     encoder: str | None = None
-    shard: tuple[int, int] = (1, 1)
+    share: tuple[int, int] = (1, 1)
     workers: int | None = None
+
+    def check(self, prefix: str | Path) -> None:
+        """Raises `UserError` for values that cannot be, and a `prefix` that cannot be written to."""
+        if str(prefix).endswith("/") or Path(prefix).is_dir():
+            raise UserError(f"--output {prefix}: is a directory; give a prefix such as {Path(prefix) / 'corpus'}")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers {self.workers}: at least 1")
+        if not 0 <= self.validation_percent < 100:
+            raise UserError(f"--validation-percent {self.validation_percent}: from 0 to below 100")
+        index, count = self.share
+        if not 1 <= index <= count:
+            raise UserError(f"--shard {index}/{count}: the parts are numbered from 1 to {max(count, 1)}")
 
 
 def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_prefix: str | Path,
@@ -63,21 +75,20 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
     a failed run leaves an older output as it was, and what it has done for the next one.
     """
     settings = PreprocessSettings(**settings)
-    _check_settings(output_prefix, settings)
+    settings.check(output_prefix)
     files = list_files(inputs)
     if train_tokenizer is not None:
         ensure_tokenizer(files, tokenizer_path, settings.text_key, train_tokenizer, progress)
     tokenizer = load_tokenizer(tokenizer_path, settings.mask_token, settings.eod_token, AS_OPTION)
     run = _Run(files, tokenizer, settings, output_prefix)
-    if run.finished_before():
-        remove_left(output_prefix, run.plan())
+    if found := run.finished_before():
+        remove_left(output_prefix, run.plan)
         _say(progress, f"{output_prefix}: complete already for these inputs and settings; nothing to do")
-        return run.renew_tokenizer_records()
+        return run.renew_tokenizer_records(found)
     _tell_what_is_replaced(run, progress)
-    _warn_of_stale_validation(output_prefix, settings.validation_percent)
     goes_on = f"the same command continues from {output_prefix}.partial"
     try:
-        return _make(run, tokenizer, str(tokenizer_path), str(output_prefix), progress)
+        return _make(run, str(tokenizer_path), progress)
     except OSError as error:
         raise UserError(f"{error.filename or output_prefix}: cannot write the output: {error.strerror or error}; "
                         f"when that is mended, {goes_on}") from None
@@ -86,235 +97,197 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
         raise
 
 
-def _make(run: "_Run", tokenizer: Tokenizer, tokenizer_path: str, output_prefix: str, progress: bool) -> Manifest:
-    """Steps 3 to 5."""
-    files, settings = run.files, run.settings
-    with ExitStack() as stack:
-        count = settings.workers or available_cores()
-        partial = stack.enter_context(PartialRun(output_prefix, run.plan()))
-        if partial.outdated:
-            _say(progress, f"note: {partial.folder}: {partial.outdated} chunks were finished, but the input files have "
-                 "changed since; starting over")
-        pool = stack.enter_context(Pool(count))  # they start while we look at the text
-        if manifest := run.published_late(partial):
-            _say(progress, f"{partial.folder}: all chunks were finished; the files have their names now")
-            partial.remove()
-            return manifest
-        encoder = choose_encoder(tokenizer, sample_texts(files, settings.text_key), settings.encoder)
-        _say(progress, _about(encoder))
-        outputs = {split: stack.enter_context(IndexedWriter(prefix, token_dtype(tokenizer.vocabulary_size),
-                                                            partial.folder, split))
-                   for split, prefix in run.prefixes.items()}
-        pool.begin("megatron_encdec.text.encode:make_worker", (EncodeSettings(
-            tokenizer_path, settings.mask_token, settings.eod_token, encoder.name, settings.text_key,
-            settings.validation_percent, str(partial.folder)),))
-        tally = Tally(run.prefixes, settings.on_error)
-        _continue(partial, outputs, tally, progress)
-        _encode_all(run, partial, pool, outputs, tally, progress)
-        manifest = run.publish(outputs, tally, encoder, partial)
-        partial.remove()
-        return manifest
-
-
 class _Run:
     """What determines the output, where it goes, and how it is recognised as done and made visible."""
 
     def __init__(self, files: list[InputFile], tokenizer: Tokenizer, settings: PreprocessSettings,
                  prefix: str | Path):
-        self.files, self.settings = files, settings
-        self.prefixes = {TRAIN: Path(prefix)}
-        if settings.validation_percent:
-            self.prefixes[VALIDATION] = Path(f"{prefix}.validation")
-        self._inputs = tuple(manifests.InputRecord(**asdict(file)) for file in files)
-        self._tokenizer = tokenizer
+        self.files, self.tokenizer, self.settings = files, tokenizer, settings
+        self.dtype, self.total_bytes = token_dtype(tokenizer.vocabulary_size), sum(file.size for file in files)
+        self.prefixes = manifests.split_prefixes(prefix, settings.validation_percent)
         self._record = manifests.TokenizerRecord(tokenizer.fingerprint, tokenizer.vocabulary_size, tokenizer.eod_id,
                                                  tokenizer.mask_id)
-        shard = "{}/{}".format(*settings.shard)
-        self._settings = {split: manifests.Settings(settings.text_key, float(settings.validation_percent), split, shard)
+        share = "{}/{}".format(*settings.share)
+        self._settings = {split: manifests.Settings(settings.text_key, float(settings.validation_percent), split, share)
                           for split in self.prefixes}
 
-    def plan(self) -> dict:
-        """What an interrupted run has to agree in to be continued."""
-        return {"format": 2, "chunk_bytes": CHUNK_BYTES, "inputs": [asdict(record) for record in self._inputs],
-                "tokenizer": self._tokenizer.fingerprint, "dtype": token_dtype(self._tokenizer.vocabulary_size).name,
-                "settings": asdict(self._settings[TRAIN])}
+        # What an interrupted run has to agree in to be continued.
+        self.plan = {"format": 2, "chunk_bytes": CHUNK_BYTES, "inputs": [asdict(file) for file in self.files],
+                     "tokenizer": self.tokenizer.fingerprint, "dtype": self.dtype.name,
+                     "settings": to_dict(self._settings[TRAIN])}
 
-    def finished_before(self) -> bool:
-        """Whether a complete output of the same run is there already."""
-        for split, prefix in self.prefixes.items():
-            try:
-                there = manifests.check_files(prefix)
-            except UserError:
-                return False
-            wanted = (self._inputs, self._settings[split])
-            if there is None or wanted != (there.inputs, there.settings):
-                return False
-            if not self._tokenizer.has_fingerprint(there.tokenizer.fingerprint):
-                return False
+    def finished_before(self) -> dict[str, Manifest] | None:
+        """The manifests of a complete output of the same run, if it is there already."""
+        try:
+            found = {split: manifests.check_files(prefix) for split, prefix in self.prefixes.items()}
+        except UserError:
+            return None
+        for split, there in found.items():
+            if there is None or (there.inputs, there.settings) != (tuple(self.files), self._settings[split]):
+                return None
+            if not self.tokenizer.has_fingerprint(there.tokenizer.fingerprint):
+                return None
             if self.settings.on_error == "stop" and there.skipped:
-                return False  # counted then; now to be stopped at
-        return True
+                return None  # counted then; now to be stopped at
+        return found
 
-    def renew_tokenizer_records(self) -> Manifest:
+    def renew_tokenizer_records(self, found: dict[str, Manifest]) -> Manifest:
         """The manifest of a finished output, its tokenizer recorded as it is now: with another mask, or a token more,
         or (in data of earlier versions) by what it does where its file's bytes were recorded."""
-        found = {}
-        for split, prefix in self.prefixes.items():
-            found[split] = replace(there := manifests.read(prefix), tokenizer=self._record)
-            if there != found[split]:
-                manifests.write(prefix, found[split])
+        for split, there in found.items():
+            if there.tokenizer != self._record:
+                found[split] = replace(there, tokenizer=self._record)
+                manifests.write(manifests.manifest_path(self.prefixes[split]), found[split])
         return found[TRAIN]
 
-    def chunks(self, spool: Path, skip: int) -> Iterator[tuple[int, Chunk]]:
-        """The chunks that are still to be done, with their numbers. A bad Parquet file is refused now, not in hours."""
-        key = self.settings.text_key
-        mine = share_of(list(slots(self.files, key)), *self.settings.shard, total_bytes=self.total_bytes)
-        return enumerate(chunks(mine, spool, key, skip), start=skip)
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all input files on disk."""
-        return sum(file.size for file in self.files)
-
-    def publish(self, outputs: dict[str, IndexedWriter], tally: Tally, encoder: EncoderChoice,
-                partial: PartialRun) -> Manifest:
+    def publish(self, output: "_Output", encoder: EncoderRecord) -> Manifest:
         """Refuse empty outputs; bring all to disk; then, and only then, replace what was there before."""
         _check_unchanged(self.files)
-        for split, output in outputs.items():
-            if not output.documents and self.settings.shard[1] == 1:  # one machine's part may be empty
-                partial.remove()
-                raise UserError(_nothing_to_write(split, outputs, tally, self.settings.text_key))
-        record = manifests.EncoderRecord(encoder.name, encoder.version, encoder.documents, encoder.characters)
-        written = {split: tally.manifest(split, output, self._record, self._settings[split], self._inputs, record)
-                   for split, output in outputs.items()}
-        finish.publish(partial.folder, self.prefixes, written)
+        for split, writer in output.writers.items():
+            if not writer.documents and self.settings.share[1] == 1:  # one machine's part may be empty
+                output.partial.remove()
+                raise UserError(self._nothing_to_write(split, output.writers[TRAIN].documents, output.tally))
+        written = {split: manifests.describe(writer.finish(), **output.tally.facts(split), tokenizer=self._record,
+                                             settings=self._settings[split], inputs=tuple(self.files), encoder=encoder)
+                   for split, writer in output.writers.items()}
+        output.partial.publish(self.prefixes, written)
         return written[TRAIN]
 
-    def published_late(self, partial: PartialRun) -> Manifest | None:
-        """The manifest, where an earlier run was killed while it gave the finished files their names."""
-        written = finish.left_to_publish(partial.folder, self.prefixes) if partial.resumed else None
-        if written is None or self.settings.on_error == "stop" and written[TRAIN].skipped:
-            return None
-        finish.publish(partial.folder, self.prefixes, written)
-        return written[TRAIN]
+    def _nothing_to_write(self, split: str, documents: int, tally: Tally) -> str:
+        if split == VALIDATION:
+            return f"none of {documents} documents fell into the validation split; raise --validation-percent"
+        skipped = "; ".join(f"{reason}: {record.count}, first {record.examples[0]} ({REASONS[reason]})"
+                            for reason, record in tally.skipped().items())
+        lacking = tally.skipped().get("missing_key")
+        keys = keys_there(lacking.examples[0].rpartition(":")[0], self.settings.text_key) if lacking else ""
+        return f"no document to write to {self.prefixes[TRAIN]}; skipped: {skipped or 'none, input empty'}{keys}"
 
 
-def _continue(partial: PartialRun, outputs: dict[str, IndexedWriter], tally: Tally, show: bool) -> None:
-    """Take back what an interrupted run has finished, as far as its bytes are what its journal says."""
-    records = partial.finished_chunks() if partial.resumed else []
-    good = []
-    with Progress("check finished chunks", len(records), show) as progress:
-        for record in records:
-            found = {split: output.take_back(**{key: record["splits"][split][key]
-                                                for key in ("tokens", "documents", "sha256")})
-                     for split, output in outputs.items()}
-            if None in found.values():
-                break
-            for split, state in found.items():
-                outputs[split].go_on(state)
-            good.append(record)
-            tally.add(record)
-            progress.update(len(good), f"{len(good)} of {len(records)}")
-    for output in outputs.values():
-        output.cut()
-    partial.keep_records(good)
-    if good:
-        _say(show, f"{partial.folder}: continuing behind {len(good)} finished chunks "
-             f"({sum(output.documents for output in outputs.values()):,} documents, "
-             f"{short_count(sum(output.tokens for output in outputs.values()))} tokens)")
-    if len(good) < len(records):
-        _say(show, f"{partial.folder}: chunk {len(good)} is damaged; it and {len(records) - len(good) - 1} behind it "
-             "are done again")
+def _make(run: _Run, tokenizer_path: str, progress: bool) -> Manifest:
+    """Steps 3 to 5."""
+    settings = run.settings
+    with ExitStack() as stack:
+        partial = stack.enter_context(PartialRun(run.prefixes[TRAIN], run.plan))
+        if partial.outdated:
+            _say(progress, f"note: {partial.folder}: {partial.outdated} chunks were finished, but the input files have "
+                 "changed since; starting over")
+        # The workers start while we look at the text.
+        pool = stack.enter_context(Pool(settings.workers or available_cores()))
+        written = partial.left_to_publish(run.prefixes)
+        if written and not (settings.on_error == "stop" and written[TRAIN].skipped):
+            partial.publish(run.prefixes, written)
+            _say(progress, f"{partial.folder}: all chunks were finished; the files have their names now")
+            partial.remove()
+            return written[TRAIN]
+        encoder, why = choose_encoder(run.tokenizer, sample_texts(run.files, settings.text_key), settings.encoder)
+        _say(progress, f"encoding with {encoder.name} {encoder.version}: {why}")
+        pool.begin("megatron_encdec.text.encode:Worker", (EncodeSettings(
+            tokenizer_path, settings.mask_token, settings.eod_token, encoder.name, settings.text_key,
+            settings.validation_percent, str(partial.folder)),))
+        writers = {split: stack.enter_context(IndexedWriter(partial.folder, split, run.dtype))
+                   for split in run.prefixes}
+        output = _Output(partial, writers, Tally(run.prefixes, settings.on_error))
+        output.take_back(progress)
+        _encode_all(run, pool, output, progress)
+        manifest = run.publish(output, encoder)
+        partial.remove()
+        return manifest
 
 
-def _encode_all(run: _Run, partial: PartialRun, pool: Pool, outputs: dict[str, IndexedWriter], tally: Tally,
-                show: bool) -> None:
-    first, bytes_before, tokens_before = tally.chunks, tally.bytes_in, _tokens(outputs)
+@dataclass
+class _Output:
+    """The files that grow in the folder of the unfinished run, and the account of what is in them."""
+
+    partial: PartialRun
+    writers: dict[str, IndexedWriter]
+    tally: Tally
+
+    @property
+    def tokens(self) -> int:
+        """Of all splits together."""
+        return sum(writer.tokens for writer in self.writers.values())
+
+    def take_back(self, show: bool) -> None:
+        """Take back what an interrupted run has finished, as far as its bytes are what its journal says."""
+        records = self.partial.finished_chunks() if self.partial.resumed else []
+        good = []
+        with Progress("check finished chunks", len(records), show) as progress:
+            for record in records:
+                accounts = {split: record["splits"][split] for split in self.writers}
+                counted = {split: (account["tokens"], account["documents"]) for split, account in accounts.items()}
+                found = {split: writer.take_back(*counted[split], accounts[split]["sha256"])
+                         for split, writer in self.writers.items()}
+                if None in found.values():
+                    break
+                for split, writer in self.writers.items():
+                    writer.go_on(*counted[split], found[split])
+                good.append(record)
+                self.tally.add(record)
+                progress.update(len(good), f"{len(good)} of {len(records)}")
+        for writer in self.writers.values():
+            writer.cut()
+        self.partial.keep_records(good)
+        if good:
+            documents = sum(writer.documents for writer in self.writers.values())
+            _say(show, f"{self.partial.folder}: continuing after {len(good)} finished chunks ({documents:,} documents, "
+                 f"{short_count(self.tokens)} tokens)")
+        if len(good) < len(records):
+            _say(show, f"{self.partial.folder}: chunk {len(good)} is damaged; it and {len(records) - len(good) - 1} "
+                 "after it are done again")
+
+    def append(self, answer: ChunkAccount, chunk: Chunk) -> None:
+        """Add the next chunk's ids, then its line in the journal."""
+        record = self.tally.named(answer, chunk)
+        for split, writer in self.writers.items():
+            writer.append_file(ids_path(self.partial.folder, answer.number, split), answer.lengths[split])
+            writer.flush()
+        self.tally.add(record)
+        self.partial.record(record)
+        remove_parts(self.partial.folder, answer.number)
+
+
+def _encode_all(run: _Run, pool: Pool, output: _Output, show: bool) -> None:
+    tally, tokens_before = output.tally, output.tokens
+    first, bytes_before = tally.chunks, tally.bytes_in
     waiting: dict[int, Chunk] = {}
+    key, share = run.settings.text_key, run.settings.share
+    mine = share_of(list(slots(run.files, key)), *share, run.total_bytes)  # a bad Parquet file is refused at once
 
     def items() -> Iterator[tuple[int, Chunk]]:
-        for number, chunk in run.chunks(partial.folder, first):
+        for number, chunk in enumerate(chunks(mine, output.partial.folder, key, first), start=first):
             waiting[number] = chunk
             yield number, chunk
 
-    total = run.total_bytes // run.settings.shard[1]
-    with Progress("preprocess", total, show, done=tally.consumed) as progress:
+    with Progress("preprocess", run.total_bytes // share[1], show, done=tally.consumed) as progress:
         rate = "nothing left"
         for answer in pool.map_ordered(items()):
-            _append(answer, waiting.pop(answer.number), partial, outputs, tally)
+            output.append(answer, waiting.pop(answer.number))
             seconds = progress.elapsed()
             rate = (f"{(tally.bytes_in - bytes_before) / 1e6 / seconds:.1f} MB/s · "
-                    f"{short_count((_tokens(outputs) - tokens_before) / seconds)} tokens/s")
+                    f"{short_count((output.tokens - tokens_before) / seconds)} tokens/s")
             progress.update(tally.consumed, rate)
         seconds = progress.elapsed()
     _say(show, f"read {(tally.bytes_in - bytes_before) / 1e6:,.1f} MB in {seconds:.1f} s: {rate}, "
          f"{len(pool.children)} workers")
 
 
-def _tokens(outputs: dict[str, IndexedWriter]) -> int:
-    return sum(output.tokens for output in outputs.values())
-
-
-def _append(answer: ChunkAccount, chunk: Chunk, partial: PartialRun, outputs: dict[str, IndexedWriter],
-            tally: Tally) -> None:
-    record = tally.named(answer, chunk)
-    for split, output in outputs.items():
-        output.append_file(ids_path(partial.folder, answer.number, split), answer.lengths[split])
-        output.flush()
-    tally.add(record)
-    partial.record(record)
-    remove_parts(partial.folder, answer.number)
-
-
 def _check_unchanged(files: list[InputFile]) -> None:
     """Raises `UserError` where a file is not what it was when it was listed, so that it may not be all here."""
     for file in files:
-        if file.kind != "hub" and os.path.exists(file.path):
+        if kind_of(file.path) != "hub" and os.path.exists(file.path):
             status = os.stat(file.path)
             if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
                 raise UserError(f"{file.path}: changed while it was read; run again when nothing writes to it")
 
 
-def _about(encoder: EncoderChoice) -> str:
-    if encoder.name == GIGATOKEN:
-        return (f"encoding with gigatoken {encoder.version}: same ids as the tokenizer on a sample of "
-                f"{encoder.documents:,} texts, {encoder.characters:,} characters")
-    return f"encoding with tokenizers {encoder.version}" + (f": {encoder.reason}" if encoder.reason else "")
-
-
-def _check_settings(prefix: str | Path, settings: PreprocessSettings) -> None:
-    if str(prefix).endswith("/") or Path(prefix).is_dir():
-        raise UserError(f"--output {prefix}: is a directory; give a prefix such as {Path(prefix) / 'corpus'}")
-    if settings.workers is not None and settings.workers < 1:
-        raise UserError(f"--workers {settings.workers}: at least 1")
-    if not 0 <= settings.validation_percent < 100:
-        raise UserError(f"--validation-percent {settings.validation_percent}: from 0 to below 100")
-    index, count = settings.shard
-    if not 1 <= index <= count:
-        raise UserError(f"--shard {index}/{count}: the parts are numbered from 1 to {max(count, 1)}")
-
-
-def _nothing_to_write(split: str, outputs: dict[str, IndexedWriter], tally: Tally, text_key: str) -> str:
-    if split == VALIDATION:
-        return (f"none of {outputs[TRAIN].documents} documents fell into the validation split; raise "
-                f"--validation-percent")
-    skipped = "; ".join(f"{reason}: {record.count}, first {record.examples[0]} ({REASONS[reason]})"
-                        for reason, record in tally.skipped().items())
-    lacking = tally.skipped().get("missing_key")
-    keys = keys_there(lacking.examples[0].rpartition(":")[0], text_key) if lacking else ""
-    return f"no document to write to {outputs[TRAIN].prefix}; skipped: {skipped or 'none, input empty'}{keys}"
-
-
 def _tell_what_is_replaced(run: _Run, show: bool) -> None:
-    if Path(f"{run.prefixes[TRAIN]}.partial", finish.RECORD).exists():
-        return  # it is this run's own, killed while it gave the files their names
-    for path in filter(Path.exists, map(bin_path, run.prefixes.values())):
-        _say(show, f"note: {path} is there, of other inputs or settings; it is replaced when the new one is complete")
-
-
-def _warn_of_stale_validation(prefix: str | Path, validation_percent: float) -> None:
-    stale = manifests.manifest_path(f"{prefix}.validation")
-    if not validation_percent and stale.exists():
+    prefix = run.prefixes[TRAIN]
+    if not PartialRun(prefix, run.plan).is_publishing:  # else it is this run's own, killed in the middle of that
+        for path in filter(Path.exists, map(bin_path, run.prefixes.values())):
+            _say(show, f"note: {path} is there, of other inputs or settings; it is replaced when the new one is "
+                 "complete")
+    stale = manifests.manifest_path(f"{prefix}.{VALIDATION}")
+    if VALIDATION not in run.prefixes and stale.exists():
         print(f"note: {stale} is of an earlier run; its documents are now in {prefix} too", file=sys.stderr)
 
 

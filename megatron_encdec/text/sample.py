@@ -5,21 +5,20 @@
 """
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.progress import Progress
-from megatron_encdec.text.corpus import (
-    BYTE_ORDER_MARK,
-    InputFile,
-    hub_rows,
-    iter_documents,
-    parse_line,
-)
+from megatron_encdec.text.chunks import chunks, slots
+from megatron_encdec.text.corpus import hub_rows, kind_of, parse_line
+from megatron_encdec.text.documents import LongDocument, read_chunk
+from megatron_encdec.text.heads import BYTE_ORDER_MARK
+from megatron_encdec.text.manifest import InputFile
 from megatron_encdec.text.parquet import iter_rows
-from megatron_encdec.text.streams import open_stream
+from megatron_encdec.text.streams import open_stream, reading
 from megatron_encdec.text.tokenizer import train_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file
 
@@ -36,32 +35,29 @@ def sample_texts(files: list[InputFile], text_key: str) -> list[str]:
     """
     total = sum(file.size for file in files)
     texts: list[str] = []
-    if len(files) >= PLACES:
-        for file in files[:: -(-len(files) // PLACES)]:
-            texts += _head(file.path, text_key)
-        return texts
-    for file in files:
-        places = max(1, PLACES * file.size // max(total, 1))
-        if file.kind != "lines" or places == 1:
+    for file in files[:: -(-len(files) // PLACES)]:
+        places = max(1, PLACES * file.size // max(total, 1)) if len(files) < PLACES else 1
+        if kind_of(file.path) != "lines":
             texts += _head(file.path, text_key)
             continue
-        for place in range(places):
-            texts += _lines_at(file.path, place * file.size // places, text_key)
+        for position in (place * file.size // places for place in range(places)):
+            texts += _texts_of(_read_at(file.path, position), position == 0, text_key)
     return texts
 
 
 def _head(path: str, text_key: str) -> list[str]:
-    kind = InputFile(path, 0, 0).kind
-    if kind == "lines":
-        return _lines_at(path, 0, text_key)
+    kind = kind_of(path)
     if kind == "stream":
         with open_stream(path) as stream:
             return _texts_of(stream.read(BYTES_A_PLACE), True, text_key)
     if kind == "text":
         return [_read_at(path, 0).removeprefix(BYTE_ORDER_MARK).decode("utf-8", "ignore")]
-    documents = islice(_heads(path, kind, text_key), DOCUMENTS_A_PLACE)
+    if kind == "rows":
+        texts = (bytes((data or b"")[:BYTES_A_PLACE]).decode("utf-8", "ignore") for data in iter_rows(path, text_key))
+    else:
+        texts = (parse_line(line, text_key)[0] or "" for line in hub_rows(path, text_key))
     found, size = [], 0
-    for text in documents:
+    for text in islice(texts, DOCUMENTS_A_PLACE):
         found.append(text[: BYTES_A_PLACE - size])
         size += len(text)
         if size >= BYTES_A_PLACE:
@@ -69,27 +65,10 @@ def _head(path: str, text_key: str) -> list[str]:
     return found
 
 
-def _heads(path: str, kind: str, text_key: str) -> Iterator[str]:
-    """The beginnings of documents that come one by one."""
-    if kind == "rows":
-        for data in iter_rows(path, text_key):
-            yield bytes((data or b"")[:BYTES_A_PLACE]).decode("utf-8", "ignore")
-    else:
-        for line in hub_rows(path, text_key):
-            yield parse_line(line, text_key)[0] or ""
-
-
-def _lines_at(path: str, position: int, text_key: str) -> list[str]:
-    return _texts_of(_read_at(path, position), position == 0, text_key)
-
-
 def _read_at(path: str, position: int) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            file.seek(position)
-            return file.read(BYTES_A_PLACE)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
+    with reading(path), open(path, "rb") as file:
+        file.seek(position)
+        return file.read(BYTES_A_PLACE)
 
 
 def _texts_of(block: bytes, first: bool, text_key: str) -> list[str]:
@@ -115,8 +94,7 @@ def ensure_tokenizer(files: list[InputFile], path: str | Path, text_key: str, vo
     total = sum(file.size for file in files)
     every = max(1, round(total / TRAINING_BYTES))
     with Progress("train tokenizer", total, show) as progress:
-        texts = islice(_texts(files, text_key, progress), 0, None, every)
-        tokenizer = train_tokenizer(texts, vocabulary_size, path)
+        tokenizer = train_tokenizer(islice(_texts(files, text_key, progress), 0, None, every), vocabulary_size, path)
     if show:
         few = (f" (the text holds no more; {vocabulary_size} were asked for)"
                if tokenizer.vocabulary_size < vocabulary_size else "")
@@ -125,10 +103,16 @@ def ensure_tokenizer(files: list[InputFile], path: str | Path, text_key: str, vo
 
 
 def _texts(files: list[InputFile], text_key: str, progress: Progress) -> Iterator[str]:
+    """Every readable document's text, in order."""
     read = 0
-    for file in files:
-        for document in iter_documents(file.path, text_key):
-            read += document.size
+    with tempfile.TemporaryDirectory() as spool:
+        for chunk in chunks(slots(files, text_key), Path(spool), text_key):
+            for part in read_chunk(chunk, text_key):
+                if isinstance(part, LongDocument):
+                    yield "".join(part.pieces())
+                else:
+                    yield from map(bytes.decode, part.texts_D)
+            read += chunk.consumed
             progress.update(read, f"{read / 1e6 / progress.elapsed():.1f} MB/s read")
-            if document.text is not None:
-                yield document.text
+            if chunk.spooled:
+                Path(chunk.paths[0]).unlink()

@@ -1,11 +1,11 @@
 """Compressed files as streams of their decompressed bytes; where one cannot be read, the true cause.
 
     1. `open_stream(path)`    a `.gz` or `.zst` file -> `Stream`
-    2. `Stream.read(count)`   the next bytes; members and frames one behind the other are one stream
+    2. `Stream.read(count)`   the next bytes; members and frames one after the other are one stream
 
 pyarrow decodes zstd frames whose window is at most 128 MB. Where a frame needs more (`zstd --long=28` to `31`), the
-`zstd` program goes on from the same byte, if it is installed: its memory is the window's, 2 GB at most. (The package
-zstandard takes long windows too, but its reader ends a file that is cut off as if that were all of it.)
+`zstd` program goes on from the same byte, if it is installed. (Why not the package zstandard, which takes long windows
+too: its reader ends a file that is cut off as if that were all of it.)
 """
 
 import contextlib
@@ -41,10 +41,10 @@ class Stream:
 
     def read(self, count: int) -> bytes:
         """Up to `count` bytes, none at the end. Raises `UserError` with the cause where the file cannot be read
-        to its end: what is lost behind that place cannot be counted."""
+        to its end: what is lost after that place cannot be counted."""
         try:
             piece = self._source.read(count)
-        except (gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
+        except (EOFError, zlib.error, OSError) as error:
             if TOO_LONG in str(error) and not isinstance(self._source, _ZstdProgram):
                 self._raw.close()
                 self._raw = open(self._path, "rb", buffering=0)  # noqa: SIM115  (see `close`)
@@ -118,12 +118,16 @@ class _ZstdProgram:
 @contextmanager
 def open_stream(path: str) -> Iterator[Stream]:
     """The decompressed bytes of the compressed file at `path`. Raises `UserError` if it cannot be read."""
-    try:
+    with reading(path):
         raw = open(path, "rb", buffering=0)  # noqa: SIM115  (the stream closes it; unbuffered, so that `tell` is right)
+    with contextlib.closing(Stream(raw, path)) as stream:
+        yield stream
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn an error of the system into a `UserError`: the input at `path` cannot be read."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
-    stream = Stream(raw, path)
-    try:
-        yield stream
-    finally:
-        stream.close()

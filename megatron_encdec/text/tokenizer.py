@@ -1,6 +1,6 @@
 """One face for Hugging Face `tokenizer.json` and SentencePiece `.model` files, with the special ids resolved.
 
-    1. `load_tokenizer(path, mask_token, eod_token)`   file or directory -> `Tokenizer`
+    1. `load_tokenizer(path, mask_token, eod_token)`   file or directory (`TokenizerConfig`) -> `Tokenizer`
     2. special ids                                     the named token, else what the tokenizer says itself
     3. `require_mask(tokenizer)`                       for objectives that cannot do without
     4. `train_tokenizer(texts, size, directory)`       a byte-level BPE of one's own
@@ -13,13 +13,15 @@ import difflib
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import orjson
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Library
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.optional import require
 from megatron_encdec.rundir.files import write_atomic, write_json_atomic
 from megatron_encdec.text.tokenizer_models import TokenizerModel, find_model_file, load_model, own_names
 
@@ -33,6 +35,20 @@ IN_CONFIG, AS_OPTION = "tokenizer.{}_token", "--{}-token"  # where a user names 
 FINGERPRINT_KIND = "ids-"  # by what the tokenizer does; hex alone is of its file's bytes, as earlier versions recorded
 
 
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The `tokenizer:` section of a config: where the tokenizer is and which of its tokens mask and end a document.
+
+    `path`: a Hugging Face `tokenizer.json`, a directory that holds one, or a SentencePiece `.model`.
+    `mask_token`, `eod_token`: names of existing tokens; needed only where the tokenizer does not say itself
+    (a reserved token such as `<|reserved_special_token_0|>` makes a good mask).
+    """
+
+    path: str
+    mask_token: str | None = None
+    eod_token: str | None = None
+
+
 class Tokenizer:
     """A loaded tokenizer.
 
@@ -41,16 +57,15 @@ class Tokenizer:
     special, control and reserved tokens).
     """
 
+    mask_id: int | None = None
+    eod_id = pad_id = -1
+
     def __init__(self, path: str, model: TokenizerModel):
-        self.path, self.model = path, model
+        self.path, self.model, self.unknown_id = path, model, model.unknown_id
         self.vocabulary_size = max(model.vocabulary.values(), default=-1) + 1
-        self._ids, self._tokens = model.vocabulary, {id_: token for token, id_ in model.vocabulary.items()}
+        self._tokens = {id_: token for token, id_ in model.vocabulary.items()}
         reserved_ids = {id_ for token, id_ in model.vocabulary.items() if RESERVED.fullmatch(token)}
         self.special_ids = sorted(model.special_ids | reserved_ids)
-        self.unknown_id = model.unknown_id
-        self.mask_id: int | None = None
-        self.eod_id: int = -1
-        self.pad_id: int = -1
 
     @cached_property
     def fingerprint(self) -> str:
@@ -92,8 +107,8 @@ class Tokenizer:
         return hashlib.sha256(ordinary.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; nothing is put in front or behind."""
-        return self.model.encode_batch([text])[0]
+        """Token ids of `text`; nothing is put before or after."""
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, as `encode` gives them; none where the tokenizer has no token for a part of it."""
@@ -109,7 +124,7 @@ class Tokenizer:
 
     def id(self, token: str) -> int | None:
         """The id of the token of that name, None if there is none."""
-        return self._ids.get(token)
+        return self.model.vocabulary.get(token)
 
     def reserved_tokens(self) -> list[str]:
         """Names of the tokens that the vocabulary keeps free, by id."""
@@ -187,26 +202,23 @@ def _list_some(tokenizer: Tokenizer, near: str | None = None) -> str:
 def train_tokenizer(texts: Iterator[str], vocabulary_size: int, output_dir: str | Path) -> Tokenizer:
     """Train a byte-level BPE of `vocabulary_size` entries and save it as a Hugging Face tokenizer directory.
 
-    The special tokens `<|endoftext|>`, `<|mask|>`, `<|pad|>`, `<|reserved_0|>` .. `<|reserved_4|>` have ids
-    0..7, then come the 256 bytes, then merges seen at least twice: a small corpus may give fewer entries. The
-    same texts give the same files. Raises `UserError` if the size cannot hold the special tokens and the
-    bytes.
+    `OUR_SPECIAL_TOKENS` have ids 0..7, then come the 256 bytes, then merges seen at least twice: a small corpus may
+    give fewer entries. The same texts give the same files. Raises `UserError` if the size cannot hold the special
+    tokens and the bytes.
     """
-    library = require("tokenizers", "training a tokenizer")
     smallest = len(OUR_SPECIAL_TOKENS) + 256
     if vocabulary_size < smallest:
         raise UserError(f"train-tokenizer: {vocabulary_size} entries are too few: {smallest} are taken by "
                         f"the bytes and special tokens; several thousand are usual")
-    model = library.Tokenizer(library.models.BPE())
-    model.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = library.decoders.ByteLevel()
+    model = Library(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
     # The mask takes the blank before it along, as the words that it stands for do in a byte-level BPE.
-    special = [library.AddedToken(name, lstrip=name == "<|mask|>", normalized=False, special=True)
+    special = [AddedToken(name, lstrip=name == "<|mask|>", normalized=False, special=True)
                for name in OUR_SPECIAL_TOKENS]
-    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
-    trainer = library.trainers.BpeTrainer(vocab_size=vocabulary_size, special_tokens=special, min_frequency=2,
-                                          initial_alphabet=alphabet, show_progress=False)
-    model.train_from_iterator(texts, trainer)
+    model.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocabulary_size, special_tokens=special, min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     directory = Path(output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "mask_token": "<|mask|>",

@@ -7,9 +7,9 @@
 
 A tokenizer may meet its special tokens in a text at three places: among the added tokens, as a piece of the model's
 own vocabulary (Unigram, WordLevel, WordPiece), or as a user-defined piece (SentencePiece). Hiding renames the entry (or
-makes it a control piece) for the encoder, so that none of the three can; ids and all other entries stay. A BPE whose
-merges make none of them, as nearly all are, does not need that: its library can take special tokens as text. Noise
-that belongs to training the tokenizer (dropout) and limits of a text's length are left out as well.
+makes it a control piece) for the encoder; ids and all other entries stay. A BPE whose merges make none of them, as
+nearly all are, does not need that: its library can take special tokens as text. Dropout, which belongs to training the
+tokenizer, and limits of a text's length are left out as well.
 """
 
 import json
@@ -19,9 +19,10 @@ from functools import cached_property
 from pathlib import Path
 
 import orjson
+from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer, pre_tokenizers
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.optional import require
 from megatron_encdec.rundir.files import refuse_pointer
 
 MODEL_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -38,20 +39,17 @@ class HuggingFaceModel:
     """
 
     def __init__(self, file: Path, content: bytes):
-        library = require("tokenizers", f"the tokenizer {file}")
         try:
             self._content = orjson.loads(content)
-            self._named = library.Tokenizer.from_str(content.decode("utf-8"))
+            self._named = Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # noqa: BLE001  (the library raises nothing more precise)
             raise UserError(f"{file}: {_what_json_it_is(file, content, error)}") from None
-        self._load, self._hidden = library.Tokenizer.from_str, frozenset()
-        self._as_it_is = not self._content["model"].get("dropout")
-        self._plain = self._named
+        self._hidden, self._plain = frozenset(), self._named
+        model, added = self._content["model"], self._named.get_added_tokens_decoder()
+        self._as_it_is = not model.get("dropout")
         self.vocabulary = self._named.get_vocab(with_added_tokens=True)
-        added = self._named.get_added_tokens_decoder()
         self.added = [token.content for token in added.values()]
         self.special_ids = {id_ for id_, token in added.items() if token.special}
-        model = self._content["model"]
         unknown = model.get("unk_token")
         self.unknown_id = self.vocabulary.get(unknown) if unknown else model.get("unk_id")
 
@@ -71,18 +69,16 @@ class HuggingFaceModel:
             if token["content"] in names:
                 token |= {"content": names[token["content"]], "special": True, "normalized": False}
         _hide_in_model(content["model"], names)
-        self._plain = self._load(orjson.dumps(content).decode())
+        self._plain = Tokenizer.from_str(orjson.dumps(content).decode())
 
     def _merges_make_none_of(self, names: Collection[str]) -> bool:
         """Whether the library gives none of `names` for a text by itself, if special tokens are text to it."""
         model, added = self._content["model"], self._content.get("added_tokens") or []
         if "merges" not in model or model.get("ignore_merges") or not self._as_it_is:
             return False
-        if any(len(name) < 2 for name in names):
-            return False
         if any(token["content"] in names and not token.get("special") for token in added):
             return False
-        return not any(name in names for name, _, _ in _merges(model))
+        return min(map(len, names), default=2) > 1 and not any(made in names for made, _, _ in _merges(model))
 
     def forget_unknown(self) -> bool:
         """Do without the unknown token, where the model can: a BPE then leaves out what it does not know."""
@@ -128,7 +124,7 @@ class HuggingFaceModel:
         affixes = (model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or "")
         known = {name.removeprefix(affixes[0]).removesuffix(affixes[1]) for name in model["vocab"]}
         known = {name for name in known if len(name) == 1}
-        every_byte = set(require("tokenizers", "a tokenizer").pre_tokenizers.ByteLevel.alphabet())
+        every_byte = set(pre_tokenizers.ByteLevel.alphabet())
         by_bytes = "ByteLevel" in json.dumps([self._content.get("normalizer"), self._content.get("pre_tokenizer")])
         return None if by_bytes and known >= every_byte else known
 
@@ -136,12 +132,15 @@ class HuggingFaceModel:
         """gigatoken's form of what encodes."""
         import gigatoken
 
-        tokens = [token for token in self._content.get("added_tokens") or [] if not token.get("special")]
-        return gigatoken.Tokenizer.from_json(orjson.dumps(self._content | {"added_tokens": tokens}).decode()).backend
+        content = self._content | {"added_tokens": self._ordinary()}
+        return gigatoken.Tokenizer.from_json(orjson.dumps(content).decode()).backend
 
     def ordinary_added(self) -> list[str]:
         """Names of the added tokens that a text may hold."""
-        return [token["content"] for token in self._content.get("added_tokens") or [] if not token.get("special")]
+        return [token["content"] for token in self._ordinary()]
+
+    def _ordinary(self) -> list[dict]:
+        return [token for token in self._content.get("added_tokens") or [] if not token.get("special")]
 
     def deciding(self) -> dict:
         """What decides a text's ids, the same for every way of writing it down.
@@ -193,10 +192,8 @@ class SentencePieceModel:
     """A SentencePiece model file; the same face as `HuggingFaceModel`."""
 
     def __init__(self, file: Path, content: bytes):
-        library = require("sentencepiece", f"the tokenizer {file}")
-        self._load = library.SentencePieceProcessor
         try:
-            self._named = self._load(model_proto=content)
+            self._named = SentencePieceProcessor(model_proto=content)
         except Exception as error:  # noqa: BLE001  (as above)
             raise UserError(f"{file}: {_what_file_it_is(file, content, error)}") from None
         self._content, self._plain, model = content, self._named, self._named
@@ -213,7 +210,7 @@ class SentencePieceModel:
             if proto.pieces[id_].type in (kinds.NORMAL, kinds.USER_DEFINED):
                 proto.pieces[id_].type = kinds.CONTROL
         self._content = proto.SerializeToString()
-        self._plain = self._load(model_proto=self._content)
+        self._plain = SentencePieceProcessor(model_proto=self._content)
 
     def forget_unknown(self) -> bool:
         """SentencePiece always has its unknown token."""
@@ -286,15 +283,11 @@ def find_model_file(path: str | Path) -> Path | None:
     path = Path(path)
     if path.is_file():
         return path
-    named = [path / name for name in MODEL_FILES]
-    versions = sorted(path.glob("tokenizer.model.v[0-9]*")) if path.is_dir() else []  # as Mistral names them
-    return next((file for file in [*named, *reversed(versions)] if file.is_file()), None)
+    versions = sorted(path.glob("tokenizer.model.v[0-9]*"), reverse=True)  # as Mistral names them
+    return next((file for file in [*(path / name for name in MODEL_FILES), *versions] if file.is_file()), None)
 
 
 def _what_is_there(path: Path) -> str:
-    wanted = "expected a tokenizer.json, a directory that holds one, or a SentencePiece .model"
-    if not path.exists():
-        return f"no tokenizer here: no such file or directory; {wanted}"
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     if older := names & {"vocab.txt", "vocab.json", "merges.txt"}:
         kind = "BertTokenizer" if "vocab.txt" in older else "GPT2Tokenizer"
@@ -304,7 +297,9 @@ def _what_is_there(path: Path) -> str:
                 f"'{path}')\"")
     if tiktoken := sorted(name for name in names if name.endswith((".tiktoken", "tekken.json"))):
         return f"no tokenizer here but {tiktoken[0]}; {_FROM_TIKTOKEN}"
-    return f"no tokenizer here; {wanted}"
+    absent = "" if path.exists() else ": no such file or directory"
+    return (f"no tokenizer here{absent}; expected a tokenizer.json, a directory that holds one, or a SentencePiece "
+            ".model")
 
 
 _FROM_TIKTOKEN = ("a tiktoken file holds neither the rule that splits a text nor the special tokens; use the "
@@ -330,8 +325,10 @@ def _what_json_it_is(file: Path, content: bytes, error: Exception) -> str:
 def _what_file_it_is(file: Path, content: bytes, error: Exception) -> str:
     if _TIKTOKEN.match(content):
         return f"a tiktoken file, not a SentencePiece model; {_FROM_TIKTOKEN}"
-    if file.name == "vocab.txt" or file.suffix == ".txt":
-        return _what_is_there(file.parent) if file.name == "vocab.txt" else "a text file, not a tokenizer"
+    if file.name == "vocab.txt":
+        return _what_is_there(file.parent)
+    if file.suffix == ".txt":
+        return "a text file, not a tokenizer"
     if file.suffix == ".json":
         return f"not a tokenizer.json: it does not start as JSON does ({len(content):,} bytes); copy it again"
     return f"not a SentencePiece model: {' '.join(str(error).split())[:200]}"
@@ -342,22 +339,23 @@ def own_names(file: Path, keys: Iterable[str]) -> dict[str, str | None]:
 
     Where they disagree transformers' order counts: the map, unless tokenizer_config.json lists the added tokens.
     """
-    contents = []
-    for beside in (file.parent / "special_tokens_map.json", file.parent / "tokenizer_config.json"):
-        refuse_pointer(beside)
-        try:
-            content = json.loads(beside.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            content = {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{beside}: cannot read it: {error}") from None
-        contents.append(content if isinstance(content, dict) else {})
+    contents = [_json_of(file.with_name(name)) for name in ("special_tokens_map.json", "tokenizer_config.json")]
     if "added_tokens_decoder" not in contents[1]:
         contents.reverse()
     names: dict[str, str | None] = dict.fromkeys(keys)
     for content in contents:
-        for key, known in names.items():
-            value = content.get(key)
-            value = value.get("content") if isinstance(value, dict) else value
-            names[key] = value if isinstance(value, str) else known
+        found = {key: value.get("content") if isinstance(value, dict) else value for key, value in content.items()}
+        names |= {key: found[key] for key in names if isinstance(found.get(key), str)}
     return names
+
+
+def _json_of(path: Path) -> dict:
+    """The JSON object at `path`, {} where there is none."""
+    refuse_pointer(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read it: {error}") from None
+    return content if isinstance(content, dict) else {}

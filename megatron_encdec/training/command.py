@@ -4,7 +4,7 @@ import argparse
 import time
 
 from megatron_encdec.engine.names import split_step
-from megatron_encdec.platform.errors import IntegrityError, UserError
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.launcher import launch, started
 from megatron_encdec.platform.signals import StopSignals
 
@@ -79,7 +79,8 @@ def _dry_run(arguments: argparse.Namespace) -> int:
     from megatron_encdec.platform.distributed import RankEnvironment
     from megatron_encdec.training.dry_run import describe
 
-    print(describe(_config(arguments), arguments.nproc or RankEnvironment.read().world_size))
+    ranks = arguments.nproc or RankEnvironment.read().world_size
+    print(describe(_config(arguments), ranks, arguments.fallback))
     return 0
 
 
@@ -104,15 +105,11 @@ def _config(arguments: argparse.Namespace):
 
 def _plan(arguments: argparse.Namespace):
     """What is to be done, checked by one process before any rank starts: a mistake is said once."""
-    from megatron_encdec.training import origin
+    from megatron_encdec.training.origin import check_origin
     from megatron_encdec.training.plan import make_plan
 
     plan = make_plan(_config(arguments), arguments.nproc)
-    try:
-        origin.find(plan)
-    except IntegrityError:
-        if not arguments.fallback:
-            raise
+    check_origin(plan, arguments.fallback)
     return plan
 
 

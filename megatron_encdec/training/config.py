@@ -17,7 +17,7 @@ from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.precision import PrecisionSettings
 from megatron_encdec.objectives import Objective
 from megatron_encdec.platform import schema
-from megatron_encdec.text.config import TokenizerConfig
+from megatron_encdec.text.tokenizer import TokenizerConfig
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from megatron_encdec.platform import schema
 from megatron_encdec.platform.distributed import check_parallel_sizes
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config
+from megatron_encdec.training.origin import check_origin
 from megatron_encdec.training.plan import (
     check_kernels,
     check_topology,
@@ -22,9 +23,10 @@ from megatron_encdec.training.stretches import Stretch, lay_out, with_phase_step
 _ASSUMED_VOCABULARY = 128_256  # the Llama 3 tokenizer's, which the presets were made for (arXiv 2507.00994)
 
 
-def describe(config: Config, ranks: int) -> str:
+def describe(config: Config, ranks: int, fallback: bool = False) -> str:
     """The resolved config, its phases in steps and tokens, estimates of parameters, compute and memory on `ranks`
-    ranks; then what is missing, and what this machine could not do. Raises `UserError` for what no machine could."""
+    ranks; then what is missing, and what this machine could not do. Raises `UserError` for what no machine could, and
+    where the run directory holds something else."""
     check_topology(config, ranks)
     notes = [f"missing: {line}" for line in missing_inputs(config)]
     if notes:
@@ -34,6 +36,7 @@ def describe(config: Config, ranks: int) -> str:
             notes.append(f"model.vocabulary_size: {_ASSUMED_VOCABULARY:,} is assumed, the tokenizer will tell")
     else:
         plan = resolve(config)
+        check_origin(plan, fallback)
         train, config = plan.train, plan.config
     try:
         check_kernels(config)

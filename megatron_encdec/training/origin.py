@@ -77,6 +77,15 @@ def find(plan: Plan, fallback: bool = False) -> Origin:
     return Origin("fork", found, state, changed | changed_keys(then, now, "precision"), parent)
 
 
+def check_origin(plan: Plan, fallback: bool) -> None:
+    """Say what is wrong with where the run would go on from, before ranks are started; damage is left to `fallback`."""
+    try:
+        find(plan)
+    except IntegrityError:
+        if not fallback:
+            raise
+
+
 def _with_same_past(plan: Plan, found: Path, run: Path) -> RunState:
     """What the checkpoint `found` records, its history in today's form. A plan with another history up to its step is
     refused; `run`: whose config.yaml tells why. Steps that were done in another precision stay done in that one."""

@@ -76,7 +76,7 @@ def resolve(config: Config) -> Plan:
     validation = Samples(config.data, "validation") if config.data.validation else None
     for store in [*train.stores, *(validation.stores if validation else [])]:
         if store.tokenizer:
-            tokenizer.check_wrote(store.prefix, store.tokenizer["fingerprint"], "tokenizer.path")
+            tokenizer.check_wrote(store.prefix, store.tokenizer.fingerprint, "tokenizer.path")
     config = _filled_in(config, tokenizer)
     vocabulary = Vocabulary.of(tokenizer)
     timeline = Timeline(lay_out(config), parent.beginning(config), config.model.identity(), train.fingerprints,

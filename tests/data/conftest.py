@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_encdec.data.shards import shard_ranges
+from megatron_encdec.data.fingerprint import ranges_of
 from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, read_header
-from megatron_encdec.text.manifest import Manifest, Settings, TokenizerRecord, describe, write
+from megatron_encdec.text.manifest import Manifest, Settings, TokenizerRecord, describe, manifest_path, write
 
 CODES = {"uint16": 8, "int32": 4}
 
@@ -40,15 +40,15 @@ def write_pair():
 def _write_manifest(prefix: Path, tokenizer: str = "t", shard_bytes: int = SHARD_SIZE, **changes) -> Manifest:
     pair = [Path(f"{prefix}{suffix}").read_bytes() for suffix in (".bin", ".idx")]
     header = read_header(prefix)
-    ranges = shard_ranges(changes.get("parts", (len(pair[0]),)), shard_bytes)
-    shards = tuple(hashlib.sha256(pair[0][start:end]).hexdigest() for start, end in ranges)
-    files = IndexedFiles(header.documents, len(pair[0]) // header.dtype.itemsize, len(pair[0]), len(pair[1]),
-                         shards, hashlib.sha256(pair[1]).hexdigest())
-    manifest = describe(files, header.dtype.name, bytes_in=1, characters=1, skipped={}, inputs=(),
+    ranges = ranges_of(prefix, changes.get("parts", (len(pair[0]),)), shard_bytes)[:-1]
+    shards = tuple(hashlib.sha256(pair[0][one.start : one.end]).hexdigest() for one in ranges)
+    files = IndexedFiles(header.documents, len(pair[0]) // header.dtype.itemsize, header.dtype.name, len(pair[0]),
+                         len(pair[1]), shards, hashlib.sha256(pair[1]).hexdigest())
+    manifest = describe(files, bytes_in=1, characters=1, skipped={}, inputs=(),
                         tokenizer=TokenizerRecord(tokenizer, 60000, 0, None),
                         settings=Settings("text", 0.0, "train"))
     manifest = replace(manifest, shard_bytes=shard_bytes, **changes)
-    write(prefix, manifest)
+    write(manifest_path(prefix), manifest)
     return manifest
 
 

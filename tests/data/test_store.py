@@ -5,17 +5,20 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
+from corpora import write_tokens
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from megatron_encdec.data.store import TokenStore
 from megatron_encdec.platform.errors import IntegrityError
-from megatron_encdec.text.indexed import IndexedWriter
+from megatron_encdec.text.manifest import TokenizerRecord
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int32"])
 @pytest.mark.parametrize("sequences_each", [1, 3])
 def test_reads_what_was_written(tmp_path, write_pair, dtype, sequences_each):
     documents = [[1, 2, 3], [], [4], [], [65535, 6, 7, 8]]
-    store = TokenStore.open(write_pair(tmp_path / "c.v2", documents, dtype, sequences_each))
+    store = TokenStore(write_pair(tmp_path / "c.v2", documents, dtype, sequences_each))
     assert (store.tokens, store.documents, store.dtype, store.tokenizer) == (8, 5, np.dtype(dtype), None)
     tokens = store.read(0, 8)
     assert tokens.dtype == np.int64 and tokens.tolist() == [1, 2, 3, 4, 65535, 6, 7, 8]
@@ -28,7 +31,7 @@ def test_reads_what_was_written(tmp_path, write_pair, dtype, sequences_each):
 
 def test_document_ends_equal_brute_force(corpus):
     prefix, documents = corpus
-    store = TokenStore.open(prefix)
+    store = TokenStore(prefix)
     last_of_document = np.cumsum([len(document) for document in documents if document])
     assert store.tokens == last_of_document[-1]
     for start in range(0, store.tokens, 7):
@@ -39,7 +42,7 @@ def test_document_ends_equal_brute_force(corpus):
 
 def test_an_empty_pair_opens(tmp_path, write_pair):
     for documents in ([], [[], []]):
-        store = TokenStore.open(write_pair(tmp_path / "e", documents))
+        store = TokenStore(write_pair(tmp_path / "e", documents))
         assert (store.tokens, store.documents) == (0, len(documents))
         assert store.document_ends(0, 0).tolist() == []
 
@@ -49,7 +52,7 @@ def test_opening_reads_no_index_into_memory(tmp_path, write_pair, write_manifest
     write_manifest(prefix)
     tracemalloc.start()
     try:
-        store = TokenStore.open(prefix)
+        store = TokenStore(prefix)
         store.document_ends(30_000, 100)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -68,7 +71,7 @@ def test_damage_is_refused_by_name_and_bytes(corpus, suffix, change):
     else:
         path.write_bytes({-1: data[:-1], -2: data[:-2], 2: data + b"xx", "empty": b""}[change])
     with pytest.raises(IntegrityError) as caught:
-        TokenStore.open(prefix)
+        TokenStore(prefix)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message
     if change != "missing":
@@ -87,46 +90,41 @@ def test_a_foreign_idx_is_refused(corpus, at, value, message):
     data[at % len(data)] = value[0]
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match=message):
-        TokenStore.open(prefix)
+        TokenStore(prefix)
 
 
 def test_manifest_gives_fingerprint_and_tokenizer(corpus, write_manifest):
     prefix, documents = corpus
     manifest = write_manifest(prefix)
-    store = TokenStore.open(prefix)
+    store = TokenStore(prefix)
     assert store.fingerprint == manifest.fingerprint
-    assert store.tokenizer == {"fingerprint": "t", "vocabulary_size": 60000, "eod_id": 0, "mask_id": None}
+    assert store.tokenizer == TokenizerRecord("t", 60000, 0, None)
     assert not prefix.with_name("corpus.fingerprint.json").exists()
     path = prefix.with_name("corpus.manifest.json")
     path.write_text(path.read_text().replace(f'"documents": {len(documents)}', '"documents": 3'))
     with pytest.raises(IntegrityError, match="corpus.idx: has 60 documents, .*corpus.manifest.json says 3"):
-        TokenStore.open(prefix)
+        TokenStore(prefix)
 
 
 def test_reads_what_preprocess_writes(tmp_path):
-    with IndexedWriter(tmp_path / "w", np.dtype(np.int32)) as writer:
-        writer.append(np.arange(7, dtype=np.int32), np.array([4, 0, 3]))
-        writer.finish()
-        writer.publish()
-    store = TokenStore.open(tmp_path / "w")
+    write_tokens(tmp_path / "w", [[0, 1, 2, 3], [], [4, 5, 6]], np.int32)
+    store = TokenStore(tmp_path / "w")
     assert (store.documents, store.read(0, 7).tolist()) == (3, list(range(7)))
     assert store.document_ends(0, 7).tolist() == [4, 7]
 
 
 def test_megatrons_own_files_with_documents_of_several_sequences(tmp_path):
-    dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
-    torch = pytest.importorskip("torch")
     documents = [[[1, 2, 3], [4, 5]], [[6]], [[7, 8], [9], [10, 11, 12]]]
     for dtype in (np.uint16, np.int32):
         prefix = tmp_path / np.dtype(dtype).name
-        builder = dataset.IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
+        builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
         for document in documents[:2]:
             for sequence in document:
                 builder.add_item(torch.tensor(sequence))
             builder.end_document()
         builder.add_document(torch.tensor(sum(documents[2], [])), [len(part) for part in documents[2]])
         builder.finalize(f"{prefix}.idx")
-        store = TokenStore.open(prefix)
+        store = TokenStore(prefix)
         assert (store.documents, store.tokens, store.dtype) == (3, 12, np.dtype(dtype))
         assert store.read(0, 12).tolist() == list(range(1, 13))
         assert store.document_ends(0, 12).tolist() == [5, 6, 12]
@@ -144,7 +142,7 @@ def test_a_damaged_index_gives_an_error_or_ends_in_order(corpus, write_manifest)
         data[int(draw.integers(34, len(whole)))] ^= 1 << int(draw.integers(8))
         path.write_bytes(data)
         try:
-            store = TokenStore.open(prefix)
+            store = TokenStore(prefix)
             for start in range(0, store.tokens, 50):
                 ends = store.document_ends(start, min(50, store.tokens - start))
                 assert (np.diff(ends, prepend=0) > 0).all() and (ends <= 50).all()
@@ -156,14 +154,14 @@ def test_a_damaged_index_gives_an_error_or_ends_in_order(corpus, write_manifest)
 
 def test_descriptors_are_closed_with_the_store(corpus):
     before = len(os.listdir("/proc/self/fd"))
-    stores = [TokenStore.open(corpus[0]) for _ in range(20)]
+    stores = [TokenStore(corpus[0]) for _ in range(20)]
     assert len(os.listdir("/proc/self/fd")) == before + 40
     del stores
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_worker_process_gets_the_prefix_and_no_tokens(tmp_path, write_pair):
-    store = TokenStore.open(write_pair(tmp_path / "big", [list(range(30_000))]))
+    store = TokenStore(write_pair(tmp_path / "big", [list(range(30_000))]))
     pickled = pickle.dumps(store)
     assert len(pickled) < 1000
     assert pickle.loads(pickled).read(20_000, 2).tolist() == [20_000, 20_001]
@@ -175,7 +173,7 @@ def test_a_header_with_absurd_counts_is_refused(corpus):
     data[18:26] = b"\xff" * 8
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match=f"found {len(data):,}"):
-        TokenStore.open(corpus[0])
+        TokenStore(corpus[0])
 
 
 def test_tokens_that_are_not_integers_are_refused(tmp_path, write_pair):
@@ -185,11 +183,11 @@ def test_tokens_that_are_not_integers_are_refused(tmp_path, write_pair):
     data[17] = 7  # float32, of the same size
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match="tokens are float32"):
-        TokenStore.open(prefix)
+        TokenStore(prefix)
 
 
 def test_an_index_without_document_indices_is_refused(tmp_path):
     (tmp_path / "none.idx").write_bytes(struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, 0, 0))
     (tmp_path / "none.bin").write_bytes(b"")
     with pytest.raises(IntegrityError, match="document indices do not run"):
-        TokenStore.open(tmp_path / "none")
+        TokenStore(tmp_path / "none")

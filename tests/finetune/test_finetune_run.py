@@ -111,7 +111,7 @@ def test_two_ranks_are_one(root, family):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend",
          "c10d", "--rdzv-endpoint", "localhost:0", "-m", "nemo_automodel.cli.app", str(prepare_files(two, ranks=2))],
-        text=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        text=True, capture_output=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((two.directory / "results.json").read_text())
     assert losses(two) == pytest.approx(losses(one), rel=2e-4)

@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 
-from megatron_encdec.inspection.checkpoint import read_tensors
+from megatron_encdec.inspection.checkpoint import is_weight, read_tensors
 from megatron_encdec.training.config import load_config
 
 
@@ -30,12 +30,12 @@ def test_tensors_add_up_to_the_trunk_and_its_optimizer(inspect, real_run):
     tensors = read_tensors(real_run / "checkpoints/step_00000008")
     padding = 2 * (model.padded_vocabulary_size - model.vocabulary_size) * model.hidden_size  # untied
     parameters = model.parameter_count() + padding
-    weights = [tensor for tensor in tensors if tensor.is_weight]
-    assert sum(tensor.bytes for tensor in weights) == 4 * parameters  # fp32
-    assert sum(tensor.bytes for tensor in tensors) == 4 * parameters * 4  # and masters, two moments
+    weights = [tensor for tensor in tensors if is_weight(tensor)]
+    assert sum(tensor["bytes"] for tensor in weights) == 4 * parameters  # fp32
+    assert sum(tensor["bytes"] for tensor in tensors) == 4 * parameters * 4  # and masters, two moments
     assert tensors[: len(weights)] == weights
-    embedding = next(tensor for tensor in tensors if tensor.name == "embedding.word_embeddings.weight")
-    assert embedding.shape == (model.padded_vocabulary_size, 32) and embedding.dtype == "float32"
+    embedding = next(tensor for tensor in tensors if tensor["name"] == "embedding.word_embeddings.weight")
+    assert (embedding["shape"], embedding["dtype"]) == ([model.padded_vocabulary_size, 32], "float32")
     _, out, _ = inspect("checkpoint", real_run, "--tensors")
     assert f"{len(weights)} weights of " in out and "embedding.word_embeddings.weight" in out
 

@@ -2,13 +2,10 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from megatron_encdec.data.config import DataConfig, SourceConfig
 from megatron_encdec.data.samples import Samples
-from megatron_encdec.data.store import TokenStore
-from megatron_encdec.inspection import data
 from megatron_encdec.text.tokenizer import load_tokenizer
 
 
@@ -16,22 +13,6 @@ def report_of(inspect, *arguments) -> dict:
     code, out, err = inspect("data", *arguments, "--json")
     assert (code, err) == (0, "")
     return json.loads(out)
-
-
-def test_lengths_are_exact_across_pieces_and_empty_documents(tmp_path, write_pair, monkeypatch):
-    lengths = np.random.default_rng(0).integers(0, 9, size=300)
-    store = TokenStore.open(write_pair(tmp_path / "a", [[1] * length for length in lengths]))
-    monkeypatch.setattr(data, "PIECE", 7)  # documents lie across pieces, and end where pieces end
-    found, documents = data.document_lengths(store)
-    expected, counts = np.unique(lengths[lengths > 0], return_counts=True)
-    assert found.tolist() == expected.tolist() and documents.tolist() == counts.tolist()
-
-
-def test_statistics_of_lengths():
-    found = data.length_statistics(np.array([1, 10, 100]), np.array([50, 49, 1]))
-    assert found == {"mean": (50 + 490 + 100) / 100, "min": 1, "p5": 1, "p25": 1, "p50": 1, "p75": 10,
-                     "p95": 10, "max": 100}
-    assert data.length_statistics(np.array([]), np.array([])) == {}
 
 
 def test_a_pair_without_manifest(inspect, tmp_path, write_pair):
@@ -87,7 +68,7 @@ def test_berts_way_of_hiding(inspect, workspace):
     (["--objective", "mlm"], "--objective needs --tokenizer"),
     (["--tokenizer", "TOKENIZER", "--objective", "mlm:1.5"], "mask_ratio: must be above 0 and below 1"),
     (["--tokenizer", "TOKENIZER", "--objective", "clmm"], "did you mean 'clm'"),
-    (["--tokenizer", "TOKENIZER", "--sequence-length", "1"], "--sequence-length: must be at least 2"),
+    (["--tokenizer", "TOKENIZER", "--sequence-length", "1"], "--sequence-length: 1 is not at least 2"),
     (["--tokenizer", "TOKENIZER", "--sequence-length", "900000"], "less than one window of --sequence"),
     (["--tokenizer", "TOKENIZER", "--samples", "-1"], "--samples -1 is negative"),
     (["--tokenizer", "nowhere"], "no tokenizer here"),

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from megatron_encdec.data.samples import Sample
 from megatron_encdec.inspection.windows import END_OF_DOCUMENT, indented, marks_of, show
@@ -19,9 +20,8 @@ TEXT = "the small cat likes the old house, and paints — älter — a warm ston
 def tokenizer(request, workspace):
     if request.param == "tokenizer.json":
         return load_tokenizer(workspace / "tokenizer")
-    library = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
-    library.SentencePieceTrainer.train(
+    sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([TEXT] * 20), model_writer=model, vocab_size=60, hard_vocab_limit=False,
         user_defined_symbols=[], control_symbols=["<mask>"], minloglevel=2)
     path = workspace / "spiece.model"

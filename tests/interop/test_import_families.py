@@ -1,6 +1,7 @@
 """Every family: from Hugging Face and back, equal tensor by tensor, and the same logits on the way."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -29,38 +30,47 @@ def tensors(directory):
     return found
 
 
+@pytest.fixture(scope="module")
+def imported(topology, tokenizer_directory, tmp_path_factory):
+    """imported(name) -> (the model, the directory with it in `hf` and its import in `run`), made once."""
+    @cache
+    def make(name):
+        directory = tmp_path_factory.mktemp(name)
+        model = save(name, directory / "hf", tokenizer_directory, file_size="40KB")
+        import_model(directory / "hf", directory / "run", say=quiet)
+        return model, directory
+    return make
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_there_and_back_is_equal_tensor_by_tensor(topology, tokenizer_directory, tmp_path, name):
-    model = save(name, tmp_path / "hf", tokenizer_directory, file_size="40KB")
-    import_model(tmp_path / "hf", tmp_path / "run", say=quiet)
-    with whole_trunk(find(str(tmp_path / "run"))) as trunk:
+def test_there_and_back_is_equal_tensor_by_tensor(imported, tokenizer_directory, tmp_path, name):
+    model, came = imported(name)
+    with whole_trunk(find(str(came / "run"))) as trunk:
         kind = TARGETS["eurobert" if name == "eurobert" else "llama"].attention
         for windows, length in ((1, 64), (3, 17)):  # to the last position: a scaling shows there
             assert logits_difference(trunk, model, kind, windows, length) < 1e-4
         other = {"causal": "bidirectional", "bidirectional": "causal"}[kind]
         assert logits_difference(trunk, model, other) > 0.1
 
-    done = export(str(tmp_path / "run"), tmp_path / "out", say=quiet, file_size="40KB")
+    done = export(str(came / "run"), tmp_path / "out", say=quiet, file_size="40KB")
     assert done.model_class == MODELS[name][0] and done.difference < 1e-4
-    before, after = tensors(tmp_path / "hf"), tensors(tmp_path / "out")
+    before, after = tensors(came / "hf"), tensors(tmp_path / "out")
     assert before.keys() == after.keys()
     for key, tensor in before.items():
         assert torch.equal(tensor, after[key]) and tensor.dtype == after[key].dtype, key
-    then, now = (json.loads((tmp_path / part / "config.json").read_text()) for part in ("hf", "out"))
+    then, now = (json.loads((part / "config.json").read_text()) for part in (came / "hf", tmp_path / "out"))
     assert then == now
     files = [file.name for file in tokenizer_directory.iterdir()]
-    assert all((tmp_path / "hf" / file).read_bytes() == (tmp_path / "out" / file).read_bytes() for file in files)
+    assert all((came / "hf" / file).read_bytes() == (tmp_path / "out" / file).read_bytes() for file in files)
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1  # files of at most 40KB
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_encoder_on_request_is_the_decoders_weights_seen_bidirectionally(topology, tokenizer_directory, tmp_path,
-                                                                            name):
-    save(name, tmp_path / "hf", tokenizer_directory)
-    import_model(tmp_path / "hf", tmp_path / "run", say=quiet)
-    done = export(str(tmp_path / "run"), tmp_path / "out", ENCODERS[MODELS[name][0]], say=quiet)
+def test_an_encoder_on_request_is_the_decoders_weights_seen_bidirectionally(imported, tmp_path, name):
+    _, came = imported(name)
+    done = export(str(came / "run"), tmp_path / "out", ENCODERS[MODELS[name][0]], say=quiet)
     assert done.difference < 1e-4  # compared under bidirectional attention
-    before, after = tensors(tmp_path / "hf"), tensors(tmp_path / "out")
+    before, after = tensors(came / "hf"), tensors(tmp_path / "out")
     assert before.keys() == after.keys() and all(torch.equal(tensor, after[key]) for key, tensor in before.items())
     # and an encoder of whatever class is imported as one
     import_model(tmp_path / "out", tmp_path / "again", say=quiet)

@@ -14,7 +14,11 @@ import pytest
 from result_trees import write_grid, write_recorded
 
 from megatron_encdec.cli import main
+from megatron_encdec.study.analysis import analyse
+from megatron_encdec.study.content import all_tables
+from megatron_encdec.study.figures import all_figures
 from megatron_encdec.study.report import report
+from megatron_encdec.study.results import read_trees
 
 
 def write_four_families(tree):
@@ -162,15 +166,16 @@ def test_reference_and_many_models(tmp_path):
     for model in range(14):
         write_grid(tmp_path / "tree", f"m-{model}k/SC/sst2", {1e-5: [0.5 + 0.02 * model, 0.51 + 0.02 * model],
                                                              1e-4: [0.5, 0.5]})
-    report([tmp_path / "tree"], tmp_path / "all")
-    assert not (tmp_path / "all/figures/differences_SC.png").exists()  # 91 pairs: in the CSV alone
-    assert len(rows_of(tmp_path / "all/tables/comparisons.csv")) == 91
-    assert (tmp_path / "all/figures/learning_rates_SC.png").exists()
-    assert (tmp_path / "all/figures/checkpoints_SC.png").exists()
-    report([tmp_path / "tree"], tmp_path / "one", reference="m-3k")
-    rows = rows_of(tmp_path / "one/tables/comparisons.csv")
-    assert len(rows) == 13 and {row["model_b"] for row in rows} == {"m-3k"}
-    assert (tmp_path / "one/figures/differences_SC.png").exists()
+    results = read_trees([tmp_path / "tree"])
+    found = analyse(results)
+    assert {picture.name for picture in all_figures(found)} == {
+        "scores_SC", "learning_rates_SC", "checkpoints_SC"}  # no differences: 91 pairs stand in the CSV alone
+    assert len(all_tables(found)["comparisons"].rows) == 91
+    found = analyse(results, reference="m-3k")
+    table = all_tables(found)["comparisons"]
+    place = [column.name for column in table.columns].index("model B")
+    assert len(table.rows) == 13 and {row[place] for row in table.rows} == {"m-3k"}
+    assert "differences_SC" in {picture.name for picture in all_figures(found)}
 
 
 @pytest.mark.parametrize("options", [["absent"], ["tree", "--reference", "nobody"], ["empty"]])

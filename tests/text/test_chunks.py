@@ -7,12 +7,14 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from corpora import texts_of
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text import chunks, corpus
+from megatron_encdec.text import chunks
 from megatron_encdec.text.chunks import share_of, slots
-from megatron_encdec.text.corpus import iter_documents, list_files
+from megatron_encdec.text.corpus import list_files
 from megatron_encdec.text.documents import Batch, read_chunk
+from megatron_encdec.text.manifest import InputFile
 
 
 @pytest.fixture
@@ -47,9 +49,10 @@ def documents_of(all_slots, spool):
 def test_every_document_is_in_one_chunk(files, tmp_path):
     (tmp_path / "spool").mkdir()
     found = documents_of(slots(files, "text"), tmp_path / "spool")
-    expected = [(file.path, document.text or document.reason)
-                for file in files for document in iter_documents(file.path)]
-    assert sorted(found) == sorted(expected)
+    expected = {"0.txt": ["empty"], "z.txt": ["empty"], "a.jsonl": map(str, range(40)), "b.jsonl": ["0"],
+                "c.jsonl.gz": map(str, range(30)), "e.parquet": ["row"] * 11}
+    expected |= {f"d{i}.txt": [f"text {i} " * i or "empty"] for i in range(9)}
+    assert sorted(found) == sorted((str(tmp_path / name), text) for name, texts in expected.items() for text in texts)
     assert len(list(slots(files, "text"))) > 20
 
 
@@ -81,7 +84,7 @@ def test_leaving_out_finished_chunks_changes_no_other(files, tmp_path):
 
 def test_a_hub_dataset_is_not_shared_out():
     with pytest.raises(UserError, match=r"--shard 1/2: cannot share out hf:some/name, whose size"):
-        list(share_of(slots([corpus.InputFile("hf:some/name", 0, 0)], "text"), 1, 2, 0))
+        list(share_of(slots([InputFile("hf:some/name", 0, 0)], "text"), 1, 2, 0))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
@@ -91,7 +94,7 @@ def test_a_stream_may_have_several_members(tmp_path, suffix):
 
     path = tmp_path / f"a{suffix}"
     path.write_bytes(pack(b'{"text": "a"}\n{"te') + pack(b'xt": "b"}\n') + pack(b'{"text": "c"}'))
-    assert [document.text for document in iter_documents(path)] == ["a", "b", "c"]
+    assert texts_of(path) == ["a", "b", "c"]
     (tmp_path / "spool").mkdir()
     assert [text for _, text in documents_of(slots(list_files([path]), "text"), tmp_path / "spool")] == ["a", "b", "c"]
 

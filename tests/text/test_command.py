@@ -1,5 +1,7 @@
-"""The verb as a user runs it: a process of its own."""
+"""The verb as a user runs it."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -7,6 +9,7 @@ import sys
 
 import pytest
 
+from megatron_encdec.cli import main
 from megatron_encdec.text import manifest as manifests
 
 LIMITED = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)\n"
@@ -14,14 +17,21 @@ LIMITED = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, "-m", "megatron_encdec", "preprocess", *map(str, arguments)],
-                          capture_output=True, text=True)
+    """The verb in this process."""
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            code = main(["preprocess", *map(str, arguments)])
+        except SystemExit as ended:
+            code = ended.code
+    return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
 
 
 def test_summary_and_silence_of_the_second_run(mixed_corpus, tmp_path):
     command = ("--input", mixed_corpus[0], "--tokenizer", tmp_path / "tok", "--train-tokenizer", 300,
                "--output", tmp_path / "new" / "out", "--workers", 1, "--validation-percent", 10)
-    first = run(*command)
+    first = subprocess.run([sys.executable, "-m", "megatron_encdec", "preprocess", *map(str, command)],
+                           capture_output=True, text=True)
     assert (first.returncode, first.stderr.count("Traceback")) == (0, 0), first.stderr
     train, validation = manifests.read(tmp_path / "new/out"), manifests.read(tmp_path / "new/out.validation")
     assert train.documents + validation.documents == mixed_corpus[1]
@@ -120,7 +130,7 @@ def test_places_that_cannot_be_read_or_written(lines, tokenizer_dir, tmp_path):
 
 @pytest.mark.parametrize(("shard", "message"), [("0/3", "from 1 to 3"), ("4/3", "from 1 to 3"), ("1/0", "from 1 to 1"),
                                                 ("3", "not of the form I/N"), ("²/3", "invalid")])
-def test_malformed_shards(lines, tokenizer_dir, tmp_path, shard, message):
+def test_malformed_shares(lines, tokenizer_dir, tmp_path, shard, message):
     result = run("--input", lines, "--tokenizer", tokenizer_dir, "--output", tmp_path / "out", "--shard", shard)
     assert result.returncode == 2
     assert message in result.stderr

@@ -2,10 +2,11 @@ import gzip
 import json
 
 import pytest
+from corpora import documents_of, texts_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_encdec.text.corpus import REASONS, iter_documents, parse_line, parse_text
+from megatron_encdec.text.corpus import REASONS, parse_line, parse_text
 
 
 def test_reads_each_format(tmp_path):
@@ -15,10 +16,10 @@ def test_reads_each_format(tmp_path):
     (tmp_path / "three.jsonl").write_bytes(lines)
     with gzip.open(tmp_path / "four.jsonl.gz", "wb") as file:
         file.write(lines)
-    assert [d.text for d in iter_documents(tmp_path / "one.txt")] == ["line\r\nline\n"]
-    assert [d.text for d in iter_documents(tmp_path / "two.md")] == ["# title\n"]
+    assert texts_of(tmp_path / "one.txt") == ["line\r\nline\n"]
+    assert texts_of(tmp_path / "two.md") == ["# title\n"]
     for name in ("three.jsonl", "four.jsonl.gz"):
-        documents = list(iter_documents(tmp_path / name, "body"))
+        documents = documents_of(tmp_path / name, "body")
         assert [(d.line, d.text, d.reason) for d in documents] == [
             (1, "first", None), (2, None, "empty"), (3, "second", None)]
         assert sum(d.size for d in documents) == len(lines)
@@ -40,18 +41,12 @@ def as_line(text, ascii_only):
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=20)  # half surrogate pairs too
 
 
-@given(st.lists(st.one_of(st.binary(max_size=40), st.builds(as_line, ANY_TEXT, st.booleans()))))
-def test_any_bytes_are_a_text_or_a_reason(tmp_path_factory, lines):
-    path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
-    content = b"\n".join(lines)
-    path.write_bytes(content)
-    documents = list(iter_documents(path))
-    assert sum(d.size for d in documents) == len(content)
-    assert [d.line for d in documents] == list(range(1, len(documents) + 1))
-    for document in documents:
-        assert (document.text is None) != (document.reason is None)
-        assert document.reason is None or document.reason in REASONS
-        assert document.text is None or document.text.encode("utf-8")
+@given(st.one_of(st.binary(max_size=40), st.builds(as_line, ANY_TEXT, st.booleans())))
+def test_any_bytes_are_a_text_or_a_reason(line):
+    text, data, reason = parse_line(line, "text")
+    assert (text is None) == (data is None) != (reason is None)
+    assert reason is None or reason in REASONS
+    assert text is None or text.encode("utf-8") == data
 
 
 @pytest.mark.parametrize(("data", "reason"), [

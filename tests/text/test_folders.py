@@ -86,7 +86,7 @@ def test_listing_refuses_by_name(tmp_path):
     for item, message in ((tmp_path / "absent", "absent: no such file"),
                           (tmp_path / "data.csv", r"data\.csv: cannot read this kind of file; supported.*read_csv"),
                           (tmp_path / "more.json.xz", r"cannot read this kind of file.*decompress it first: xz -dk"),
-                          (tmp_path / "empty", "no file in this directory"),
+                          (tmp_path / "empty", r"empty: no file to read \(input\)$"),
                           (f"{tmp_path}/*.txt", "no file matches"),
                           (f"{tmp_path}/*.csv", r"no file to read \(input\); there are 1 \.csv; supported"),
                           (tmp_path / "broken.jsonl", "a link to gone, which cannot be read"),

@@ -7,9 +7,10 @@ import subprocess
 import pyarrow
 import pyarrow.parquet
 import pytest
+from corpora import texts_of
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.corpus import iter_documents, list_files
+from megatron_encdec.text.corpus import list_files
 
 ROWS = [{"text": f"naïve {i}", "id": i} for i in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -53,7 +54,7 @@ def test_the_command_in_the_message_mends_the_file(tmp_path, kind, suffix):
     (new,) = tmp_path.glob("NEW*")
     rows = ROWS[:1] if kind == "object" else ROWS * 5000 if kind == "long array" else ROWS
     assert list_files([new])
-    assert [document.text for document in iter_documents(new)] == [row["text"] for row in rows]
+    assert texts_of(new) == [row["text"] for row in rows]
 
 
 @pytest.mark.parametrize("content", [

@@ -106,7 +106,7 @@ def test_a_key_that_no_line_has(tokenizer_dir, tmp_path, name):
             preprocess([tmp_path], tokenizer_dir, tmp_path / "out", workers=1, progress=False, text_key=key)
 
 
-def test_a_shard_without_any_text(tokenizer_dir, tmp_path):
+def test_a_file_without_any_text(tokenizer_dir, tmp_path):
     (tmp_path / "in").mkdir()
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), tmp_path / "in" / "0.parquet")
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.nulls(3)}), tmp_path / "in" / "1.parquet")

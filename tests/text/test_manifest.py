@@ -1,25 +1,21 @@
 import json
 
-import numpy as np
 import pytest
+from corpora import write_tokens
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.text import manifest as manifests
-from megatron_encdec.text.indexed import IndexedWriter
-from megatron_encdec.text.manifest import InputRecord, Settings, Skipped, TokenizerRecord, check_files
+from megatron_encdec.text.manifest import InputFile, Settings, Skipped, TokenizerRecord, check_files
 
 
 @pytest.fixture
 def prefix(tmp_path):
     """A written and described pair of files: 2 documents, 5 tokens."""
-    with IndexedWriter(tmp_path / "d", np.dtype("uint16")) as writer:
-        writer.append(np.array([3, 4, 0, 5, 0], np.uint16), np.array([3, 2]))
-        files = writer.finish()
-        writer.publish()
-    manifests.write(tmp_path / "d", manifests.describe(
-        files, "uint16", bytes_in=30, characters=9, skipped={"empty": Skipped(1, ("a.txt:1",))},
+    files = write_tokens(tmp_path / "d", [[3, 4, 0], [5, 0]])
+    manifests.write(manifests.manifest_path(tmp_path / "d"), manifests.describe(
+        files, bytes_in=30, characters=9, skipped={"empty": Skipped(1, ("a.txt:1",))},
         tokenizer=TokenizerRecord("f" * 64, 300, 0, None), settings=Settings("text", 0.0, "train"),
-        inputs=(InputRecord("a.txt", 30, 1),)))
+        inputs=(InputFile("a.txt", 30, 1),)))
     return tmp_path / "d"
 
 
@@ -68,9 +64,11 @@ def test_files_of_another_run_are_refused(prefix):
         check_files(prefix)
 
 
-@pytest.mark.parametrize("change", ["{", "[]", '{"documents": 1}', None])
+@pytest.mark.parametrize("change", ["{", "[]", '{"documents": 1}', "tokenizer", None])
 def test_malformed_manifest_is_refused_by_name(prefix, change):
     path = manifests.manifest_path(prefix)
+    if change == "tokenizer":
+        change = json.dumps(json.loads(path.read_text()) | {"tokenizer": None})
     path.write_text(change or path.read_text().replace('"shards": [\n    "', '"shards": [\n    "0'))
     with pytest.raises(UserError, match=r"d\.manifest\.json: "):
         manifests.read(prefix)

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.text import chunks, indexed
@@ -56,12 +57,12 @@ def check_hashes(prefix):
 
 @pytest.mark.parametrize("percent", [0, 20])
 @pytest.mark.parametrize("count", [2, 3])
-def test_shards_put_together_are_one_run(corpus, tokenizer_dir, tmp_path, percent, count):
+def test_shares_put_together_are_one_run(corpus, tokenizer_dir, tmp_path, percent, count):
     settings = {"tokenizer_path": tokenizer_dir, "workers": 1, "progress": False, "validation_percent": percent}
     whole = preprocess([corpus], output_prefix=tmp_path / "whole", **settings)
     parts = [tmp_path / f"part{i}" for i in range(1, count + 1)]
     for i, part in enumerate(parts, start=1):
-        preprocess([corpus], output_prefix=part, shard=(i, count), **settings)
+        preprocess([corpus], output_prefix=part, share=(i, count), **settings)
     merged = merge(parts, tmp_path / "merged")
     for suffix in ("", ".validation") if percent else ("",):
         assert files(tmp_path / f"merged{suffix}") == files(tmp_path / f"whole{suffix}")
@@ -84,10 +85,9 @@ def test_merged_outputs_of_different_inputs_and_merged_again(corpus, tokenizer_d
     assert len(manifest.parts) == 3
     assert len(manifest.inputs) == 7
     assert files(tmp_path / "xyz")[0] == b"".join(files(tmp_path / name)[0] for name in "xyz")
-    dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
-    theirs, place = dataset.IndexedDataset(str(tmp_path / "xyz")), 0
+    theirs, place = IndexedDataset(str(tmp_path / "xyz")), 0
     for name in "xyz":
-        part = dataset.IndexedDataset(str(tmp_path / name))
+        part = IndexedDataset(str(tmp_path / name))
         for i in range(len(part)):
             assert np.array_equal(part[i], theirs[place])
             place += 1
@@ -100,7 +100,7 @@ def test_a_machine_may_have_nothing_to_do(tokenizer_dir, tmp_path):
     preprocess([tmp_path / "a.jsonl"], output_prefix=tmp_path / "whole", **settings)
     parts = [tmp_path / f"part{i}" for i in (1, 2, 3)]
     for i, part in enumerate(parts, start=1):
-        preprocess([tmp_path / "a.jsonl"], output_prefix=part, shard=(i, 3), **settings)
+        preprocess([tmp_path / "a.jsonl"], output_prefix=part, share=(i, 3), **settings)
     merge(parts, tmp_path / "merged")
     assert files(tmp_path / "merged") == files(tmp_path / "whole")
     assert check_hashes(tmp_path / "merged").parts == (len(files(tmp_path / "whole")[0]),)
@@ -111,16 +111,16 @@ def test_what_does_not_belong_together_is_refused_by_name(corpus, tokenizer_dir,
         preprocess(paths, tokenizer_dir, tmp_path / name, workers=1, progress=False, **settings)
 
     for i in (1, 2, 3):
-        make(f"s{i}", shard=(i, 3))
-    make("other1", [corpus / "a.jsonl"], shard=(1, 2))
-    make("other2", [corpus, corpus.parent / "input" / "a.jsonl"], shard=(2, 2))
+        make(f"s{i}", share=(i, 3))
+    make("other1", [corpus / "a.jsonl"], share=(1, 2))
+    make("other2", [corpus, corpus.parent / "input" / "a.jsonl"], share=(2, 2))
     make("plain", [corpus / "a.jsonl"])
     make("ended", [corpus / "a.jsonl"], eod_token="<|reserved_1|>")
     make("split", [corpus / "a.jsonl"], validation_percent=20)
-    for parts, message in ((["s1", "s3"], "these are the shards 1/3, 3/3; give all of 3 once, in order"),
+    for parts, message in ((["s1", "s3"], "these are the parts 1/3, 3/3; give all of 3 once, in order"),
                            (["s2", "s1", "s3"], "2/3, 1/3, 3/3; give all of 3"), (["s1", "s1", "s3"], "1/3, 1/3, 3/3"),
                            (["s1"], "1/3; give all of 3"), (["s1", "s2", "plain"], "1/3, 2/3, 1/1"),
-                           (["other1", "other2"], "other2: is a shard of other inputs than .*other1"),
+                           (["other1", "other2"], "other2: is a part of other inputs than .*other1"),
                            (["plain", "ended"], "ended: tokenizer.fingerprint is .*preprocess both alike"),
                            (["plain", "split"], "split: its settings .* are not those of .*plain"),
                            (["plain", "none"], "none.*missing")):

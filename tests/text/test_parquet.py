@@ -3,11 +3,12 @@
 import pyarrow
 import pyarrow.parquet
 import pytest
+from corpora import documents_of
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.text import documents, parquet
 from megatron_encdec.text.chunks import slots
-from megatron_encdec.text.corpus import iter_documents, list_files
+from megatron_encdec.text.corpus import list_files
 from megatron_encdec.text.documents import LongDocument, read_chunk
 from megatron_encdec.text.parquet import iter_rows, row_groups
 
@@ -34,7 +35,7 @@ def test_every_kind_of_text_column(tmp_path, kind, monkeypatch):
     assert [list(iter_rows(path, "text", [group])) for group in range(3)] == [expected[:3], expected[3:6], expected[6:]]
     monkeypatch.setattr(parquet, "BYTES_AT_ONCE", 100)  # rows of their own, as views
     assert [row if row is None else bytes(row) for row in iter_rows(path, "text")] == expected
-    assert [(d.line, d.text, d.reason) for d in iter_documents(path)] == [
+    assert [(d.line, d.text, d.reason) for d in documents_of(path)] == [
         (1, "one", None), (2, None, "not_text"), (3, "naïve — 東京", None), (4, None, "empty"),
         (5, "x" * 3000, None), (6, "one", None), (7, None, "not_text")]
 
@@ -92,7 +93,7 @@ def test_damage_inside_is_noticed(tmp_path):
                                      pyarrow.array([None] * 3).cast(pyarrow.string()).dictionary_encode()])
 def test_a_column_without_any_text_is_counted(tmp_path, nothing):
     pyarrow.parquet.write_table(pyarrow.table({"text": nothing}), tmp_path / "a.parquet")
-    assert [d.reason for d in iter_documents(tmp_path / "a.parquet")] == ["not_text"] * 3
+    assert [d.reason for d in documents_of(tmp_path / "a.parquet")] == ["not_text"] * 3
 
 
 @pytest.mark.parametrize(("column", "kind"), [

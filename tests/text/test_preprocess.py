@@ -7,11 +7,11 @@ import time
 
 import numpy as np
 import pytest
+from corpora import texts_of
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.text import chunks
 from megatron_encdec.text import manifest as manifests
-from megatron_encdec.text.corpus import iter_documents
 from megatron_encdec.text.encode import is_validation
 from megatron_encdec.text.preprocess import preprocess
 from megatron_encdec.text.tokenizer import load_tokenizer
@@ -45,7 +45,7 @@ def test_every_document_is_in_the_output_or_counted(mixed_corpus, tokenizer_dir,
     assert manifest.skipped["missing_key"].examples == (f"{corpus}/a.jsonl:155",)
     assert manifest.skipped["utf16"].examples == (f"{corpus}/d.txt:1",)
     assert manifest.bytes_in == sum(path.stat().st_size for path in corpus.iterdir())
-    texts = [d.text for path in sorted(corpus.iterdir()) for d in iter_documents(path) if d.text is not None]
+    texts = [text for path in sorted(corpus.iterdir()) for text in texts_of(path)]
     tokenizer = load_tokenizer(tokenizer_dir)
     assert [tokenizer.decode(ids) for ids in read_documents(tmp_path / "out")] == texts
     assert manifest.characters == sum(map(len, texts))

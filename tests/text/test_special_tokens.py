@@ -12,7 +12,8 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from megatron_encdec.data.store import TokenStore
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.losses import LossCounter, Losses
+from megatron_encdec.text.account import Account
+from megatron_encdec.text.encode import LossCounter
 from megatron_encdec.text.preprocess import preprocess
 from megatron_encdec.text.tokenizer import AS_OPTION, load_tokenizer
 
@@ -140,7 +141,7 @@ def test_through_preprocess_every_text_is_there_and_what_is_lost_is_counted(zoo,
     texts = [f"the {name} reads {name}" for name in SPECIAL] + ["every word"]
     (tmp_path / "docs.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     manifest = preprocess([tmp_path / "docs.jsonl"], zoo[kind], tmp_path / "out", workers=1, progress=False)
-    tokenizer, data = load_tokenizer(zoo[kind]), TokenStore.open(tmp_path / "out")
+    tokenizer, data = load_tokenizer(zoo[kind]), TokenStore(tmp_path / "out")
     tokens_S, ends_D = data.read(0, data.tokens), data.document_ends(0, data.tokens)
     assert (manifest.documents, tokens_S[ends_D - 1].tolist()) == (6, [tokenizer.eod_id] * 6)
     inside = np.delete(tokens_S, ends_D - 1).tolist()
@@ -178,9 +179,9 @@ def without_unknown(zoo, tmp_path, kind, **changes):
 
 
 def test_characters_that_a_vocabulary_leaves_out_are_counted(zoo, tmp_path):
-    tokenizer, losses = without_unknown(zoo, tmp_path, "bpe", unk_token=None), Losses()
+    tokenizer, losses = without_unknown(zoo, tmp_path, "bpe", unk_token=None), Account()
     LossCounter(tokenizer).add(losses, ["東京 word".encode(), b"word", "é".encode()], np.array([], np.uint32))
-    assert losses == Losses(dropped_characters=3)
+    assert losses == Account(dropped_characters=3)
     (tmp_path / "docs.jsonl").write_text('{"text": "東京 word"}\n{"text": "word"}\n')
     manifest = preprocess([tmp_path / "docs.jsonl"], tmp_path, tmp_path / "out", workers=1, progress=False)
     assert (manifest.documents, manifest.dropped_characters, manifest.unknown_tokens) == (2, 2, 0)

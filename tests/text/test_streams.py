@@ -7,9 +7,9 @@ import subprocess
 
 import pyarrow
 import pytest
+from corpora import texts_of
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
-from megatron_encdec.text.corpus import iter_documents
 from megatron_encdec.text.streams import PIECE, open_stream
 
 CONTENT = b"".join(b'{"text": "%d"}\n' % (i * 7919 % 100_003) for i in range(20_000))
@@ -52,11 +52,11 @@ def test_a_damaged_stream_is_named_with_its_place(tmp_path, suffix, damage, mess
 
 
 @BOTH
-def test_members_one_behind_the_other_are_one_stream(tmp_path, suffix):
+def test_members_one_after_the_other_are_one_stream(tmp_path, suffix):
     path, parts = tmp_path / f"a{suffix}", (b'{"text": "a"}\n{"te', b'xt": "b"}\n', b"", b'{"text": "c"}')
     between = SKIPPABLE if suffix.endswith(".zst") else b""
     path.write_bytes(between + between.join(pack(part, suffix) for part in parts if part) + between)
-    assert [document.text for document in iter_documents(path)] == ["a", "b", "c"]
+    assert texts_of(path) == ["a", "b", "c"]
     path.write_bytes(pack(CONTENT, suffix) + (b"" if between else bytes(600)))  # gzip on tapes is padded with zeros
     assert contents(path) == CONTENT
 

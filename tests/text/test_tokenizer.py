@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+import sentencepiece
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -171,7 +173,6 @@ def test_training_is_deterministic_and_refuses_tiny_sizes(tmp_path):
 
 
 def test_transformers_loads_it_with_the_mask(tokenizer_dir):
-    transformers = pytest.importorskip("transformers")
     theirs, ours = transformers.AutoTokenizer.from_pretrained(tokenizer_dir), load_tokenizer(tokenizer_dir)
     assert (theirs.mask_token_id, theirs.eos_token_id, theirs.pad_token_id) == (1, 0, 2)
     text = "the encoder reads every word — 東京"
@@ -180,7 +181,6 @@ def test_transformers_loads_it_with_the_mask(tokenizer_dir):
 
 
 def test_fill_mask_pipeline_runs_on_it(tokenizer_dir):
-    transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
     config = transformers.EuroBertConfig(
         vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
@@ -193,7 +193,6 @@ def test_fill_mask_pipeline_runs_on_it(tokenizer_dir):
 
 
 def test_sentencepiece_model(tmp_path):
-    sentencepiece = pytest.importorskip("sentencepiece")
     path = tmp_path / "sp.model"
     with open(path, "wb") as file:
         sentencepiece.SentencePieceTrainer.train(

@@ -82,12 +82,12 @@ def test_checkpoints_without_a_usable_pointer_are_refused_and_fallback_takes_the
         assert "holds step_00000002, step_00000004, step_00000006, but its file latest is missing" in said
     config = [f"run.dir={run}", *SAVES]
     found = origin.find(make_plan(load_config(root / "config.yaml", config)), fallback=True)
-    assert (found.kind, found.state["step"]) == ("resume", 6)
+    assert (found.kind, found.state.step) == ("resume", 6)
     refused(run, "run.seed=77", "--fallback", lines=3)  # the newest is of another past
     shutil.rmtree(run / "checkpoints/step_00000006")
     (run / "checkpoints/step_00000006").mkdir()  # not whole
     found = origin.find(make_plan(load_config(root / "config.yaml", config)), fallback=True)
-    assert found.state["step"] == 4
+    assert found.state.step == 4
 
 
 def test_the_ways_out_of_a_lost_pointer_work(run, finished, here, root, capfd):
@@ -210,7 +210,7 @@ def test_fallback_does_not_take_what_a_later_life_left_behind(run, here, root):
     here("run", *SAVES, "--until", "4")
     (run / "checkpoints/step_00000004/common.pt").unlink()
     found = origin.find(make_plan(load_config(root / "config.yaml", [f"run.dir={run}", *SAVES])), fallback=True)
-    assert found.state["step"] == 2 and found.fallback["used"] == "step_00000002"
+    assert found.state.step == 2 and found.fallback["used"] == "step_00000002"
 
 
 def test_a_fork_without_a_step_means_what_its_first_launch_meant(run, root, tmp_path):
@@ -223,7 +223,7 @@ def test_a_fork_without_a_step_means_what_its_first_launch_meant(run, root, tmp_
     plain = load_config(root / "config.yaml", [f"run.from={{path: {run}}}", f"run.dir={fork}", *SAVES])
     assert resolve(plain.run).step == 4
     assert origin.find(make_plan(plain)).kind == "fork"
-    assert origin.find(make_plan(load_config(root / "config.yaml", config))).state["step"] == 4
+    assert origin.find(make_plan(load_config(root / "config.yaml", config))).state.step == 4
 
 
 @pytest.mark.parametrize("command", [["export", "RUN", "OUT"], ["inspect", "checkpoint", "RUN"],

@@ -1,8 +1,11 @@
 """What is said before the first step: text that is repeated often, data that nothing vouches for."""
 
 import shutil
+from pathlib import Path
 
 from small_run import run_cli
+
+from megatron_encdec.cli import main
 
 
 def test_repeated_sources_and_missing_manifests_are_said_at_start(root, tmp_path):
@@ -15,3 +18,20 @@ def test_repeated_sources_and_missing_manifests_are_said_at_start(root, tmp_path
     assert f"{tmp_path / 'small'}: no manifest" in planned and "small.fingerprint.json" in planned
     started = run_cli(*words, "--until", "1").stdout
     assert f"note: data.train.1: {tmp_path / 'small'} is repeated: " in started and "data.train.0" not in started
+
+
+def test_a_dry_run_needs_neither_data_nor_tokenizer_nor_gpu(capsys):
+    """What a newcomer tries first: a config made for a cluster, on a laptop."""
+    config = str(Path(__file__).parents[2] / "examples" / "biphasic_610m.yaml")
+    elsewhere = ("data.train.0.path=nowhere/text", "data.validation.0.path=nowhere/more", "tokenizer.path=nowhere/tok")
+    assert main(["pretrain", config, *elsewhere, "precision.fp8=current", "--nproc", "64", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "10001..42000       75,497,472,000" in said
+    assert "parameters   755,625,600 (607,874,688 without the head)" in said and "128,256 is assumed" in said
+    assert "memory       4.35 GiB a rank" in said  # 6 bytes a parameter, 12 more split over the ranks
+    for missing in ("tokenizer.path: nowhere/tok", "data.train.0.path: nowhere/text",
+                    "data.validation.0.path: nowhere/more"):
+        assert f"note         missing: {missing}\n" in said
+    assert "not on this machine: precision.fp8: current is not possible here" in said
+    assert main(["pretrain", config, *elsewhere, "--nproc", "7", "--dry-run"]) == 2
+    assert "cannot be split over 7 data-parallel ranks" in capsys.readouterr().err

@@ -1,10 +1,14 @@
+"""tools/build_docstring_corpus.py: which docstrings it takes, in which order."""
+
 import json
+import subprocess
+import sys
 import sysconfig
+from pathlib import Path
 
 import pytest
 
-from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.docstrings import build_docstring_corpus
+TOOL = Path(__file__).parents[1] / "tools" / "build_docstring_corpus.py"
 
 LONG = "Explain the thing at length. " * 10
 OTHER = "Another text, long enough to be kept: " + "word " * 60
@@ -37,8 +41,13 @@ def site_packages(tmp_path):
     return tmp_path / "site"
 
 
+def build(output, root, workers=1):
+    return subprocess.run([sys.executable, TOOL, output, "--site-packages", root, "--workers", str(workers)],
+                          capture_output=True, text=True)
+
+
 def test_finds_the_long_docstrings_in_file_order(site_packages, tmp_path):
-    counts = build_docstring_corpus(tmp_path / "docs.jsonl", site_packages, workers=1, progress=False)
+    done = build(tmp_path / "docs.jsonl", site_packages)
     lines = [json.loads(line) for line in (tmp_path / "docs.jsonl").read_text("utf-8").splitlines()]
     assert [(line["source"], line["library"]) for line in lines] == [
         ("alpha/again.py:same", "alpha"), ("alpha/core.py:A", "alpha"), ("alpha/core.py:A.method", "alpha"),
@@ -46,22 +55,22 @@ def test_finds_the_long_docstrings_in_file_order(site_packages, tmp_path):
         ("single.py", "single")]
     assert lines[1]["text"].endswith("\n\nArgs:\n    x: y")
     assert lines[5]["text"].startswith("café café")
-    assert (counts.files, counts.unreadable, counts.documents, counts.repeated) == (8, 1, 7, 1)
-    assert counts.characters == sum(len(line["text"]) for line in lines)
+    characters = sum(len(line["text"]) for line in lines)
+    assert f"7 docstrings, {characters:,} characters, from 8 files (1 not readable, 1 repeats dropped)" in done.stdout
 
 
 def test_same_bytes_for_any_number_of_workers(tmp_path):
     """On the test tool's own package: enough files for several batches."""
-    root = sysconfig.get_path("purelib") + "/_pytest"
+    root = Path(sysconfig.get_path("purelib"), "_pytest")
     for workers in (1, 2):
-        build_docstring_corpus(tmp_path / f"{workers}.jsonl", root, workers=workers, progress=False)
+        assert build(tmp_path / f"{workers}.jsonl", root, workers).returncode == 0
     assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
     assert (tmp_path / "1.jsonl").stat().st_size > 10_000
 
 
 def test_refuses_places_without_docstrings(tmp_path):
-    with pytest.raises(UserError, match="absent: no such directory"):
-        build_docstring_corpus(tmp_path / "docs.jsonl", tmp_path / "absent", progress=False)
-    with pytest.raises(UserError, match="no docstring longer than 200 characters in its 0 files"):
-        build_docstring_corpus(tmp_path / "docs.jsonl", tmp_path, workers=1, progress=False)
+    for root, said in ((tmp_path / "absent", "absent: no such directory"),
+                       (tmp_path, "no docstring longer than 200 characters in its 0 files")):
+        done = build(tmp_path / "docs.jsonl", root)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

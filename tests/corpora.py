@@ -1,0 +1,62 @@
+"""Corpora as tests make and read them."""
+
+import tempfile
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from megatron_encdec.text.chunks import chunks, slots
+from megatron_encdec.text.corpus import list_files
+from megatron_encdec.text.documents import LongDocument, read_chunk
+from megatron_encdec.text.indexed import IndexedFiles, IndexedWriter
+
+
+class Document(NamedTuple):
+    """A document's text, or the reason why there is none; its bytes of decompressed input."""
+
+    line: int
+    size: int
+    text: str | None
+    reason: str | None
+
+
+def documents_of(path, text_key="text") -> list[Document]:
+    """All documents of one file, which is one chunk unless the limits are set otherwise, by line."""
+    found = []
+    with tempfile.TemporaryDirectory() as spool:
+        for chunk in chunks(slots(list_files([path]), text_key), Path(spool), text_key):
+            for part in read_chunk(chunk, text_key):
+                if isinstance(part, LongDocument):
+                    found.append(Document(part.line, part.size, "".join(part.pieces()), None))
+                    continue
+                found += [Document(line, size, text.decode(), None) for (_, line), size, text in zip(
+                    part.places_D, part.sizes_D, part.texts_D, strict=True)]
+                found += [Document(line, size, None, reason) for reason, _, line, size in part.skipped]
+    return sorted(found)
+
+
+def texts_of(path, text_key="text") -> list[str]:
+    """Those of a file's documents that are readable."""
+    return [document.text for document in documents_of(path, text_key) if document.text is not None]
+
+
+def write_tokens(prefix, documents, dtype="uint16", at_once=1000) -> IndexedFiles:
+    """PREFIX.bin and PREFIX.idx of `documents` (lists of ids), by the package's writer, `at_once` at a time."""
+    prefix = Path(prefix)
+    with IndexedWriter(prefix.parent, prefix.name, np.dtype(dtype)) as writer:
+        writer.cut()
+        for start in range(0, len(documents), at_once):
+            append(writer, documents[start : start + at_once])
+        files = writer.finish()
+    prefix.with_name(f"{prefix.name}.lengths").unlink()
+    return files
+
+
+def append(writer: IndexedWriter, documents) -> None:
+    """Add `documents` (lists of ids) to what is written."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(np.fromiter(chain.from_iterable(documents), writer.dtype).tobytes())
+        file.flush()
+        writer.append_file(file.name, np.array([len(document) for document in documents], np.int64))
