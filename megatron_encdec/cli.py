@@ -27,10 +27,12 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, (module, summary) in VERBS.items():
-        child = verbs.add_parser(name, help=summary, description=summary)
+        child = verbs.add_parser(name, help=summary, description=summary,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
         if name == verb:  # import only what this call needs
             with interrupts_end_the_process():
                 module = importlib.import_module(module)
+            child.description = getattr(module, "DESCRIPTION", summary)
             module.add_arguments(child)
     return parser
 

@@ -34,8 +34,6 @@ MOST_WORKERS = 8  # without GPUs, a core each: two such runs at once end sooner 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `finetune`."""
-    parser.description = DESCRIPTION
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", metavar="CONFIG.yaml", help="models, datasets, grid and protocol")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="set a key of the config")
     parser.add_argument("--workers", type=int, metavar="N",

@@ -52,7 +52,6 @@ A checkpoint's run_state.json in words, and its size on disk. RUN_DIR alone mean
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sub-commands and options of `inspect`."""
-    parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     things = parser.add_subparsers(dest="thing", metavar="data|run|checkpoint", required=True)
 
     def thing(name: str, summary: str, description: str) -> argparse.ArgumentParser:
@@ -70,9 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=1234, metavar="N", help="data.seed: order and masks (default: 1234)")
     add("--verify", action="store_true", help="read every byte and compare it with what was recorded")
 
-    run = thing("run", "a run's phases and losses; runs side by side; samples as the trainer reads them", RUN)
-    run.set_defaults(overrides=[])
-    add = run.add_argument
+    runs = thing("run", "a run's phases and losses; runs side by side; samples as the trainer reads them", RUN)
+    runs.set_defaults(overrides=[])
+    add = runs.add_argument
     add("runs", nargs="+", metavar="RUN_DIR",
         help="run directory (run.dir of the config); with --sample also CONFIG.yaml and dotted.key=value")
     add("--sample", nargs="+", action="extend", default=[], metavar="I", help="show these samples, numbered from 0")

@@ -27,8 +27,6 @@ Paths in a run's config are relative to where pretrain ran: export from there.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `export`."""
-    parser.description = DESCRIPTION
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", metavar="RUN_DIR[@STEP]", help="run directory; default: newest checkpoint")
     parser.add_argument("out", metavar="OUT", help="directory to write; complete or absent")
     parser.add_argument("--as", dest="as_", metavar="CLASS", default="auto",

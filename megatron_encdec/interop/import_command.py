@@ -30,8 +30,6 @@ is the mean of all rows.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `import`."""
-    parser.description = DESCRIPTION
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="HF_DIR", help="directory with config.json and safetensors")
     parser.add_argument("run", metavar="RUN_DIR", help="run directory to make; complete or absent")
     parser.add_argument("--mask-token", default="auto", metavar="TOKEN",

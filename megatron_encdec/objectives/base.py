@@ -67,7 +67,7 @@ class Objective:
 
     def identity(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """What of this determines a state: its part of a run's history."""
-        return self.to_yaml() | (vocabulary.identity() if self.hides else {})
+        return self.to_yaml() | (vocabulary.identity if self.hides else {})
 
     def label(self) -> str:
         """For people: `clm`, `mlm:0.4`."""

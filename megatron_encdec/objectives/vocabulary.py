@@ -44,6 +44,7 @@ class Vocabulary:
         """int64, ascending: the tokens that may be masked, and drawn in the place of one."""
         return np.flatnonzero(self.ordinary_V)
 
+    @cached_property
     def identity(self) -> dict:
         """What masks depend on besides the objective's settings: part of the history of the phases that mask."""
         ordinary = ",".join(map(str, self.ordinary_ids.tolist()))

@@ -47,8 +47,7 @@ then name corpora/docs under data.train (and corpora/docs.validation under data.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Put the verb's options and help on `parser`."""
-    parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
     add = parser.add_argument
     add("--input", nargs="+", metavar="PATH", help="files, directories, quoted globs, hf: datasets (required)")
     add("--tokenizer", metavar="PATH", help="tokenizer.json, a directory that holds one, or a SentencePiece "

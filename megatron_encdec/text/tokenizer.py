@@ -100,11 +100,6 @@ class Tokenizer:
         raise UserError(f"{setting}: {self.path} (fingerprint {self.fingerprint[:16]}) does not give the ids that "
                         f"{data} holds ({recorded[:16]}); {ways}")
 
-    def ordinary_ids_sha256(self) -> str:
-        """Hash of the set of ids that are not special: what masking may hide, and draw in place of a token."""
-        special = set(self.special_ids)
-        ordinary = ",".join(str(id_) for id_ in range(self.vocabulary_size) if id_ not in special)
-        return hashlib.sha256(ordinary.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; nothing is put before or after."""

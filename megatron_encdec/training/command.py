@@ -30,8 +30,6 @@ What is done cannot change: a config with another past is refused, with what dif
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `pretrain`."""
-    parser.description = DESCRIPTION
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", metavar="CONFIG.yaml", help="config of the run")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value",
                         help="set a key of the config; list items by number: phases.0.steps=100")

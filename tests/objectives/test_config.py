@@ -106,7 +106,7 @@ def test_a_third_objective_needs_nothing_but_its_file(third):
     objective = Objective.from_yaml("before:3", WHERE)
     assert objective == third(3) and objective.label() == "before:3" and to_dict(objective)["every"] == 3
     vocabulary = Vocabulary(20, frozenset({0}), 1)
-    assert objective.identity(vocabulary) == {"name": "before", "every": 3, **vocabulary.identity()}
+    assert objective.identity(vocabulary) == {"name": "before", "every": 3, **vocabulary.identity}
     assert evaluated([objective], True) == {"before": objective, "clm": CLM(), "mlm": MLM()}
     sample = Sample(0, 0, 0, 0, np.arange(2, 12), np.array([10]))
     labelled = objective.apply(sample, 0, vocabulary)
