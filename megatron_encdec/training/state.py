@@ -1,8 +1,4 @@
-"""A run in progress: trainer, counters and files; started afresh or from a checkpoint.
-
-    1. `start(plan, topology, origin)`   build the trunk, load what `origin` names
-    2. `Run.save()`                      checkpoint with run_state.json, beside training
-"""
+"""A run in progress: trainer, counters and files; started afresh or from a checkpoint."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
