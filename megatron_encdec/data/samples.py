@@ -1,9 +1,5 @@
 """Sample i of a run: tokens of one window, and where attention must stop inside it.
 
-    1. `Samples(config)`   open the stores, count windows, set up the order
-    2. `sample(i)`         order -> (source, epoch, window) -> tokens_S
-    3. segment ends        document ends (isolate_documents) and random cuts (random_length), always S at last
-
 Windows of S = sequence_length tokens tile each source without overlap; a rest shorter than S at a source's
 end is not used. Legend: S tokens of a window, E segments of it.
 """
@@ -27,7 +23,8 @@ class Sample:
     """One window and where it came from.
 
     `tokens_S` int64; `segment_ends_E` int64, ascending, the last is S: segment k is
-    tokens_S[segment_ends_E[k-1] : segment_ends_E[k]], attention and CLM targets stay inside it.
+    tokens_S[segment_ends_E[k-1] : segment_ends_E[k]], attention and CLM targets stay inside it. Segments end where
+    documents do (isolate_documents), at random cuts (random_length), and at S.
     """
 
     index: int

@@ -1,14 +1,8 @@
 """A checkpoint as a Hugging Face model directory: stock classes, compared, complete or absent.
 
-    1. `find`            the checkpoint, its config and tokenizer
-    2. `choose`          the class, by objective and family or by wish
-    3. destination       nothing there, an empty directory, or an earlier export (the same one: nothing to do)
-    4. weights, config, tokenizer, model card into a directory beside OUT
-    5. verification      loaded back with the Auto class, every key, logits against the trunk
-    6. rename
-
-An import that nothing was trained for goes back as it came, with its own config, tokenizer files and rows: what was
-added for an MLM phase, a mask token and its row, has no place in what the model was before.
+Everything is written into a directory beside OUT, loaded back with the Auto class, compared with the trunk, then
+renamed. An import that nothing was trained for goes back as it came, with its own config, tokenizer
+files and rows: what was added for an MLM phase, a mask token and its row, has no place in what the model was before.
 """
 
 import os
@@ -47,11 +41,11 @@ Made = tuple[object, Tensors, list[str], int | None]  # config, tensors, remarks
 
 @dataclass(frozen=True)
 class Export:
-    """What `export` did; `difference` of logits at most, None where the export was there already."""
+    """What `export` did."""
 
     path: Path
     model_class: str
-    difference: float | None
+    difference: float | None  # of logits at most; None where the export was there already
 
 
 def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", force: bool = False,

@@ -1,10 +1,5 @@
 """The families of Hugging Face models that a trunk comes from and goes to: one entry each, and all of them here.
 
-    1. `MODEL_FAMILIES`            classes, what a family must and can have, how its config says it
-    2. `TARGETS`                   what a checkpoint can become: a family's class under one attention kind
-    3. `choose(wish, ...)`         what was asked for, else what the objective trained, as the trunk's family has it
-    4. `check_fits(target, ...)`   sizes, features and tokens that the class cannot hold, refused by name
-
 To add a family whose tensors have the names of `names.LLAMA`: add an entry, and its row to the tests' table of
 random configs (tests/random_models.py). Everything else reads this module.
 """
@@ -46,11 +41,6 @@ class Family:
     settings: dict[str, Any] = field(default_factory=dict)
     names: NameTable = LLAMA
 
-    @property
-    def attention(self) -> AttentionKind:
-        """Of its classes as they are."""
-        return "bidirectional" if self.bidirectional else "causal"
-
     def refuses(self, model: ModelConfig) -> str | None:
         """What of the trunk its classes cannot hold, for people; None where they hold all."""
         if self.whole_heads and model.hidden_size % model.num_attention_heads:
@@ -90,22 +80,20 @@ class Target:
 
     @property
     def model_class(self) -> str:
-        """The class that the result loads as."""
         return self.family.model_class
 
     @property
     def auto_class(self) -> str:
-        """The Auto class that finds it."""
         return "AutoModelForMaskedLM" if self.family.bidirectional else "AutoModelForCausalLM"
 
     @property
     def is_encoder(self) -> bool:
-        """Whether every token sees every token."""
         return self.attention == "bidirectional"
 
 
 TARGETS = {target.name: target for target in (
-    *(Target(family.name, family, family.attention) for family in MODEL_FAMILIES.values()),
+    *(Target(family.name, family, "bidirectional" if family.bidirectional else "causal")
+      for family in MODEL_FAMILIES.values()),
     *(Target(f"{family.name}-bidirectional", family, "bidirectional") for family in MODEL_FAMILIES.values()
       if not family.bidirectional))}
 

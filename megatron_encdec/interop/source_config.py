@@ -1,8 +1,5 @@
 """A Hugging Face config.json as a trunk's shape; what the trunk would not do is refused by the name of its key.
 
-    1. `read_source(directory)`     target, `ModelConfig`, remarks  ->  `SourceModel`
-    2. refused                      architectures without a table; features that would be dropped; unknown keys
-
 Unknown keys are refused, not skipped: in this format a key is often all that tells one architecture from another
 (logit soft-capping, multipliers, experts). `--ignore KEY` is the way past one that is known to mean nothing.
 Defaults are transformers' own for the class: a saved config may leave them out.
@@ -65,7 +62,6 @@ class SourceModel:
 
     @property
     def has_head(self) -> bool:
-        """Whether its class has the language-model head."""
         return self.architecture == self.target.model_class
 
 
@@ -115,7 +111,6 @@ def _read(path: Path, ignore: Collection[str]) -> dict[str, Any]:
 
 
 def _family(path: Path, content: dict) -> tuple[Family, str]:
-    """Family and class name, by `architectures`, else by `model_type`."""
     kind, named = content.get("model_type"), content.get("architectures") or []
     if not named and kind in MODEL_FAMILIES:
         return MODEL_FAMILIES[kind], MODEL_FAMILIES[kind].model_class
@@ -206,7 +201,6 @@ def _unknown(content: dict, config, ignore: Collection[str]) -> list[str]:
 
 
 def _model(path: Path, family: Family, config) -> ModelConfig:
-    """The trunk's shape."""
     rope = dict(config.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0})
     for key in ("type", "partial_rotary_factor", "mrope_section"):
         rope.pop(key, None)
