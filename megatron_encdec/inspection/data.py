@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_encdec.data.config import DataConfig, SourceConfig
+from megatron_encdec.data.fingerprint import verify
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.data.store import TokenStore
-from megatron_encdec.data.verify import verify
 from megatron_encdec.inspection.tables import number, print_facts, print_table, say, size
 from megatron_encdec.inspection.token_statistics import document_lengths, length_statistics
 from megatron_encdec.inspection.windows import indented, marks_of, show
