@@ -41,7 +41,8 @@ def permute(position: int, size: int, key: int) -> int:
     """
     if not 0 <= position < size:
         raise ValueError(f"position {position} is outside [0, {size})")
-    halves, keys = _halves(size), _round_keys(key)
+    bits, keys = max(2, (size - 1).bit_length()), _round_keys(key)
+    halves = (bits // 2, bits - bits // 2)
     value = _feistel(position, halves, keys)
     while value >= size:
         value = _feistel(value, halves, keys)
@@ -64,11 +65,6 @@ def _mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & WORD
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & WORD
     return value ^ (value >> 31)
-
-
-def _halves(size: int) -> tuple[int, int]:
-    bits = max(2, (size - 1).bit_length())
-    return bits // 2, bits - bits // 2
 
 
 @lru_cache(maxsize=1024)

@@ -21,8 +21,8 @@ STEP = 2654435769  # odd, nearest to 2**32 / golden ratio
 def floor_sum(count: int, modulus: int, step: int, offset: int) -> int:
     """Sum of floor((step * j + offset) / modulus) over j in [0, count), exact, in O(log).
 
-    The sum counts lattice points under a line. Whole multiples of the modulus are taken out; what remains is
-    counted from the other axis, where step and modulus have changed places, as in Euclid's algorithm.
+    It counts lattice points under a line. Whole multiples of the modulus are taken out; what remains is counted from
+    the other axis, where step and modulus have changed places, as in Euclid's algorithm.
     """
     total = 0
     for below, whole, rest in _quotients(modulus, step):
@@ -92,11 +92,8 @@ class Order:
 
     def __init__(self, windows: Sequence[int], weights: Sequence[float], seed: int,
                  fingerprints: Sequence[str] | None = None):
-        """Order over sources of `windows` windows each.
-
-        With `fingerprints` (one a source, all different) a source is known by its data, wherever it stands in
-        the list and under whatever path; otherwise by its place.
-        """
+        """`windows` of each source; with `fingerprints` (all different) a source is known by its data, wherever it
+        stands in the list and under whatever path, otherwise by its place."""
         names = list(fingerprints) if fingerprints is not None else [f"{k:08d}" for k in range(len(windows))]
         if not len(windows) == len(weights) == len(names) == len(set(names)):
             raise ValueError("windows, weights, fingerprints: one each a source, fingerprints all different")

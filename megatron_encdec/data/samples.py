@@ -39,11 +39,8 @@ class Samples:
     """Every sample of a run, by number, in any order, for ever (epochs follow one another)."""
 
     def __init__(self, config: DataConfig, which: Literal["train", "validation"] = "train"):
-        """Open the sources of `config.train` or `config.validation`.
-
-        Raises UserError where there is none, one is shorter than a window, or two are the same data; IntegrityError
-        where files are damaged. Whether they are of the run's tokenizer its plan checks.
-        """
+        """Raises UserError where there is no source, one is shorter than a window, or two are the same data;
+        IntegrityError where files are damaged. Whether they are of the run's tokenizer its plan checks."""
         sources, self._key = getattr(config, which), f"data.{which}"
         if not sources:
             raise UserError(f"{self._key}: empty; give at least one source, e.g. [{{path: PREFIX}}]")
@@ -108,8 +105,7 @@ class Samples:
 def random_cuts(seed: int, index: int, length: int, law: RandomLength) -> np.ndarray:
     """Cuts strictly inside a window of `length` tokens (int64, ascending), a function of (seed, index).
 
-    Segment lengths are i.i.d. uniform on [law.min, law.max]; the last is cut at the window's end and, if
-    shorter than law.min, joined to the one before.
+    The last segment is cut at the window's end and, if shorter than law.min, joined to the one before.
     """
     words = draws(seed, "length", index, -(-length // law.min))  # enough even if all are law.min long
     lengths = law.min + (words % np.uint64(law.max - law.min + 1)).astype(np.int64)

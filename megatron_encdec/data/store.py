@@ -22,8 +22,8 @@ from megatron_encdec.text.manifest import check_files
 class TokenStore:
     """One .bin/.idx pair; safe to read from several threads and after a fork.
 
-    `tokens`, `documents`, `dtype`, `fingerprint` and `tokenizer` (`TokenizerRecord`, None where another tool wrote the
-    pair) describe it; `note` is what to say of a pair without a manifest.
+    `tokenizer` is a `TokenizerRecord`, None where another tool wrote the pair; `note` what to say of one without a
+    manifest.
     """
 
     def __init__(self, prefix: str | Path):

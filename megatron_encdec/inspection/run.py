@@ -123,10 +123,8 @@ def phase_summaries(config: Config, records: list[dict], entropy: float | None) 
 
 
 def corpus_entropy(config: Config, fingerprints: list[str] | None) -> tuple[dict | None, str | None]:
-    """The training data's unigram entropy, or None and why it cannot be told.
-
-    `fingerprints`: of the data as the newest checkpoint knows it; other data at the same path is not counted.
-    """
+    """The training data's unigram entropy, or None and why it cannot be told: one reason is that the data's
+    fingerprints are not those that the newest checkpoint knows."""
     try:
         stores = [TokenStore(source.path) for source in config.data.train]
         if fingerprints is not None and fingerprints != [store.fingerprint for store in stores]:

@@ -24,21 +24,15 @@ FEATURES = {"qkv_bias": "biases on queries, keys and values", "qk_norm": "norms 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models in the transformers library: its `model_type`, and its class with the language-model head.
+    """A family of models in the transformers library."""
 
-    bidirectional: its classes are encoders; else they are decoders, and `is_causal: false` in the config makes an
-    encoder of them. features: the `ModelConfig` keys among `FEATURES` that it can have, with True where it always
-    has them. whole_heads: its config refuses a hidden size that is no multiple of the heads. settings: what its
-    config says besides what all have in common.
-    """
-
-    name: str
+    name: str  # transformers' model_type
     config_class: str
-    model_class: str
-    bidirectional: bool = False
-    features: dict[str, bool] = field(default_factory=dict)
-    whole_heads: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
+    model_class: str  # with the language-model head
+    bidirectional: bool = False  # else its classes are decoders, and `is_causal: false` makes an encoder of them
+    features: dict[str, bool] = field(default_factory=dict)  # keys of `FEATURES` that it can have; True: always has
+    whole_heads: bool = False  # its config refuses a hidden size that is no multiple of the heads
+    settings: dict[str, Any] = field(default_factory=dict)  # what its config says besides what all have in common
     names: NameTable = LLAMA
 
     def refuses(self, model: ModelConfig) -> str | None:
@@ -56,7 +50,6 @@ class Family:
 
 
 _NO_BIASES, _NO_WINDOW = {"attention_bias": False, "mlp_bias": False}, {"use_sliding_window": False}
-# by transformers' model_type
 MODEL_FAMILIES = {family.name: family for family in (
     Family("llama", "LlamaConfig", "LlamaForCausalLM", whole_heads=True, settings=_NO_BIASES),
     Family("eurobert", "EuroBertConfig", "EuroBertForMaskedLM", bidirectional=True, whole_heads=True,

@@ -6,9 +6,8 @@
       tokenizer/                  with its mask token (mask_token.py)
       source/                     config.json, generation_config.json, tokenizer as they came: the exact way back
 
-Everything that can be refused is refused before anything is written; the parts are made in a directory beside RUN_DIR.
-Every rank reads and writes its share of the weights, a tensor at a time.
-Any number of ranks gives the same checkpoint, and any topology loads it.
+Whatever can be refused is refused before anything is written; the parts are made in a directory beside RUN_DIR. Every
+rank reads and writes its share of the weights; any number of them gives the same checkpoint, and any topology loads it.
 """
 
 import os
@@ -53,10 +52,10 @@ _SECONDS_TO_WRITE = 3600
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user said. mask: auto, none, or a token. tokenizer: another than the directory's own."""
+    """What the user said."""
 
-    mask: str = "auto"
-    tokenizer: str | None = None
+    mask: str = "auto"  # or none, or a token
+    tokenizer: str | None = None  # another than the directory's own
     eod_token: str | None = None
     ignore: Collection[str] = ()
     new_head: bool = False

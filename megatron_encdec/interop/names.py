@@ -53,16 +53,13 @@ VOCABULARY = Layout(lambda table, model: (table[: model.vocabulary_size],), SAME
 
 @dataclass(frozen=True)
 class Row:
-    """A trunk tensor and the Hugging Face tensors that it holds; `{}` in a name is the layer's number.
-
-    sizes: of each of `theirs`, in letters of the legend. present: whether a trunk has it.
-    """
+    """A trunk tensor and the Hugging Face tensors that it holds; `{}` in a name is the layer's number."""
 
     ours: str
     theirs: tuple[str, ...]
-    sizes: tuple[str, ...]
+    sizes: tuple[str, ...]  # of each of `theirs`, in letters of the legend
     layout: Layout = SAME
-    present: Callable[[ModelConfig], bool] = lambda model: True
+    present: Callable[[ModelConfig], bool] = lambda model: True  # whether a trunk has it
 
     def shapes(self, model: ModelConfig) -> tuple[tuple[int, ...], ...]:
         """Of each of `theirs`."""

@@ -50,11 +50,8 @@ class Source:
 
 
 def find(run: str) -> Source:
-    """What `RUN_DIR[@STEP]` means; the newest checkpoint where no step is named.
-
-    Raises `UserError` where there is no such checkpoint, or where the run's tokenizer is not the one that the
-    checkpoint was trained with.
-    """
+    """What `RUN_DIR[@STEP]` means, without a step the newest checkpoint. Raises `UserError` where there is none, or
+    where the run's tokenizer is not the one that it was trained with."""
     found = checkpoint.directory_of(run)
     state = read_run_state(found)
     path = found.parent.parent / "config.yaml"

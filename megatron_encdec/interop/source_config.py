@@ -48,16 +48,13 @@ _MEANT_BY = {
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A released model, understood: the target that it is, the class that wrote it, the trunk's shape.
-
-    `content`: its config.json; `config`: the same as an instance of transformers' class.
-    """
+    """A released model, understood."""
 
     target: Target
-    architecture: str
+    architecture: str  # the class that wrote it
     model: ModelConfig
-    content: dict[str, Any]
-    config: Any
+    content: dict[str, Any]  # its config.json
+    config: Any  # the same as an instance of transformers' class
     remarks: list[str]
 
     @property
@@ -138,7 +135,6 @@ def _hugging_face(path: Path, family: Family, content: dict):
 
 
 def _refused_settings(config) -> list[str]:
-    """Settings of the family's own config that the trunk does not have."""
     found = []
     if config.hidden_act not in ("silu", "swish"):
         found.append(f"hidden_act={config.hidden_act!r} (the trunk's activation is SwiGLU's silu)")

@@ -158,10 +158,8 @@ def _converted(file: Path):
 
 
 def tokenizer_remarks(directory: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> list[str]:
-    """How transformers reads `directory`, where that is not how `tokenizer` does; ids of `config` that disagree.
-
-    Nothing of it is in the weights, so it is said, not refused.
-    """
+    """How transformers reads `directory`, where that is not how `tokenizer` does; ids of `config` that disagree. It is
+    said, not refused, because nothing of it is in the weights."""
     file = find_model_file(directory).name
     try:
         theirs = _auto_tokenizer(directory)
