@@ -7,7 +7,7 @@ rounds take turns, so that a disk whose speed drifts is unfair to none:
 
     synchronous     `Saver(asynchronous=False)`: until the checkpoint is durable and `latest` names it
     blocked         `Saver(asynchronous=True)`: until `save` returns and training goes on
-    behind it       the same save, until it is durable (nothing is trained meanwhile)
+    durable         the same save, until it is durable (nothing is trained meanwhile)
     megatron.core   its own `dist_checkpointing.save` of the same state, same format: no checksums, not published
     load            verify every checksum and fill the trunk and its optimizer (page cache: as the rounds leave it)
 
@@ -51,7 +51,7 @@ def megatron_save(directory: Path, trunk, optimizer) -> float:
     """Seconds of megatron.core's own synchronous save."""
     import torch.distributed as dist
 
-    from megatron_encdec.engine.shards import SHARDING
+    from megatron_encdec.engine.boxes import SHARDING
     from megatron_encdec.platform import megatron as mcore
 
     if dist.get_rank() == 0:
@@ -86,7 +86,7 @@ def measure(arguments, directory: Path) -> dict | None:
     model, trunk, optimizer = build(arguments)
     plain = Saver(directory / "synchronous", trunk, optimizer, keep=1, asynchronous=False)
     beside = Saver(directory / "asynchronous", trunk, optimizer, keep=1, asynchronous=True)
-    names = ("synchronous", "blocked", "behind it", "megatron.core", "load")
+    names = ("synchronous", "blocked", "durable", "megatron.core", "load")
     seconds, size = {name: [] for name in names}, 0
     for number in range(arguments.rounds + 1):
         dist.barrier()

@@ -69,8 +69,8 @@ def dtype_of(cell: dict):
 
 def trainer_of(cell: dict):
     """Our trainer as `pretrain` makes it."""
+    from megatron_encdec.engine.boxes import make_fp8_state
     from megatron_encdec.engine.config import OptimizerSettings
-    from megatron_encdec.engine.fp8_state import make_fp8_state
     from megatron_encdec.engine.optimizer import build_optimizer, wrap
     from megatron_encdec.model.performance import PerformanceSettings
     from megatron_encdec.model.precision import PrecisionSettings

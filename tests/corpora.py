@@ -23,18 +23,20 @@ class Document(NamedTuple):
 
 
 def documents_of(path, text_key="text") -> list[Document]:
-    """All documents of one file, which is one chunk unless the limits are set otherwise, by line."""
+    """All documents of one file, by line."""
     found = []
     with tempfile.TemporaryDirectory() as spool:
         for chunk in chunks(slots(list_files([path]), text_key), Path(spool), text_key):
+            before, mine = len(found), []
             for part in read_chunk(chunk, text_key):
                 if isinstance(part, LongDocument):
-                    found.append(Document(part.line, part.size, "".join(part.pieces()), None))
+                    mine.append(Document(part.line, part.size, "".join(part.pieces()), None))
                     continue
-                found += [Document(line, size, text.decode(), None) for (_, line), size, text in zip(
+                mine += [Document(line, size, text.decode(), None) for (_, line), size, text in zip(
                     part.places_D, part.sizes_D, part.texts_D, strict=True)]
-                found += [Document(line, size, None, reason) for reason, _, line, size in part.skipped]
-    return sorted(found)
+                mine += [Document(line, size, None, reason) for reason, _, line, size in part.skipped]
+            found += sorted(document._replace(line=before + document.line) for document in mine)
+    return found
 
 
 def texts_of(path, text_key="text") -> list[str]:

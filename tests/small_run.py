@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
-import runpy
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+PATIENCE = 300.0  # seconds: what is waited for comes, however busy the machine is; only a fault lets it pass
 TIMING = ("tokens_per_second", "tokens_per_second_per_device", "mfu", "seconds_blocked", "seconds_total")
 BASE = """
 run: {{dir: RUN, seed: 3}}
@@ -54,40 +56,42 @@ def timeline_of(*overrides: str, fingerprints: tuple[str, ...] = ("f",)):
                     Vocabulary(301, frozenset(range(8)), 1))
 
 
-def run_cli(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """`megatron-encdec ARGUMENTS` in a process of its own."""
-    result = subprocess.run([sys.executable, "-m", "megatron_encdec", *map(str, arguments)], text=True,
-                            capture_output=True, timeout=300,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
-    if check and result.returncode:
-        raise AssertionError(f"exit {result.returncode}\n{result.stdout}\n{result.stderr}")
-    return result
+def run_cli(*arguments: str, check: bool = True, code: int = 0, **environment: str) -> subprocess.CompletedProcess:
+    """`megatron-encdec ARGUMENTS` in a process of its own: the fork of a server that has imported torch and
+    megatron.core, seconds less than a new one. Not of this process: gloo's threads, some fifty a run, never end, and a
+    fork of a process that has them hangs. check: that it ends with the exit code `code`."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["small_run", "megatron_encdec.training.execute", "torch._dynamo"])
+    words = [str(word) for word in arguments]
+    with tempfile.TemporaryDirectory() as directory:
+        said = [Path(directory) / "out", Path(directory) / "err"]
+        child = forks.Process(target=_end_with, args=(
+            words, said, {**os.environ, "OMP_NUM_THREADS": "1", **environment}, os.getcwd()))
+        child.start()
+        child.join(PATIENCE)
+        if child.is_alive():
+            child.kill()
+            child.join()
+        out, err = (path.read_text() for path in said)
+    if check and child.exitcode != code:
+        raise AssertionError(f"exit {child.exitcode}\n{out}\n{err}")
+    return subprocess.CompletedProcess(words, child.exitcode, out, err)
 
 
-def run_tool(tool: str | Path, *arguments: str) -> int:
-    """`python TOOL ARGUMENTS` in this process, which spares a cold start of torch; the exit code."""
-    argv, path = sys.argv, sys.path
-    tool = (Path(__file__).parent.parent / tool).resolve()
-    sys.argv, sys.path = [str(tool), *map(str, arguments)], [str(tool.parent), *path]
-    try:
-        runpy.run_path(str(tool), run_name="__main__")
-    except SystemExit as end:
-        return end.code or 0
-    finally:
-        sys.argv, sys.path = argv, path
-    return 0
-
-
-def run_verb(command: list[str], said: list[Path]) -> None:
+def _end_with(command: list[str], said: list[Path], environment: dict[str, str], directory: str) -> None:
     """End this process, a fork, with the exit code of `megatron-encdec COMMAND`; out and err go to the files `said`."""
     code = 70
+    for descriptor, path in enumerate(said, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     try:
-        sys.stdout, sys.stderr = (open(path, "w") for path in said)  # noqa: SIM115  (closed with the process)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(directory)
         import torch
 
         from megatron_encdec.cli import main
 
-        torch.set_num_threads(1)  # as run_cli's processes have it: bits are compared
+        torch.set_num_threads(1)  # as start_cli's processes have it: bits are compared
         code = main(command)
     except BaseException:
         traceback.print_exc()
@@ -102,9 +106,6 @@ def start_cli(*arguments: str, output: Path, **environment: str) -> subprocess.P
     with open(output, "w") as file:
         return subprocess.Popen([sys.executable, "-m", "megatron_encdec", *map(str, arguments)], stdout=file,
                                 stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
-
-
-PATIENCE = 300.0  # seconds: what is waited for comes, however busy the machine is; only a fault lets it pass
 
 
 def wait_until(true: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:

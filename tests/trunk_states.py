@@ -8,15 +8,18 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
+from megatron_encdec.engine.boxes import Box, wanted
 from megatron_encdec.engine.config import OptimizerSettings
 from megatron_encdec.engine.optimizer import build_optimizer, set_update_count, wrap
 from megatron_encdec.engine.run_state import RunState
-from megatron_encdec.engine.shards import Shard, wanted
+from megatron_encdec.model.attention import TorchAttention
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.trunk import build_trunk
+from megatron_encdec.platform import megatron as mcore
 
 
 def state_at(step: int) -> RunState:
@@ -34,26 +37,36 @@ def make(topology, seed: int = 1, dtype: torch.dtype = torch.float32, **model):
     return trunk, build_optimizer(wrap(trunk), OptimizerSettings())
 
 
-def expected(shard: Shard) -> torch.Tensor:
+def expected(box: Box) -> torch.Tensor:
     """What stands in the box: a function of name and global position alone, exact in bf16's 8 bits too."""
-    flat = torch.zeros(shard.size, dtype=torch.int64)
-    for dimension, (start, length) in enumerate(zip(shard.offset, shard.size, strict=True)):
+    flat = torch.zeros(box.size, dtype=torch.int64)
+    for dimension, (start, length) in enumerate(zip(box.offset, box.size, strict=True)):
         place = torch.arange(start, start + length).view([-1 if d == dimension else 1 for d in range(flat.dim())])
-        flat = flat * shard.shape[dimension] + place
-    name = shard.key.removeprefix("optimizer.state.param.")  # masters equal their weights
-    return ((flat + sum(name.encode())) % 251).to(shard.values.dtype)
+        flat = flat * box.shape[dimension] + place
+    name = box.key.removeprefix("optimizer.state.param.")  # masters equal their weights
+    return ((flat + sum(name.encode())) % 251).to(box.values.dtype)
+
+
+def give_fp8_state(trunk) -> None:
+    """What Transformer Engine's `delayed` recipe keeps in a layer, in every linear layer and in attention."""
+    def record(tensors):
+        return SimpleNamespace(scale=torch.ones(tensors), amax_history=torch.zeros(4, tensors))
+
+    for module in trunk.decoder.modules():
+        if isinstance(module, (mcore.ColumnParallelLinear, mcore.RowParallelLinear, TorchAttention)):
+            module.fp8_meta = {"num_gemms": 1, "scaling_fwd": record(3), "scaling_bwd": record(2)}
 
 
 def fill(trunk, optimizer, updates: int = 7) -> None:
     """Put `expected` everywhere."""
-    for shard in wanted(trunk, optimizer):
-        shard.values.copy_(expected(shard))
+    for box in wanted(trunk, optimizer):
+        box.values.copy_(expected(box))
     set_update_count(optimizer, updates)
 
 
 def wrong(trunk, optimizer) -> list[str]:
     """Names of the boxes that do not hold `expected`."""
-    return [shard.key for shard in wanted(trunk, optimizer) if not torch.equal(shard.values, expected(shard))]
+    return [box.key for box in wanted(trunk, optimizer) if not torch.equal(box.values, expected(box))]
 
 
 def run_ranks(count: int, code: str, *arguments, check: bool = True, timeout: float = 300) -> list[str]:

@@ -6,27 +6,26 @@
         checksums.json                                      size and sha256 of every file (integrity.py)
     latest                   name of the newest, written last
 
-    1. `newest`, `pointed`, `saved_names`, `directory_of`            finding one
-    2. `load(...)`, `load_weights(...)`                              into a trunk and optimizer of any topology
-    3. `publish`, `prune`, `clean`                                   the directory's part of saving (saver.py)
+    1. `newest`, `pointed`, `directory_of`     finding one (names.py: `saved_names`, `name_of`)
+    2. `load(...)`, `load_weights(...)`         into a trunk and optimizer of any topology
+    3. `publish`, `prune`, `clean`              the directory's part of saving (saver.py)
 """
 
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from megatron_encdec.engine import integrity
-from megatron_encdec.engine.fp8_state import PREFIX as FP8_PREFIX
+from megatron_encdec.engine.boxes import FP8_PREFIX, STATE_PREFIX, Box, wanted
 from megatron_encdec.engine.names import LATEST, listed, name_of, saved_names, split_step, step_of
 from megatron_encdec.engine.optimizer import set_update_count
-from megatron_encdec.engine.shards import STATE_PREFIX, wanted
-from megatron_encdec.engine.storage import read_shards, read_update_count, stored_dtypes
+from megatron_encdec.engine.storage import read_boxes, read_update_count, stored_dtypes
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
 
-__all__ = ["clean", "directory_at", "directory_of", "load", "load_weights", "name_of", "newest", "pointed", "prune",
-           "publish", "saved_names"]
+_MASTERS = f"{STATE_PREFIX}.param."
 
 
 def newest(checkpoints: Path) -> Path | None:
@@ -96,14 +95,14 @@ def load(checkpoint: Path, trunk, optimizer=None) -> None:
     Weights of another dtype come from the fp32 masters. FP8's scales begin anew where the checkpoint has none.
     """
     integrity.check(checkpoint)
-    dtypes, prefix = stored_dtypes(checkpoint), f"{STATE_PREFIX}.param."
+    dtypes = stored_dtypes(checkpoint)
 
-    def source(shard):
-        other = dtypes.get(shard.key) not in (None, shard.values.dtype) and not shard.key.startswith(STATE_PREFIX)
-        return replace(shard, key=prefix + shard.key) if other and prefix + shard.key in dtypes else shard
+    def source(box):
+        other = dtypes.get(box.key) not in (None, box.values.dtype)
+        return _from_master(box, dtypes) if other and not box.key.startswith(STATE_PREFIX) else box
 
-    read_shards(checkpoint, [source(shard) for shard in wanted(trunk, optimizer)
-                             if shard.key in dtypes or not shard.key.startswith(f"{FP8_PREFIX}.")])
+    read_boxes(checkpoint, [source(box) for box in wanted(trunk, optimizer)
+                            if box.key in dtypes or not box.key.startswith(f"{FP8_PREFIX}.")])
     if optimizer is not None:
         set_update_count(optimizer, read_update_count(checkpoint))
 
@@ -111,19 +110,21 @@ def load(checkpoint: Path, trunk, optimizer=None) -> None:
 def load_weights(checkpoint: Path, trunk, optimizer=None) -> None:
     """Fill `trunk`, and the fp32 masters in `optimizer`, with the weights of `checkpoint` alone; collective.
 
-    From the masters where there are some: they are what the weights were rounded from. Moments and update count stay
-    as they are; a checkpoint without any, such as an import's, will do.
+    They come from the masters, which they were rounded from, where there are some. Moments and update count stay as
+    they are; a checkpoint without any, such as an import's, will do.
     """
     integrity.check(checkpoint)
-    names, prefix = stored_dtypes(checkpoint), f"{STATE_PREFIX}.param."
-
-    def best(shard):
-        name = shard.key.removeprefix(prefix)
-        return replace(shard, key=prefix + name if prefix + name in names else name)
-
-    read_shards(checkpoint, [best(shard) for shard in wanted(trunk, None)])
+    names = stored_dtypes(checkpoint)
+    read_boxes(checkpoint, [_from_master(box, names) for box in wanted(trunk, None)])
     if optimizer is not None:  # by itself: where it holds an fp32 run's weights, its boxes are the same
-        read_shards(checkpoint, [best(shard) for shard in wanted(trunk, optimizer) if shard.key.startswith(prefix)])
+        read_boxes(checkpoint, [_from_master(box, names) for box in wanted(trunk, optimizer)
+                                if box.key.startswith(_MASTERS)])
+
+
+def _from_master(box: Box, names: Collection[str]) -> Box:
+    """The box of a weight or master, to be read from the checkpoint's master if that is among its `names`."""
+    weight = box.key.removeprefix(_MASTERS)
+    return replace(box, key=_MASTERS + weight if _MASTERS + weight in names else weight)
 
 
 def publish(temporary: Path, final: Path) -> None:

@@ -1,19 +1,15 @@
 """Config of the engine: optimizer, schedule, batch, parallel sizes, checkpoints."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-
-def _positive(config, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: {value} is not at least 1")
+from megatron_encdec.platform import schema
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW, decay on every parameter, global-norm clipping (defaults: arXiv 2507.00994)."""
+    """AdamW, decay on every parameter, clipping by the global norm (0: none). Defaults: arXiv 2507.00994."""
 
     lr: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.95)
@@ -22,21 +18,16 @@ class OptimizerSettings:
     clip_grad: float = 1.0
 
     def __post_init__(self):
-        if not self.lr > 0:
-            raise ValueError(f"lr: {self.lr} is not positive")
+        schema.above(self, 0, "lr", "eps")
+        schema.at_least(self, 0, "weight_decay", "clip_grad")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: {list(self.betas)} must lie in [0, 1)")
-        if not self.eps > 0:
-            raise ValueError(f"eps: {self.eps} is not positive")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay: {self.weight_decay} is negative")
-        if self.clip_grad < 0:
-            raise ValueError(f"clip_grad: {self.clip_grad} is negative; 0 turns clipping off")
 
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """Learning rate by step: linear warm-up, then `wsd` (stable, linear decay at the end), `cosine` or `constant`."""
+    """Learning rate by step: linear warm-up from 0, then `wsd` (the peak, and linear decay over the last
+    `decay_steps`), `cosine` (down from the end of the warm-up to the last step) or `constant`."""
 
     name: Literal["wsd", "cosine", "constant"] = "wsd"
     warmup_steps: int = 0
@@ -44,9 +35,22 @@ class ScheduleSettings:
     final_lr: float = 0.0
 
     def __post_init__(self):
-        for name in ("warmup_steps", "decay_steps", "final_lr"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is negative")
+        schema.at_least(self, 0, "warmup_steps", "decay_steps", "final_lr")
+
+
+def learning_rate(step: int, total_steps: int, peak: float, schedule: ScheduleSettings) -> float:
+    """Learning rate of update number `step` (1 .. total_steps): a pure function, nothing to save, nothing to drift."""
+    if step <= schedule.warmup_steps:
+        return peak * step / schedule.warmup_steps
+    low = schedule.final_lr
+    if schedule.name == "wsd":
+        remaining = total_steps - step
+        if remaining < schedule.decay_steps:
+            return low + (peak - low) * remaining / schedule.decay_steps
+    elif schedule.name == "cosine":
+        done = (step - schedule.warmup_steps) / max(1, total_steps - schedule.warmup_steps)
+        return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return peak
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class BatchSettings:
     micro_size: int = 12
 
     def __post_init__(self):
-        _positive(self, "global_size", "micro_size")
+        schema.at_least(self, 1, "global_size", "micro_size")
         if self.global_size % self.micro_size:
             raise ValueError(f"global_size: {self.global_size} is no multiple of batch.micro_size={self.micro_size}")
 
@@ -72,10 +76,9 @@ class ParallelSettings:
     sequence: bool = False
 
     def __post_init__(self):
-        _positive(self, "tensor", "pipeline", "context")
+        schema.at_least(self, 1, "tensor", "pipeline", "context")
         if self.context > 1:
-            raise ValueError(f"context: {self.context} is not supported; context parallelism is untested here, "
-                             "use 1")
+            raise ValueError(f"context: {self.context} is not supported; context parallelism is untested here, use 1")
         if self.sequence and self.tensor == 1:
             raise ValueError("sequence: true needs parallel.tensor of 2 or more")
 
@@ -92,4 +95,4 @@ class CheckpointSettings:
     async_: bool = field(default=True, metadata={"key": "async"})
 
     def __post_init__(self):
-        _positive(self, "every", "keep")
+        schema.at_least(self, 1, "every", "keep")

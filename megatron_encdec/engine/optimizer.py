@@ -2,13 +2,14 @@
 
     1. `wrap(trunk)`              gradient buffers, reduction over data-parallel ranks (fp32); `whole_parameters`
     2. `build_optimizer(ddp)`     AdamW with fp32 masters split over data-parallel ranks; decay on every parameter
-    3. `set_learning_rate`, `gradient_norm`, `update`, `reset_moments`; `nonfinite_gradients` where none is made
-    4. `local_states`, `group_settings`, `update_count`, `set_update_count`    what a checkpoint holds, in place
+    3. `set_learning_rate`, `gradient_norm`, `update`; `nonfinite_gradients` where no update is made
+    4. `local_states`, `update_count`, `set_update_count`, `reset_moments`     the state, in place
 
 Without Transformer Engine or Apex the inner optimizer is torch's AdamW, whose `step` lives with each parameter;
 megatron.core expects it in the parameter group. Both have their state from the start.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +49,7 @@ def build_optimizer(ddp: torch.nn.Module, settings: OptimizerSettings):
             adam_eps=settings.eps, weight_decay=settings.weight_decay, clip_grad=settings.clip_grad,
             bf16=ddp.config.bf16, params_dtype=ddp.config.params_dtype, use_distributed_optimizer=True,
             overlap_param_gather=ddp.ddp_config.overlap_param_gather),
-        [ddp], config_overrides={})  # no overrides: norm weights decay too, as in the paper
+        [ddp], config_overrides={})  # no overrides: norm weights decay too
     for part in optimizer.chained_optimizers:
         _begin(part.optimizer)
     ddp.config.grad_scale_func = optimizer.scale_loss
@@ -102,39 +103,29 @@ def local_states(optimizer) -> dict[torch.Tensor, LocalState | None]:
 
 def update_count(optimizer) -> int:
     """Updates since the moments were zero: Adam's bias correction depends on it."""
-    for part in _parts(optimizer):
-        for values in part.optimizer.state.values():
-            if "step" in values:
-                return int(values["step"])
-        for group in part.optimizer.param_groups:
-            if "step" in group:
-                return int(group["step"])
-    return 0
-
-
-def group_settings(optimizer) -> list[dict]:
-    """What each parameter group is updated with: learning rate, betas and so on, no tensors."""
-    return [{key: value for key, value in group.items() if key != "params"}
-            for part in _parts(optimizer) for group in part.optimizer.param_groups]
+    return int(next(_counters(optimizer), {"step": 0})["step"])
 
 
 def set_update_count(optimizer, count: int) -> None:
     """Continue as after `count` updates."""
-    for part in optimizer.chained_optimizers:
-        for values in part.optimizer.state.values():
-            if "step" in values:
-                values["step"].fill_(count)
-        for group in part.optimizer.param_groups:
-            if "step" in group:
-                group["step"] = count
+    for holder in _counters(optimizer):
+        if isinstance(holder["step"], torch.Tensor):
+            holder["step"].fill_(count)
+        else:
+            holder["step"] = count
+
+
+def _counters(optimizer) -> Iterator[dict]:
+    """The dictionaries that count updates under `step`: of each parameter's state, or of the parameter groups."""
+    for part in _parts(optimizer):
+        yield from (holder for holder in (*part.optimizer.state.values(), *part.optimizer.param_groups)
+                    if "step" in holder)
 
 
 def reset_moments(optimizer) -> None:
     """Forget Adam's moments and step count; weights and fp32 masters stay (`optimizer_state: reset`)."""
-    for part in optimizer.chained_optimizers:
-        for group in part.optimizer.param_groups:
-            if "step" in group:
-                group["step"] = 0
+    set_update_count(optimizer, 0)
+    for part in _parts(optimizer):
         for values in part.optimizer.state.values():
             for value in values.values():
                 value.zero_()
@@ -159,10 +150,8 @@ def update(optimizer, norm: float) -> None:
 @torch.no_grad()
 def nonfinite_gradients(trunk: Trunk, optimizer) -> list[tuple[str, bool]]:
     """Names of the parameters whose gradient is not finite on this rank, in the order of the forward pass; and
-    whether this rank's own backward pass made it so.
-
-    That can be seen outside this rank's range of the parameter, where its buffer still holds what it computed by
-    itself; inside stands the sum over the data-parallel ranks, which any of them may have spoilt.
+    whether this rank's own backward pass made it so: then it shows outside this rank's range of the parameter, where
+    its buffer still holds what it computed. Inside stands the sum over the data-parallel ranks.
     """
     found, states = [], local_states(optimizer)
     for name, parameter in trunk.named_parameters():

@@ -21,13 +21,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megatron_encdec.engine.boxes import Box, HostCopy, owned
 from megatron_encdec.engine.checkpoint import clean, prune, publish
 from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text
 from megatron_encdec.engine.names import name_of
-from megatron_encdec.engine.optimizer import group_settings, update_count
 from megatron_encdec.engine.run_state import RunState
-from megatron_encdec.engine.shards import HostCopy, Shard, owned
-from megatron_encdec.engine.storage import Written, common_state, write_bytes, write_index, write_shards
+from megatron_encdec.engine.storage import Written, common_state, write_boxes, write_bytes, write_index
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import json_bytes
 
@@ -54,7 +53,7 @@ class _Job:
     """One save: everything the thread needs, none of it shared with training."""
 
     run_state: RunState
-    shards: Iterable[Shard]
+    boxes: Iterable[Box]
     common: dict
     always: frozenset[int]
     delete: bool
@@ -62,12 +61,11 @@ class _Job:
 
 
 class Saver:
-    """Saves `trunk` and `optimizer` (each may be None) into `checkpoints`, keeping the newest `keep`;
-    made collectively.
+    """Saves `trunk` and `optimizer` (each may be None) into `checkpoints`, keeping the newest `keep`; made
+    collectively.
 
-    asynchronous: `save` returns when the state is copied (host memory of this rank's share: 2 or 4 bytes a
-    parameter and 12 / data-parallel ranks); else when the checkpoint is there.
-    write_timeout: seconds that the ranks wait for the slowest one's disk before the save counts as failed.
+    asynchronous: `save` returns when the state is copied (docs/checkpoints.md says how much memory that takes); else
+    when the checkpoint is there. write_timeout: seconds to wait for the slowest rank's disk until the save has failed.
     """
 
     def __init__(self, checkpoints: Path, trunk, optimizer, keep: int, asynchronous: bool = True,
@@ -79,6 +77,7 @@ class Saver:
         self._group = None if alone else dist.new_group(backend="gloo", timeout=timedelta(seconds=write_timeout))
         self._host = HostCopy(owned(trunk, optimizer)) if asynchronous else None
         self._thread: threading.Thread | None = None
+        self._blocked: float | None = None  # seconds, for the newest event
         self._events: list[SaveEvent] = []
         if self._rank == 0:
             clean(checkpoints)
@@ -91,47 +90,44 @@ class Saver:
         """
         started = time.perf_counter()
         self._join()
-        shards = owned(self._trunk, self._optimizer)
+        boxes = owned(self._trunk, self._optimizer)
         if self._host is not None:
-            shards = self._host.take(shards)
-        common = common_state(update_count(self._optimizer), group_settings(self._optimizer))
-        job = _Job(run_state, shards, common, frozenset(always), delete, started)
+            boxes = self._host.take(boxes)
+        job = _Job(run_state, boxes, common_state(self._optimizer), frozenset(always), delete, started)
         if self._host is None:
             self._run(job)
-            blocked = time.perf_counter() - started
-            self._events[-1] = replace(self._events[-1], seconds_blocked=blocked)
-            return
-        self._thread = threading.Thread(target=self._run, args=(job,), name=f"save-{job.run_state.step}", daemon=True)
+        else:
+            self._thread = threading.Thread(target=self._run, args=(job,), name=f"save-{run_state.step}", daemon=True)
+            self._thread.start()
         self._blocked = time.perf_counter() - started
-        self._thread.start()
 
-    def save_boxes(self, run_state: RunState, boxes: Iterable[Shard]) -> SaveEvent:
+    def save_boxes(self, run_state: RunState, boxes: Iterable[Box]) -> SaveEvent:
         """Write this rank's `boxes`, each made when it is asked for, as a checkpoint of weights alone; collective.
 
-        No trunk has to be there: it is how an import of any size fits into little memory.
+        No trunk has to be there, so an import of any size fits into little memory.
         """
-        self._run(_Job(run_state, boxes, common_state(0, []), frozenset(), False, time.perf_counter()))
+        self._run(_Job(run_state, boxes, common_state(None), frozenset(), False, time.perf_counter()))
         return self._events.pop()
 
     def poll(self) -> list[SaveEvent]:
         """Saves finished since the last call; costs nothing. Ranks may see one at different steps."""
-        if self._thread is not None:
-            if self._thread.is_alive():  # perhaps with its event already there, but without its times
-                return []
-            self._join()
-        events, self._events = self._events, []
-        return events
+        if self._thread is not None and self._thread.is_alive():  # perhaps with its event there, but without its times
+            return []
+        return self.wait()
 
     def wait(self) -> list[SaveEvent]:
-        """`poll`, once nothing is being written any more."""
+        """The same, once nothing is being written any more."""
         self._join()
-        return self.poll()
+        events, self._events = self._events, []
+        return events
 
     def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        if self._blocked is not None:
             self._events[-1] = replace(self._events[-1], seconds_blocked=self._blocked)
+            self._blocked = None
 
     def _run(self, job: _Job) -> None:
         """Write `job` and add its event; never raises."""
@@ -148,27 +144,20 @@ class Saver:
     def _write(self, job: _Job, final: Path) -> tuple[int, list[str], str | None]:
         """Bytes of all files, names of the checkpoints deleted, and what went wrong: the same on all ranks."""
         temporary = final.parent / f".{final.name}.tmp"
-        _, error = self._agree(self._attempt(lambda: self._make(temporary)) if self._rank == 0 else None)
+        _, error = self._agree(self._attempt(lambda: _make(temporary)) if self._rank == 0 else None)
         if error:
             return 0, [], error
-        mine = self._attempt(lambda: write_shards(temporary, self._rank, job.shards))
-        files = self._gather(mine)
+        files = self._gather(self._attempt(lambda: write_boxes(temporary, self._rank, job.boxes)))
         outcome = None
         if self._rank == 0:
-            errors = [error for _, error in files if error]
-            if errors:
-                outcome = (0, []), "; ".join(errors)
+            if errors := [error for _, error in files if error]:
+                outcome = None, "; ".join(errors)
             else:
                 outcome = self._attempt(lambda: self._finish(job, temporary, final, [file for file, _ in files]))
             if outcome[1]:
                 shutil.rmtree(temporary, ignore_errors=True)
         result, error = self._agree(outcome)
         return *(result or (0, [])), error
-
-    def _make(self, temporary: Path) -> None:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
 
     def _finish(self, job: _Job, temporary: Path, final: Path, files: list[Written]) -> tuple[int, list[str]]:
         """Rank 0, when all ranks' files are durable."""
@@ -201,6 +190,12 @@ class Saver:
         everyones = [None] * dist.get_world_size() if self._rank == 0 else None
         dist.gather_object(mine, everyones, dst=0, group=self._group)
         return everyones or []
+
+
+def _make(directory: Path) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
 
 
 def _reason(failure: Exception) -> str:

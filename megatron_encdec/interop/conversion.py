@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from megatron_encdec.engine.boxes import Box
 from megatron_encdec.engine.integrity import fair_shares
-from megatron_encdec.engine.shards import Shard
 from megatron_encdec.interop.mask_token import Mask
 from megatron_encdec.interop.names import VOCABULARY, NameTable, Row, check_names, expand
 from megatron_encdec.interop.tensor_files import TensorFiles
@@ -112,7 +112,7 @@ class Conversion:
             else:
                 yield Unit(ours, theirs, row, 0, 0, sum(self.files.places[name].bytes for name in theirs))
 
-    def box(self, unit: Unit) -> Shard:
+    def box(self, unit: Unit) -> Box:
         """The tensors of `unit` as a box of the checkpoint."""
         key, layer = unit.ours, _LAYER.match(unit.ours)
         if unit.row.layout is VOCABULARY:
@@ -125,7 +125,7 @@ class Conversion:
             key = unit.ours.replace(f".{layer[1]}.", ".", 1)
             shape, offset = (self.model.num_layers, *shape), (int(layer[1]), *offset)
             values = values[None]
-        return Shard(key, shape, offset, values.to(self.dtype).contiguous())
+        return Box(key, shape, offset, values.to(self.dtype).contiguous())
 
     def _table_rows(self, unit: Unit) -> torch.Tensor:
         """Rows `start` .. of a vocabulary table: theirs, the mask's, zeros; random ones of a head that is not there."""

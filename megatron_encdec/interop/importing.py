@@ -23,9 +23,9 @@ import torch.distributed as dist
 import yaml
 from safetensors.torch import save_file
 
+from megatron_encdec.engine.boxes import Box
 from megatron_encdec.engine.run_state import RunState, versions
 from megatron_encdec.engine.saver import Saver
-from megatron_encdec.engine.shards import Shard
 from megatron_encdec.interop.conversion import Conversion
 from megatron_encdec.interop.hugging_face import DTYPES
 from megatron_encdec.interop.mask_token import KINDS, Mask, choose_mask, write_with_mask
@@ -177,7 +177,7 @@ def _run_state(source: SourceModel, conversion: Conversion, prepared: _Prepared,
                   "vocabulary_size": source.model.vocabulary_size, "dtype": dtype, "ignore": list(wish.ignore)})
 
 
-def _with_progress(conversion: Conversion, units: list, active: bool) -> Iterator[Shard]:
+def _with_progress(conversion: Conversion, units: list, active: bool) -> Iterator[Box]:
     """The boxes of `units`, and how far this rank's share is where that takes a while."""
     done = 0
     with Progress("import", sum(unit.bytes for unit in units), active, stream=sys.stdout) as shown:

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine.boxes import STATE_PREFIX
 from megatron_encdec.engine.run_state import RunState, read_run_state
-from megatron_encdec.engine.shards import STATE_PREFIX
-from megatron_encdec.engine.storage import stored_names
+from megatron_encdec.engine.storage import stored_dtypes
 from megatron_encdec.model.trunk import Trunk, transformer_config
 from megatron_encdec.platform import distributed, schema
 from megatron_encdec.platform import megatron as mcore
@@ -46,7 +46,7 @@ class Source:
     @property
     def has_masters(self) -> bool:
         """Whether the weights to take are the optimizer's."""
-        return any(name.startswith(f"{STATE_PREFIX}.param.") for name in stored_names(self.checkpoint))
+        return any(name.startswith(f"{STATE_PREFIX}.param.") for name in stored_dtypes(self.checkpoint))
 
 
 def find(run: str) -> Source:

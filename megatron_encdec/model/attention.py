@@ -1,19 +1,15 @@
 """Attention: its kind and its boundaries travel with the micro-batch, never as state on a module.
 
-    1. `AttentionContext`       what one micro-batch carries through every layer: kind, segments, rotary angles
-    2. `rotate`                 rotary position embedding of queries and keys
-    3. `TorchAttention`         the torch layers', on windows: `scaled_dot_product_attention`, or explicit products
-    4. `PackedTorchAttention`   the torch layers', on packed segments (THD): flash attention, or one by one on a CPU
-    5. `transformer_engine_attention()`   the same on Transformer Engine's packed kernels
+    1. `AttentionContext`   what one micro-batch carries through every layer: kind, segments, rotary angles
+    2. `rotate`             rotary position embedding of queries and keys
+    3. `TorchAttention`     of the torch layers: on windows, or on packed segments (THD)
+    4. `transformer_engine_attention()`   the same on Transformer Engine's packed kernels
 
-Shape suffixes: S window length, B windows, H heads, D head dimension, T = B * S packed tokens.
+Shape suffixes: S window length, B windows, H heads, G of keys and values, D head dimension, T = B * S packed tokens.
 Rotary positions count from the window's start. Attention between tokens of one segment depends only on their
 distance, so a segment's outputs are those it would have alone.
 """
 
-import functools
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +24,8 @@ from megatron_encdec.platform.device import device_type
 class AttentionContext(mcore.PackedSeqParams):
     """One micro-batch's attention; megatron.core hands it down as `packed_seq_params`.
 
-    cos, sin: [S, 1, 1, D/2] (torch layers) or [T, 1, D/2] (packed layers), in the compute dtype.
-    mask_B1SS: additive mask, or None where the kind alone says who sees whom.
-    explicit: scores are computed as a matrix ([1 or B, 1, S, S] of mask_B1SS added, causality included).
+    cos, sin: [S, 1, 1, D/2], packed [T, 1, D/2], in the compute dtype. mask_B1SS: additive (or [1, 1, S, S]); None
+    where the kind alone says who sees whom. explicit: scores are computed as a matrix, whose mask holds the kind too.
     """
 
     kind: AttentionKind = None
@@ -80,14 +75,46 @@ def _turn(x, cos, sin):
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def rotate(x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-    """Rotary embedding of queries or keys [S, B, H, D] (or [T, H, D], packed): halves form the pairs."""
-    return _Rotate.apply(x, context.cos, context.sin)
+def rotate(layer, query: torch.Tensor, key: torch.Tensor, context: AttentionContext) -> tuple:
+    """Queries and keys [S, B, H, D] (packed: [T, H, D]) with rotary embedding, halves forming the pairs.
+
+    layer: the attention module; its config may leave its `layer_number` (from 1, of the whole trunk) without one.
+    """
+    pattern = layer.config.no_rope_freq
+    if pattern and pattern[layer.layer_number - 1]:
+        return query, key
+    return tuple(_Rotate.apply(x, context.cos, context.sin) for x in (query, key))
 
 
-def rotates(config, layer_number: int) -> bool:
-    """Whether layer `layer_number` (from 1, of the whole trunk) has rotary embeddings at all."""
-    return not (config.no_rope_freq and config.no_rope_freq[layer_number - 1])
+class TorchAttention(mcore.MegatronModule):
+    """Core attention in plain torch; runs wherever torch does."""
+
+    def __init__(self, config, layer_number, attn_mask_type, attention_type, **_unused):
+        super().__init__(config)
+        self.layer_number = layer_number
+
+    def forward(self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None,
+                packed_seq_params: AttentionContext = None):
+        """query [S, B, H, D], key and value [S, B, G, D]  ->  [S, B, H * D]; packed, T in the place of S, B."""
+        context = packed_seq_params
+        query, key = rotate(self, query, key, context)
+        if context.qkv_format != "thd":
+            attend = _over_windows
+        else:
+            attend = _flash_over_segments if query.is_cuda else _one_segment_after_another
+        return attend(query, key, value, context).flatten(-2)
+
+
+def _over_windows(query, key, value, context: AttentionContext):
+    query_BHSD, key_BGSD, value_BGSD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+    if context.explicit:
+        out_BHSD = _explicit_attention(query_BHSD, key_BGSD, value_BGSD, context.mask_B1SS)
+    else:
+        out_BHSD = F.scaled_dot_product_attention(
+            query_BHSD, key_BGSD, value_BGSD, attn_mask=context.mask_B1SS,
+            is_causal=context.kind == "causal" and context.mask_B1SS is None,
+            enable_gqa=query.shape[2] != key.shape[2])
+    return out_BHSD.permute(2, 0, 1, 3)
 
 
 def _explicit_attention(query_BHSD, key_BGSD, value_BGSD, mask_B1SS):
@@ -102,50 +129,8 @@ def _explicit_attention(query_BHSD, key_BGSD, value_BGSD, mask_B1SS):
     return torch.bmm(probabilities, value_BGSD.flatten(0, 1)).view(query_BHSD.shape)
 
 
-class TorchAttention(mcore.MegatronModule):
-    """Core attention in plain torch; runs wherever torch does."""
-
-    def __init__(self, config, layer_number, attn_mask_type, attention_type, **_unused):
-        super().__init__(config)
-        self._rotates = rotates(config, layer_number)
-
-    def forward(self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None,
-                packed_seq_params: AttentionContext = None):
-        """query [S, B, H, D], key and value [S, B, G, D] with G dividing H  ->  [S, B, H * D]."""
-        context = packed_seq_params
-        if self._rotates:
-            query, key = rotate(query, context), rotate(key, context)
-        query_BHSD, key_BGSD = query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3)
-        value_BGSD = value.permute(1, 2, 0, 3)
-        if context.explicit:
-            out_BHSD = _explicit_attention(query_BHSD, key_BGSD, value_BGSD, context.mask_B1SS)
-        else:
-            out_BHSD = F.scaled_dot_product_attention(
-                query_BHSD, key_BGSD, value_BGSD, attn_mask=context.mask_B1SS,
-                is_causal=context.kind == "causal" and context.mask_B1SS is None,
-                enable_gqa=query.shape[2] != key.shape[2])
-        return out_BHSD.permute(2, 0, 1, 3).flatten(2)
-
-
-class PackedTorchAttention(mcore.MegatronModule):
-    """Core attention in plain torch over segments laid end to end: no mask, no work between segments."""
-
-    def __init__(self, config, layer_number, attn_mask_type, attention_type, **_unused):
-        super().__init__(config)
-        self._rotates = rotates(config, layer_number)
-
-    def forward(self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None,
-                packed_seq_params: AttentionContext = None):
-        """query [T, H, D], key and value [T, G, D] with G dividing H  ->  [T, H * D]."""
-        context = packed_seq_params
-        if self._rotates:
-            query, key = rotate(query, context), rotate(key, context)
-        attend = _flash_over_segments() if query.is_cuda else _one_segment_after_another
-        return attend(query, key, value, context).flatten(1)
-
-
 def _one_segment_after_another(query_THD, key_TGD, value_TGD, context: AttentionContext):
-    """[T, H, D], for a CPU, where reading the cuts costs nothing."""
+    """For a CPU, where reading the cuts costs nothing."""
     cuts = context.cu_seqlens_q.tolist()
     outputs = []
     for start, end in zip(cuts, cuts[1:], strict=False):
@@ -157,39 +142,16 @@ def _one_segment_after_another(query_THD, key_TGD, value_TGD, context: Attention
     return torch.cat(outputs)
 
 
-def varlen_call(attention: Callable) -> Callable:
-    """`attention`, torch's varlen_attn of whatever version, as a function of (query, key, value, context).
-
-    Its way to say causal and its grouped queries differ between versions: 2.10 has `is_causal` and wants as many key
-    heads as query heads; later ones have `window_size` and `enable_gqa`.
-    """
-    known = inspect.signature(attention).parameters
-
-    def call(query_THD, key_TGD, value_TGD, context: AttentionContext):
-        options = {}
-        if context.kind == "causal":
-            options = {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
-        share = query_THD.shape[1] // key_TGD.shape[1]
-        if share > 1 and "enable_gqa" in known:
-            options["enable_gqa"] = True
-        elif share > 1:
-            key_TGD, value_TGD = (x.repeat_interleave(share, dim=1) for x in (key_TGD, value_TGD))
-        return attention(query_THD, key_TGD, value_TGD, context.cu_seqlens_q, context.cu_seqlens_kv,
-                         context.max_seqlen_q, context.max_seqlen_kv, **options)
-
-    return call
-
-
-@functools.cache
-def _flash_over_segments() -> Callable:
+def _flash_over_segments(query_THD, key_TGD, value_TGD, context: AttentionContext):
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_call(varlen_attn)
+    return varlen_attn(query_THD, key_TGD, value_TGD, context.cu_seqlens_q, context.cu_seqlens_kv,
+                       context.max_seqlen_q, context.max_seqlen_kv, enable_gqa=query_THD.shape[1] != key_TGD.shape[1],
+                       window_size=(-1, 0) if context.kind == "causal" else (-1, -1))
 
 
-def packed_mask_type(kind: AttentionKind) -> mcore.AttnMaskType:
-    """Transformer Engine's name for `kind` over packed segments: its THD kernels know no other two."""
-    return mcore.AttnMaskType.padding_causal if kind == "causal" else mcore.AttnMaskType.padding
+# Transformer Engine's names for packed segments: its THD kernels know no other two.
+PACKED_MASK_TYPES = {"causal": mcore.AttnMaskType.padding_causal, "bidirectional": mcore.AttnMaskType.padding}
 
 
 def transformer_engine_attention() -> type:
@@ -203,9 +165,8 @@ def transformer_engine_attention() -> type:
                     packed_seq_params: AttentionContext = None):
             """query [T, H, D], key and value [T, G, D]  ->  [T, H * D]."""
             context = packed_seq_params
-            if rotates(self.config, self.layer_number):
-                query, key = rotate(query, context), rotate(key, context)
-            return super().forward(query, key, value, attention_mask, attn_mask_type=packed_mask_type(context.kind),
+            query, key = rotate(self, query, key, context)
+            return super().forward(query, key, value, attention_mask, attn_mask_type=PACKED_MASK_TYPES[context.kind],
                                    attention_bias=attention_bias, packed_seq_params=context)
 
     return PackedAttention

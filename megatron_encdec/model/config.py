@@ -1,4 +1,4 @@
-"""The shape of the trunk and its presets (PAPER table of models: 210M, 610M, 1B; `tiny` for a laptop)."""
+"""The shape of the trunk, and its presets."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,24 +13,21 @@ from megatron_encdec.platform.device import device_type
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.optional import CUDA_PACKAGES, INSTALL, why_unusable
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {  # arXiv 2507.00994, table of models; `tiny` is for a laptop
     "tiny": dict(num_layers=4, hidden_size=256, ffn_hidden_size=768, num_attention_heads=4, num_query_groups=2),
-    "210m": dict(num_layers=12, hidden_size=768, ffn_hidden_size=3072, num_attention_heads=12,
-                 num_query_groups=12),
-    "610m": dict(num_layers=26, hidden_size=1152, ffn_hidden_size=4096, num_attention_heads=18,
-                 num_query_groups=6),
-    "1b": dict(num_layers=28, hidden_size=1728, ffn_hidden_size=5120, num_attention_heads=18,
-               num_query_groups=6),
+    "210m": dict(num_layers=12, hidden_size=768, ffn_hidden_size=3072, num_attention_heads=12, num_query_groups=12),
+    "610m": dict(num_layers=26, hidden_size=1152, ffn_hidden_size=4096, num_attention_heads=18, num_query_groups=6),
+    "1b": dict(num_layers=28, hidden_size=1728, ffn_hidden_size=5120, num_attention_heads=18, num_query_groups=6),
 }
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A pre-norm RMSNorm, SwiGLU, RoPE trunk, without biases as the paper has it (arXiv 2507.00994, model table).
+    """A pre-norm RMSNorm, SwiGLU, RoPE trunk, without biases (arXiv 2507.00994, model table).
 
-    What other families add: `rope_scaling`; `layers_without_rope` (layer numbers from 0, SmolLM3); `qkv_bias`
-    (Qwen2); `qk_norm` (Qwen3). `family` and `max_positions` change no number: which Hugging Face family the trunk
-    was imported from, and how many positions it knew there; an export goes back to them.
+    Other families add `rope_scaling`; `layers_without_rope` (numbers from 0, SmolLM3); `qkv_bias` (Qwen2); `qk_norm`
+    (Qwen3). `family` and `max_positions` change no number: the Hugging Face family that the trunk was imported from,
+    and how many positions it knew there; an export goes back to them.
     """
 
     num_layers: int
@@ -54,9 +51,9 @@ class ModelConfig:
     max_positions: int | None = None
 
     def __post_init__(self):
-        for name in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not a positive number")
+        schema.at_least(self, 1, "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads",
+                        "num_query_groups")
+        schema.at_least(self, 2, "vocabulary_size")
         if self.num_attention_heads % self.num_query_groups:
             raise ValueError(f"num_query_groups: {self.num_query_groups} does not divide "
                              f"num_attention_heads={self.num_attention_heads}")
@@ -67,8 +64,6 @@ class ModelConfig:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.head_dim % 2:
             raise ValueError(f"head_dim: {self.head_dim} is odd; rotary embeddings turn pairs")
-        if self.vocabulary_size is not None and self.vocabulary_size < 2:
-            raise ValueError(f"vocabulary_size: {self.vocabulary_size} is too small")
         for layer in self.layers_without_rope:
             if not 0 <= layer < self.num_layers:
                 raise ValueError(f"layers_without_rope: {layer} is not one of the layers 0..{self.num_layers - 1}")
@@ -96,21 +91,11 @@ class ModelConfig:
     def identity(self) -> dict[str, Any]:
         """What of this determines a state: the part of a run's history. What a trunk does without is left out."""
         found = schema.to_dict(self)
-        for name in ("preset", "layers", "family", "max_positions"):
-            del found[name]
-        for name in ("rope_scaling", "layers_without_rope", "qkv_bias", "qk_norm"):
-            if not found[name]:
-                del found[name]
+        absent = {name for name in ("rope_scaling", "layers_without_rope", "qkv_bias", "qk_norm") if not found[name]}
         if self.rope_scaling is not None:
             found["rope_scaling"] = self.rope_scaling.given
-        return found
-
-    @property
-    def rope_pattern(self) -> list[int] | None:
-        """A number for each layer, 1 where it has no rotary embedding; None where all have."""
-        if not self.layers_without_rope:
-            return None
-        return [int(layer in self.layers_without_rope) for layer in range(self.num_layers)]
+        left_out = {"preset", "layers", "family", "max_positions", *absent}
+        return {name: value for name, value in found.items() if name not in left_out}
 
     @property
     def padded_vocabulary_size(self) -> int:
@@ -125,15 +110,14 @@ class ModelConfig:
         return self.hidden_size * (heads + 3 * self.ffn_hidden_size)
 
     def parameter_count(self, with_head: bool = True) -> int:
-        """Trainable parameters, vocabulary padding left out; the paper counts without the head."""
-        vectors = self.hidden_size * (2 * self.num_layers + 1)
+        """Trainable parameters, vocabulary padding left out; arXiv 2507.00994 counts without the head."""
+        layer = self.parameters_per_layer + 2 * self.hidden_size
         if self.qk_norm:
-            vectors += 2 * self.head_dim * self.num_layers
+            layer += 2 * self.head_dim
         if self.qkv_bias:
-            vectors += self.head_dim * (self.num_attention_heads + 2 * self.num_query_groups) * self.num_layers
+            layer += self.head_dim * (self.num_attention_heads + 2 * self.num_query_groups)
         tables = 2 if with_head and not self.tied_embeddings else 1
-        return (self.num_layers * self.parameters_per_layer + vectors
-                + tables * self.vocabulary_size * self.hidden_size)
+        return self.num_layers * layer + self.hidden_size * (1 + tables * self.vocabulary_size)
 
     def check_parallel(self, tensor: int, pipeline: int) -> None:
         """Refuse tensor- and pipeline-parallel sizes that this trunk cannot be cut into."""

@@ -13,8 +13,6 @@ import numpy as np
 
 from megatron_encdec.model.config import ModelConfig
 
-FORWARD_AND_BACKWARD = 3
-
 
 def attended_pairs(cu_seqlens: np.ndarray, attention: str) -> float:
     """Pairs (query, key) that attention needs in segments cut at `cu_seqlens`; half of all of them if causal."""
@@ -30,15 +28,6 @@ def whole_pairs(tokens: float, sequence_length: int, attention: str) -> float:
 
 def training_flops(model: ModelConfig, tokens: float, pairs: float, targets: float) -> float:
     """FLOPs of forward and backward for `tokens` inputs that attend to `pairs` and `targets` labelled positions."""
-    return FORWARD_AND_BACKWARD * (trunk_flops(model, tokens, pairs) + head_flops(model, targets))
-
-
-def trunk_flops(model: ModelConfig, tokens: float, pairs: float) -> float:
-    """FLOPs of the layers' forward pass."""
-    matrices = 2 * model.parameters_per_layer * tokens
-    return model.num_layers * (matrices + 4 * model.head_dim * model.num_attention_heads * pairs)
-
-
-def head_flops(model: ModelConfig, targets: float) -> float:
-    """FLOPs of the head's forward pass."""
-    return 2 * model.hidden_size * model.vocabulary_size * targets
+    layer = 2 * model.parameters_per_layer * tokens + 4 * model.head_dim * model.num_attention_heads * pairs
+    head = 2 * model.hidden_size * model.vocabulary_size * targets
+    return 3 * (model.num_layers * layer + head)  # forward, and backward at twice its cost

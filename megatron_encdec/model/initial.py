@@ -1,8 +1,8 @@
 """Initial weights as a function of (run seed, parameter name, global position): the same on any TP/PP/DP.
 
     1. megatron.core's sharded state says, for each local tensor, its global name, shape and offset
-    2. the global tensor is drawn in blocks of rows, each from its own counter-based stream
-    3. this rank draws only the blocks that cross its slice and keeps its part
+    2. the global tensor is drawn in blocks of rows, each from its own counter-based stream; a rank draws only the
+       blocks that cross its slice, and keeps its part
 
 N(0, std) for every matrix (arXiv 2507.00994, training code; its table prints sigma^2 = 0.2), 1 for norm weights, 0 for
 biases.
@@ -35,8 +35,7 @@ def _fill(shard: mcore.ShardedTensor, seed: int, std: float) -> None:
     if len(shape) == 1:
         shard.data.fill_(0.0 if shard.key.endswith(".bias") else 1.0)
         return
-    rows, columns = shard.data.shape
-    values = normal_slice(seed, name, shape, offset, (rows, columns))
+    values = normal_slice(seed, name, shape, offset, tuple(shard.data.shape))
     shard.data.copy_(torch.from_numpy(values).mul_(std))
 
 

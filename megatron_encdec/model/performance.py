@@ -1,12 +1,11 @@
-"""How fast, never what: the config section `performance`, and what its `auto`s come to on a machine.
+"""How fast, never what: the config section `performance`, and what it comes to on a machine.
 
-Nothing here changes what a run computes beyond the rounding of sums, and nothing here is part of its history.
+Nothing here changes what a run computes beyond the rounding of sums; it is no part of a run's history.
 
-    1. `PerformanceSettings`       the keys
-    2. `choose_attention(...)`     which attention the torch layers use: masked windows, or packed segments
-    3. `accumulation_fusion(...)`  who can add a weight's gradient to the buffer inside the product, if anybody
-    4. `core_options(...)`         megatron.core's fields for recomputation, fusion and overlap
-    5. `kernel_notes(...)`         where the machine's kernels are not the ones to expect: said before the first step
+    1. `PerformanceSettings`                          the keys
+    2. `choose_attention`, `accumulation_fusion`      kernels of the torch layers' attention, and of gradients' sums
+    3. `core_options(...)`                            megatron.core's fields for recomputation, fusion and overlap
+    4. `kernel_notes(...)`                            kernels that are slower here than expected
 """
 
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from megatron_encdec.platform import schema
 from megatron_encdec.platform.device import device_type, varlen_is_usable
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.optional import CUDA_PACKAGES, why_unusable
@@ -27,14 +27,13 @@ _UNFUSED_FROM = 2**30  # segments x heads x length^2, for Transformer Engine 2.2
 class PerformanceSettings:
     """Left out, each is what suits the machine.
 
-    attention: of the torch layers. `masked` windows, or `packed` segments (no work between documents; a GPU needs
+    attention: of the torch layers, `masked` windows or `packed` segments (no work between documents; a GPU needs
     bf16). head_chunk: labelled positions whose logits exist at a time. compile: torch.compile for the head's passes
-    over its logits (off unless asked for). fuse_activation: SwiGLU as one kernel. fuse_gradients: weight gradients are
-    added to the fp32 buffer by the product itself (Transformer Engine, or Apex).
-    recompute: in the backward pass instead of being kept: `mlp`, or `full` layers, with recompute_layers only the
-    first so many of a pipeline stage. overlap_gradients, overlap_parameters: data-parallel communication beside
-    computation. overlap_tensor: tensor-parallel communication inside Transformer Engine's products (needs
-    parallel.sequence). prefetch: micro-batches that a thread prepares ahead.
+    over its logits (off unless asked for). fuse_activation: SwiGLU as one kernel. fuse_gradients: the product itself
+    adds weight gradients to the fp32 buffer (Transformer Engine, or Apex). recompute: in the backward pass, `mlp` or
+    `full` layers (the first recompute_layers of a pipeline stage). overlap_gradients, overlap_parameters:
+    data-parallel communication beside computation. overlap_tensor: tensor-parallel communication inside Transformer
+    Engine's products (needs parallel.sequence). prefetch: micro-batches that a thread prepares ahead; 0: none.
     """
 
     attention: Attention | None = None
@@ -50,13 +49,10 @@ class PerformanceSettings:
     prefetch: int | None = None
 
     def __post_init__(self):
-        for name in ("head_chunk", "recompute_layers"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        schema.at_least(self, 1, "head_chunk", "recompute_layers")
+        schema.at_least(self, 0, "prefetch")
         if self.recompute_layers is not None and self.recompute != "full":
             raise ValueError(f"recompute_layers: {self.recompute_layers} goes with recompute: full")
-        if self.prefetch is not None and self.prefetch < 0:
-            raise ValueError(f"prefetch: {self.prefetch} is negative; 0 turns it off")
         if self.overlap_parameters and self.overlap_gradients is False:
             raise ValueError("overlap_parameters: true needs overlap_gradients, which is false")
 
@@ -68,17 +64,16 @@ class PerformanceSettings:
     @property
     def batches_ahead(self) -> int:
         """Micro-batches that a thread prepares ahead."""
-        if self.prefetch is None:
-            return 2 if device_type() == "cuda" else 0
-        return self.prefetch
+        on_its_own = 2 if device_type() == "cuda" else 0
+        return on_its_own if self.prefetch is None else self.prefetch
 
 
 def choose_attention(wanted: Attention | None, dtype: torch.dtype) -> Attention:
-    """Attention of the torch layers. Packed segments are what a GPU is quick at; its kernels take 16 bits only."""
+    """Attention of the torch layers. A GPU is quick at packed segments; its kernels take 16 bits only."""
     packed_works = device_type() == "cpu" or (varlen_is_usable() and dtype == torch.bfloat16)
     if wanted == "packed" and not packed_works:
-        raise UserError("performance.attention: packed needs torch's variable-length attention: torch 2.10 or later, "
-                        "compute capability 8.0 or later and precision.dtype=bf16; leave the key out")
+        raise UserError("performance.attention: packed needs a GPU of compute capability 8.0 or later and "
+                        "precision.dtype=bf16; leave the key out")
     if wanted is None:
         return "packed" if device_type() == "cuda" and packed_works else "masked"
     return wanted
@@ -113,7 +108,7 @@ def core_options(settings: PerformanceSettings, fusion: str | None) -> dict[str,
 
 
 def kernel_notes(layers: str, deterministic: bool, heads: int, length: int, windows: int, isolated: bool) -> list[str]:
-    """A line for each kernel that is slower here than to be expected, in a micro-batch of `windows` x `length` tokens.
+    """A line for each kernel that is slower here than expected, in a micro-batch of `windows` x `length` tokens.
 
     heads: of a tensor rank. isolated: windows are cut into segments.
     """
@@ -128,9 +123,8 @@ def kernel_notes(layers: str, deterministic: bool, heads: int, length: int, wind
 
 
 def unfused_notes(heads: int, length: int, windows: int, isolated: bool) -> list[str]:
-    """Where `run.deterministic` costs Transformer Engine its fused attention on Hopper (its backward pass would need
-    more memory than there is); [] where no micro-batch has so many segments.
-    """
+    """Whether `run.deterministic` costs Transformer Engine its fused attention on Hopper (the backward pass would
+    need more memory than there is): [] where no micro-batch has so many segments."""
     segments = -(-_UNFUSED_FROM // (heads * length**2))
     most = length * (windows - 1) + 1 if isolated else windows  # one segment as long as the window, others of one token
     if segments > most:

@@ -1,6 +1,6 @@
 """Precision: what the numbers are held in, and which FP8 recipe the matrix products of the layers use.
 
-    delayed     one scale a tensor, from the largest values of earlier steps: that history is state, kept in checkpoints
+    delayed     one scale a tensor, from the largest values of earlier steps: state, kept in checkpoints
     current     one scale a tensor, from the tensor itself
     blockwise   one scale a block of 128 (activations) or 128 x 128 (weights), from the block itself
 
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.platform import schema
 
 Recipe = Literal["delayed", "current", "blockwise"]
 _CORE_NAMES = {"delayed": "delayed", "current": "tensorwise", "blockwise": "blockwise"}
-_MULTIPLES = {"delayed": 16, "current": 16, "blockwise": 128}  # of every width of a product
-_TOKENS_MULTIPLES = {"delayed": 16, "current": 16, "blockwise": 128}  # of the tokens of a micro-batch
+_MULTIPLES = {"delayed": 16, "current": 16, "blockwise": 128}  # of every width of a product, and its tokens
 _HISTORY = 1024  # steps whose largest value `delayed` looks back on (Transformer Engine's default)
 
 
@@ -38,12 +38,11 @@ class PrecisionSettings:
     fp8_evaluation: bool = False
 
     def __post_init__(self):
-        for name in ("fp8_bf16_first", "fp8_bf16_last"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is negative")
-            if getattr(self, name) and self.fp8 is None:
-                raise ValueError(f"{name}: {getattr(self, name)} layers in bf16 instead of fp8, but fp8 is not set")
-            if getattr(self, name) and self.fp8 == "delayed":
+        schema.at_least(self, 0, "fp8_bf16_first", "fp8_bf16_last")
+        for name, layers in self.layers_in_bf16.items():
+            if self.fp8 is None:
+                raise ValueError(f"{name}: {layers} layers in bf16 instead of fp8, but fp8 is not set")
+            if self.fp8 == "delayed":
                 raise ValueError(f"{name}: the delayed recipe reduces its history once for all layers and cannot leave "
                                  "some out; use fp8: current or blockwise")
         if self.fp8 and self.dtype == "fp32":
@@ -51,34 +50,30 @@ class PrecisionSettings:
 
     def identity(self) -> dict[str, Any]:
         """What of this determines a state: part of a run's history."""
-        found = {"dtype": self.dtype, "fp8": self.fp8}
-        for name in ("fp8_bf16_first", "fp8_bf16_last"):
-            if getattr(self, name):
-                found[name] = getattr(self, name)
-        return found
+        return {"dtype": self.dtype, "fp8": self.fp8, **self.layers_in_bf16}
+
+    @property
+    def layers_in_bf16(self) -> dict[str, int]:
+        """Those that FP8 leaves out, by key; {} where there are none."""
+        return {name: getattr(self, name) for name in ("fp8_bf16_first", "fp8_bf16_last") if getattr(self, name)}
 
 
 def fp8_shape_problems(model: ModelConfig, recipe: Recipe, tensor: int, tokens: int) -> list[str]:
-    """A line for each width that `recipe` cannot take: cut over `tensor` ranks, `tokens` in a micro-batch of a rank.
-
-    FP8 products want widths in multiples of 16; scales a block want whole blocks of 128.
-    """
+    """A line for each width that `recipe` cannot take, cut over `tensor` ranks, with `tokens` in a micro-batch."""
     multiple = _MULTIPLES[recipe]
     heads = model.head_dim * (model.num_attention_heads + 2 * model.num_query_groups)
     widths = {
         "model.hidden_size": model.hidden_size,
         "queries, keys and values (model.head_dim x (num_attention_heads + 2 num_query_groups))": heads // tensor,
-        "attention output (model.head_dim x num_attention_heads)":
-            model.head_dim * model.num_attention_heads // tensor,
+        "attention output (model.head_dim x num_attention_heads)": model.head_dim * model.num_attention_heads // tensor,
         "gate and up projection (2 x model.ffn_hidden_size)": 2 * model.ffn_hidden_size // tensor,
         "model.ffn_hidden_size": model.ffn_hidden_size // tensor,
     }
     share = f" over parallel.tensor={tensor}" if tensor > 1 else ""
     problems = [f"{name}{share} is {width}, no multiple of {multiple}"
                 for name, width in widths.items() if width % multiple]
-    if tokens % _TOKENS_MULTIPLES[recipe]:
-        problems.append(f"batch.micro_size x data.sequence_length is {tokens} tokens a rank, no multiple of "
-                        f"{_TOKENS_MULTIPLES[recipe]}")
+    if tokens % multiple:
+        problems.append(f"batch.micro_size x data.sequence_length is {tokens} tokens a rank, no multiple of {multiple}")
     return problems
 
 
@@ -91,7 +86,7 @@ def fp8_options(precision: PrecisionSettings) -> dict[str, Any]:
         options |= {"fp8_amax_history_len": _HISTORY, "fp8_amax_compute_algo": "max"}
     elif precision.fp8 == "blockwise":
         options["fp8"] = "e4m3"  # blocks are scaled finely enough; the only format of the kernels for Hopper
-    if precision.fp8_bf16_first or precision.fp8_bf16_last:
+    if precision.layers_in_bf16:
         options |= {"first_last_layers_bf16": True, "num_layers_at_start_in_bf16": precision.fp8_bf16_first,
                     "num_layers_at_end_in_bf16": precision.fp8_bf16_last}
     return options

@@ -1,14 +1,15 @@
 """Rotary embedding: the frequencies, and the scalings that released models stretch them with.
 
-    1. `RopeScaling`              `model.rope_scaling`: the keys that Hugging Face's `rope_parameters` have
-    2. `frequencies(...)`         [D/2] in fp32, and the factor on cosine and sine
-    3. `rotary_angles(...)`       angles [S, D/2] of whole windows
+    1. `RopeScaling`                      `model.rope_scaling`: the keys that Hugging Face's `rope_parameters` have
+    2. `rotary_angles`, `frequencies`     of whole windows, and of one position
 
 A scaling here is a function of the config alone. `dynamic` and `longrope`, whose frequencies depend on how long the
 text is, are not: isolated documents in one window would ask for several at once.
 
 Rules: linear, arXiv 2306.15595; llama3, the reference code of Llama 3.1; yarn, arXiv 2309.00071, with transformers'
-defaults. Each is computed in the order of operations of transformers, so that angles are equal to the last bit.
+defaults. Each is computed in the order of operations of transformers' ROPE_INIT_FUNCTIONS, to the last bit
+(tests/model/test_rope.py). Those are not called: they take a whole PretrainedConfig, and importing transformers would
+cost every rank 5.8 s of CPU and 107 MiB.
 D is the head dimension, S a window's length.
 """
 
@@ -18,9 +19,11 @@ from typing import Literal
 
 import torch
 
+from megatron_encdec.platform import schema
+
 _NEEDS = {"linear": ("factor",), "yarn": ("factor", "original_max_position_embeddings"),
           "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
-_MAY = {"linear": (), "llama3": (), "yarn": ("attention_factor", "beta_fast", "beta_slow", "truncate")}
+_MAY = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "truncate")}
 
 
 @dataclass(frozen=True)
@@ -38,31 +41,19 @@ class RopeScaling:
     truncate: bool | None = None
 
     def __post_init__(self):
-        needed, allowed = _NEEDS[self.rope_type], _NEEDS[self.rope_type] + _MAY[self.rope_type]
-        for name, value in vars(self).items():
-            if name == "rope_type":
-                continue
-            if value is None and name in needed:
-                raise ValueError(f"{name}: missing; rope_type {self.rope_type} needs it")
-            if value is not None and name not in allowed:
-                raise ValueError(f"{name}: is no key of rope_type {self.rope_type}")
-            if value is not None and not isinstance(value, bool) and not value > 0:
-                raise ValueError(f"{name}: {value} is not positive")
+        kind, given = self.rope_type, [name for name in self.given if name != "rope_type"]
+        for name in _NEEDS[kind]:
+            if name not in given:
+                raise ValueError(f"{name}: missing; rope_type {kind} needs it")
+        for name in given:
+            if name not in (*_NEEDS[kind], *_MAY.get(kind, ())):
+                raise ValueError(f"{name}: is no key of rope_type {kind}")
+        schema.above(self, 0, *(name for name in given if name != "truncate"))
 
     @property
     def given(self) -> dict:
         """The keys that have a value."""
         return {name: value for name, value in vars(self).items() if value is not None}
-
-
-def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None,
-                device: torch.device | None = None) -> tuple[torch.Tensor, float]:
-    """Angle per position of each pair [D/2], fp32, and what cosine and sine are multiplied with."""
-    exponents_D = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-    if scaling is None:
-        return 1.0 / theta**exponents_D, 1.0
-    stretch = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}[scaling.rope_type]
-    return stretch(theta**exponents_D, head_dim, theta, scaling)
 
 
 def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device,
@@ -72,13 +63,21 @@ def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device
     return torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies_D), factor
 
 
-def _linear(powers_D, _head_dim, _theta, scaling: RopeScaling):
-    return 1.0 / powers_D / scaling.factor, 1.0
+def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None,
+                device: torch.device | None = None) -> tuple[torch.Tensor, float]:
+    """Angle per position of each pair [D/2] in fp32, and the factor on cosine and sine."""
+    powers_D = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    if scaling is None:
+        return 1.0 / powers_D, 1.0
+    if scaling.rope_type == "linear":
+        return 1.0 / powers_D / scaling.factor, 1.0
+    if scaling.rope_type == "llama3":
+        return _llama3(1.0 / powers_D, scaling), 1.0
+    return _yarn(powers_D, head_dim, theta, scaling)
 
 
-def _llama3(powers_D, _head_dim, _theta, scaling: RopeScaling):
+def _llama3(plain_D, scaling: RopeScaling):
     """Short waves stay, long ones are stretched by `factor`, those between by a mixture."""
-    plain_D = 1.0 / powers_D
     context = scaling.original_max_position_embeddings
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     wave_D = 2 * math.pi / plain_D
@@ -86,10 +85,10 @@ def _llama3(powers_D, _head_dim, _theta, scaling: RopeScaling):
     smooth_D = (context / wave_D - low) / (high - low)
     mixed_D = (1 - smooth_D) * stretched_D / scaling.factor + smooth_D * stretched_D
     between_D = ~(wave_D < context / high) & ~(wave_D > context / low)
-    return torch.where(between_D, mixed_D, stretched_D), 1.0
+    return torch.where(between_D, mixed_D, stretched_D)
 
 
-def _yarn(powers_D, head_dim, theta, scaling: RopeScaling):
+def _yarn(powers_D, head_dim: int, theta: float, scaling: RopeScaling):
     """Pairs that turn often within the original context stay, others are stretched; attention is sharpened."""
     context = scaling.original_max_position_embeddings
 

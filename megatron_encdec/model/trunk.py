@@ -1,10 +1,10 @@
 """The trunk: one megatron.core GPTModel for every objective.
 
-    1. `build_trunk(...)`      this rank's part (tensor slice, pipeline stage) with its initial weights
-    2. `Trunk.forward(...)`    tokens -> hidden states -> loss of the labelled positions
-
 What an objective changes comes with the micro-batch: inputs, labels and the attention kind. Parameter names and
 shapes never change, so a switch of objective is nothing but the next micro-batch.
+
+    1. `Trunk`                 this rank's part (tensor slice, pipeline stage): tokens -> hidden states -> losses
+    2. `build_trunk(...)`      the same with its initial weights
 
 Shape suffixes: S window length, B windows of a micro-batch, H hidden size, N labelled positions.
 """
@@ -20,12 +20,7 @@ from megatron_encdec.model.config import ModelConfig, choose_layers
 from megatron_encdec.model.head import Head
 from megatron_encdec.model.initial import fill_initial_weights
 from megatron_encdec.model.layers import block_spec
-from megatron_encdec.model.performance import (
-    PerformanceSettings,
-    accumulation_fusion,
-    choose_attention,
-    core_options,
-)
+from megatron_encdec.model.performance import PerformanceSettings, accumulation_fusion, choose_attention, core_options
 from megatron_encdec.model.precision import PrecisionSettings, fp8_options
 from megatron_encdec.model.rope import rotary_angles
 from megatron_encdec.platform import megatron as mcore
@@ -44,9 +39,9 @@ class Trunk(mcore.GPTModel):
         performance = performance or PerformanceSettings()
         self.packed = (layers == "transformer_engine"
                        or choose_attention(performance.attention, config.params_dtype) == "packed")
-        spec = block_spec(layers, mcore.get_num_layers_to_build(config), model.qk_norm, self.packed)
         super().__init__(
-            config, spec, vocab_size=model.padded_vocabulary_size, max_sequence_length=sequence_length,
+            config, block_spec(layers, mcore.get_num_layers_to_build(config), model.qk_norm),
+            vocab_size=model.padded_vocabulary_size, max_sequence_length=sequence_length,
             pre_process=topology.first_stage, post_process=topology.last_stage,
             share_embeddings_and_output_weights=model.tied_embeddings, position_embedding_type="none")
         self.model = model
@@ -94,8 +89,8 @@ class Trunk(mcore.GPTModel):
         return logits_N1V.flatten(0, 1)
 
     def forward(self, inputs_BS, context: AttentionContext, positions_N=None, labels_N=None, summed: bool = False):
-        """Loss per labelled position [N] in fp32, to be looked at, or `summed`, to be learnt from: a scalar with
-        gradients. That on the last stage; hidden states on the others.
+        """On the last stage the loss of each labelled position [N] in fp32, without gradients, or their sum, with
+        gradients, if `summed`; hidden states on the others.
 
         inputs_BS: int64 token ids. positions_N: flat positions b * S + s of the labels, ascending.
         """
@@ -137,14 +132,14 @@ def _leave(weight: torch.Tensor) -> torch.Tensor:
 def transformer_config(model: ModelConfig, topology: Topology, dtype: torch.dtype, sequence_parallel: bool,
                        extra: dict | None = None) -> mcore.TransformerConfig:
     """megatron.core's view of the trunk; `extra`: what `performance` and `precision` come to, if not the defaults."""
-    if extra is None:
-        extra = core_options(PerformanceSettings(), None)
+    extra = core_options(PerformanceSettings(), None) if extra is None else extra
+    without_rope = [int(layer in model.layers_without_rope) for layer in range(model.num_layers)]
     return mcore.TransformerConfig(
         num_layers=model.num_layers, hidden_size=model.hidden_size, ffn_hidden_size=model.ffn_hidden_size,
         num_attention_heads=model.num_attention_heads, num_query_groups=model.num_query_groups,
         kv_channels=model.head_dim, normalization="RMSNorm", layernorm_epsilon=model.norm_eps,
         gated_linear_unit=True, activation_func=F.silu, add_bias_linear=False, add_qkv_bias=model.qkv_bias,
-        qk_layernorm=model.qk_norm, no_rope_freq=model.rope_pattern,
+        qk_layernorm=model.qk_norm, no_rope_freq=without_rope if any(without_rope) else None,
         hidden_dropout=0.0, attention_dropout=0.0,
         # mcore marks a parameter as split over tensor ranks while it initialises it (grad norms depend on the
         # mark), so let it initialise, with nothing: model/initial.py fills the weights

@@ -1,10 +1,8 @@
 """One launch of a run, from the lock on its directory to its exit code, on one rank.
 
-    1. `FolderLock`              the directory is ours; another launch is refused
-    2. `origin.find`             rank 0 decides where the run goes on from; all ranks load it; config.yaml is written
-                                 and metrics.jsonl opened
-    3. `loop.train`              with a watchdog beside it and a `Stopper` asked after each step
-    4. what is still being written is waited for, however it ends; then the exit code
+    1. `FolderLock`     the directory is ours; another launch is refused
+    2. `origin.find`    rank 0 decides where the run goes on from; all ranks load it; its files are opened
+    3. `train`         with a watchdog beside it; what is still being written at the end is waited for
 """
 
 import contextlib
@@ -18,8 +16,8 @@ from megatron_encdec.platform.watchdog import LONG, Watchdog, mark
 from megatron_encdec.rundir.files import write_atomic
 from megatron_encdec.rundir.lock import FolderLock
 from megatron_encdec.rundir.metrics import MetricsLog
-from megatron_encdec.training import loop, origin
-from megatron_encdec.training.job import Job
+from megatron_encdec.training import origin
+from megatron_encdec.training.loop import Job, train
 from megatron_encdec.training.nonfinite import Guard
 from megatron_encdec.training.plan import Plan, resolved_yaml
 from megatron_encdec.training.profiling import Profiler
@@ -77,7 +75,7 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
         profiler = Profiler(options.profile, run.directory / "profile", topology.rank, report.say)
         job = Job(run, report, Guard(control, settings), Stopper(control, signals, limit), profiler, last)
         try:
-            loop.train(job)
+            train(job)
         except RunFailed:
             job.tell_saves(run.saver.wait())  # a good state from before, still on its way to the disk
             job.report.close()

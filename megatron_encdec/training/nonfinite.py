@@ -1,9 +1,5 @@
 """Bad numbers: a loss, gradient norm or weight that is nan or infinite never reaches the weights or a checkpoint.
 
-    1. `Trainer.train_step`         makes no update where loss or norm is not finite; the same on all ranks
-    2. `Guard.judge(...)`           after the step: `run.on_nonfinite` stop -> `RunFailed`, skip -> count, log
-    3. `Guard.check_weights(...)`   before a save: weights that an update made infinite are not saved
-
 A step that is skipped changes no weight, moment or update count; its samples and its place in the schedule are
 used up. `run.max_skipped` limits the skips of the whole run; the count is part of a checkpoint.
 """
@@ -23,7 +19,6 @@ def _shown(value: float | None) -> str:
 
 
 def samples_text(samples: range) -> str:
-    """`8..15`."""
     return f"{samples.start}..{samples.stop - 1}"
 
 
@@ -51,10 +46,9 @@ class Guard:
         self._control, self._policy, self._limit = control, settings.on_nonfinite, settings.max_skipped
 
     def judge(self, step: int, result: StepResult, skipped: int) -> dict | None:
-        """None for a good step; else what the metrics say of the skipped one. Collective on a bad step.
+        """None for a good step, else what the metrics say of the skipped one; collective on a bad step.
 
-        skipped: steps of this run skipped before this one. Raises `RunFailed` under `stop`, and when there were too
-        many skips.
+        skipped: steps of this run skipped before it. Raises `RunFailed` under `stop`, and after too many skips.
         """
         if result.finite:
             return None

@@ -1,9 +1,4 @@
-"""`run.from`: which run and step a run begins with, and what of it belongs to the history.
-
-    1. `resolve(run)`         its step made definite, so that the same command means the same checkpoint for ever
-    2. `beginning(config)`    the part of the history that says what the state at step 0 was
-    3. `last_config(run)`     config.yaml of the last launch on a run directory
-"""
+"""`run.from`: which run and step a run begins with, and what of it belongs to the history."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +11,8 @@ from megatron_encdec.training.config import Config, From, RunSettings
 
 
 def resolve(run: RunSettings) -> From | None:
-    """`run.from` with its step: the one in config.yaml of run.dir, if the run has begun, else the newest there is."""
+    """`run.from` with its step, so that the same command means the same checkpoint for ever: the step in config.yaml of
+    run.dir, if the run has begun, else the newest there is."""
     if run.from_ is None or run.from_.step is not None:
         return run.from_
     recorded = (last_config(run.dir).get("run") or {}).get("from") or {}

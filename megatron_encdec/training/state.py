@@ -1,18 +1,13 @@
-"""A run in progress: trainer, counters and files; started afresh or from a checkpoint.
-
-    1. `start(plan, topology, origin)`   build the trunk, load what `origin` names
-    2. `Run.save()`                      checkpoint with run_state.json, beside training
-"""
+"""A run in progress: trainer, counters and files; started afresh or from a checkpoint."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_encdec.engine import checkpoint
-from megatron_encdec.engine.fp8_state import make_fp8_state
+from megatron_encdec.engine.boxes import make_fp8_state, owned
 from megatron_encdec.engine.optimizer import build_optimizer, wrap
 from megatron_encdec.engine.run_state import RunState, versions
 from megatron_encdec.engine.saver import Saver
-from megatron_encdec.engine.shards import owned
 from megatron_encdec.model.trunk import build_trunk
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.distributed import Topology

@@ -2,8 +2,7 @@
 
     1. `share_of_batch`       the sample numbers of this data-parallel rank, micro-batch by micro-batch
     2. `micro_batches`        sample -> objective -> arrays, one micro-batch at a time (prefetch.py may be ahead)
-    3. `Trainer.train_step`   megatron.core's schedule: forward, backward, reduction; then gradient norm -> judged ->
-                              clipping and update, where loss and norm are finite
+    3. `Trainer.train_step`   forward, backward, reduction; gradient norm; update, where loss and norm are finite
     4. `Trainer.evaluate`     forward only, on fixed samples
 
 The loss is the sum over the labelled tokens of the whole global batch over their number, whatever the
@@ -20,13 +19,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_encdec.data.samples import Samples
-from megatron_encdec.engine.optimizer import (
-    gradient_norm,
-    nonfinite_gradients,
-    set_learning_rate,
-    update,
-    whole_parameters,
-)
+from megatron_encdec.engine import optimizer as updates
 from megatron_encdec.model.flops import attended_pairs
 from megatron_encdec.objectives import MicroBatch, Objective, Vocabulary, collate
 from megatron_encdec.platform import megatron as mcore
@@ -52,12 +45,12 @@ class StepResult:
     @property
     def loss_is_finite(self) -> bool:
         """Also where nothing was labelled."""
-        return self.loss is None or math.isfinite(self.loss)
+        return math.isfinite(self.loss or 0.0)
 
     @property
     def finite(self) -> bool:
         """Whether the update was made."""
-        return self.loss_is_finite and (self.grad_norm is None or math.isfinite(self.grad_norm))
+        return self.loss_is_finite and math.isfinite(self.grad_norm or 0.0)
 
 
 @dataclass(frozen=True)
@@ -131,14 +124,14 @@ class Trainer:
         self.ddp.train()
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-        set_learning_rate(self.optimizer, lr)
+        updates.set_learning_rate(self.optimizer, lr)
         sums = self._run(samples, objective, numbers, forward_only=False)
         totals_3 = self._reduce(sums)
         mark(f"updating the weights with samples {numbers.start}..{numbers.stop - 1}")
-        norm = gradient_norm(self.optimizer)  # the device has been waited for: the loss costs no second wait
+        norm = updates.gradient_norm(self.optimizer)  # the device has been waited for: the loss costs no second wait
         result = replace(_result(totals_3), grad_norm=norm, samples=numbers)
         if result.finite:
-            update(self.optimizer, norm)
+            updates.update(self.optimizer, norm)
             return result
         gradients = self._bad_gradients() if result.loss_is_finite else None
         return replace(result, bad=self._bad(sums, numbers), gradients=gradients)
@@ -153,7 +146,7 @@ class Trainer:
 
     def state_is_whole(self) -> None:
         """Wait for weights that data-parallel ranks still exchange, before anybody reads them."""
-        whole_parameters(self.ddp)
+        updates.whole_parameters(self.ddp)
 
     def _run(self, samples, objective, numbers: range, forward_only: bool) -> list[torch.Tensor]:
         shares = share_of_batch(numbers, self.micro_size, self.topology)
@@ -168,14 +161,14 @@ class Trainer:
 
     def _bad(self, sums: list[torch.Tensor], numbers: range) -> tuple[tuple[int, int, range], ...]:
         """Which micro-batches of this rank have a loss that is not finite; told once a data-parallel rank."""
-        shares = share_of_batch(numbers, self.micro_size, self.topology)
         if self.topology.tensor_rank:
             return ()
+        shares = share_of_batch(numbers, self.micro_size, self.topology)
         return tuple((self.topology.rank, number, shares[number]) for number, sum_3 in enumerate(sums)
                      if not math.isfinite(float(sum_3[0])))
 
     def _bad_gradients(self) -> BadGradients:
-        topology, found = self.topology, nonfinite_gradients(self.trunk, self.optimizer)
+        topology, found = self.topology, updates.nonfinite_gradients(self.trunk, self.optimizer)
         own, summed = (tuple(name for name, mine in found if (mine or topology.data == 1) == wanted)
                        for wanted in (True, False))
         return BadGradients(topology.rank, (topology.pipeline_rank, topology.tensor_rank), own, summed)

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megatron_encdec.data.config import DataConfig
-from megatron_encdec.engine.config import OptimizerSettings, ScheduleSettings
-from megatron_encdec.engine.schedule import learning_rate
+from megatron_encdec.engine.config import OptimizerSettings, ScheduleSettings, learning_rate
 from megatron_encdec.objectives import Objective, Vocabulary
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError

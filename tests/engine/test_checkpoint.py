@@ -2,63 +2,68 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from trunk_states import fill, make, run_ranks, state_at, wrong
+from trunk_states import fill, give_fp8_state, make, run_ranks, state_at, wrong
 
 from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine.boxes import SHARDING, pieces
 from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text
 from megatron_encdec.engine.optimizer import local_states, update_count
 from megatron_encdec.engine.run_state import FORMAT, read_run_state
 from megatron_encdec.engine.saver import Saver
-from megatron_encdec.engine.shards import SHARDING, pieces
 from megatron_encdec.model import layers
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.rundir.files import sha256_file
 
-LAYOUTS = {  # ranks, tensor, pipeline, dtype, tied embeddings
-    "tp2": (2, 2, 1, "float32", False), "pp2": (2, 1, 2, "float32", True), "dp2": (2, 1, 1, "bfloat16", False),
-    "tp2_dp2": (4, 2, 1, "bfloat16", True), "pp2_dp2": (4, 1, 2, "float32", False)}
-WRITE_OR_READ = """
-    import sys
+LAYOUTS = {  # by number of ranks: tensor, pipeline, dtype, tied embeddings
+    2: {"tp2": (2, 1, "float32", False), "pp2": (1, 2, "float32", True), "dp2": (1, 1, "bfloat16", False)},
+    4: {"tp2_dp2": (2, 1, "bfloat16", True), "pp2_dp2": (1, 2, "float32", False)}}
+READ_AND_WRITE = """
+    import json, sys
     from pathlib import Path
     import torch
-    from trunk_states import fill, make, state_at, wrong
+    from trunk_states import give_fp8_state, make, state_at, wrong
     from megatron_encdec.engine import checkpoint
     from megatron_encdec.engine.optimizer import update_count
     from megatron_encdec.engine.saver import Saver
-    from megatron_encdec.platform import distributed
-    tensor, pipeline, dtype, tied, there, back = sys.argv[1:]
-    topology = distributed.initialize(int(tensor), int(pipeline))
-    sizes = dict(dtype=getattr(torch, dtype), tied_embeddings=tied == "True")
-    trunk, optimizer = make(topology, seed=topology.rank, **sizes)
-    checkpoint.load(Path(there), trunk, optimizer)
-    print(wrong(trunk, optimizer), update_count(optimizer))
-    saver = Saver(Path(back), trunk, optimizer, keep=1)
-    saver.save(state_at(1))
-    print(saver.wait()[0].error)
+    from megatron_encdec.platform import distributed, megatron
+    root = Path(sys.argv[1])
+    for layout, (tensor, pipeline, dtype, tied) in json.loads(sys.argv[2]).items():
+        topology = distributed.initialize(tensor, pipeline)
+        trunk, optimizer = make(topology, topology.rank, getattr(torch, dtype), tied_embeddings=tied)
+        give_fp8_state(trunk)
+        checkpoint.load(checkpoint.newest(root / layout), trunk, optimizer)
+        saver = Saver(root / f"{layout}_back", trunk, optimizer, keep=1)
+        saver.save(state_at(1))
+        print(layout, wrong(trunk, optimizer), update_count(optimizer), saver.wait()[0].error)
+        megatron.parallel_state.destroy_model_parallel()
     distributed.shutdown()
 """
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_there_and_back_on_another_topology(layout, topology, tmp_path):
-    ranks, tensor, pipeline, dtype, tied = LAYOUTS[layout]
-    sizes = dict(dtype=getattr(torch, dtype), tied_embeddings=tied)
-    trunk, optimizer = make(topology, **sizes)
-    fill(trunk, optimizer)
-    saver = Saver(tmp_path / "there", trunk, optimizer, keep=1)
-    saver.save(state_at(1))
-    there, = saver.wait()
-    told = run_ranks(ranks, WRITE_OR_READ, tensor, pipeline, dtype, tied, there.path, tmp_path / "back")
-    assert told == ["[] 7\nNone\n"] * ranks
-    fresh, fresh_optimizer = make(topology, seed=9, **sizes)
-    assert wrong(fresh, fresh_optimizer)
-    checkpoint.load(checkpoint.newest(tmp_path / "back"), fresh, fresh_optimizer)
-    assert wrong(fresh, fresh_optimizer) == [] and update_count(fresh_optimizer) == 7
+@pytest.mark.parametrize("ranks", LAYOUTS)
+def test_there_and_back_on_other_topologies(ranks, topology, tmp_path):
+    layouts = LAYOUTS[ranks]
+    for layout, (_, _, dtype, tied) in layouts.items():
+        trunk, optimizer = make(topology, dtype=getattr(torch, dtype), tied_embeddings=tied)
+        give_fp8_state(trunk)
+        fill(trunk, optimizer)
+        saver = Saver(tmp_path / layout, trunk, optimizer, keep=1)
+        saver.save(state_at(1))
+        assert saver.wait()[0].error is None
+    told = run_ranks(ranks, READ_AND_WRITE, tmp_path, json.dumps(layouts))
+    assert told == ["".join(f"{layout} [] 7 None\n" for layout in layouts)] * ranks
+    for layout, (_, _, dtype, tied) in layouts.items():
+        fresh, fresh_optimizer = make(topology, seed=9, dtype=getattr(torch, dtype), tied_embeddings=tied)
+        give_fp8_state(fresh)
+        assert wrong(fresh, fresh_optimizer)
+        checkpoint.load(checkpoint.newest(tmp_path / f"{layout}_back"), fresh, fresh_optimizer)
+        assert wrong(fresh, fresh_optimizer) == [] and update_count(fresh_optimizer) == 7
 
 
 class NormThenLinear(mcore.ColumnParallelLinear):
@@ -84,16 +89,9 @@ class NormThenLinear(mcore.ColumnParallelLinear):
 @pytest.fixture
 def fused(monkeypatch):
     """Build trunks as Transformer Engine's spec does: no norm modules, no key map, the norm inside the linear."""
-    torch_layer = layers._torch_layer
-
-    def fused_layer(_qk_norm, attention):
-        return layers._layer(mcore.IdentityOp, mcore.IdentityOp, NormThenLinear, attention,
-                             mcore.RowParallelLinear, NormThenLinear, mcore.RowParallelLinear, {})
-
-    def use(on: bool):
-        monkeypatch.setattr(layers, "_torch_layer", fused_layer if on else torch_layer)
-
-    return use
+    unfused = layers.TORCH
+    fused = replace(unfused, before=mcore.IdentityOp, column=NormThenLinear, names={})
+    return lambda on: monkeypatch.setattr(layers, "TORCH", fused if on else unfused)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["fused to torch", "torch to fused"])

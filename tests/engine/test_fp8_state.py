@@ -1,33 +1,19 @@
-"""FP8's scales in a checkpoint: tensors under names of their own, none where a checkpoint or a run has none.
+"""FP8's scales in a checkpoint: under which names, read back by us and by megatron.core.
 
-Transformer Engine is not here, so a layer's `fp8_meta` is filled in by hand with what its delayed recipe keeps in it:
-two records of two tensors. That it really does is for the tests marked `te`.
+There and back on other topologies is in test_checkpoint.py. Not proved without Transformer Engine, and left to the test
+marked `te`: that its delayed recipe keeps this state in `fp8_meta` of its layers (`give_fp8_state` puts it there), that
+`make_fp8_state` makes it before the first step, and that its kernels go on from what was loaded.
 """
-
-from types import SimpleNamespace
 
 import pytest
 import torch
-from trunk_states import fill, make, state_at
+from trunk_states import fill, give_fp8_state, make, state_at
 
+from megatron_encdec.engine.boxes import fp8_state, make_fp8_state
 from megatron_encdec.engine.checkpoint import load, load_weights
-from megatron_encdec.engine.fp8_state import fp8_state, make_fp8_state
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.engine.storage import stored_dtypes
-
-
-def give_fp8_state(trunk, value):
-    """Scales and histories in every linear layer of the layers, counting up from `value`; attention has some too."""
-    for layer in trunk.decoder.layers:
-        for module in (layer.self_attention.linear_qkv, layer.mlp.linear_fc2):
-            module.fp8_meta = {"num_gemms": 1, "scaling_fwd": record(3, value), "scaling_bwd": record(2, value + 100)}
-            value += 1
-        layer.self_attention.core_attention.fp8_meta = {"scaling_fwd": record(9, 0), "scaling_bwd": record(6, 0)}
-
-
-def record(tensors, value):
-    return SimpleNamespace(scale=torch.full((tensors,), float(value)),
-                           amax_history=torch.arange(4.0 * tensors).view(4, tensors) + value)
+from megatron_encdec.platform import megatron as mcore
 
 
 def save(tmp_path, trunk, optimizer):
@@ -37,46 +23,56 @@ def save(tmp_path, trunk, optimizer):
     return tmp_path / "checkpoints" / "step_00000001"
 
 
-def test_there_and_back(topology, tmp_path):
-    trunk, optimizer = make(topology)
-    fill(trunk, optimizer)
-    give_fp8_state(trunk, 1)
-    path = save(tmp_path, trunk, optimizer)
-    names = {name for name in stored_dtypes(path) if name.startswith("fp8.")}
-    assert "fp8.1.mlp.linear_fc2.scaling_bwd.amax_history" in names and len(names) == 2 * 2 * 4
+def copies(trunk):
+    return {name: value.clone() for name, value in fp8_state(trunk).items()}
 
-    other, its_optimizer = make(topology, seed=2)
-    give_fp8_state(other, 50)
-    load(path, other, its_optimizer)
-    for name, value in fp8_state(trunk).items():
-        assert torch.equal(fp8_state(other)[name], value), name
+
+@pytest.fixture(scope="module")
+def written(topology, tmp_path_factory):
+    """(checkpoint, its FP8 state by name)."""
+    trunk, optimizer = make(topology)
+    give_fp8_state(trunk)
+    fill(trunk, optimizer)
+    return save(tmp_path_factory.mktemp("fp8"), trunk, optimizer), copies(trunk)
+
+
+def test_it_is_in_the_checkpoint_as_tensors_of_the_linear_layers_alone(written):
+    path, state = written
+    stored = mcore.dist_checkpointing.load_plain_tensors(str(path))  # megatron.core's own reader
+    assert {name for name in stored if name.startswith("fp8.")} == state.keys() == {
+        f"fp8.{layer}.{module}.{direction}.{part}" for layer in (0, 1)
+        for module in ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+        for direction in ("scaling_fwd", "scaling_bwd") for part in ("scale", "amax_history")}
+    assert all(torch.equal(stored[name], value) for name, value in state.items())
+    assert not [name for name in stored_dtypes(path) if "_extra_state" in name]
+
+
+def test_it_is_loaded_in_place(written, topology):
+    path, state = written
+    trunk, optimizer = make(topology, seed=2)
+    give_fp8_state(trunk)
+    live = fp8_state(trunk)
+    assert not all(torch.equal(live[name], value) for name, value in state.items())
+    load(path, trunk, optimizer)
+    assert live.keys() == state.keys() and all(torch.equal(live[name], value) for name, value in state.items())
 
 
 def test_a_checkpoint_without_any_leaves_the_scales_as_they_are(topology, tmp_path):
     trunk, optimizer = make(topology)
     fill(trunk, optimizer)
     path = save(tmp_path, trunk, optimizer)
-    give_fp8_state(trunk, 7)
-    before = {name: value.clone() for name, value in fp8_state(trunk).items()}
+    give_fp8_state(trunk)
+    before = copies(trunk)
     load(path, trunk, optimizer)
     assert all(torch.equal(value, before[name]) for name, value in fp8_state(trunk).items())
 
 
-def test_a_run_without_fp8_loads_a_checkpoint_with_it(topology, tmp_path):
-    trunk, optimizer = make(topology)
-    fill(trunk, optimizer)
-    give_fp8_state(trunk, 3)
-    path = save(tmp_path, trunk, optimizer)
+def test_a_run_without_fp8_loads_a_checkpoint_with_it(written, topology):
     plain, its_optimizer = make(topology, seed=2)
-    load(path, plain, its_optimizer)
-    load_weights(path, plain)
+    load(written[0], plain, its_optimizer)
+    load_weights(written[0], plain)
+    make_fp8_state(plain)  # without a recipe nothing is made
     assert fp8_state(plain) == {}
-
-
-def test_nothing_is_made_without_a_recipe_that_has_state(topology):
-    trunk, _ = make(topology)
-    make_fp8_state(trunk)
-    assert fp8_state(trunk) == {}
 
 
 @pytest.mark.gpu
@@ -100,7 +96,7 @@ def test_the_delayed_recipes_own_state(topology, tmp_path):
         return trunk, optimizer
 
     trunk, optimizer = built(1)
-    begun = {name: value.clone() for name, value in fp8_state(trunk).items()}
+    begun = copies(trunk)
     assert len(begun) == 2 * 4 * 4
     cuts = torch.tensor([0, 64], dtype=torch.int32, device="cuda")
     tokens_BS = torch.randint(2, 300, (1, 64), device="cuda")

@@ -2,8 +2,7 @@
 
 import pytest
 
-from megatron_encdec.engine.config import ScheduleSettings
-from megatron_encdec.engine.schedule import learning_rate
+from megatron_encdec.engine.config import ScheduleSettings, learning_rate
 
 
 def test_the_papers_schedule():

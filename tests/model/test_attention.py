@@ -1,13 +1,16 @@
 """Attention over packed segments: which kernel is called how, held against each segment attended to alone."""
 
 import inspect
+import typing
 
 import pytest
 import torch
+from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_encdec.model import attention
-from megatron_encdec.model.attention import AttentionContext, packed_mask_type, varlen_call
+from megatron_encdec.model.attention import PACKED_MASK_TYPES, AttentionContext
+from megatron_encdec.objectives import AttentionKind
 
 CUTS = [0, 3, 4, 11, 20]
 
@@ -28,38 +31,32 @@ def over_all_pairs(query_THD, key_THD, value_THD, cuts, causal):
     return out_HTD.transpose(0, 1)
 
 
-def as_in_torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None, scale=None):
-    assert query.shape == key.shape and max_q == max_k == 9
-    return over_all_pairs(query, key, value, cu_seq_q, is_causal)
-
-
-def as_in_torch_2_13(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None,
-                     window_size=(-1, -1), enable_gqa=False):
+def on_a_cpu(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False):
+    """torch's kernel, which needs a GPU, as plain products."""
     share = query.shape[1] // key.shape[1]
-    assert enable_gqa == (share > 1) and window_size in ((-1, -1), (-1, 0))
+    assert enable_gqa == (share > 1) and window_size in ((-1, -1), (-1, 0)) and max_q == max_k == 9
     key, value = (x.repeat_interleave(share, dim=1) for x in (key, value))
     return over_all_pairs(query, key, value, cu_seq_q, window_size == (-1, 0))
 
 
 @pytest.mark.parametrize("kind", ["causal", "bidirectional"])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("kernel", [as_in_torch_2_10, as_in_torch_2_13])
-def test_every_version_of_torchs_kernel_is_asked_for_the_same(kernel, groups, kind):
+def test_torchs_kernel_is_asked_for_each_segment_alone(monkeypatch, groups, kind):
+    monkeypatch.setattr(varlen, "varlen_attn", on_a_cpu)
     draw = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(20, heads, 8, generator=draw) for heads in (4, groups, groups))
     one_by_one = attention._one_segment_after_another(query, key, value, context_of(kind))
-    torch.testing.assert_close(varlen_call(kernel)(query, key, value, context_of(kind)), one_by_one,
-                               atol=1e-5, rtol=1e-5)
+    asked = attention._flash_over_segments(query, key, value, context_of(kind))
+    torch.testing.assert_close(asked, one_by_one, atol=1e-5, rtol=1e-5)
 
 
 def test_this_torchs_kernel_can_be_asked():
     """Its signature has the words that are used; where it has others, a GPU would be the first to notice."""
-    varlen = pytest.importorskip("torch.nn.attention.varlen")
-    known = list(inspect.signature(varlen.varlen_attn).parameters)
-    assert known[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
-    assert "is_causal" in known or "window_size" in known
+    known, used = (inspect.signature(kernel).parameters for kernel in (varlen.varlen_attn, on_a_cpu))
+    assert list(known)[:7] == list(used)[:7] and used.keys() <= known.keys()
+    assert all(known[name].default == used[name].default for name in used)
 
 
 def test_transformer_engines_words_for_packed_segments():
-    assert packed_mask_type("causal").name == "padding_causal"
-    assert packed_mask_type("bidirectional").name == "padding"
+    assert {kind: PACKED_MASK_TYPES[kind].name for kind in typing.get_args(AttentionKind)} == {
+        "causal": "padding_causal", "bidirectional": "padding"}

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_encdec.data.samples import Sample
 from megatron_encdec.model.config import ModelConfig
-from megatron_encdec.model.flops import attended_pairs, head_flops, training_flops, trunk_flops, whole_pairs
+from megatron_encdec.model.flops import attended_pairs, training_flops, whole_pairs
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.trunk import build_trunk
 from megatron_encdec.objectives import Objective, Vocabulary, collate
@@ -56,5 +56,6 @@ def test_parts_add_up():
     assert pairs == 50 * 1000 and whole_pairs(1000, 50, "causal") == pairs / 2
     assert attended_pairs(np.array([0, 3, 10]), "bidirectional") == 9 + 49
     assert attended_pairs(np.array([0, 3, 10]), "causal") == (9 + 49) / 2
-    assert training_flops(MODEL, 1000, pairs, 30) == 3 * (trunk_flops(MODEL, 1000, pairs) + head_flops(MODEL, 30))
-    assert head_flops(MODEL, 30) == 2 * 64 * 384 * 30
+    trunk = training_flops(MODEL, 1000, pairs, 0)
+    assert training_flops(MODEL, 1000, pairs, 30) - trunk == 3 * 2 * 64 * 384 * 30
+    assert trunk - training_flops(MODEL, 1000, 0, 0) == 3 * 2 * 4 * 64 * pairs  # layers, heads x head dimension

@@ -67,7 +67,7 @@ def test_recomputation_in_the_words_of_megatron_core(recompute, layers, expected
 @pytest.mark.parametrize(("keys", "words"), [
     (dict(head_chunk=0), "head_chunk: 0 is not at least 1"),
     (dict(recompute_layers=2), "recompute_layers: 2 goes with recompute: full"),
-    (dict(prefetch=-1), "prefetch: -1 is negative"),
+    (dict(prefetch=-1), "prefetch: -1 is not at least 0"),
     (dict(overlap_parameters=True, overlap_gradients=False), "overlap_parameters: true needs overlap_gradients")])
 def test_keys_that_do_not_go_together(keys, words):
     with pytest.raises(ValueError, match=words):

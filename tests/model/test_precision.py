@@ -1,10 +1,14 @@
-"""FP8: which recipe a trunk and a machine can take, and what megatron.core is told."""
+"""FP8: which recipe a trunk and a machine can take, and what megatron.core makes of it."""
 
 import pytest
+import torch
 
 from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.performance import PerformanceSettings, core_options
 from megatron_encdec.model.precision import PrecisionSettings, fp8_options, fp8_shape_problems
+from megatron_encdec.model.trunk import transformer_config
 from megatron_encdec.platform.device import Fp8Facts, fp8_refusal
+from megatron_encdec.platform.distributed import Topology
 
 
 def preset(name):
@@ -31,22 +35,38 @@ def test_tensor_parallel_slices_and_tokens_count():
     assert "over parallel.tensor=6" in problems[0]
 
 
-@pytest.mark.parametrize(("precision", "expected"), [
-    (PrecisionSettings("bf16"), {}),
-    (PrecisionSettings("bf16", "delayed"), {"fp8": "hybrid", "fp8_recipe": "delayed", "fp8_amax_history_len": 1024,
-                                            "fp8_amax_compute_algo": "max"}),
-    (PrecisionSettings("bf16", "current"), {"fp8": "hybrid", "fp8_recipe": "tensorwise"}),
-    (PrecisionSettings("bf16", "blockwise", 2, 1), {
-        "fp8": "e4m3", "fp8_recipe": "blockwise", "first_last_layers_bf16": True, "num_layers_at_start_in_bf16": 2,
-        "num_layers_at_end_in_bf16": 1})])
-def test_in_the_words_of_megatron_core(precision, expected):
-    assert fp8_options(precision) == expected
+def core_config(precision, **sizes):
+    """What megatron.core makes of it, with its own checks."""
+    alone = Topology(1, 0, 1, 1, 1, 0, 0, 0)
+    options = core_options(PerformanceSettings(), None) | fp8_options(precision)
+    model = ModelConfig.from_yaml({"preset": "tiny", "vocabulary_size": 301, "num_layers": 6, **sizes}, "model")
+    return transformer_config(model, alone, torch.bfloat16, False, options)
+
+
+@pytest.mark.parametrize(("precision", "numbers", "recipe", "in_bf16"), [
+    (PrecisionSettings("bf16"), None, None, set()),
+    (PrecisionSettings("bf16", "delayed"), "hybrid", "delayed", set()),
+    (PrecisionSettings("bf16", "current"), "hybrid", "tensorwise", set()),
+    (PrecisionSettings("bf16", "current", 0, 3), "hybrid", "tensorwise", {3, 4, 5}),
+    (PrecisionSettings("bf16", "blockwise", 2, 1), "e4m3", "blockwise", {0, 1, 5})])
+def test_what_megatron_core_will_do(precision, numbers, recipe, in_bf16):
+    """Its number format, its recipe, and which layers it leaves in bf16. That Transformer Engine has kernels for these
+    is proved on a GPU alone (tests/model/test_on_gpu.py)."""
+    from megatron.core.enums import Fp8Recipe
+    from megatron.core.fp8_utils import is_first_last_bf16_layer
+
+    config = core_config(precision)
+    assert config.fp8 == numbers and (recipe is None or Fp8Recipe(config.fp8_recipe) == Fp8Recipe(recipe))
+    assert {layer for layer in range(6) if is_first_last_bf16_layer(config, layer)} == in_bf16
+    assert not config.fp8_param and not config.fp8_dot_product_attention  # weights and attention stay in bf16
+    if recipe == "delayed":
+        assert (config.fp8_amax_history_len, config.fp8_amax_compute_algo) == (1024, "max")
 
 
 @pytest.mark.parametrize(("keys", "words"), [
     (dict(fp8="delayed", fp8_bf16_first=1), "fp8_bf16_first: the delayed recipe"),
     (dict(fp8_bf16_last=1), "fp8_bf16_last: 1 layers in bf16 instead of fp8, but fp8 is not set"),
-    (dict(fp8="current", fp8_bf16_first=-1), "fp8_bf16_first: -1 is negative"),
+    (dict(fp8="current", fp8_bf16_first=-1), "fp8_bf16_first: -1 is not at least 0"),
     (dict(dtype="fp32", fp8="current"), "dtype: fp32 and fp8 exclude each other")])
 def test_keys_that_do_not_go_together(keys, words):
     with pytest.raises(ValueError, match=words):

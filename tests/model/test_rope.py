@@ -38,7 +38,7 @@ def test_without_a_scaling_positions_turn_as_in_llama():
 @pytest.mark.parametrize(("keys", "words"), [
     ({"rope_type": "linear"}, "factor: missing"),
     ({"rope_type": "linear", "factor": 2.0, "beta_fast": 1.0}, "beta_fast: is no key of rope_type linear"),
-    ({**LLAMA3, "factor": -1.0}, "factor: -1.0 is not positive")])
+    ({**LLAMA3, "factor": -1.0}, "factor: -1.0 is not above 0")])
 def test_keys_that_do_not_belong_together_are_refused(keys, words):
     with pytest.raises(ValueError, match=words):
         RopeScaling(**keys)

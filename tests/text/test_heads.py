@@ -10,7 +10,7 @@ import pytest
 from corpora import texts_of
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.corpus import list_files
+from megatron_encdec.text.corpus import kind_of, list_files
 
 ROWS = [{"text": f"naïve {i}", "id": i} for i in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -97,4 +97,4 @@ def test_a_name_that_says_it_is_enough(tmp_path):
     """What the message about a wrong name advises."""
     (tmp_path / "a.jsonl").write_bytes(gzip.compress(LINES.encode()))
     (tmp_path / "a.jsonl.gz").symlink_to("a.jsonl")
-    assert [file.kind for file in list_files([tmp_path / "a.jsonl.gz"])] == ["stream"]
+    assert [kind_of(file.path) for file in list_files([tmp_path / "a.jsonl.gz"])] == ["stream"]

@@ -1,13 +1,12 @@
 """A corpus, a tokenizer and token files made once, then `megatron-encdec pretrain` as real processes."""
 
 import json
-import multiprocessing
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from small_run import BASE, run_cli, run_verb
+from small_run import BASE, run_cli
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +39,7 @@ def pretrain(root, tmp_path):
 
 @dataclass
 class Ended:
-    """How a `pretrain` in this process ended."""
+    """How a `pretrain` ended."""
 
     code: int
     run: Path
@@ -50,21 +49,10 @@ class Ended:
 
 @pytest.fixture
 def here(root, tmp_path):
-    """A function: one rank, trained in a fork of a server that has imported everything: seconds less than a new
-    process. Not of this one: gloo's threads, some fifty a run, never end, and a fork of a process that has them hangs.
-    """
+    """A function: run the config in `tmp_path / name`, which ends with the exit code `code`."""
     def call(name: str, *arguments: str, code: int = 0) -> Ended:
-        said = [tmp_path / f".{name.replace('/', '_')}.{stream}" for stream in ("out", "err")]
-        child = forks.Process(target=run_verb, args=(
-            ["pretrain", str(root / "config.yaml"), f"run.dir={tmp_path / name}", *map(str, arguments)], said))
-        child.start()
-        child.join(300)
-        if child.is_alive():
-            child.kill()
-        out, err = (path.read_text() for path in said)
-        assert child.exitcode == code, out + err
-        return Ended(child.exitcode, tmp_path / name, out, err)
+        run = tmp_path / name
+        ended = run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *arguments, code=code)
+        return Ended(ended.returncode, run, ended.stdout, ended.stderr)
 
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["small_run", "megatron_encdec.training.execute", "torch._dynamo"])
     return call

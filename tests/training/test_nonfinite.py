@@ -13,8 +13,8 @@ from small_run import metrics, run_cli
 from trunk_states import fill, make, wrong
 
 from megatron_encdec.data.samples import Samples
+from megatron_encdec.engine.boxes import wanted
 from megatron_encdec.engine.optimizer import gradient_norm, update_count
-from megatron_encdec.engine.shards import wanted
 from megatron_encdec.interop.source import one_rank
 from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.text.tokenizer import load_tokenizer
@@ -49,9 +49,9 @@ def poison(run, token: int, value: float = math.inf) -> list[int]:
     with one_rank() as topology:
         plan = make_plan(config)
         begun = start(plan, topology, origin.find(plan))
-        for shard in wanted(begun.trainer.trunk, begun.trainer.optimizer):
-            if shard.key.endswith("word_embeddings.weight") and ".exp_avg" not in shard.key:
-                shard.values[token] = value
+        for box in wanted(begun.trainer.trunk, begun.trainer.optimizer):
+            if box.key.endswith("word_embeddings.weight") and ".exp_avg" not in box.key:
+                box.values[token] = value
         begun.saved_step = None
         begun.save(begun.origin.state.metrics_position)
         assert begun.saver.wait()[0].error is None
@@ -84,7 +84,7 @@ def test_stop_names_step_samples_and_rank_and_saves_nothing(here, root, rare):
     two = run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *overrides, "batch.micro_size=1", "--nproc", "2",
                   check=False)
     topology = Topology(2, 0, 1, 1, 2, 0, 0, 0)
-    owner = 0 if any(bad[0] in share for share in share_of_batch(8 * step - 8, 8, 1, topology)) else 1
+    owner = 0 if any(bad[0] in share for share in share_of_batch(range(8 * step - 8, 8 * step), 1, topology)) else 1
     assert two.returncode == 1 and "Traceback" not in two.stderr
     assert f"samples {bad[0]}..{bad[0]} (rank {owner}, micro-batch {(bad[0] % 8) // 2})" in two.stderr
 
@@ -103,7 +103,7 @@ def test_gradients_alone_that_are_not_finite_name_their_rank_and_parameter(root,
     overrides = (*overrides, "batch.micro_size=1", "--nproc", "2")
     two = run_cli("pretrain", root / "config.yaml", f"run.dir={tmp_path / 'two'}", *overrides, check=False)
     topology = Topology(2, 0, 1, 1, 2, 0, 0, 0)
-    first = share_of_batch(8 * step - 8, 8, 1, topology)
+    first = share_of_batch(range(8 * step - 8, 8 * step), 1, topology)
     owners = {0 if any(index in share for share in first) else 1 for index in bad if index // 8 + 1 == step}
     assert len(owners) == 1, "the fixture should spoil one rank's share alone"
     owner, = owners

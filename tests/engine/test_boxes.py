@@ -3,20 +3,21 @@
 import math
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trunk_states import make
 
-from megatron_encdec.engine.shards import HostCopy, Shard, boxes, owned, pieces, wanted
+from megatron_encdec.engine.boxes import Box, HostCopy, owned, pieces, tiles, wanted
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.data(), st.lists(st.integers(1, 5), min_size=1, max_size=4))
-def test_boxes_tile_the_range_and_nothing_else(data, shape):
+def test_tiles_are_the_range_and_nothing_else(data, shape):
     size = math.prod(shape)
     start = data.draw(st.integers(0, size))
     stop = data.draw(st.integers(start, size))
     numbers, covered = torch.arange(size).view(shape), []
-    found = list(boxes(tuple(shape), start, stop))
+    found = list(tiles(tuple(shape), start, stop))
     for offset, extent, position in found:
         box = numbers[tuple(slice(o, o + e) for o, e in zip(offset, extent, strict=True))].reshape(-1)
         assert box.tolist() == list(range(position, position + math.prod(extent)))  # contiguous, in order
@@ -28,11 +29,11 @@ def test_boxes_tile_the_range_and_nothing_else(data, shape):
 def test_one_rank_owns_all_it_wants_and_every_tensor_is_whole(topology):
     trunk, optimizer = make(topology)
     mine, needed = owned(trunk, optimizer), wanted(trunk, optimizer)
-    assert {(shard.key, shard.offset) for shard in mine} == {(shard.key, shard.offset) for shard in needed}
+    assert {(box.key, box.offset) for box in mine} == {(box.key, box.offset) for box in needed}
     held = {}
-    for shard in mine:
-        held[shard.key] = held.get(shard.key, 0) + shard.values.numel()
-    assert held == {shard.key: math.prod(shard.shape) for shard in mine}
+    for box in mine:
+        held[box.key] = held.get(box.key, 0) + box.values.numel()
+    assert held == {box.key: math.prod(box.shape) for box in mine}
     weights = sum(parameter.numel() for parameter in trunk.parameters())
     assert sum(held.values()) == 4 * weights  # weights, masters, two moments
 
@@ -46,12 +47,12 @@ def test_names_are_those_of_transformer_engine(topology):
 
 def test_a_host_copy_is_a_copy_and_shares_what_was_shared():
     weights = torch.arange(10.0)
-    shards = [Shard("weight", (10,), (0,), weights), Shard("param", (10,), (0,), weights),
-              Shard("moment", (2, 2), (0, 0), torch.ones(2, 2, dtype=torch.bfloat16))]
-    host = HostCopy(shards)
-    copies = host.take(shards)
+    boxes = [Box("weight", (10,), (0,), weights), Box("param", (10,), (0,), weights),
+              Box("moment", (2, 2), (0, 0), torch.ones(2, 2, dtype=torch.bfloat16))]
+    host = HostCopy(boxes)
+    copies = host.take(boxes)
     weights.zero_()
     assert copies[0].values.tolist() == list(range(10)) and copies[2].values.dtype == torch.bfloat16
     assert copies[0].values.data_ptr() == copies[1].values.data_ptr()
     first = copies[0].values.data_ptr()
-    assert host.take(shards)[0].values.data_ptr() == first  # the same memory again
+    assert host.take(boxes)[0].values.data_ptr() == first  # the same memory again
