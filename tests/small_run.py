@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -76,6 +77,20 @@ def run_cli(*arguments: str, check: bool = True, code: int = 0, **environment: s
     if check and child.exitcode != code:
         raise AssertionError(f"exit {child.exitcode}\n{out}\n{err}")
     return subprocess.CompletedProcess(words, child.exitcode, out, err)
+
+
+def run_tool(tool: str | Path, *arguments: str) -> int:
+    """`python TOOL ARGUMENTS` in this process, which spares a cold start of torch; the exit code."""
+    argv, path = sys.argv, sys.path
+    tool = (Path(__file__).parent.parent / tool).resolve()
+    sys.argv, sys.path = [str(tool), *map(str, arguments)], [str(tool.parent), *path]
+    try:
+        runpy.run_path(str(tool), run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        sys.argv, sys.path = argv, path
+    return 0
 
 
 def _end_with(command: list[str], said: list[Path], environment: dict[str, str], directory: str) -> None:

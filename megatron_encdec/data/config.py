@@ -8,14 +8,10 @@ from megatron_encdec.platform.schema import at_least
 
 @dataclass
 class SourceConfig:
-    """One source of windows.
+    """One source of windows."""
 
-    `path` is the PREFIX of PREFIX.bin and PREFIX.idx; `weight` is its share of the samples relative to the other
-    sources of the list (not a number of epochs).
-    """
-
-    path: str
-    weight: float = 1.0
+    path: str  # the PREFIX of PREFIX.bin and PREFIX.idx
+    weight: float = 1.0  # share of the samples relative to the other sources of the list, not a number of epochs
 
     def __post_init__(self):
         if not self.path:
@@ -42,18 +38,14 @@ class RandomLength:
 
 @dataclass
 class DataConfig:
-    """Sources, seed and windows; lengths in tokens.
-
-    `sequence_length` is the window S; `isolate_documents` keeps attention and CLM targets inside a document;
-    `random_length` cuts windows further, into isolated segments of random length.
-    """
+    """Sources, seed and windows; lengths in tokens."""
 
     train: list[SourceConfig]
     validation: list[SourceConfig] = field(default_factory=list)
     seed: int = 1234
-    sequence_length: int = 2048
-    isolate_documents: bool = True
-    random_length: RandomLength | None = None
+    sequence_length: int = 2048  # the window S
+    isolate_documents: bool = True  # keeps attention and CLM targets inside a document
+    random_length: RandomLength | None = None  # cuts windows further, into isolated segments
 
     def __post_init__(self):
         if not self.train:

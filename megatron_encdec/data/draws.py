@@ -1,10 +1,5 @@
 """Randomness as a function of a key: no generator state is kept or saved.
 
-    1. `hash64(*parts)`                     any words and numbers -> a 64-bit key
-    2. `draws(seed, stream, index, count)`  raw 64-bit words of numpy's Philox under that key
-    3. `uniforms(...)`                      the same words as floats in [0, 1)
-    4. `permute(n, N, key)`                 a keyed shuffle of 0..N-1, one element at a time
-
 `stream` names the use ("mask", "length"), so that two uses of the same seed and index are independent. The words come
 from Philox's `random_raw`, whose output numpy keeps stable between versions (the methods of a `Generator` may change).
 """
@@ -21,7 +16,7 @@ ROUNDS = 8  # of the Feistel network
 
 @lru_cache(maxsize=4096)
 def hash64(*parts: str | int) -> int:
-    """A 64-bit number from `parts`, the same in every process and version of Python."""
+    """A 64-bit key from `parts`, the same in every process and version of Python."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little")
 
@@ -46,7 +41,8 @@ def permute(position: int, size: int, key: int) -> int:
     """
     if not 0 <= position < size:
         raise ValueError(f"position {position} is outside [0, {size})")
-    halves, keys = _halves(size), _round_keys(key)
+    bits, keys = max(2, (size - 1).bit_length()), _round_keys(key)
+    halves = (bits // 2, bits - bits // 2)
     value = _feistel(position, halves, keys)
     while value >= size:
         value = _feistel(value, halves, keys)
@@ -69,11 +65,6 @@ def _mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & WORD
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & WORD
     return value ^ (value >> 31)
-
-
-def _halves(size: int) -> tuple[int, int]:
-    bits = max(2, (size - 1).bit_length())
-    return bits // 2, bits - bits // 2
 
 
 @lru_cache(maxsize=1024)

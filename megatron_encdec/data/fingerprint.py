@@ -1,17 +1,14 @@
-"""The hashes that a manifest has of its data, and the manifest of data that came without one.
+"""The hashes that a manifest has of its data: compared again, and computed for data that came without a manifest.
 
-    1. `ranges_of(prefix, parts, shard_bytes)`   what is hashed: the shards of a .bin, and the whole .idx
-    2. `hash_ranges(ranges)`                     sha256 of each, in threads: hashing does without the interpreter's lock
-    3. `manifest_of_foreign(prefix)`             of data without one: kept as PREFIX.fingerprint.json while the files'
-                                                 sizes and times stand, else computed and kept
-
-Such a manifest says what the files themselves tell (sizes, counts, hashes); `tokenizer` and `settings`, which are not
-known, are None. Its `inputs` are the two files as they were when hashed.
+What is computed is kept as PREFIX.fingerprint.json while the files' sizes and times stand. Such a manifest says what
+the files tell (sizes, counts, hashes); `tokenizer` and `settings`, which are not known, are None. Its `inputs` are the
+two files as they were when hashed.
 """
 
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +17,11 @@ from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.lock import taking_turns
 from megatron_encdec.text import manifest as manifests
-from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, bin_path, idx_path, read_header
-from megatron_encdec.text.manifest import InputFile, Manifest
+from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, bin_path, idx_path, read_header, size_error
+from megatron_encdec.text.manifest import InputFile, Manifest, check_files, manifest_path
 
 PIECE = 1 << 20  # bytes read at once by each thread
+NAMED = 3  # damaged ranges that an error spells out
 
 
 class Range(NamedTuple):
@@ -49,7 +47,8 @@ def ranges_of(prefix: str | Path, parts: Sequence[int], shard_bytes: int) -> lis
 
 
 def hash_ranges(ranges: Sequence[Range], label: str) -> list[str | OSError]:
-    """Hex sha256 of each range, or the error that reading it gave; on all cores, with a progress line."""
+    """Hex sha256 of each range, or the error that reading it gave; on all cores (hashing does without the interpreter's
+    lock), with a progress line."""
     found: list[str | OSError] = [""] * len(ranges)
     sizes, done = [one.end - one.start for one in ranges], 0
     # The longest first (an index is one range however large), so that no core ends long after the others.
@@ -138,6 +137,64 @@ def manifest_of_foreign(prefix: str | Path) -> tuple[Manifest, str]:
                 " computed, not kept: its directory cannot be written"
     return record, (f"{prefix}: no manifest (another tool's file), so which tokenizer wrote it is not known; "
                     f"fingerprint {record.fingerprint[:12]}{where}")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was read and found equal."""
+
+    record: str
+    new: bool  # nothing was recorded before, the hashes have only now been kept
+    shards: int
+    bytes: int
+    fingerprint: str
+
+
+def verify(prefix: str | Path) -> Verification:
+    """Is every byte still what was written? Raises IntegrityError naming file and byte range of what differs or cannot
+    be read. Sizes come first; headers and counts need no look: they are what was written if the bytes are.
+    """
+    own = manifest_path(prefix).exists()
+    path = manifest_path(prefix) if own else record_path(prefix)
+    manifest = manifests.read(prefix) if own else read_record(prefix)
+    new = manifest is None
+    if new:
+        check_files(prefix)
+        manifest = compute_record(prefix)
+        if not keep_record(prefix, manifest):
+            path = "nowhere: the directory cannot be written"
+    else:
+        _compare(prefix, manifest, path, "" if own else f" (as {path} says: delete that if the data was replaced)")
+    return Verification(str(path), new, len(manifest.shards), manifest.bin_bytes + manifest.idx_bytes,
+                        manifest.fingerprint)
+
+
+def _compare(prefix: str | Path, manifest: Manifest, recorded_in: Path, hint: str) -> None:
+    for path, size in ((bin_path(prefix), manifest.bin_bytes), (idx_path(prefix), manifest.idx_bytes)):
+        if not path.is_file():
+            raise IntegrityError(f"{path}: missing; copy it again, or run preprocess again")
+        if path.stat().st_size != size:
+            raise IntegrityError(f"{size_error(path, size, path.stat().st_size)}{hint}")
+    parts = manifest.parts or (manifest.bin_bytes,)
+    ranges = ranges_of(prefix, parts, manifest.shard_bytes)
+    expected = [*manifest.shards, manifest.idx_sha256]
+    if len(ranges) != len(expected) or sum(parts) != manifest.bin_bytes:
+        raise IntegrityError(f"{recorded_in}: lists {len(manifest.shards)} shards, {bin_path(prefix)} has "
+                             f"{len(ranges) - 1} of {manifest.shard_bytes} bytes: it is damaged; copy it again, or run "
+                             "preprocess again")
+    hashes = hash_ranges(ranges, f"verifying {prefix}")
+    damaged = [_damage(one, len(manifest.shards), k, found)
+               for k, (one, wanted, found) in enumerate(zip(ranges, expected, hashes, strict=True)) if found != wanted]
+    if damaged:
+        more = f", and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
+        raise IntegrityError(f"{', '.join(damaged[:NAMED])}{more}: not the bytes that {recorded_in} recorded; copy "
+                             "the data again, or run preprocess again")
+
+
+def _damage(one: Range, shards: int, number: int, found: str | OSError) -> str:
+    unread = f" (cannot be read: {found.strerror})" if isinstance(found, OSError) else ""
+    which = "the whole file" if number == shards else f"shard {number + 1} of {shards}"
+    return f"{one.path} bytes {one.start:,}..{one.end:,} ({which}){unread}"
 
 
 def _states(prefix: str | Path) -> tuple[InputFile, InputFile]:

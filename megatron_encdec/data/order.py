@@ -1,12 +1,9 @@
 """Which window is sample i? Answered in closed form, so that no shuffled index is built, stored or resumed.
 
-    1. `Mixture.locate(i)`    sample i -> (source, how many earlier samples came from that source)
-    2. `Order.locate(i)`      sample i -> (source, epoch, window); each epoch of each source has a shuffle of its own
-
 The weights cut the circle [0, 2**32) into one arc per source. Sample i stands at slot
 u_i = (i * STEP + offset) mod 2**32 with STEP / 2**32 near the golden ratio's inverse, whose multiples are spread as
 evenly as any: every prefix of the run holds each source in its proportion, up to a few samples. How many earlier
-samples fell on an arc is a sum of floors, found exactly in O(log) as by Euclid's algorithm.
+samples fell on an arc is a sum of floors. Each epoch of each source has a shuffle of its own.
 """
 
 from bisect import bisect_right
@@ -24,8 +21,8 @@ STEP = 2654435769  # odd, nearest to 2**32 / golden ratio
 def floor_sum(count: int, modulus: int, step: int, offset: int) -> int:
     """Sum of floor((step * j + offset) / modulus) over j in [0, count), exact, in O(log).
 
-    The sum counts lattice points under a line. Whole multiples of the modulus are taken out; what remains is
-    counted from the other axis, where step and modulus have changed places, as in Euclid's algorithm.
+    It counts lattice points under a line. Whole multiples of the modulus are taken out; what remains is counted from
+    the other axis, where step and modulus have changed places, as in Euclid's algorithm.
     """
     total = 0
     for below, whole, rest in _quotients(modulus, step):
@@ -95,11 +92,8 @@ class Order:
 
     def __init__(self, windows: Sequence[int], weights: Sequence[float], seed: int,
                  fingerprints: Sequence[str] | None = None):
-        """Order over sources of `windows` windows each.
-
-        With `fingerprints` (one a source, all different) a source is known by its data, wherever it stands in
-        the list and under whatever path; otherwise by its place.
-        """
+        """`windows` of each source; with `fingerprints` (all different) a source is known by its data, wherever it
+        stands in the list and under whatever path, otherwise by its place."""
         names = list(fingerprints) if fingerprints is not None else [f"{k:08d}" for k in range(len(windows))]
         if not len(windows) == len(weights) == len(names) == len(set(names)):
             raise ValueError("windows, weights, fingerprints: one each a source, fingerprints all different")

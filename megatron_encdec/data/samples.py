@@ -1,9 +1,5 @@
 """Sample i of a run: tokens of one window, and where attention must stop inside it.
 
-    1. `Samples(config)`   open the stores, count windows, set up the order
-    2. `sample(i)`         order -> (source, epoch, window) -> tokens_S
-    3. segment ends        document ends (isolate_documents) and random cuts (random_length), always S at last
-
 Windows of S = sequence_length tokens tile each source without overlap; a rest shorter than S at a source's
 end is not used. Legend: S tokens of a window, E segments of it.
 """
@@ -27,7 +23,8 @@ class Sample:
     """One window and where it came from.
 
     `tokens_S` int64; `segment_ends_E` int64, ascending, the last is S: segment k is
-    tokens_S[segment_ends_E[k-1] : segment_ends_E[k]], attention and CLM targets stay inside it.
+    tokens_S[segment_ends_E[k-1] : segment_ends_E[k]], attention and CLM targets stay inside it. Segments end where
+    documents do (isolate_documents), at random cuts (random_length), and at S.
     """
 
     index: int
@@ -42,11 +39,8 @@ class Samples:
     """Every sample of a run, by number, in any order, for ever (epochs follow one another)."""
 
     def __init__(self, config: DataConfig, which: Literal["train", "validation"] = "train"):
-        """Open the sources of `config.train` or `config.validation`.
-
-        Raises UserError where there is none, one is shorter than a window, or two are the same data; IntegrityError
-        where files are damaged. Whether they are of the run's tokenizer its plan checks.
-        """
+        """Raises UserError where there is no source, one is shorter than a window, or two are the same data;
+        IntegrityError where files are damaged. Whether they are of the run's tokenizer its plan checks."""
         sources, self._key = getattr(config, which), f"data.{which}"
         if not sources:
             raise UserError(f"{self._key}: empty; give at least one source, e.g. [{{path: PREFIX}}]")
@@ -111,8 +105,7 @@ class Samples:
 def random_cuts(seed: int, index: int, length: int, law: RandomLength) -> np.ndarray:
     """Cuts strictly inside a window of `length` tokens (int64, ascending), a function of (seed, index).
 
-    Segment lengths are i.i.d. uniform on [law.min, law.max]; the last is cut at the window's end and, if
-    shorter than law.min, joined to the one before.
+    The last segment is cut at the window's end and, if shorter than law.min, joined to the one before.
     """
     words = draws(seed, "length", index, -(-length // law.min))  # enough even if all are law.min long
     lengths = law.min + (words % np.uint64(law.max - law.min + 1)).astype(np.int64)

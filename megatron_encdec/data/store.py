@@ -1,9 +1,5 @@
 """Tokens on disk, read in place: a Megatron .bin/.idx pair seen as one long row of tokens.
 
-    1. `TokenStore(prefix)`     check the files against each other
-    2. `read(start, count)`     tokens by position in the row
-    3. `document_ends(...)`     where documents end, searched in the .idx
-
 Opening takes constant time and memory whatever the size: the .idx stores each sequence's byte offset, which
 is already a cumulative sum, so nothing is read ahead or added up. (A pair without a manifest is hashed once.)
 The format is described in `text/indexed.py`; here a document may also be several sequences, as other tools
@@ -26,8 +22,8 @@ from megatron_encdec.text.manifest import check_files
 class TokenStore:
     """One .bin/.idx pair; safe to read from several threads and after a fork.
 
-    `tokens`, `documents`, `dtype`, `fingerprint` and `tokenizer` (`TokenizerRecord`, None where another tool wrote the
-    pair) describe it; `note` is what to say of a pair without a manifest.
+    `tokenizer` is a `TokenizerRecord`, None where another tool wrote the pair; `note` what to say of one without a
+    manifest.
     """
 
     def __init__(self, prefix: str | Path):

@@ -1,8 +1,4 @@
-"""`inspect run A B C...`: runs side by side by their final validation losses, and what stands between them.
-
-    1. `validation_basis(config)`  what two validation losses must share to be compared
-    2. `remarks(runs)`             where the basis differs, where a run is not finished, what else differs
-"""
+"""`inspect run A B C...`: runs side by side by their final validation losses, and what stands between them."""
 
 import argparse
 
@@ -30,7 +26,7 @@ def examine(arguments: argparse.Namespace) -> dict:
 
 
 def validation_basis(config: Config) -> dict:
-    """What a validation loss is measured on, objective settings included."""
+    """What two validation losses must share to be compared, objective settings included."""
     data, objectives = schema.to_dict(config.data), [phase.objective for phase in config.phases]
     return {"data": {key: data[key] for key in ("validation", "seed", "sequence_length", "isolate_documents",
                                                 "random_length")},

@@ -1,17 +1,13 @@
-"""`inspect data PREFIX`: what is in a .bin/.idx pair, in numbers and, with a tokenizer, in words.
-
-    1. `describe(prefix)`   statistics, with what the manifest adds
-    2. `windows(...)`       the first samples as text, with what an objective does to them
-"""
+"""`inspect data PREFIX`: what is in a .bin/.idx pair, in numbers and, with a tokenizer, in words."""
 
 import argparse
 from dataclasses import asdict
 from pathlib import Path
 
 from megatron_encdec.data.config import DataConfig, SourceConfig
+from megatron_encdec.data.fingerprint import verify
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.data.store import TokenStore
-from megatron_encdec.data.verify import verify
 from megatron_encdec.inspection.tables import number, print_facts, print_table, say, size
 from megatron_encdec.inspection.token_statistics import document_lengths, length_statistics
 from megatron_encdec.inspection.windows import indented, marks_of, show
@@ -23,7 +19,7 @@ from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer,
 
 
 def examine(arguments: argparse.Namespace) -> dict:
-    """What is in the pair `arguments.prefix`."""
+    """Statistics of the pair `arguments.prefix`, and its first samples where a tokenizer is given."""
     prefix = arguments.prefix
     for suffix in (".bin", ".idx", ".manifest.json"):  # what a shell completes
         prefix = prefix.removesuffix(suffix)
@@ -33,7 +29,7 @@ def examine(arguments: argparse.Namespace) -> dict:
 
 
 def describe(prefix: str) -> dict:
-    """Statistics of the pair. Raises IntegrityError where files are missing or disagree."""
+    """Statistics, with what the manifest adds. Raises IntegrityError where files are missing or disagree."""
     manifest = check_files(prefix)
     store = TokenStore(prefix)
     lengths_L, documents_L = document_lengths(store)

@@ -1,11 +1,6 @@
 """`inspect run RUN_DIR`: what a run did and where it stands, from its metrics.jsonl and config.yaml.
 
-    1. `read_run(directory)`       config and metrics; what is not a run directory is refused
-    2. `with_ancestors(records)`   a fork's lines, with those of the runs that it continues before them
-    3. `phase_summaries(...)`      per phase: steps, tokens, targets, losses, speed
-    4. `corpus_entropy(...)`       of the training data, the yardstick of the losses
-
-Losses are in nats per target. Works on a run in progress too.
+Losses are in nats per target; the unigram entropy of the training data is their yardstick. Works on a run in progress.
 """
 
 import argparse
@@ -128,10 +123,8 @@ def phase_summaries(config: Config, records: list[dict], entropy: float | None) 
 
 
 def corpus_entropy(config: Config, fingerprints: list[str] | None) -> tuple[dict | None, str | None]:
-    """The training data's unigram entropy, or None and why it cannot be told.
-
-    `fingerprints`: of the data as the newest checkpoint knows it; other data at the same path is not counted.
-    """
+    """The training data's unigram entropy, or None and why it cannot be told: one reason is that the data's
+    fingerprints are not those that the newest checkpoint knows."""
     try:
         stores = [TokenStore(source.path) for source in config.data.train]
         if fingerprints is not None and fingerprints != [store.fingerprint for store in stores]:

@@ -1,8 +1,4 @@
-"""`inspect run CONFIG --sample I`: what the trainer reads, and must predict, at sample I of a run.
-
-    1. `plan_of(path, overrides)`   the trainer's own plan of a config or run directory, on whatever machine
-    2. `describe(plan, index)`      the sample through the trainer's own micro-batch, with where it came from
-"""
+"""`inspect run CONFIG --sample I`: what the trainer reads, and must predict, at sample I of a run."""
 
 import argparse
 from pathlib import Path
@@ -24,7 +20,7 @@ def examine(arguments: argparse.Namespace) -> dict:
 
 
 def plan_of(path: str, overrides: list[str]) -> Plan:
-    """The plan of a config file, or of a run directory's config.yaml; made for a cluster, it can be looked at here."""
+    """The trainer's plan of a config file or run directory; made for a cluster, it can be looked at here."""
     file = Path(path)
     if file.is_dir():
         file /= "config.yaml"
@@ -34,7 +30,7 @@ def plan_of(path: str, overrides: list[str]) -> Plan:
 
 
 def describe(plan: Plan, index: int) -> dict:
-    """Sample `index`; inputs, label positions and labels are the trainer's, position by position."""
+    """Sample `index` and where it came from; inputs, label positions and labels are the trainer's own batch."""
     timeline, tokenizer = plan.timeline, plan.tokenizer
     total = timeline.stretches[-1].samples(timeline.total_steps).stop
     if index >= total:

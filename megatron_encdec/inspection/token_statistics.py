@@ -1,6 +1,5 @@
-"""Statistics of token files, streamed: lengths of documents, and the unigram entropy.
-
-The entropy is what a model that knows nothing but token frequencies would lose per token, in nats.
+"""Statistics of token files, streamed: lengths of documents, and the unigram entropy (what a model that knows nothing
+but token frequencies would lose per token, in nats).
 
 Legend: L lengths that occur, V vocabulary, E document ends, P tokens of a piece.
 """
@@ -44,10 +43,8 @@ def length_statistics(lengths_L: np.ndarray, documents_L: np.ndarray) -> dict:
 
 
 def count_tokens(store: TokenStore, vocabulary_size: int, limit: int = SAMPLE_ABOVE) -> np.ndarray:
-    """counts_V (int64) of at most about `limit` tokens, in pieces spread evenly over the store.
-
-    Raises IntegrityError where an id lies outside the vocabulary.
-    """
+    """counts_V (int64) of at most about `limit` tokens, in pieces spread evenly over the store; IntegrityError where an
+    id lies outside the vocabulary."""
     counts_V = np.zeros(vocabulary_size, dtype=np.int64)
     pieces = -(-store.tokens // PIECE)
     kept = pieces if store.tokens <= limit else max(1, limit // PIECE)

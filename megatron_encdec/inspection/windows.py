@@ -1,8 +1,5 @@
 """Windows in words: decoded text with the ends of documents and segments, hidden tokens and missing targets marked.
 
-    1. `marks_of(...)`      which positions of a sample an objective hides, or gives no target
-    2. `show(...)`          the text, unmarked tokens decoded together, marked ones one by one
-
 A token is decoded after the one before it, so that the blanks between words survive. What does not print
 (control characters, terminal escapes) is escaped: a corpus may hold anything.
 """
@@ -40,7 +37,7 @@ def marks_of(objective: Objective, labelled: Labelled, sample: Sample, tokenizer
 
 def show(tokenizer: Tokenizer, tokens: Sequence[int], document_ends: Sequence[int], marks: dict[int, str],
          segment_ends: Sequence[int] = ()) -> str:
-    """The text of a window; ends are the positions after the last token of each document or segment."""
+    """The text of a window, marked tokens one by one; ends are positions after a document's or segment's last token."""
     tokens = [int(token) for token in tokens]
     ends = {int(end): END_OF_SEGMENT for end in segment_ends} | {int(end): END_OF_DOCUMENT for end in document_ends}
     cuts = {0, len(tokens), *ends, *marks, *(position + 1 for position in marks)}

@@ -1,9 +1,5 @@
 """Hugging Face tensors as the boxes of a checkpoint, one at a time: no model is ever whole in memory.
 
-    1. `Conversion(...)`       checks every name and shape against the name table; nothing is read yet
-    2. `share(rank, ranks)`    the units that one rank reads and writes, by size, so that all have about as much
-    3. `box(unit)`             read, joined, and handed on as a box of the checkpoint
-
 A unit is one trunk tensor of one layer, or some rows of a vocabulary table, so memory is that of the largest layer
 tensor or `TABLE_BYTES`, whichever is more. The rows of a mask that was added, or never trained, are the mean of the
 table's rows (mask_token.py).
@@ -46,6 +42,7 @@ class Unit:
 
 class Conversion:
     """From `files` to the trunk of `model`, whose vocabulary may have more rows than their `source_rows`: the mask's.
+    Making one checks every name and shape against the name table; nothing is read yet.
 
     new_head: the files have no language-model head; an untied trunk gets a random one. `dropped`: tensors that have
     no place in a trunk and are left out (a task's head, by `new_head` alone).
@@ -69,7 +66,7 @@ class Conversion:
         return name.removeprefix(self._prefix)
 
     def _check(self, head: str, embedding: str, source: ModelConfig, new_head: bool) -> list[str]:
-        """Refuse what is missing, has no place, or has the wrong shape; names that are left out."""
+        """Refuse what is missing, has no place, or has the wrong shape; returns the names that are left out."""
         places = self.files.places
         expected = {self._there(name): shape for _, theirs, row in self._table
                     for name, shape in zip(theirs, row.shapes(source), strict=True)}
@@ -100,7 +97,7 @@ class Conversion:
                             "takes them")
 
     def share(self, rank: int, ranks: int) -> list[Unit]:
-        """The units of one rank."""
+        """The units that one rank reads and writes, by size, so that all have about as much."""
         units = {(unit.ours, unit.start): unit for unit in self._units()}
         sizes = {key: unit.bytes for key, unit in units.items()}
         return [units[key] for key in fair_shares(sizes, ranks)[rank]]

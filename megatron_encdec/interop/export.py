@@ -1,14 +1,8 @@
 """A checkpoint as a Hugging Face model directory: stock classes, compared, complete or absent.
 
-    1. `find`            the checkpoint, its config and tokenizer
-    2. `choose`          the class, by objective and family or by wish
-    3. destination       nothing there, an empty directory, or an earlier export (the same one: nothing to do)
-    4. weights, config, tokenizer, model card into a directory beside OUT
-    5. verification      loaded back with the Auto class, every key, logits against the trunk
-    6. rename
-
-An import that nothing was trained for goes back as it came, with its own config, tokenizer files and rows: what was
-added for an MLM phase, a mask token and its row, has no place in what the model was before.
+Everything is written into a directory beside OUT, loaded back with the Auto class, compared with the trunk, then
+renamed. An import that nothing was trained for goes back as it came, with its own config, tokenizer files and rows:
+what was added for an MLM phase, a mask token and its row, has no place in what the model was before.
 """
 
 import os
@@ -47,20 +41,18 @@ Made = tuple[object, Tensors, list[str], int | None]  # config, tensors, remarks
 
 @dataclass(frozen=True)
 class Export:
-    """What `export` did; `difference` of logits at most, None where the export was there already."""
+    """What `export` did."""
 
     path: Path
     model_class: str
-    difference: float | None
+    difference: float | None  # of logits at most; None where the export was there already
 
 
 def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", force: bool = False,
            say: Callable[[str], None] = print, file_size: str = FILE_SIZE) -> Export:
     """Write the checkpoint `RUN_DIR[@STEP]` to the directory `out` as a stock Hugging Face model.
 
-    `as_`: auto (by the objective of that step and the trunk's family), or a name of `families.TARGETS`. `dtype` of
-    the weights: fp32, bf16, fp16; auto is fp32, and what it came in for an import. `force` replaces another export at
-    `out`. `file_size`: of a safetensors file at most. Raises `UserError` for a mistake, `ParityError` where the
+    The arguments are those of the verb (export_command.py). Raises `UserError` for a mistake, `ParityError` where the
     result would not compute what the trunk computes; `out` is then as it was.
     """
     source = find(run)
@@ -185,7 +177,6 @@ def _as_it_came(work: Path, source: Source, target: Target, weights: Tensors) ->
 
 
 def _files(directory: Path) -> list[str]:
-    """Names of the files in it and below, as they are written in its record."""
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
 
 

@@ -1,10 +1,5 @@
 """The families of Hugging Face models that a trunk comes from and goes to: one entry each, and all of them here.
 
-    1. `MODEL_FAMILIES`            classes, what a family must and can have, how its config says it
-    2. `TARGETS`                   what a checkpoint can become: a family's class under one attention kind
-    3. `choose(wish, ...)`         what was asked for, else what the objective trained, as the trunk's family has it
-    4. `check_fits(target, ...)`   sizes, features and tokens that the class cannot hold, refused by name
-
 To add a family whose tensors have the names of `names.LLAMA`: add an entry, and its row to the tests' table of
 random configs (tests/random_models.py). Everything else reads this module.
 """
@@ -29,27 +24,16 @@ FEATURES = {"qkv_bias": "biases on queries, keys and values", "qk_norm": "norms 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models in the transformers library: its `model_type`, and its class with the language-model head.
+    """A family of models in the transformers library."""
 
-    bidirectional: its classes are encoders; else they are decoders, and `is_causal: false` in the config makes an
-    encoder of them. features: the `ModelConfig` keys among `FEATURES` that it can have, with True where it always
-    has them. whole_heads: its config refuses a hidden size that is no multiple of the heads. settings: what its
-    config says besides what all have in common.
-    """
-
-    name: str
+    name: str  # transformers' model_type
     config_class: str
-    model_class: str
-    bidirectional: bool = False
-    features: dict[str, bool] = field(default_factory=dict)
-    whole_heads: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
+    model_class: str  # with the language-model head
+    bidirectional: bool = False  # else its classes are decoders, and `is_causal: false` makes an encoder of them
+    features: dict[str, bool] = field(default_factory=dict)  # keys of `FEATURES` that it can have; True: always has
+    whole_heads: bool = False  # its config refuses a hidden size that is no multiple of the heads
+    settings: dict[str, Any] = field(default_factory=dict)  # what its config says besides what all have in common
     names: NameTable = LLAMA
-
-    @property
-    def attention(self) -> AttentionKind:
-        """Of its classes as they are."""
-        return "bidirectional" if self.bidirectional else "causal"
 
     def refuses(self, model: ModelConfig) -> str | None:
         """What of the trunk its classes cannot hold, for people; None where they hold all."""
@@ -66,7 +50,6 @@ class Family:
 
 
 _NO_BIASES, _NO_WINDOW = {"attention_bias": False, "mlp_bias": False}, {"use_sliding_window": False}
-# by transformers' model_type
 MODEL_FAMILIES = {family.name: family for family in (
     Family("llama", "LlamaConfig", "LlamaForCausalLM", whole_heads=True, settings=_NO_BIASES),
     Family("eurobert", "EuroBertConfig", "EuroBertForMaskedLM", bidirectional=True, whole_heads=True,
@@ -90,22 +73,20 @@ class Target:
 
     @property
     def model_class(self) -> str:
-        """The class that the result loads as."""
         return self.family.model_class
 
     @property
     def auto_class(self) -> str:
-        """The Auto class that finds it."""
         return "AutoModelForMaskedLM" if self.family.bidirectional else "AutoModelForCausalLM"
 
     @property
     def is_encoder(self) -> bool:
-        """Whether every token sees every token."""
         return self.attention == "bidirectional"
 
 
 TARGETS = {target.name: target for target in (
-    *(Target(family.name, family, family.attention) for family in MODEL_FAMILIES.values()),
+    *(Target(family.name, family, "bidirectional" if family.bidirectional else "causal")
+      for family in MODEL_FAMILIES.values()),
     *(Target(f"{family.name}-bidirectional", family, "bidirectional") for family in MODEL_FAMILIES.values()
       if not family.bidirectional))}
 

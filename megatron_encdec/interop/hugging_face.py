@@ -1,11 +1,5 @@
 """Hugging Face model directories: written from a state dict, loaded through the Auto classes, nothing remote.
 
-    1. `hugging_face_config`   the config of a class for a trunk
-    2. `build_model`           a stock class around given tensors, no initial weights
-    3. `write_model`           config.json, safetensors, generation_config.json
-    4. `write_pooling`         what sentence-transformers reads beside an encoder
-    5. `load_model`            back through the Auto class, with every key
-
 All classes compute the same function up to the attention: causal in decoders; bidirectional in EuroBERT, and in a
 decoder's class with `is_causal: false`, which transformers 5.18 honours on every attention path that
 tests/interop/test_attention_of_exports.py can reach on a CPU.
@@ -98,8 +92,7 @@ def write_model(target: Target, config, weights: dict[str, torch.Tensor], direct
 
 
 def write_pooling(directory: Path, hidden_size: int, positions: int) -> None:
-    """Mean pooling over the tokens, padding left out (arXiv 2507.00994, retrieval): modules.json,
-    1_Pooling/config.json and sentence_bert_config.json."""
+    """What sentence-transformers reads: mean pooling, padding left out (arXiv 2507.00994, retrieval)."""
     (directory / "1_Pooling").mkdir()
     write_json_atomic(directory / "modules.json", [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}

@@ -6,12 +6,8 @@
       tokenizer/                  with its mask token (mask_token.py)
       source/                     config.json, generation_config.json, tokenizer as they came: the exact way back
 
-    1. `read_source`, `TensorFiles`, `Conversion`   everything that can be refused, before anything is written
-    2. tokenizer and mask                           into a directory beside RUN_DIR
-    3. weights                                      every rank reads and writes its share, a tensor at a time
-    4. rename
-
-Any number of ranks gives the same checkpoint, and any topology loads it.
+Whatever can be refused is refused before anything is written; the parts are made in a directory beside RUN_DIR. Every
+rank reads and writes its share of the weights; any number of them gives the same checkpoint, and any topology loads it.
 """
 
 import os
@@ -56,10 +52,10 @@ _SECONDS_TO_WRITE = 3600
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user said. mask: auto, none, or a token. tokenizer: another than the directory's own."""
+    """What the user said."""
 
-    mask: str = "auto"
-    tokenizer: str | None = None
+    mask: str = "auto"  # or none, or a token
+    tokenizer: str | None = None  # another than the directory's own
     eod_token: str | None = None
     ignore: Collection[str] = ()
     new_head: bool = False
@@ -214,7 +210,6 @@ def _finish(work: Path, run: Path, conversion: Conversion, prepared: _Prepared) 
 
 def _tell(run: Path, source: SourceModel, conversion: Conversion, prepared: _Prepared, seconds: float,
           say: Callable[[str], None]) -> None:
-    """What the user should know of the import, and how to go on from it."""
     remarks, found = [*source.remarks, *conversion.files.remarks, *prepared.remarks], conversion.dtype
     asked, dtype = source.config.dtype, str(found).removeprefix("torch.")
     if isinstance(asked, torch.dtype) and torch.promote_types(asked, found) != asked:

@@ -1,8 +1,4 @@
-"""The name table: how each tensor of a Hugging Face model comes from the trunk's, and back.
-
-    1. `canonical_weights(trunk)`            the trunk's tensors under their names in a checkpoint
-    2. `to_hugging_face(weights, ...)`       trunk tensors -> Hugging Face tensors; conversion.py goes the other way
-    3. `expand(names, model)`, `check_names` the rows of one model; what is missing or has no place
+"""The name table: how each tensor of a Hugging Face model comes from the trunk's, and back (conversion.py).
 
 All families of `families.py` share one table: they differ in which rows are there. A family with other names is a
 new `NameTable`. Not megatron-bridge's mappings: it does not import without Transformer Engine, so not without a GPU,
@@ -57,16 +53,13 @@ VOCABULARY = Layout(lambda table, model: (table[: model.vocabulary_size],), SAME
 
 @dataclass(frozen=True)
 class Row:
-    """A trunk tensor and the Hugging Face tensors that it holds; `{}` in a name is the layer's number.
-
-    sizes: of each of `theirs`, in letters of the legend. present: whether a trunk has it.
-    """
+    """A trunk tensor and the Hugging Face tensors that it holds; `{}` in a name is the layer's number."""
 
     ours: str
     theirs: tuple[str, ...]
-    sizes: tuple[str, ...]
+    sizes: tuple[str, ...]  # of each of `theirs`, in letters of the legend
     layout: Layout = SAME
-    present: Callable[[ModelConfig], bool] = lambda model: True
+    present: Callable[[ModelConfig], bool] = lambda model: True  # whether a trunk has it
 
     def shapes(self, model: ModelConfig) -> tuple[tuple[int, ...], ...]:
         """Of each of `theirs`."""
@@ -78,7 +71,7 @@ class Row:
 
 @dataclass(frozen=True)
 class NameTable:
-    """All tensors of a family of Hugging Face models."""
+    """All tensors of a family."""
 
     name: str
     rows: tuple[Row, ...]

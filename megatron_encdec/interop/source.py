@@ -1,8 +1,5 @@
 """A checkpoint as a whole trunk: fp32, torch layers, one process, whatever topology and precision wrote it.
 
-    1. `find(run)`             RUN_DIR[@STEP] -> checkpoint, config, run_state.json, tokenizer
-    2. `whole_trunk(source)`   the trunk with the checkpoint's weights
-
 A bf16 run rounds its weights from fp32 masters in the optimizer: the masters are what is loaded, so that
 nothing is lost, and rounding them gives the bf16 weights that the run computed with.
 """
@@ -39,12 +36,11 @@ class Source:
 
     @property
     def run(self) -> Path:
-        """The run directory."""
         return self.checkpoint.parent.parent
 
     @property
     def imported(self) -> dict | None:
-        """What an import noted of its source, if this checkpoint is one."""
+        """What an import noted of its source, if this checkpoint is of one."""
         return self.state.imported
 
     @property
@@ -54,11 +50,8 @@ class Source:
 
 
 def find(run: str) -> Source:
-    """What `RUN_DIR[@STEP]` means; the newest checkpoint where no step is named.
-
-    Raises `UserError` where there is no such checkpoint, or where the run's tokenizer is not the one that the
-    checkpoint was trained with.
-    """
+    """What `RUN_DIR[@STEP]` means, without a step the newest checkpoint. Raises `UserError` where there is none, or
+    where the run's tokenizer is not the one that it was trained with."""
     found = checkpoint.directory_of(run)
     state = read_run_state(found)
     path = found.parent.parent / "config.yaml"

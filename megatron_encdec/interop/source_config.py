@@ -1,8 +1,5 @@
 """A Hugging Face config.json as a trunk's shape; what the trunk would not do is refused by the name of its key.
 
-    1. `read_source(directory)`     target, `ModelConfig`, remarks  ->  `SourceModel`
-    2. refused                      architectures without a table; features that would be dropped; unknown keys
-
 Unknown keys are refused, not skipped: in this format a key is often all that tells one architecture from another
 (logit soft-capping, multipliers, experts). `--ignore KEY` is the way past one that is known to mean nothing.
 Defaults are transformers' own for the class: a saved config may leave them out.
@@ -51,21 +48,17 @@ _MEANT_BY = {
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A released model, understood: the target that it is, the class that wrote it, the trunk's shape.
-
-    `content`: its config.json; `config`: the same as an instance of transformers' class.
-    """
+    """A released model, understood."""
 
     target: Target
-    architecture: str
+    architecture: str  # the class that wrote it
     model: ModelConfig
-    content: dict[str, Any]
-    config: Any
+    content: dict[str, Any]  # its config.json
+    config: Any  # the same as an instance of transformers' class
     remarks: list[str]
 
     @property
     def has_head(self) -> bool:
-        """Whether its class has the language-model head."""
         return self.architecture == self.target.model_class
 
 
@@ -115,7 +108,6 @@ def _read(path: Path, ignore: Collection[str]) -> dict[str, Any]:
 
 
 def _family(path: Path, content: dict) -> tuple[Family, str]:
-    """Family and class name, by `architectures`, else by `model_type`."""
     kind, named = content.get("model_type"), content.get("architectures") or []
     if not named and kind in MODEL_FAMILIES:
         return MODEL_FAMILIES[kind], MODEL_FAMILIES[kind].model_class
@@ -143,7 +135,6 @@ def _hugging_face(path: Path, family: Family, content: dict):
 
 
 def _refused_settings(config) -> list[str]:
-    """Settings of the family's own config that the trunk does not have."""
     found = []
     if config.hidden_act not in ("silu", "swish"):
         found.append(f"hidden_act={config.hidden_act!r} (the trunk's activation is SwiGLU's silu)")
@@ -206,7 +197,6 @@ def _unknown(content: dict, config, ignore: Collection[str]) -> list[str]:
 
 
 def _model(path: Path, family: Family, config) -> ModelConfig:
-    """The trunk's shape."""
     rope = dict(config.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0})
     for key in ("type", "partial_rotary_factor", "mrope_section"):
         rope.pop(key, None)

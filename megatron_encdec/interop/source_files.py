@@ -1,11 +1,4 @@
-"""The files of a Hugging Face directory beside its weights: read, checked, copied.
-
-    1. `refuse_stand_in(path)`                      a link to nothing, or a pointer to what was never downloaded
-    2. `read_object(path)`                          a JSON object
-    3. `check_files(directory, ignore)`             adapters, files that transformers reads in place of others, files
-                                                    that cannot be read: refused by name, or a remark by `--ignore`
-    4. `copy_tokenizer_files(source, directory)`    the tokenizer's files as they are
-"""
+"""The files of a Hugging Face directory beside its weights: read, checked, copied."""
 
 import json
 import shutil
@@ -22,7 +15,7 @@ _TOKENIZER_FILES = (*MODEL_FILES, *_OBJECTS[1:], "chat_template.jinja", "vocab.j
 
 
 def refuse_stand_in(path: Path) -> None:
-    """Raises `UserError` where something stands at `path` in the place of the file."""
+    """Raises `UserError` where `path` is a link to nothing, or a pointer to what was never downloaded."""
     refuse_pointer(path)
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path}: a link to {path.readlink()}, which is not there; bring the file, or remove the link")
@@ -41,7 +34,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def check_files(directory: Path, ignore: Collection[str] = ()) -> list[str]:
-    """Remarks on files beside the model's own. Raises `UserError` for one that changes it or cannot be read."""
+    """Remarks on what `ignore` leaves out. Raises `UserError` for an adapter, for a file that transformers passes over,
+    and for one that cannot be read."""
     for name in _TOKENIZER_FILES:
         refuse_stand_in(directory / name)
     contents = {name: read_object(directory / name) for name in _OBJECTS}

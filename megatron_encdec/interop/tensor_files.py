@@ -1,14 +1,10 @@
 """The tensors of a Hugging Face directory: found, checked by their headers, read a few rows at a time.
 
-    1. `TensorFiles(directory)`       which file holds which tensor, with shape and dtype; nothing is read yet
-    2. `read(name, start, stop)`      rows of a tensor, all of them finite
-
 Where several files claim to be the weights, those are taken that transformers 5.18 takes: the file that config.json
 names under `transformers_weights`, else model.safetensors, else what model.safetensors.index.json lists.
 
-Whatever is wrong with the files (missing, truncated, not what the index says, of a foreign kind) is an
-`IntegrityError` that names the file, before a byte of a tensor is read. Pickled checkpoints are refused: reading one
-can run what its author wrote.
+Files that are missing, truncated or not what the index says are refused before a byte of a tensor is read; pickled
+checkpoints always, because reading one can run what its author wrote.
 """
 
 import json
@@ -40,12 +36,12 @@ class Place:
 
     @property
     def bytes(self) -> int:
-        """Of the whole tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class TensorFiles:
     """`places`: tensor name -> where it lies. `files`: in order of name. `remarks`: what was passed over.
+    Only headers are read at first.
 
     named: the file to take, where config.json names one. Raises `UserError` where there are no weights that can be
     read, `IntegrityError` where the files are not what their headers or the index say.
@@ -75,23 +71,19 @@ class TensorFiles:
         Raises `IntegrityError` where the file is not whole any more, or the tensor holds a value that is not finite.
         """
         values = self._read(name, start, stop)
-        if not torch.isfinite(values).all():
-            raise IntegrityError(self._not_finite(name))
-        return values
+        if torch.isfinite(values).all():
+            return values
+        values = self._read(name)  # the message is of the whole tensor
+        nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
+        overflow = "; float16 ends at 65504: save it as bfloat16 or float32" if values.dtype == torch.float16 else ""
+        raise IntegrityError(f"{self.places[name].file}: {name} holds {nan:,} NaN and {infinite:,} infinite values "
+                             f"among {values.numel():,}: nothing can be trained from it; take a checkpoint from before "
+                             f"it diverged{overflow}")
 
     def _read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         with _opened(self.places[name].file) as file:
             values = file.get_tensor(name) if stop is None else file.get_slice(name)[start:stop]
         return values.clone()  # the mapped pages, which count as memory, go with the mapping
-
-    def _not_finite(self, name: str) -> str:
-        """What is wrong with the whole of a tensor, and the way out."""
-        values = self._read(name)
-        nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
-        overflow = "; float16 ends at 65504: save it as bfloat16 or float32" if values.dtype == torch.float16 else ""
-        return (f"{self.places[name].file}: {name} holds {nan:,} NaN and {infinite:,} infinite values among "
-                f"{values.numel():,}: nothing can be trained from it; take a checkpoint from before it diverged"
-                f"{overflow}")
 
 
 def _choose(directory: Path, named: str | None) -> Path:

@@ -1,13 +1,8 @@
 """The tokenizer in a Hugging Face directory, such that `AutoTokenizer` encodes as preprocessing did.
 
-    1. `write_tokenizer(...)`     tokenizer.json, and tokenizer_config.json naming mask, end and padding; SentencePiece
-                                  is converted, or copied as it is where the conversion encodes otherwise
-    2. `check_tokenizer(...)`     loads it back and compares the ids of sample texts
-    3. `tokenizer_remarks(...)`   what an import has to say of its tokenizer
-    4. `about_empty_texts(...)`   what an encoder's user has to know where an empty text has no token, so no mean
-
-The mask takes the blank before it along (`lstrip`): in BPE and SentencePiece vocabularies a word's token
-holds that blank, and so did every token that the mask stood for in training.
+SentencePiece is converted, or copied as it is where the conversion encodes otherwise. The mask takes the blank before
+it along (`lstrip`): in BPE and SentencePiece vocabularies a word's token holds that blank, and so did every token that
+the mask stood for in training.
 """
 
 import json
@@ -70,7 +65,7 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, sequence_length: int)
 
 
 def _take_blank(content: dict, mask_id: int | None) -> bool:
-    """Let the mask take the blank before it along; whether it did not do so already."""
+    """Let the mask take the blank before it along; whether that changed `content`."""
     masks = [token for token in content.get("added_tokens", []) if token["id"] == mask_id and not token["lstrip"]]
     for token in masks:
         token["lstrip"] = True
@@ -98,7 +93,6 @@ def bos_id(tokenizer: Tokenizer) -> int | None:
 
 
 def _added_around_text(content: dict) -> list[str]:
-    """Special tokens of the post-processor."""
     processor = content.get("post_processor") or {}
     parts = [processor, *processor.get("processors", [])]
     names = [name for part in parts for name in (part.get("special_tokens") or {})]
@@ -164,10 +158,8 @@ def _converted(file: Path):
 
 
 def tokenizer_remarks(directory: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> list[str]:
-    """How transformers reads `directory`, where that is not how `tokenizer` does; ids of `config` that disagree.
-
-    Nothing of it is in the weights, so it is said, not refused.
-    """
+    """How transformers reads `directory`, where that is not how `tokenizer` does; ids of `config` that disagree. It is
+    said, not refused, because nothing of it is in the weights."""
     file = find_model_file(directory).name
     try:
         theirs = _auto_tokenizer(directory)

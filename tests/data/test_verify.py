@@ -6,9 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from megatron_encdec.data.fingerprint import record_path
+from megatron_encdec.data.fingerprint import record_path, verify
 from megatron_encdec.data.store import TokenStore
-from megatron_encdec.data.verify import verify
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.text.manifest import manifest_path
 

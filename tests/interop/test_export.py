@@ -10,12 +10,13 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from check_parity import compare
 
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.interop.export import export
 from megatron_encdec.interop.families import TARGETS
 from megatron_encdec.interop.names import canonical_weights
-from megatron_encdec.interop.parity import compare, trunk_logits
+from megatron_encdec.interop.parity import trunk_logits
 from megatron_encdec.interop.source import find, whole_trunk
 from megatron_encdec.interop.tokenizer_files import about_empty_texts
 from megatron_encdec.model.trunk import Trunk, transformer_config

@@ -7,12 +7,12 @@ import pytest
 import torch
 import transformers
 import yaml
+from check_parity import compare
 from random_models import SIZES, save
 from small_run import metrics, run_cli
 
 from megatron_encdec.cli import main
 from megatron_encdec.engine.run_state import read_run_state
-from megatron_encdec.interop.parity import compare
 from megatron_encdec.interop.source import find, whole_trunk
 
 

