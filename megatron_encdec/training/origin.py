@@ -124,8 +124,14 @@ def _changed_past(then: dict, now: dict, config_then: dict, config_now: dict) ->
                                   for one in pair)):
             found.setdefault(line, []).append(where)
     rates = any(line.startswith("learning_rates:") for line in found)
+    renamed = any(line.startswith("objective.name:") for line in found)  # then their settings say nothing
+
+    def tells(line: str) -> bool:
+        return not line.startswith("learning_rates:") and (
+            not renamed or line.startswith("objective.name:") or not line.startswith("objective."))
+
     lines += [line if len(where) == len(steps[0]) else f"steps {', '.join(where)}: {line}"
-              for line, where in found.items() if not line.startswith("learning_rates:")]
+              for line, where in found.items() if tells(line)]
     if rates:
         keys = [line for line in differences(config_then, config_now) if line.startswith(_RATES)]
         lines += keys or ["the learning rates (optimizer.lr, schedule, run.total, lengths of phases)"]
