@@ -1,9 +1,7 @@
 """The account of a preprocessing run: nothing is lost between input and manifest.
 
-    1. `ChunkAccount`                  a worker's: what became of the documents of one chunk
-    2. `Tally.named(account, chunk)`   with file names and line numbers, as the journal keeps it
-    3. `Tally.add(record)`             summed over the chunks; `on_error: stop` stops here
-    4. `Tally.facts(split)`            what the manifest says
+A worker's `ChunkAccount` gets file names and line numbers for the journal (`Tally.named`); summed over the chunks
+(`Tally.add`, where `on_error: stop` stops) it is what the manifest says (`Tally.facts`).
 """
 
 from dataclasses import asdict, dataclass, field
@@ -35,9 +33,9 @@ class Account:
 
 @dataclass
 class ChunkAccount:
-    """A worker's answer. `splits`: account by split; `skipped`: reason -> (count, bytes, first (file, line)s);
-    `lines` of the chunk; `unproven`: cuts inside long documents that the tokenizer does not make by itself;
-    `lengths`: tokens of each document, by split (left out of the journal)."""
+    """A worker's answer. `skipped`: reason -> (count, bytes, first (file, line)s); `unproven`: cuts inside long
+    documents that the tokenizer does not make by itself; `lengths`: tokens of each document (left out of the
+    journal)."""
 
     number: int
     consumed: int
