@@ -1,8 +1,4 @@
-"""A worker's view of a chunk: batches of ordinary documents, and long ones piece by piece.
-
-    1. `read_chunk(chunk, key)`   yields `Batch`es and `LongDocument`s in document order
-    2. `Batch`                    texts as UTF-8 bytes with what they took; the skipped ones with their reason
-    3. `LongDocument`             a document too large to be held several times over: its text as an iterator
+"""A worker's view of a chunk: batches of ordinary documents, and long ones piece by piece, in document order.
 
 A document of `LONG` bytes or more is never decoded as a whole. Of a JSON line that long the bytes are kept, its
 long strings are set apart, the rest is parsed with short stand-ins for them, and the text is decoded in pieces.
@@ -88,10 +84,8 @@ def _read_texts(chunk: Chunk, _text_key: str) -> Iterator[Batch | LongDocument]:
 
 def _file_pieces(path: str) -> Iterator[bytes]:
     with open(path, "rb") as file:
-        piece = file.read(PIECE).removeprefix(BYTE_ORDER_MARK)
-        while piece:
-            yield piece
-            piece = file.read(PIECE)
+        yield file.read(PIECE).removeprefix(BYTE_ORDER_MARK)
+        yield from iter(partial(file.read, PIECE), b"")
 
 
 def _read_rows(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
@@ -183,10 +177,8 @@ def _next_line(file, position: int, enough: int | None = None) -> int:
 
 
 def _split(file, position: int, end: int, bom: bool, text_key: str) -> Iterator[Batch | LongDocument]:
-    """The lines in bytes [position, end) of `file`: a run of ordinary ones at once, long ones by themselves.
-
-    Raises EOFError where the file has fewer bytes.
-    """
+    """The lines in bytes [position, end) of `file`: a run of ordinary ones at once, long ones by themselves. Raises
+    EOFError where the file has fewer bytes."""
     line = 1
     while position < end:
         file.seek(position)
