@@ -1,9 +1,5 @@
 """The worker's part of preprocessing: a chunk of the input becomes a file of token ids and an account.
 
-    1. `EncodeSettings`            what a worker has to know, sent once
-    2. `Worker(settings)`          loads the tokenizer
-    3. `worker(numbered chunk)`    read, draw the split, encode, append the end of document, write the ids, count losses
-
 Ids go to a file a split in the run's folder, so that the parent never holds them; the answer tells the rest.
 Letters: D documents, T tokens.
 """
@@ -70,7 +66,6 @@ class Worker:
         self.dtype, self.losses = token_dtype(self.tokenizer.vocabulary_size), LossCounter(self.tokenizer)
 
     def __call__(self, item: tuple[int, Chunk]) -> ChunkAccount:
-        """Read, encode and write one chunk."""
         number, chunk = item
         try:
             writing = _ChunkWriting(self, number, chunk)
@@ -174,7 +169,7 @@ class _ChunkWriting:
         account.documents += len(lengths_D)
 
     def add_long(self, document: LongDocument) -> None:
-        """A long document: hashed for its split, then encoded and written piece by piece."""
+        """Hashed for its split, then encoded and written piece by piece."""
         worker, digest, characters = self._worker, hashlib.sha256(), 0
 
         def encode(text: str) -> np.ndarray:
