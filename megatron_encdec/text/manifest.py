@@ -1,9 +1,5 @@
 """`PREFIX.manifest.json`: what went into the data, what came out, and how to recognise it.
 
-    1. `describe(...)`          what a writer wrote -> `Manifest`
-    2. `write`, `read`          to and from JSON
-    3. `check_files(prefix)`    do `.bin`, `.idx` and manifest belong together? In milliseconds at any size
-
 A shard is a piece of `.bin` of a fixed size, with a hash of its own. The data's fingerprint is the hash of the list of
 these hashes, with the index's hash at the end: merged or copied shards keep their hashes, and any changed byte changes
 the fingerprint. The manifest depends on nothing but inputs, settings and installed encoder (no times, no worker count):
@@ -48,10 +44,8 @@ class TokenizerRecord:
 
 @dataclass(frozen=True)
 class InputFile:
-    """An input as it was when listed: its `path` as the user gave it, `size` in bytes, `mtime_ns`.
-
-    A hub dataset has its whole `hf:` name as path, and size and time 0.
-    """
+    """An input as it was when listed: its `path` as the user gave it, `size` in bytes, `mtime_ns`. A hub dataset has
+    its whole `hf:` name as path, and size and time 0."""
 
     path: str
     size: int
@@ -83,13 +77,13 @@ class Settings:
 class Manifest:
     """The record beside a `.bin/.idx` pair.
 
-    `bytes_in`: bytes of decompressed input that these documents (and the skipped ones, counted with the train split)
-    took. `characters`: of the documents' texts. `tokens`: with one end of document each. `shard_bytes`: bytes of `.bin`
-    under one hash. `parts`: bytes of `.bin` from each merged output (empty: it is all one); the shards of each begin
-    anew, and the last of each may be shorter. `unproven_cuts`: places in very long documents where the text had to be
-    cut for the tokenizer without proof that it makes no difference. The last three are `LOSSES`; they are 0, and
-    `encoder` is None, in data of earlier versions. `tokenizer` and `settings` are None where another tool wrote the
-    pair (`data/fingerprint.py`), never in a PREFIX.manifest.json.
+    `bytes_in`: decompressed input that these documents (and the skipped ones, counted with the train split) took.
+    `tokens`: with one end of document each. `shard_bytes`: bytes of `.bin` under one hash. `parts`: bytes of `.bin`
+    from each merged output (empty: it is all one); the shards of each begin anew, and the last of each may be shorter.
+    `unproven_cuts`: places in very long documents where the text had to be cut for the tokenizer without proof that it
+    makes no difference. The last three are `LOSSES`; they are 0, and `encoder` is None, in data of earlier versions.
+    `tokenizer` and `settings` are None where another tool wrote the pair (`data/fingerprint.py`), never in a
+    PREFIX.manifest.json.
     """
 
     documents: int
@@ -169,12 +163,9 @@ def read_file(path: Path) -> Manifest:
 
 
 def check_files(prefix: str | Path) -> Manifest | None:
-    """Check sizes, header and counts of `.bin` and `.idx` against each other and the manifest.
-
-    Returns the manifest, None where there is none (data that another tool wrote). Reads a few bytes, so
-    altered content of the right size is not seen. Raises `IntegrityError` naming the file that is missing,
-    truncated or appended to, with the expected and found bytes.
-    """
+    """Check sizes, header and counts of `.bin` and `.idx` against each other and the manifest. Returns the manifest,
+    None where there is none (data of another tool). Reads a few bytes: altered content of the right size is not seen.
+    Raises `IntegrityError` naming the file that is missing, truncated or appended to, with expected and found bytes."""
     manifest = read(prefix) if manifest_path(prefix).exists() else None
     wanted = (manifest.bin_bytes, manifest.idx_bytes) if manifest else (None, None)
     for path, size in zip((bin_path(prefix), idx_path(prefix)), wanted, strict=True):
