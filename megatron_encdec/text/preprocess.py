@@ -3,11 +3,8 @@
     1. list the inputs; load the tokenizer, or train it on them first
     2. if the output is complete for the same inputs, tokenizer and settings: say so, done
     3. cut the input into chunks (`text/chunks.py`); workers encode them (`text/encode.py`)
-    4. append their ids in input order, a journal line each (`text/partial.py`): the bytes do not depend on the
-       number of workers, and a run that was killed goes on after its last finished chunk
+    4. append their ids in input order, a journal line each (`text/partial.py`): a killed run goes on after the last one
     5. finish the files, write the manifests last
-
-The documents of the validation split go to `PREFIX.validation.*`, all others to `PREFIX.*`.
 """
 
 import os
@@ -36,13 +33,11 @@ from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class PreprocessSettings:
-    """What decides the content, besides inputs and tokenizer, and how it is made.
-
-    `validation_percent` P in [0, 100): documents whose text's hash falls under P go to `PREFIX.validation.*`.
-    `on_error`: `count` documents that cannot be read, or `stop` at the first. `encoder`: `gigatoken`, `tokenizers`
-    or None for the faster one that is proven right. `share` (i, n): do the i-th of n parts of the input. `workers`:
-    processes, by default one a core; the output is the same for any number.
-    """
+    """What decides the content, besides inputs and tokenizer, and how it is made. `validation_percent` P in [0, 100):
+    documents whose text's hash falls under P go to `PREFIX.validation.*`. `on_error`: `count` documents that cannot be
+    read, or `stop` at the first. `encoder`: `gigatoken`, `tokenizers` or None for the faster one that is proven right.
+    `share` (i, n): do the i-th of n parts of the input. `workers`: default one a core; the output is the same for any
+    number."""
 
     text_key: str = "text"
     mask_token: str | None = None
@@ -68,12 +63,10 @@ class PreprocessSettings:
 
 def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_prefix: str | Path,
                train_tokenizer: int | None = None, progress: bool = True, **settings) -> Manifest:
-    """Tokenize `inputs` into `output_prefix.bin/.idx/.manifest.json`; returns that manifest.
-
-    `settings` are the fields of `PreprocessSettings`. `train_tokenizer` N: make a byte-level BPE of N entries in the
-    directory `tokenizer_path` first, unless it is there already. Raises `UserError` for anything the user can mend;
-    a failed run leaves an older output as it was, and what it has done for the next one.
-    """
+    """Tokenize `inputs` into `output_prefix.bin/.idx/.manifest.json`; returns that manifest. `settings` are the fields
+    of `PreprocessSettings`. `train_tokenizer` N: first make a byte-level BPE of N entries in the directory
+    `tokenizer_path`, unless there is one. Raises `UserError` for anything the user can mend; a failed run leaves an
+    older output as it was, and what it has done for the next one."""
     settings = PreprocessSettings(**settings)
     settings.check(output_prefix)
     files = list_files(inputs)
