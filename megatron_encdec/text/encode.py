@@ -27,8 +27,7 @@ NONE = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """The tokenizer (as for `load_tokenizer`), the encoder's name, the JSON key of the text, the validation split
-    in per cent, and the folder to write ids into."""
+    """What a worker has to know, sent once: the tokenizer as for `load_tokenizer`, the folder to write ids into."""
 
     tokenizer_path: str
     mask_token: str | None
@@ -80,8 +79,7 @@ class Worker:
 
 
 class LossCounter:
-    """Counts what `tokenizer` cannot keep of texts (`manifest.LOSSES`). Of a byte-level vocabulary that is nothing, and
-    costs nothing."""
+    """Counts what `tokenizer` cannot keep of texts (`manifest.LOSSES`): nothing, at no cost, if it is byte-level."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._unknown_id = tokenizer.unknown_id

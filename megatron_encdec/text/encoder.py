@@ -53,8 +53,7 @@ class Encoder:
             return _join(self._slow(texts_D))
         if self._process.memory_info().rss > self._full:
             self._start()
-        encode = self._fast.encode
-        ids_D = [encode(text) for text in texts_D]
+        ids_D = list(map(self._fast.encode, texts_D))
         self._compare(texts_D, ids_D)
         return _join(ids_D)
 
