@@ -104,8 +104,7 @@ def _converted(path: str, command: str) -> str:
 
 
 def is_utf16(data: bytes) -> bool:
-    """Whether the text `data` begins with the mark of UTF-16 or UTF-32, or has a zero byte in each pair, as Latin
-    letters have there."""
+    """Whether `data` begins with the mark of UTF-16 or UTF-32, or has a zero in each pair of bytes, as Latin has."""
     if data.startswith(UTF16_MARKS):
         return True
     if len(data) < 8 or b"\0" not in data[:2]:

@@ -99,8 +99,7 @@ def schema_of(path: str):
 
 
 def iter_records(path: str) -> Iterator[dict]:
-    """Each row as {column: Python value}; text stored as bytes is decoded. Raises `UserError` naming the row where a
-    text is not UTF-8."""
+    """Each row as {column: Python value}, bytes decoded as text. Raises `UserError` naming a row that is not UTF-8."""
     schema_of(path)
     before = 0
     with _opened(path) as file:
