@@ -105,8 +105,7 @@ class PartialRun:
         self._journal.flush()
 
     def publish(self, prefixes: Mapping[str, Path], written: Mapping[str, Manifest]) -> None:
-        """Give the files NAME.bin and NAME.idx of the folder, all on disk already, their names, for each NAME in
-        `prefixes`."""
+        """Give NAME.bin and NAME.idx of the folder, all on disk already, their names, for each NAME in `prefixes`."""
         write_json_atomic(self._finished, {name: to_dict(manifest) for name, manifest in written.items()})
         waiting = [prefix for name, prefix in prefixes.items() if bin_path(self.folder / name).exists()]
         for path in [path(prefix) for path in (manifests.manifest_path, idx_path) for prefix in waiting]:
@@ -121,8 +120,7 @@ class PartialRun:
             manifests.write(manifests.manifest_path(prefixes[name]), written[name])
 
     def left_to_publish(self, prefixes: Mapping[str, Path]) -> dict[str, Manifest] | None:
-        """What an interrupted `publish` of this very plan has left to be called with; None where there is nothing, or
-        files are missing."""
+        """What an interrupted `publish` of this very plan still has to do; None if nothing, or if files are missing."""
         try:
             content = json.loads(self._finished.read_bytes())
             written = {name: build(Manifest, content[name]) for name in prefixes}
@@ -136,8 +134,7 @@ class PartialRun:
         return written if self.resumed else None
 
     def remove(self) -> None:
-        """Take the folder away: the run is complete. The journal goes first: without it nothing counts as unfinished
-        work, should the rest be left behind."""
+        """Take the folder away. The journal goes first: without it nothing left behind counts as unfinished work."""
         (self.folder / "journal").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 

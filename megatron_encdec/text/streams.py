@@ -54,7 +54,6 @@ class Stream:
 
     @property
     def consumed(self) -> int:
-        """Bytes of the compressed file taken so far."""
         return self._raw.tell()
 
     def close(self) -> None:
