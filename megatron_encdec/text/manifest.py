@@ -33,10 +33,9 @@ class Skipped:
 
 @dataclass(frozen=True)
 class TokenizerRecord:
-    """The tokenizer the ids belong to: `fingerprint` as `Tokenizer.fingerprint` (that of the file's bytes in data of
-    earlier versions)."""
+    """The tokenizer the ids belong to."""
 
-    fingerprint: str
+    fingerprint: str  # `Tokenizer.fingerprint`; in data of earlier versions that of the file's bytes
     vocabulary_size: int
     eod_id: int
     mask_id: int | None
@@ -44,11 +43,10 @@ class TokenizerRecord:
 
 @dataclass(frozen=True)
 class InputFile:
-    """An input as it was when listed: its `path` as the user gave it, `size` in bytes, `mtime_ns`. A hub dataset has
-    its whole `hf:` name as path, and size and time 0."""
+    """An input as it was when listed. A hub dataset has its whole `hf:` name as path, and size and time 0."""
 
-    path: str
-    size: int
+    path: str  # as the user gave it
+    size: int  # in bytes
     mtime_ns: int
 
 
@@ -64,31 +62,22 @@ class EncoderRecord:
 
 @dataclass(frozen=True)
 class Settings:
-    """What else decided the content. `split` is `train`, or `validation` for the documents drawn aside; `share` "i/n"
-    says which part of the inputs this is, "1/1" all of them."""
+    """What else decided the content. `share` "i/n" says which part of the inputs this is, "1/1" all of them."""
 
     text_key: str
     validation_percent: float
-    split: str
+    split: str  # `train`, or `validation` for the documents drawn aside
     share: str = field(default="1/1", metadata={"key": "shard"})
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The record beside a `.bin/.idx` pair.
-
-    `bytes_in`: decompressed input that these documents (and the skipped ones, counted with the train split) took.
-    `tokens`: with one end of document each. `shard_bytes`: bytes of `.bin` under one hash. `parts`: bytes of `.bin`
-    from each merged output (empty: it is all one); the shards of each begin anew, and the last of each may be shorter.
-    `unproven_cuts`: places in very long documents where the text had to be cut for the tokenizer without proof that it
-    makes no difference. The last three are `LOSSES`; they are 0, and `encoder` is None, in data of earlier versions.
-    `tokenizer` and `settings` are None where another tool wrote the pair (`data/fingerprint.py`), never in a
-    PREFIX.manifest.json.
-    """
+    """The record beside a `.bin/.idx` pair. `tokenizer` and `settings` are None where another tool wrote the pair
+    (`data/fingerprint.py`), never in a PREFIX.manifest.json. Data of earlier versions lacks what has a default."""
 
     documents: int
-    tokens: int
-    bytes_in: int
+    tokens: int  # with one end of document each
+    bytes_in: int  # of decompressed input; what the skipped documents took counts with the train split
     characters: int
     skipped: dict[str, Skipped]
     dtype: str
@@ -96,15 +85,15 @@ class Manifest:
     settings: Settings | None
     bin_bytes: int
     idx_bytes: int
-    shard_bytes: int
+    shard_bytes: int  # of `.bin` under one hash
     shards: tuple[str, ...]
     idx_sha256: str
     fingerprint: str
     inputs: tuple[InputFile, ...]
-    parts: tuple[int, ...] = ()
+    parts: tuple[int, ...] = ()  # bytes of `.bin` from each merged output, whose shards begin anew and may end short
     encoder: EncoderRecord | None = None
-    unproven_cuts: int = 0
-    special_tokens_in_text: int = 0
+    unproven_cuts: int = 0  # places where very long documents were cut for the tokenizer without proof of no difference
+    special_tokens_in_text: int = 0  # this and the next two: `LOSSES`
     unknown_tokens: int = 0
     dropped_characters: int = 0
 

@@ -33,20 +33,16 @@ from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class PreprocessSettings:
-    """What decides the content, besides inputs and tokenizer, and how it is made. `validation_percent` P in [0, 100):
-    documents whose text's hash falls under P go to `PREFIX.validation.*`. `on_error`: `count` documents that cannot be
-    read, or `stop` at the first. `encoder`: `gigatoken`, `tokenizers` or None for the faster one that is proven right.
-    `share` (i, n): do the i-th of n parts of the input. `workers`: default one a core; the output is the same for any
-    number."""
+    """What decides the content, besides inputs and tokenizer, and how it is made."""
 
     text_key: str = "text"
     mask_token: str | None = None
     eod_token: str | None = None
-    validation_percent: float = 0.0
-    on_error: str = "count"
-    encoder: str | None = None
-    share: tuple[int, int] = (1, 1)
-    workers: int | None = None
+    validation_percent: float = 0.0  # P in [0, 100): texts whose hash falls under P go to `PREFIX.validation.*`
+    on_error: str = "count"  # documents that cannot be read, or `stop` at the first
+    encoder: str | None = None  # `gigatoken`, `tokenizers` or None for the faster one that is proven right
+    share: tuple[int, int] = (1, 1)  # (i, n): do the i-th of n parts of the input
+    workers: int | None = None  # processes, by default one a core; the output is the same for any number
 
     def check(self, prefix: str | Path) -> None:
         """Raises `UserError` for values that cannot be, and a `prefix` that cannot be written to."""
