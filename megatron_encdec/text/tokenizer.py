@@ -74,8 +74,7 @@ class Tokenizer:
         return recorded == mine
 
     def check_wrote(self, data: str | Path, recorded: str, setting: str) -> None:
-        """Raises `UserError` where `data`, whose manifest has the fingerprint `recorded`, is not of this tokenizer,
-        which the user has named with `setting`."""
+        """Raises `UserError` where `data`, of the fingerprint `recorded`, is not of this tokenizer (from `setting`)."""
         if self.has_fingerprint(recorded):
             return
         ways = "name the tokenizer that wrote it, or preprocess again with this one"
