@@ -47,10 +47,9 @@ def kind_of(path: str) -> str:
 
 
 def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
-    """The files named by `inputs`, each once: inputs in the order given, files inside each sorted by path. What lies in
-    a folder and is not read, and other names of a file already listed, are said on standard error. Raises `UserError`
-    for a path that is not there, matches nothing, has a suffix we do not read, cannot be read, or is not what its
-    name says."""
+    """The files named by `inputs`, each once: inputs in the order given, files inside each by path. What lies in a
+    folder and is not read, and other names of a file already listed, are said on standard error. Raises `UserError` for
+    a path that is not there, matches nothing, has another suffix, cannot be read, or is not what its name says."""
     found: dict[tuple, InputFile] = {}
     unread, aliases = {}, {}
     for item in map(str, inputs):

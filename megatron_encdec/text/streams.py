@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import BinaryIO
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
@@ -111,7 +110,7 @@ class _ZstdProgram:
         self._errors.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_stream(path: str) -> Iterator[Stream]:
     """The decompressed bytes of the compressed file at `path`. Raises `UserError` if it cannot be read."""
     with reading(path):
@@ -120,7 +119,7 @@ def open_stream(path: str) -> Iterator[Stream]:
         yield stream
 
 
-@contextmanager
+@contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
     """Turn an error of the system into a `UserError`: the input at `path` cannot be read."""
     try:
