@@ -99,7 +99,6 @@ class _Run:
         share = "{}/{}".format(*settings.share)
         self._settings = {split: manifests.Settings(settings.text_key, float(settings.validation_percent), split, share)
                           for split in self.prefixes}
-
         # What an interrupted run has to agree in to be continued.
         self.plan = {"format": 2, "chunk_bytes": CHUNK_BYTES, "inputs": [asdict(file) for file in self.files],
                      "tokenizer": self.tokenizer.fingerprint, "dtype": self.dtype.name,
@@ -193,7 +192,6 @@ class _Output:
 
     @property
     def tokens(self) -> int:
-        """Of all splits together."""
         return sum(writer.tokens for writer in self.writers.values())
 
     def take_back(self, show: bool) -> None:

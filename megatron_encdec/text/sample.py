@@ -97,7 +97,6 @@ def ensure_tokenizer(files: list[InputFile], path: str | Path, text_key: str, vo
 
 
 def _texts(files: list[InputFile], text_key: str, progress: Progress) -> Iterator[str]:
-    """Every readable document's text, in order."""
     read = 0
     with tempfile.TemporaryDirectory() as spool:
         for chunk in chunks(slots(files, text_key), Path(spool), text_key):
