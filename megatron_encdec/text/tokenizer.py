@@ -32,12 +32,10 @@ FINGERPRINT_KIND = "ids-"  # by what the tokenizer does; hex alone is of its fil
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The `tokenizer:` section of a config. `path`: a Hugging Face `tokenizer.json`, a directory that holds one, or a
-    SentencePiece `.model`. `mask_token`, `eod_token`: names of existing tokens; needed only where the tokenizer does
-    not say itself (a reserved token such as `<|reserved_special_token_0|>` makes a good mask)."""
+    """The `tokenizer:` section of a config. The tokens exist already; name them where the tokenizer does not."""
 
-    path: str
-    mask_token: str | None = None
+    path: str  # a Hugging Face `tokenizer.json`, a directory that holds one, or a SentencePiece `.model`
+    mask_token: str | None = None  # a reserved one such as `<|reserved_special_token_0|>` makes a good mask
     eod_token: str | None = None
 
 
@@ -176,10 +174,9 @@ def _list_some(tokenizer: Tokenizer, near: str | None = None) -> str:
 
 
 def train_tokenizer(texts: Iterator[str], vocabulary_size: int, output_dir: str | Path) -> Tokenizer:
-    """Train a byte-level BPE of `vocabulary_size` entries and save it as a Hugging Face tokenizer directory.
-    `OUR_SPECIAL_TOKENS` have ids 0..7, then come the 256 bytes, then merges seen at least twice: a small corpus may
-    give fewer entries. The same texts give the same files. Raises `UserError` if the size cannot hold the special
-    tokens and the bytes."""
+    """Train a byte-level BPE of `vocabulary_size` entries, saved as a Hugging Face tokenizer directory: ids 0..7 are
+    `OUR_SPECIAL_TOKENS`, then come the 256 bytes, then merges seen at least twice, so a small corpus may give fewer.
+    The same texts give the same files. Raises `UserError` if the size cannot hold special tokens and bytes."""
     smallest = len(OUR_SPECIAL_TOKENS) + 256
     if vocabulary_size < smallest:
         raise UserError(f"train-tokenizer: {vocabulary_size} entries are too few: {smallest} are taken by "

@@ -27,9 +27,7 @@ _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")
 
 
 class HuggingFaceModel:
-    """A `tokenizer.json`. `vocabulary`: name -> id, added tokens included. `added`: names of the added tokens.
-    `special_ids`: those of them that are marked special. `unknown_id`: of the token for text that it does not know,
-    None where there is none."""
+    """A `tokenizer.json`."""
 
     def __init__(self, file: Path, content: bytes):
         try:
@@ -40,10 +38,10 @@ class HuggingFaceModel:
         self._hidden, self._plain = frozenset(), self._named
         model, added = self._content["model"], self._named.get_added_tokens_decoder()
         self._as_it_is = not model.get("dropout")
-        self.vocabulary = self._named.get_vocab(with_added_tokens=True)
+        self.vocabulary = self._named.get_vocab(with_added_tokens=True)  # name -> id
         self.added = [token.content for token in added.values()]
         self.special_ids = {id_ for id_, token in added.items() if token.special}
-        unknown = model.get("unk_token")
+        unknown = model.get("unk_token")  # for text that it does not know; there may be none
         self.unknown_id = self.vocabulary.get(unknown) if unknown else model.get("unk_id")
 
     def hide(self, ids: set[int]) -> None:
@@ -117,9 +115,8 @@ class HuggingFaceModel:
         affixes = (model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or "")
         known = {name.removeprefix(affixes[0]).removesuffix(affixes[1]) for name in model["vocab"]}
         known = {name for name in known if len(name) == 1}
-        every_byte = set(pre_tokenizers.ByteLevel.alphabet())
         by_bytes = "ByteLevel" in json.dumps([self._content.get("normalizer"), self._content.get("pre_tokenizer")])
-        return None if by_bytes and known >= every_byte else known
+        return None if by_bytes and known >= set(pre_tokenizers.ByteLevel.alphabet()) else known
 
     def for_gigatoken(self):
         """gigatoken's form of what encodes."""
