@@ -1,9 +1,7 @@
 """The account of a preprocessing run: nothing is lost between input and manifest.
 
-    1. `ChunkAccount`                  a worker's: what became of the documents of one chunk
-    2. `Tally.named(account, chunk)`   with file names and line numbers, as the journal keeps it
-    3. `Tally.add(record)`             summed over the chunks; `on_error: stop` stops here
-    4. `Tally.facts(split)`            what the manifest says
+A worker's `ChunkAccount` gets file names and line numbers for the journal (`Tally.named`); summed over the chunks
+(`Tally.add`, where `on_error: stop` stops) it is what the manifest says (`Tally.facts`).
 """
 
 from dataclasses import asdict, dataclass, field
@@ -20,14 +18,13 @@ SUMMED = ("bytes_in", "characters", *LOSSES)
 
 @dataclass
 class Account:
-    """What became of a chunk's documents in one split: how many, what they took, the sha256 of their ids; and what
-    the tokenizer lost of them (`manifest.LOSSES`)."""
+    """A chunk's documents in one split, and what the tokenizer lost of them (`manifest.LOSSES`)."""
 
     documents: int = 0
     tokens: int = 0
     bytes_in: int = 0
     characters: int = 0
-    sha256: str = ""
+    sha256: str = ""  # of the ids
     special_tokens_in_text: int = 0
     unknown_tokens: int = 0
     dropped_characters: int = 0
@@ -35,17 +32,15 @@ class Account:
 
 @dataclass
 class ChunkAccount:
-    """A worker's answer. `splits`: account by split; `skipped`: reason -> (count, bytes, first (file, line)s);
-    `lines` of the chunk; `unproven`: cuts inside long documents that the tokenizer does not make by itself;
-    `lengths`: tokens of each document, by split (left out of the journal)."""
+    """A worker's answer. `skipped`: reason -> (count, bytes, first (file, line)s)."""
 
     number: int
     consumed: int
     lines: int = 0
-    unproven: int = 0
+    unproven: int = 0  # cuts inside long documents that the tokenizer does not make by itself
     splits: dict[str, Account] = field(default_factory=dict)
     skipped: dict[str, tuple[int, int, list[tuple[int, int]]]] = field(default_factory=dict)
-    lengths: dict[str, np.ndarray] = field(default_factory=dict)
+    lengths: dict[str, np.ndarray] = field(default_factory=dict)  # tokens of each document; not in the journal
 
 
 class Tally:

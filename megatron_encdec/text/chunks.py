@@ -1,12 +1,8 @@
 """The input cut into chunks: what one worker encodes at once. The cuts depend on the files alone.
 
-    1. `slots(files, key)`           chunks of plain files by byte range; compressed files and hub datasets whole
-    2. `share_of(slots, i, n)`       the part of them that one machine of n works on
-    3. `chunks(slots, spool, skip)`  slots in order, compressed ones cut into blocks of lines as they are read
-
-A chunk of a plain `.jsonl` is the lines that *start* in its byte range, so a worker finds them by itself. Blocks
-of a compressed file wait for their worker in a spool file. Leaving out the first `skip` chunks, those that an
-interrupted run has finished, leaves the numbers and cuts of the others as they were.
+A chunk of a plain `.jsonl` is the lines that *start* in its byte range, so a worker finds them by itself. Compressed
+files and hub datasets are cut into blocks of lines as they are read; these wait for their worker in spool files.
+Leaving out the first chunks, which an interrupted run has finished, leaves the numbers and cuts of the others alone.
 """
 
 import os
@@ -26,22 +22,17 @@ CHUNK_FILES = 4096  # whole text files in one chunk, at most
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of the input.
-
-    `kind`: `lines` (those that start in bytes [start, end) of the file), `texts` (whole files), `rows` (row group
-    `start` of a Parquet file), and, among slots, `stream` and `hub` (still to be cut). `paths`: what to read,
-    `names`: what the user calls it. `consumed`: bytes on disk. `first`: begins its file, so its lines count from 1.
-    `spooled`: the path is a spool file of ours, to be deleted when the chunk is done.
-    """
+    """A piece of the input. `kind`: `lines` (those that start in bytes [start, end) of the file), `texts` (whole
+    files), `rows` (row group `start` of a Parquet file), and, among slots, `stream` and `hub` (still to be cut)."""
 
     kind: str
-    paths: tuple[str, ...]
-    names: tuple[str, ...]
+    paths: tuple[str, ...]  # what to read
+    names: tuple[str, ...]  # what the user calls it
     start: int = 0
     end: int = 0
-    consumed: int = 0
-    first: bool = True
-    spooled: bool = False
+    consumed: int = 0  # bytes on disk
+    first: bool = True  # begins its file, so its lines count from 1
+    spooled: bool = False  # the path is a spool file of ours, to be deleted when the chunk is done
 
 
 def slots(files: Sequence[InputFile], text_key: str) -> Iterator[Chunk]:
@@ -76,11 +67,9 @@ def _texts(files: list[InputFile]) -> Chunk:
 
 
 def share_of(all_slots: Iterable[Chunk], index: int, count: int, total_bytes: int) -> Iterator[Chunk]:
-    """The slots of machine `index` (from 1) of `count`: those that begin in its part of the input's bytes.
-
-    Consecutive, so that the machines' outputs put together in order are the output of one machine. Raises
-    `UserError` for a hub dataset, whose size is not known.
-    """
+    """The slots of machine `index` (from 1) of `count`: those that begin in its part of the input's bytes. Consecutive,
+    so that the machines' outputs put together in order are the output of one machine. Raises `UserError` for a hub
+    dataset, whose size is not known."""
     position = 0
     for slot in all_slots:
         if slot.kind == "hub" and count > 1:
@@ -119,18 +108,12 @@ def _cut(read: Callable[[], bytes], consumed: Callable[[], int], slot: Chunk, sp
         target = spool / f"block-{number:06d}"
         size = 0
         with open(target if number >= skip else os.devnull, "wb") as file:
-            piece, rest = rest or read(), b""
-            while piece:
-                cut = 0
+            cut = 0
+            while not cut and (piece := rest or read()):
                 if size + len(piece) >= CHUNK_BYTES:
                     cut = piece.find(b"\n", max(0, CHUNK_BYTES - 1 - size)) + 1
-                taken = piece[:cut] if cut else piece
-                file.write(taken)
-                size += len(taken)
-                if cut:
-                    rest = piece[cut:]
-                    break
-                piece = read()
+                taken, rest = (piece[:cut], piece[cut:]) if cut else (piece, b"")
+                size += file.write(taken)
         if not size:
             target.unlink(missing_ok=True)
             return

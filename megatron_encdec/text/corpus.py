@@ -1,10 +1,5 @@
 """Where documents come from: files, directories, globs and hub datasets, and what one document's bytes mean.
 
-    1. `list_files(inputs)`     what the user named -> the files to read, in a fixed order
-    2. `parse_line(line, key)`  a JSON line -> its text, or the reason why there is none; `parse_text` of a whole file
-    3. `iter_lines(path)`       a text file's lines as bytes, decompressed (labelled sets too)
-    4. `keys_there(path)`       the keys that lines have, for who named one that they do not have
-
 `.txt` and `.md` hold one document a file, `.jsonl`, `.json` and `.ndjson` (plain, `.gz` or `.zst`) one a line,
 `.parquet` one a row; `hf:NAME[:CONFIG[:SPLIT]]` streams a dataset through the `datasets` library. Line endings inside a
 text file are kept as they are. Bad content never raises: it is a document with one of `REASONS` (docs/data.md says more
@@ -52,12 +47,9 @@ def kind_of(path: str) -> str:
 
 
 def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
-    """The files named by `inputs`, each once: inputs in the order given, files inside each sorted by path.
-
-    Folders are searched to any depth, through links too (`text/folders.py`). What lies in one and is not read, and
-    what is another name of a file already listed, is said in a line on standard error. Raises `UserError` for a path
-    that is not there, matches nothing, has a suffix we do not read, cannot be read, or is not what its name says.
-    """
+    """The files named by `inputs`, each once: inputs in the order given, files inside each by path. What lies in a
+    folder and is not read, and other names of a file already listed, are said on standard error. Raises `UserError` for
+    a path that is not there, matches nothing, has another suffix, cannot be read, or is not what its name says."""
     found: dict[tuple, InputFile] = {}
     unread, aliases = {}, {}
     for item in map(str, inputs):
@@ -141,10 +133,8 @@ def hub_name(name: str) -> tuple[str, str | None, str | None]:
 
 def hub_rows(name: str, text_key: str) -> Iterator[bytes]:
     """The rows of `hf:NAME[:CONFIG[:SPLIT]]` (split `train` by default) as JSON lines that hold the text alone, or the
-    names of the columns where there is no such one.
-
-    Streamed: nothing but the rows at hand is in memory or on disk. No code of the dataset is run.
-    """
+    columns' names where it is none of them. Streamed: nothing but the rows at hand is in memory or on disk. No code of
+    the dataset is run."""
     from datasets import load_dataset
 
     dataset, config, split = hub_name(name.removeprefix(HUB))
@@ -184,11 +174,8 @@ def text_of(line: str, text_key: str) -> tuple[str | None, str | None]:
 
 
 def parse_line(data: bytes, text_key: str) -> tuple[str | None, bytes | None, str | None]:
-    """(text, its UTF-8 bytes, None) of a JSON line's bytes, or (None, None, reason).
-
-    orjson takes half the time of Python's parser, for the lines that both take alike; what it refuses (NaN, depth,
-    half surrogate pairs, mistakes of any kind) is for Python's parser to judge.
-    """
+    """(text, its UTF-8 bytes, None) of a JSON line's bytes, or (None, None, reason). orjson takes half the time of
+    Python's parser; what it refuses (NaN, depth, half surrogate pairs, mistakes of any kind) is for that to judge."""
     try:
         text = orjson.loads(data)[text_key]
         if text.__class__ is str and text and not text.isspace():
@@ -232,10 +219,8 @@ def reason_of_zeros(pieces: Iterable[bytes]) -> str | None:
 
 
 def iter_lines(path: str) -> Iterator[bytes]:
-    """The lines of a text file, plain or compressed (`.gz`, `.zst`), as bytes with their line feeds.
-
-    Raises `UserError` if it cannot be read, `IntegrityError` where a compressed one is damaged.
-    """
+    """The lines of a text file, plain or compressed (`.gz`, `.zst`), as bytes with their line feeds. Raises `UserError`
+    if it cannot be read, `IntegrityError` where a compressed one is damaged."""
     if path.lower().endswith((".gz", ".zst")):
         with open_stream(path) as stream:
             rest = b""

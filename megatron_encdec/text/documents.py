@@ -1,8 +1,4 @@
-"""A worker's view of a chunk: batches of ordinary documents, and long ones piece by piece.
-
-    1. `read_chunk(chunk, key)`   yields `Batch`es and `LongDocument`s in document order
-    2. `Batch`                    texts as UTF-8 bytes with what they took; the skipped ones with their reason
-    3. `LongDocument`             a document too large to be held several times over: its text as an iterator
+"""A worker's view of a chunk: batches of ordinary documents, and long ones piece by piece, in document order.
 
 A document of `LONG` bytes or more is never decoded as a whole. Of a JSON line that long the bytes are kept, its
 long strings are set apart, the rest is parsed with short stand-ins for them, and the text is decoded in pieces.
@@ -34,11 +30,10 @@ _SAFE = re.compile(rb"(?<!\\)\\(?!u[dD][c-fC-F])|(?<=[^\\]{6})[^\\\x80-\xbf]")
 
 @dataclass
 class Batch:
-    """Documents in order: `texts_D` UTF-8 bytes of the D readable ones, with their `sizes_D` (bytes of input) and
-    `characters_D`; `skipped` holds (reason, file, line, size) of the others."""
+    """Documents in order: D readable ones, and those `skipped`."""
 
-    texts_D: list[bytes] = field(default_factory=list)
-    sizes_D: list[int] = field(default_factory=list)
+    texts_D: list[bytes] = field(default_factory=list)  # UTF-8
+    sizes_D: list[int] = field(default_factory=list)  # bytes of input
     characters_D: list[int] = field(default_factory=list)
     places_D: list[tuple[int, int]] = field(default_factory=list)  # (file of the chunk, line)
     skipped: list[tuple[str, int, int, int]] = field(default_factory=list)  # (reason, file, line, size)
@@ -88,10 +83,8 @@ def _read_texts(chunk: Chunk, _text_key: str) -> Iterator[Batch | LongDocument]:
 
 def _file_pieces(path: str) -> Iterator[bytes]:
     with open(path, "rb") as file:
-        piece = file.read(PIECE).removeprefix(BYTE_ORDER_MARK)
-        while piece:
-            yield piece
-            piece = file.read(PIECE)
+        yield file.read(PIECE).removeprefix(BYTE_ORDER_MARK)
+        yield from iter(partial(file.read, PIECE), b"")
 
 
 def _read_rows(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
@@ -183,10 +176,8 @@ def _next_line(file, position: int, enough: int | None = None) -> int:
 
 
 def _split(file, position: int, end: int, bom: bool, text_key: str) -> Iterator[Batch | LongDocument]:
-    """The lines in bytes [position, end) of `file`: a run of ordinary ones at once, long ones by themselves.
-
-    Raises EOFError where the file has fewer bytes.
-    """
+    """The lines in bytes [position, end) of `file`: a run of ordinary ones at once, long ones by themselves. Raises
+    EOFError where the file has fewer bytes."""
     line = 1
     while position < end:
         file.seek(position)
@@ -220,15 +211,12 @@ def _add_lines(batch: Batch, block: bytes, line: int, bom: bool, text_key: str) 
 
 def _long_line(data: bytes, size: int, line: int, text_key: str, batch: Batch) -> Iterator[LongDocument]:
     """A JSON line of any length: parsed with stand-ins for its long strings, which are decoded in pieces."""
-    try:
-        for _ in _decoded(data[start : start + PIECE] for start in range(0, len(data), PIECE)):
-            pass
-    except UnicodeError:
+    if not _sound(_decoded(data[start : start + PIECE] for start in range(0, len(data), PIECE))):
         batch.skipped.append(("bad_utf8", 0, line, size))
         return
     skeleton, spans = _set_apart(data)
     text, reason = text_of(skeleton.decode("utf-8", "replace"), text_key)
-    if not all(_sound(data, *span) for name, span in spans.items() if name != text):
+    if not all(_sound(_unescaped(data, *span)) for name, span in spans.items() if name != text):
         batch.skipped.append(("bad_json", 0, line, size))
     elif text not in spans:
         batch.add(encoded(text, reason), 0, line, size)
@@ -266,10 +254,10 @@ def _escaped(data: bytes, position: int) -> bool:
     return (position - first) % 2 == 1
 
 
-def _sound(data: bytes, begin: int, end: int) -> bool:
-    """Whether the string at these bytes is what JSON allows."""
+def _sound(pieces: Iterator[str]) -> bool:
+    """Whether these can be read to the end: what UTF-8, or what JSON allows in a string."""
     try:
-        for _ in _unescaped(data, begin, end):
+        for _ in pieces:
             pass
     except ValueError:
         return False

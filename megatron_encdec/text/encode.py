@@ -1,9 +1,5 @@
 """The worker's part of preprocessing: a chunk of the input becomes a file of token ids and an account.
 
-    1. `EncodeSettings`            what a worker has to know, sent once
-    2. `Worker(settings)`          loads the tokenizer
-    3. `worker(numbered chunk)`    read, draw the split, encode, append the end of document, write the ids, count losses
-
 Ids go to a file a split in the run's folder, so that the parent never holds them; the answer tells the rest.
 Letters: D documents, T tokens.
 """
@@ -31,8 +27,7 @@ NONE = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """The tokenizer (as for `load_tokenizer`), the encoder's name, the JSON key of the text, the validation split
-    in per cent, and the folder to write ids into."""
+    """What a worker has to know, sent once: the tokenizer as for `load_tokenizer`, the folder to write ids into."""
 
     tokenizer_path: str
     mask_token: str | None
@@ -70,7 +65,6 @@ class Worker:
         self.dtype, self.losses = token_dtype(self.tokenizer.vocabulary_size), LossCounter(self.tokenizer)
 
     def __call__(self, item: tuple[int, Chunk]) -> ChunkAccount:
-        """Read, encode and write one chunk."""
         number, chunk = item
         try:
             writing = _ChunkWriting(self, number, chunk)
@@ -85,8 +79,7 @@ class Worker:
 
 
 class LossCounter:
-    """Counts what `tokenizer` cannot keep of texts (`manifest.LOSSES`). Of a byte-level vocabulary that is nothing, and
-    costs nothing."""
+    """Counts what `tokenizer` cannot keep of texts (`manifest.LOSSES`): nothing, at no cost, if it is byte-level."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._unknown_id = tokenizer.unknown_id
@@ -174,7 +167,7 @@ class _ChunkWriting:
         account.documents += len(lengths_D)
 
     def add_long(self, document: LongDocument) -> None:
-        """A long document: hashed for its split, then encoded and written piece by piece."""
+        """Hashed for its split, then encoded and written piece by piece."""
         worker, digest, characters = self._worker, hashlib.sha256(), 0
 
         def encode(text: str) -> np.ndarray:

@@ -1,13 +1,9 @@
 """Text to token ids at speed: `gigatoken` where it is proven equal to the tokenizer, else the tokenizer itself.
 
-    1. `choose_encoder(tokenizer, sample)`   compares both on a sample of the user's own text, at every start
-    2. `Encoder(tokenizer, name)`            in each worker: the one that was chosen; ids of many documents in a row
-    3. `encode_long(pieces, encode)`         one long document piece by piece, with the ids of the whole
-
-gigatoken gives the ids of a tokenizer.json or a SentencePiece BPE model many times faster, but is another program:
-besides the sample at the start, one document in each 16 MB is compared while working, and a difference ends the
-run. Its cache of words grows without bound, so a worker starts it anew when its memory has grown by `CACHE_BYTES`.
-Letters: D documents, T tokens.
+gigatoken gives the ids of a tokenizer.json or a SentencePiece BPE model many times faster, but is another program: both
+are compared on a sample of the user's own text at every start, and on one document in each 16 MB while working, where a
+difference ends the run. Its cache of words grows without bound, so a worker starts it anew when its memory has grown by
+`CACHE_BYTES`. Letters: D documents, T tokens.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,8 +53,7 @@ class Encoder:
             return _join(self._slow(texts_D))
         if self._process.memory_info().rss > self._full:
             self._start()
-        encode = self._fast.encode
-        ids_D = [encode(text) for text in texts_D]
+        ids_D = list(map(self._fast.encode, texts_D))
         self._compare(texts_D, ids_D)
         return _join(ids_D)
 
@@ -94,10 +89,7 @@ def _join(ids_D: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def choose_encoder(tokenizer: Tokenizer, sample: list[str], wanted: str | None = None) -> tuple[EncoderRecord, str]:
     """gigatoken if it gives the tokenizer's ids on every text of `sample` and on texts of ours, else `tokenizers`; and
-    why that one.
-
-    `wanted` names one of the two; a `UserError` says why gigatoken cannot be used where it is wanted.
-    """
+    why that one. `wanted` names one of the two; a `UserError` says why gigatoken cannot be used where it is wanted."""
     ours = EncoderRecord(TOKENIZERS, version("tokenizers"), 0, 0)
     if wanted == TOKENIZERS:
         return ours, "asked for"
@@ -130,12 +122,10 @@ def _token_probes(tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def encode_long(pieces: Iterator[str], encode: Callable[[str], np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
-    """The ids of one document, part by part, and of each part whether the cut after it is proven.
-
-    A cut is proven where the tokenizer cuts by itself: the text around it has the same ids when encoded in two.
-    Where none of the places near the limit is (a megabyte without a blank, say), the text is cut all the same: a
-    byte-level tokenizer still gives the text back. The parts do not depend on how `pieces` come.
-    """
+    """The ids of one document, part by part, and of each part whether the cut after it is proven: the tokenizer cuts
+    there by itself, so the text around it has the same ids when encoded in two. Where no place near the limit is (a
+    megabyte without a blank, say), the text is cut all the same: a byte-level tokenizer still gives it back. The parts
+    do not depend on how `pieces` come."""
     held, length, ended = [], 0, False
     while not ended:
         ended = (piece := next(pieces, None)) is None

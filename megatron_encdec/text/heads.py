@@ -1,9 +1,5 @@
-"""What a file's first bytes say and its name does not, told before any work is done.
-
-    1. `check_head(...)`   refuses what is wrong with a whole file: pointers of Git LFS, other formats under this name,
-                           lines in UTF-16, line ends of CR alone, one JSON array or object
-    2. `is_utf16(data)`    of a whole text, which is counted and not refused
-"""
+"""What a file's first bytes say and its name does not, refused before any work is done: pointers of Git LFS, other
+formats under this name, lines in UTF-16, line ends of CR alone, one JSON array or object."""
 
 import json
 import re
@@ -53,16 +49,10 @@ def check_head(path: str, kind: str, size: int) -> None:
         _check_lines(path, head)
 
 
-def format_of(head: bytes) -> str | None:
-    """The name of the format that these first bytes are of, if it is one of those that end up under wrong names."""
-    if SKIPPABLE.match(head):
-        return "zstd"
-    start = head[:64].lstrip().lower() if head[:1] in (b"<", b"\n", b" ", b"\r") else head
-    return next((name for mark, name in FORMATS.items() if start.startswith(mark)), None)
-
-
 def _check_format(path: str, head: bytes, wanted: str | None, when: str = "") -> None:
-    found = format_of(head)
+    start = head[:64].lstrip().lower() if head[:1] in (b"<", b"\n", b" ", b"\r") else head
+    of_mark = next((name for mark, name in FORMATS.items() if start.startswith(mark)), None)
+    found = "zstd" if SKIPPABLE.match(head) else of_mark
     if found == wanted:
         return
     if found == "HTML":
@@ -114,8 +104,7 @@ def _converted(path: str, command: str) -> str:
 
 
 def is_utf16(data: bytes) -> bool:
-    """Whether the text `data` begins with the mark of UTF-16 or UTF-32, or has a zero byte in each pair, as Latin
-    letters have there."""
+    """Whether `data` begins with the mark of UTF-16 or UTF-32, or has a zero in each pair of bytes, as Latin has."""
     if data.startswith(UTF16_MARKS):
         return True
     if len(data) < 8 or b"\0" not in data[:2]:

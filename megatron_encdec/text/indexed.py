@@ -1,8 +1,5 @@
 """Megatron's indexed binary format, written as a stream and without torch.
 
-    1. `IndexedWriter(folder, name, dtype)`   appends documents; `finish` puts the index together, all on disk
-    2. `read_header(prefix)`                  what an `.idx` file says about itself
-
 `.bin` is the token ids of all documents, one after the other. `.idx`, little-endian, is
 
     9 bytes "MMIDIDX\\0\\0" · uint64 version 1 · uint8 dtype code · uint64 sequences n · uint64 n + 1
@@ -81,7 +78,6 @@ class ShardHashes:
         return other
 
     def update(self, data: bytes | memoryview) -> None:
-        """Hash what follows."""
         data = memoryview(data)
         while len(data):
             piece = data[: SHARD_SIZE - self._size]
@@ -99,11 +95,9 @@ class ShardHashes:
 
 
 class IndexedWriter:
-    """Writes NAME.bin and NAME.idx in `folder`, with NAME.lengths for a while.
-
-    A context manager; what stands in the folder stays there, for a later writer to `take_back`; `cut` drops the rest.
-    Raises `UserError` if the place cannot be written.
-    """
+    """Writes NAME.bin and NAME.idx in `folder`, with NAME.lengths for a while. A context manager; what stands in the
+    folder stays there, for a later writer to `take_back`; `cut` drops the rest. Raises `UserError` if the place cannot
+    be written."""
 
     def __init__(self, folder: str | Path, name: str, dtype: np.dtype):
         self.prefix, self.dtype = Path(folder, name), np.dtype(dtype)
@@ -122,7 +116,6 @@ class IndexedWriter:
 
     @property
     def bin_bytes(self) -> int:
-        """Bytes of `.bin` so far."""
         return self.tokens * self.dtype.itemsize
 
     def append_file(self, path: Path, lengths_N: np.ndarray) -> None:
@@ -136,10 +129,8 @@ class IndexedWriter:
         self._append_lengths(lengths_N)
 
     def append_part(self, prefix: str | Path, shards: tuple[str, ...]) -> None:
-        """Add a whole finished pair, whose shards' hashes are known: its bytes are copied, not hashed again.
-
-        The grid of shards starts anew after it.
-        """
+        """Add a whole finished pair, whose shards' hashes are known: its bytes are copied, not hashed again. The grid
+        of shards starts anew after it."""
         self._hashes.end_shard()
         header = read_header(prefix)
         with open(bin_path(prefix), "rb") as source:
@@ -259,10 +250,8 @@ class IndexHeader:
 
 
 def read_header(prefix: str | Path) -> IndexHeader:
-    """Read `PREFIX.idx`'s header and last entry (a few bytes, whatever the size of the file).
-
-    Raises `IntegrityError` naming the file if it is missing, foreign, or of another size than its counts ask.
-    """
+    """Read `PREFIX.idx`'s header and last entry (a few bytes, whatever the size of the file). Raises `IntegrityError`
+    naming the file if it is missing, foreign, or of another size than its counts ask."""
     path = idx_path(prefix)
     try:
         found = path.stat().st_size

@@ -1,9 +1,5 @@
 """`PREFIX.manifest.json`: what went into the data, what came out, and how to recognise it.
 
-    1. `describe(...)`          what a writer wrote -> `Manifest`
-    2. `write`, `read`          to and from JSON
-    3. `check_files(prefix)`    do `.bin`, `.idx` and manifest belong together? In milliseconds at any size
-
 A shard is a piece of `.bin` of a fixed size, with a hash of its own. The data's fingerprint is the hash of the list of
 these hashes, with the index's hash at the end: merged or copied shards keep their hashes, and any changed byte changes
 the fingerprint. The manifest depends on nothing but inputs, settings and installed encoder (no times, no worker count):
@@ -37,10 +33,9 @@ class Skipped:
 
 @dataclass(frozen=True)
 class TokenizerRecord:
-    """The tokenizer the ids belong to: `fingerprint` as `Tokenizer.fingerprint` (that of the file's bytes in data of
-    earlier versions)."""
+    """The tokenizer the ids belong to."""
 
-    fingerprint: str
+    fingerprint: str  # `Tokenizer.fingerprint`; in data of earlier versions that of the file's bytes
     vocabulary_size: int
     eod_id: int
     mask_id: int | None
@@ -48,13 +43,10 @@ class TokenizerRecord:
 
 @dataclass(frozen=True)
 class InputFile:
-    """An input as it was when listed: its `path` as the user gave it, `size` in bytes, `mtime_ns`.
+    """An input as it was when listed. A hub dataset has its whole `hf:` name as path, and size and time 0."""
 
-    A hub dataset has its whole `hf:` name as path, and size and time 0.
-    """
-
-    path: str
-    size: int
+    path: str  # as the user gave it
+    size: int  # in bytes
     mtime_ns: int
 
 
@@ -70,31 +62,22 @@ class EncoderRecord:
 
 @dataclass(frozen=True)
 class Settings:
-    """What else decided the content. `split` is `train`, or `validation` for the documents drawn aside; `share` "i/n"
-    says which part of the inputs this is, "1/1" all of them."""
+    """What else decided the content. `share` "i/n" says which part of the inputs this is, "1/1" all of them."""
 
     text_key: str
     validation_percent: float
-    split: str
+    split: str  # `train`, or `validation` for the documents drawn aside
     share: str = field(default="1/1", metadata={"key": "shard"})
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The record beside a `.bin/.idx` pair.
-
-    `bytes_in`: bytes of decompressed input that these documents (and the skipped ones, counted with the train split)
-    took. `characters`: of the documents' texts. `tokens`: with one end of document each. `shard_bytes`: bytes of `.bin`
-    under one hash. `parts`: bytes of `.bin` from each merged output (empty: it is all one); the shards of each begin
-    anew, and the last of each may be shorter. `unproven_cuts`: places in very long documents where the text had to be
-    cut for the tokenizer without proof that it makes no difference. The last three are `LOSSES`; they are 0, and
-    `encoder` is None, in data of earlier versions. `tokenizer` and `settings` are None where another tool wrote the
-    pair (`data/fingerprint.py`), never in a PREFIX.manifest.json.
-    """
+    """The record beside a `.bin/.idx` pair. `tokenizer` and `settings` are None where another tool wrote the pair
+    (`data/fingerprint.py`), never in a PREFIX.manifest.json. Data of earlier versions lacks what has a default."""
 
     documents: int
-    tokens: int
-    bytes_in: int
+    tokens: int  # with one end of document each
+    bytes_in: int  # of decompressed input; what the skipped documents took counts with the train split
     characters: int
     skipped: dict[str, Skipped]
     dtype: str
@@ -102,15 +85,15 @@ class Manifest:
     settings: Settings | None
     bin_bytes: int
     idx_bytes: int
-    shard_bytes: int
+    shard_bytes: int  # of `.bin` under one hash
     shards: tuple[str, ...]
     idx_sha256: str
     fingerprint: str
     inputs: tuple[InputFile, ...]
-    parts: tuple[int, ...] = ()
+    parts: tuple[int, ...] = ()  # bytes of `.bin` from each merged output, whose shards begin anew and may end short
     encoder: EncoderRecord | None = None
-    unproven_cuts: int = 0
-    special_tokens_in_text: int = 0
+    unproven_cuts: int = 0  # places where very long documents were cut for the tokenizer without proof of no difference
+    special_tokens_in_text: int = 0  # this and the next two: `LOSSES`
     unknown_tokens: int = 0
     dropped_characters: int = 0
 
@@ -169,12 +152,9 @@ def read_file(path: Path) -> Manifest:
 
 
 def check_files(prefix: str | Path) -> Manifest | None:
-    """Check sizes, header and counts of `.bin` and `.idx` against each other and the manifest.
-
-    Returns the manifest, None where there is none (data that another tool wrote). Reads a few bytes, so
-    altered content of the right size is not seen. Raises `IntegrityError` naming the file that is missing,
-    truncated or appended to, with the expected and found bytes.
-    """
+    """Check sizes, header and counts of `.bin` and `.idx` against each other and the manifest. Returns the manifest,
+    None where there is none (data of another tool). Reads a few bytes: altered content of the right size is not seen.
+    Raises `IntegrityError` naming the file that is missing, truncated or appended to, with expected and found bytes."""
     manifest = read(prefix) if manifest_path(prefix).exists() else None
     wanted = (manifest.bin_bytes, manifest.idx_bytes) if manifest else (None, None)
     for path, size in zip((bin_path(prefix), idx_path(prefix)), wanted, strict=True):

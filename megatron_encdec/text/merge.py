@@ -1,11 +1,8 @@
 """Finished outputs put together into one: the machines' shares of a corpus, or corpora of the same tokenizer.
 
-    1. read the manifests; refuse what does not belong together, naming both
-    2. copy `.bin` after `.bin` (no token is decoded, no shard hashed again), join the indices
-    3. write the manifest: sums, all inputs, the parts' sizes, whose shard hashes stay as they are
-
-Shares made with `--shard i/n` have to be all n of the same inputs, in order; then `.bin` and `.idx` are, byte for byte,
-what one machine would have written.
+`.bin` is copied after `.bin` (no token is decoded, no shard hashed again), indices are joined, manifests summed. Shares
+made with `--shard i/n` have to be all n of the same inputs, in order; then `.bin` and `.idx` are, byte for byte, what
+one machine would have written.
 """
 
 import shutil
@@ -23,11 +20,9 @@ from megatron_encdec.text.partial import PartialRun
 
 
 def merge(prefixes: Sequence[str | Path], output_prefix: str | Path) -> Manifest:
-    """Write the outputs at `prefixes`, in this order, to `output_prefix` (validation splits too); its manifest.
-
-    Raises `UserError` where a part has no manifest, was written with another tokenizer or other settings, or where
-    shares are missing, repeated or out of order.
-    """
+    """Write the outputs at `prefixes`, in this order, to `output_prefix` (validation splits too); its manifest. Raises
+    `UserError` where a part has no manifest, was written with another tokenizer or other settings, or where shares are
+    missing, repeated or out of order."""
     first = _read([str(prefix) for prefix in prefixes])
     percent = first[0].settings.validation_percent
     outputs = split_prefixes(output_prefix, percent)

@@ -1,9 +1,4 @@
-"""Rows of Parquet files, a batch of rows at a time: the text column alone, or all columns.
-
-    1. `row_groups(path, key)`       how many row groups a file has, and that the column is there and is text
-    2. `iter_rows(path, key, ...)`   UTF-8 bytes of each row's text, None for a null
-    3. `iter_records(path)`          every column of each row, for labelled sets
-"""
+"""Rows of Parquet files, a batch of rows at a time: the text column alone, or all columns (for labelled sets)."""
 
 import errno
 import os
@@ -104,8 +99,7 @@ def schema_of(path: str):
 
 
 def iter_records(path: str) -> Iterator[dict]:
-    """Each row as {column: Python value}; text stored as bytes is decoded. Raises `UserError` naming the row where a
-    text is not UTF-8."""
+    """Each row as {column: Python value}, bytes decoded as text. Raises `UserError` naming a row that is not UTF-8."""
     schema_of(path)
     before = 0
     with _opened(path) as file:

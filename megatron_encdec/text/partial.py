@@ -7,12 +7,6 @@
     ids-*, block-*  chunks under way
     finished.json   the manifests, while the finished files get their names
 
-    1. `PartialRun(prefix, plan)`      locks the folder; `resumed` says whether it holds this very plan
-    2. `finished_chunks()`             the journal, without a last line that a crash cut short
-    3. `record(account)`               a line more
-    4. `publish(prefixes, written)`    finished files get their names, manifests last; `left_to_publish` after a crash
-    5. `remove()`                      at the end; `remove_left(prefix, plan)` where a run was killed just before that
-
 A chunk is recorded after its ids are appended, so after the recorded ones the files may hold more, never less:
 after kill -9 the rest is cut off. After a power failure they may hold anything; the hashes tell. Each step of `publish`
 leaves what an earlier attempt has done as it is, so that the same call finishes it. Never does a manifest stand beside
@@ -43,11 +37,9 @@ SHOWN = 3  # differences of two plans
 
 class PartialRun:
     """The folder of the unfinished run of `prefix`; a context manager that holds its lock. `resumed`: it is of this
-    very plan; `outdated`: chunks that were finished from inputs which have changed since, and are done again.
-
-    Raises `UserError` if the place cannot be written, if another process is writing the same output, or if chunks are
-    finished there that are not of `plan`: hours of work, perhaps, which only the user may give up.
-    """
+    very plan; `outdated`: chunks that were finished from inputs which have changed since, and are done again. Raises
+    `UserError` if the place cannot be written, if another process is writing the same output, or if chunks are finished
+    there that are not of `plan`: hours of work, perhaps, which only the user may give up."""
 
     def __init__(self, prefix: str | Path, plan: dict):
         self.folder = Path(f"{prefix}.partial")
@@ -113,8 +105,7 @@ class PartialRun:
         self._journal.flush()
 
     def publish(self, prefixes: Mapping[str, Path], written: Mapping[str, Manifest]) -> None:
-        """Give the files NAME.bin and NAME.idx of the folder, all on disk already, their names, for each NAME in
-        `prefixes`."""
+        """Give NAME.bin and NAME.idx of the folder, all on disk already, their names, for each NAME in `prefixes`."""
         write_json_atomic(self._finished, {name: to_dict(manifest) for name, manifest in written.items()})
         waiting = [prefix for name, prefix in prefixes.items() if bin_path(self.folder / name).exists()]
         for path in [path(prefix) for path in (manifests.manifest_path, idx_path) for prefix in waiting]:
@@ -129,8 +120,7 @@ class PartialRun:
             manifests.write(manifests.manifest_path(prefixes[name]), written[name])
 
     def left_to_publish(self, prefixes: Mapping[str, Path]) -> dict[str, Manifest] | None:
-        """What an interrupted `publish` of this very plan has left to be called with; None where there is nothing, or
-        files are missing."""
+        """What an interrupted `publish` of this very plan still has to do; None if nothing, or if files are missing."""
         try:
             content = json.loads(self._finished.read_bytes())
             written = {name: build(Manifest, content[name]) for name in prefixes}
@@ -144,8 +134,7 @@ class PartialRun:
         return written if self.resumed else None
 
     def remove(self) -> None:
-        """Take the folder away: the run is complete. The journal goes first: without it nothing counts as unfinished
-        work, should the rest be left behind."""
+        """Take the folder away. The journal goes first: without it nothing left behind counts as unfinished work."""
         (self.folder / "journal").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 

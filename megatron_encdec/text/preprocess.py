@@ -3,11 +3,8 @@
     1. list the inputs; load the tokenizer, or train it on them first
     2. if the output is complete for the same inputs, tokenizer and settings: say so, done
     3. cut the input into chunks (`text/chunks.py`); workers encode them (`text/encode.py`)
-    4. append their ids in input order, a journal line each (`text/partial.py`): the bytes do not depend on the
-       number of workers, and a run that was killed goes on after its last finished chunk
+    4. append their ids in input order, a journal line each (`text/partial.py`): a killed run goes on after the last one
     5. finish the files, write the manifests last
-
-The documents of the validation split go to `PREFIX.validation.*`, all others to `PREFIX.*`.
 """
 
 import os
@@ -36,22 +33,16 @@ from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class PreprocessSettings:
-    """What decides the content, besides inputs and tokenizer, and how it is made.
-
-    `validation_percent` P in [0, 100): documents whose text's hash falls under P go to `PREFIX.validation.*`.
-    `on_error`: `count` documents that cannot be read, or `stop` at the first. `encoder`: `gigatoken`, `tokenizers`
-    or None for the faster one that is proven right. `share` (i, n): do the i-th of n parts of the input. `workers`:
-    processes, by default one a core; the output is the same for any number.
-    """
+    """What decides the content, besides inputs and tokenizer, and how it is made."""
 
     text_key: str = "text"
     mask_token: str | None = None
     eod_token: str | None = None
-    validation_percent: float = 0.0
-    on_error: str = "count"
-    encoder: str | None = None
-    share: tuple[int, int] = (1, 1)
-    workers: int | None = None
+    validation_percent: float = 0.0  # P in [0, 100): texts whose hash falls under P go to `PREFIX.validation.*`
+    on_error: str = "count"  # documents that cannot be read, or `stop` at the first
+    encoder: str | None = None  # `gigatoken`, `tokenizers` or None for the faster one that is proven right
+    share: tuple[int, int] = (1, 1)  # (i, n): do the i-th of n parts of the input
+    workers: int | None = None  # processes, by default one a core; the output is the same for any number
 
     def check(self, prefix: str | Path) -> None:
         """Raises `UserError` for values that cannot be, and a `prefix` that cannot be written to."""
@@ -68,12 +59,10 @@ class PreprocessSettings:
 
 def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_prefix: str | Path,
                train_tokenizer: int | None = None, progress: bool = True, **settings) -> Manifest:
-    """Tokenize `inputs` into `output_prefix.bin/.idx/.manifest.json`; returns that manifest.
-
-    `settings` are the fields of `PreprocessSettings`. `train_tokenizer` N: make a byte-level BPE of N entries in the
-    directory `tokenizer_path` first, unless it is there already. Raises `UserError` for anything the user can mend;
-    a failed run leaves an older output as it was, and what it has done for the next one.
-    """
+    """Tokenize `inputs` into `output_prefix.bin/.idx/.manifest.json`; returns that manifest. `settings` are the fields
+    of `PreprocessSettings`. `train_tokenizer` N: first make a byte-level BPE of N entries in the directory
+    `tokenizer_path`, unless there is one. Raises `UserError` for anything the user can mend; a failed run leaves an
+    older output as it was, and what it has done for the next one."""
     settings = PreprocessSettings(**settings)
     settings.check(output_prefix)
     files = list_files(inputs)
@@ -110,7 +99,6 @@ class _Run:
         share = "{}/{}".format(*settings.share)
         self._settings = {split: manifests.Settings(settings.text_key, float(settings.validation_percent), split, share)
                           for split in self.prefixes}
-
         # What an interrupted run has to agree in to be continued.
         self.plan = {"format": 2, "chunk_bytes": CHUNK_BYTES, "inputs": [asdict(file) for file in self.files],
                      "tokenizer": self.tokenizer.fingerprint, "dtype": self.dtype.name,
@@ -204,7 +192,6 @@ class _Output:
 
     @property
     def tokens(self) -> int:
-        """Of all splits together."""
         return sum(writer.tokens for writer in self.writers.values())
 
     def take_back(self, show: bool) -> None:

@@ -1,8 +1,4 @@
-"""Text taken from all over the input: to compare encoders on, and to train a tokenizer on.
-
-    1. `sample_texts(files, key)`    a few documents from each of a few places
-    2. `ensure_tokenizer(...)`       a tokenizer of the user's own text, unless it is there
-"""
+"""Text taken from all over the input: to compare encoders on, and to train a tokenizer on."""
 
 import sys
 import tempfile
@@ -29,10 +25,8 @@ TRAINING_BYTES = 2 << 30  # a vocabulary does not change with more
 
 
 def sample_texts(files: list[InputFile], text_key: str) -> list[str]:
-    """Readable texts from up to `PLACES` places, spread over the files and over a large file's length.
-
-    At most `BYTES_A_PLACE` of each, whatever the length of a document; where the input is small, all of it.
-    """
+    """Readable texts from up to `PLACES` places, spread over the files and over a large file's length. At most
+    `BYTES_A_PLACE` of each, whatever the length of a document; where the input is small, all of it."""
     total = sum(file.size for file in files)
     texts: list[str] = []
     for file in files[:: -(-len(files) // PLACES)]:
@@ -103,7 +97,6 @@ def ensure_tokenizer(files: list[InputFile], path: str | Path, text_key: str, vo
 
 
 def _texts(files: list[InputFile], text_key: str, progress: Progress) -> Iterator[str]:
-    """Every readable document's text, in order."""
     read = 0
     with tempfile.TemporaryDirectory() as spool:
         for chunk in chunks(slots(files, text_key), Path(spool), text_key):

@@ -1,8 +1,5 @@
 """Compressed files as streams of their decompressed bytes; where one cannot be read, the true cause.
 
-    1. `open_stream(path)`    a `.gz` or `.zst` file -> `Stream`
-    2. `Stream.read(count)`   the next bytes; members and frames one after the other are one stream
-
 pyarrow decodes zstd frames whose window is at most 128 MB. Where a frame needs more (`zstd --long=28` to `31`), the
 `zstd` program goes on from the same byte, if it is installed. (Why not the package zstandard, which takes long windows
 too: its reader ends a file that is cut off as if that were all of it.)
@@ -16,7 +13,6 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import BinaryIO
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
@@ -57,7 +53,6 @@ class Stream:
 
     @property
     def consumed(self) -> int:
-        """Bytes of the compressed file taken so far."""
         return self._raw.tell()
 
     def close(self) -> None:
@@ -115,7 +110,7 @@ class _ZstdProgram:
         self._errors.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_stream(path: str) -> Iterator[Stream]:
     """The decompressed bytes of the compressed file at `path`. Raises `UserError` if it cannot be read."""
     with reading(path):
@@ -124,7 +119,7 @@ def open_stream(path: str) -> Iterator[Stream]:
         yield stream
 
 
-@contextmanager
+@contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
     """Turn an error of the system into a `UserError`: the input at `path` cannot be read."""
     try:

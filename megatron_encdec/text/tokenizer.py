@@ -1,10 +1,5 @@
 """One face for Hugging Face `tokenizer.json` and SentencePiece `.model` files, with the special ids resolved.
 
-    1. `load_tokenizer(path, mask_token, eod_token)`   file or directory (`TokenizerConfig`) -> `Tokenizer`
-    2. special ids                                     the named token, else what the tokenizer says itself
-    3. `require_mask(tokenizer)`                       for objectives that cannot do without
-    4. `train_tokenizer(texts, size, directory)`       a byte-level BPE of one's own
-
 Text is only text here: a document that contains the characters `<|endoftext|>` is encoded as those
 characters, never as the special token, so that a corpus cannot end its own documents or mask itself.
 """
@@ -37,25 +32,16 @@ FINGERPRINT_KIND = "ids-"  # by what the tokenizer does; hex alone is of its fil
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The `tokenizer:` section of a config: where the tokenizer is and which of its tokens mask and end a document.
+    """The `tokenizer:` section of a config. The tokens exist already; name them where the tokenizer does not."""
 
-    `path`: a Hugging Face `tokenizer.json`, a directory that holds one, or a SentencePiece `.model`.
-    `mask_token`, `eod_token`: names of existing tokens; needed only where the tokenizer does not say itself
-    (a reserved token such as `<|reserved_special_token_0|>` makes a good mask).
-    """
-
-    path: str
-    mask_token: str | None = None
+    path: str  # a Hugging Face `tokenizer.json`, a directory that holds one, or a SentencePiece `.model`
+    mask_token: str | None = None  # a reserved one such as `<|reserved_special_token_0|>` makes a good mask
     eod_token: str | None = None
 
 
 class Tokenizer:
-    """A loaded tokenizer.
-
-    `path` (as given), `vocabulary_size` (largest id + 1), `eod_id`, `mask_id` (None where there is none),
-    `pad_id` (the tokenizer's own, else `eod_id`), `unknown_id` (None where there is none), `special_ids` (sorted:
-    special, control and reserved tokens).
-    """
+    """A loaded tokenizer. `vocabulary_size`: largest id + 1; `mask_id`, `unknown_id`: None where there is none;
+    `pad_id`: the tokenizer's own, else `eod_id`; `special_ids`: sorted, special, control and reserved tokens."""
 
     mask_id: int | None = None
     eod_id = pad_id = -1
@@ -70,10 +56,8 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """What decides the ids of texts and their end, as a hash: two tokenizers with equal ones write the same data.
-
         Normalizer, splitting, model, the added tokens that a text may hold, and the end of document count; names of
-        special tokens, decoders, chat templates and the file's layout do not, nor does a special token more.
-        """
+        special tokens, decoders, chat templates and the file's layout do not, nor does a special token more."""
         deciding = orjson.dumps([self.model.deciding(), self.eod_id], option=orjson.OPT_SORT_KEYS)
         return FINGERPRINT_KIND + hashlib.sha256(deciding).hexdigest()
 
@@ -88,8 +72,7 @@ class Tokenizer:
         return recorded == mine
 
     def check_wrote(self, data: str | Path, recorded: str, setting: str) -> None:
-        """Raises `UserError` where `data`, whose manifest has the fingerprint `recorded`, is not of this tokenizer,
-        which the user has named with `setting`."""
+        """Raises `UserError` where `data`, of the fingerprint `recorded`, is not of this tokenizer (from `setting`)."""
         if self.has_fingerprint(recorded):
             return
         ways = "name the tokenizer that wrote it, or preprocess again with this one"
@@ -99,7 +82,6 @@ class Tokenizer:
                     "first, which encodes nothing again and records what the tokenizer does")
         raise UserError(f"{setting}: {self.path} (fingerprint {self.fingerprint[:16]}) does not give the ids that "
                         f"{data} holds ({recorded[:16]}); {ways}")
-
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; nothing is put before or after."""
@@ -128,12 +110,9 @@ class Tokenizer:
 
 def load_tokenizer(path: str | Path, mask_token: str | None = None, eod_token: str | None = None,
                    setting: str = IN_CONFIG) -> Tokenizer:
-    """Load the tokenizer at `path` and resolve its special ids.
-
-    `setting`: where the user names a token, for messages: `IN_CONFIG`, or `AS_OPTION` of a command. Raises
-    `UserError` if there is no tokenizer, a named token does not exist (near ones are listed), no end of document is
-    known, or mask, end of document and unknown token are not three.
-    """
+    """Load the tokenizer at `path` and resolve its special ids. `setting`: where the user names a token, for messages:
+    `IN_CONFIG`, or `AS_OPTION` of a command. Raises `UserError` if there is no tokenizer, a named token does not exist
+    (near ones are listed), no end of document is known, or mask, end of document and unknown token are not three."""
     tokenizer = Tokenizer(str(path), load_model(path))
     own = own_names(find_model_file(path), ("mask_token", "eos_token", "pad_token"))
     mask, eod = setting.format("mask"), setting.format("eod")
@@ -195,12 +174,9 @@ def _list_some(tokenizer: Tokenizer, near: str | None = None) -> str:
 
 
 def train_tokenizer(texts: Iterator[str], vocabulary_size: int, output_dir: str | Path) -> Tokenizer:
-    """Train a byte-level BPE of `vocabulary_size` entries and save it as a Hugging Face tokenizer directory.
-
-    `OUR_SPECIAL_TOKENS` have ids 0..7, then come the 256 bytes, then merges seen at least twice: a small corpus may
-    give fewer entries. The same texts give the same files. Raises `UserError` if the size cannot hold the special
-    tokens and the bytes.
-    """
+    """Train a byte-level BPE of `vocabulary_size` entries, saved as a Hugging Face tokenizer directory: ids 0..7 are
+    `OUR_SPECIAL_TOKENS`, then come the 256 bytes, then merges seen at least twice, so a small corpus may give fewer.
+    The same texts give the same files. Raises `UserError` if the size cannot hold special tokens and bytes."""
     smallest = len(OUR_SPECIAL_TOKENS) + 256
     if vocabulary_size < smallest:
         raise UserError(f"train-tokenizer: {vocabulary_size} entries are too few: {smallest} are taken by "

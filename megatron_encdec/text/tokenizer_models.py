@@ -1,10 +1,5 @@
 """The two kinds of model file behind a tokenizer, each with an encoder to which special tokens are only text.
 
-    1. `find_model_file(path)`, `load_model(path)`   which file it is, what kind, or why it is none
-    2. `model.hide(ids)`                             the special entries get names that no text can hold
-    3. `model.encode_batch(texts)`                   ids; never a hidden one
-    4. `model.deciding()`                            all that decides a text's ids: what a fingerprint is made of
-
 A tokenizer may meet its special tokens in a text at three places: among the added tokens, as a piece of the model's
 own vocabulary (Unigram, WordLevel, WordPiece), or as a user-defined piece (SentencePiece). Hiding renames the entry (or
 makes it a control piece) for the encoder; ids and all other entries stay. A BPE whose merges make none of them, as
@@ -32,11 +27,7 @@ _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")
 
 
 class HuggingFaceModel:
-    """A `tokenizer.json`.
-
-    `vocabulary`: name -> id, added tokens included. `added`: names of the added tokens. `special_ids`: those of them
-    that are marked special. `unknown_id`: of the token for text that it does not know, None where there is none.
-    """
+    """A `tokenizer.json`."""
 
     def __init__(self, file: Path, content: bytes):
         try:
@@ -47,10 +38,10 @@ class HuggingFaceModel:
         self._hidden, self._plain = frozenset(), self._named
         model, added = self._content["model"], self._named.get_added_tokens_decoder()
         self._as_it_is = not model.get("dropout")
-        self.vocabulary = self._named.get_vocab(with_added_tokens=True)
+        self.vocabulary = self._named.get_vocab(with_added_tokens=True)  # name -> id
         self.added = [token.content for token in added.values()]
         self.special_ids = {id_ for id_, token in added.items() if token.special}
-        unknown = model.get("unk_token")
+        unknown = model.get("unk_token")  # for text that it does not know; there may be none
         self.unknown_id = self.vocabulary.get(unknown) if unknown else model.get("unk_id")
 
     def hide(self, ids: set[int]) -> None:
@@ -124,9 +115,8 @@ class HuggingFaceModel:
         affixes = (model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or "")
         known = {name.removeprefix(affixes[0]).removesuffix(affixes[1]) for name in model["vocab"]}
         known = {name for name in known if len(name) == 1}
-        every_byte = set(pre_tokenizers.ByteLevel.alphabet())
         by_bytes = "ByteLevel" in json.dumps([self._content.get("normalizer"), self._content.get("pre_tokenizer")])
-        return None if by_bytes and known >= every_byte else known
+        return None if by_bytes and known >= set(pre_tokenizers.ByteLevel.alphabet()) else known
 
     def for_gigatoken(self):
         """gigatoken's form of what encodes."""
@@ -143,11 +133,9 @@ class HuggingFaceModel:
         return [token for token in self._content.get("added_tokens") or [] if not token.get("special")]
 
     def deciding(self) -> dict:
-        """What decides a text's ids, the same for every way of writing it down.
-
-        The library writes all defaults out; what is absent, false or empty is left out here, so that a key which a
-        later version of it adds changes nothing.
-        """
+        """What decides a text's ids, the same for every way of writing it down. The library writes all defaults out;
+        what is absent, false or empty is left out here, so that a key which a later version of it adds changes
+        nothing."""
         content = orjson.loads(self._plain.to_str())
         model = content["model"] | {"unk_token": None, "unk_id": None, "unknown": self.unknown_id}
         vocabulary = [(*entry, place) for place, entry in enumerate(model["vocab"])] if isinstance(
@@ -217,17 +205,14 @@ class SentencePieceModel:
         return False
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text."""
         return [self._plain.encode(text, out_type=int) for text in texts]
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids`."""
         return self._named.decode(ids)
 
     may_fail = drops = False  # what the model does not know becomes the unknown token
 
     def for_gigatoken(self):
-        """gigatoken's form of what encodes."""
         import gigatoken
 
         return gigatoken.Tokenizer.from_sentencepiece(self._content).backend
@@ -263,10 +248,8 @@ TokenizerModel = HuggingFaceModel | SentencePieceModel
 
 
 def load_model(path: str | Path) -> TokenizerModel:
-    """Load the tokenizer's model file at `path`; the kind follows from its content, not its name.
-
-    Raises `UserError` that says what is there instead, and how to come to a tokenizer that can be read.
-    """
+    """Load the tokenizer's model file at `path`; the kind follows from its content, not its name. Raises `UserError`
+    that says what is there instead, and how to come to a tokenizer that can be read."""
     file = find_model_file(path)
     if file is None:
         raise UserError(f"{path}: {_what_is_there(Path(path))}")
@@ -335,10 +318,8 @@ def _what_file_it_is(file: Path, content: bytes, error: Exception) -> str:
 
 
 def own_names(file: Path, keys: Iterable[str]) -> dict[str, str | None]:
-    """What tokenizer_config.json and special_tokens_map.json beside the model call their tokens, by key.
-
-    Where they disagree transformers' order counts: the map, unless tokenizer_config.json lists the added tokens.
-    """
+    """What tokenizer_config.json and special_tokens_map.json beside the model call their tokens, by key. Where they
+    disagree transformers' order counts: the map, unless tokenizer_config.json lists the added tokens."""
     contents = [_json_of(file.with_name(name)) for name in ("special_tokens_map.json", "tokenizer_config.json")]
     if "added_tokens_decoder" not in contents[1]:
         contents.reverse()
