@@ -70,7 +70,7 @@ def read_texts(path: str | None) -> list[str]:
     if path is None:
         files = sorted(Path(megatron_encdec.__file__).parent.rglob("*.py"))
         found = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "" for file in files)
-        return [text for text in found if len(text) > 200][:TEXTS]
+        return [text for text in found if len(text) > 100][:TEXTS]
     try:
         lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
         return [json.loads(line)["text"] if path.endswith(".jsonl") else line for line in lines[:TEXTS]]
