@@ -345,10 +345,8 @@ class Retrieval(EncoderRecipe):
 
     def _loss_and_gradient(self, embeddings: torch.Tensor, numbers_B: torch.Tensor,
                            positives_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum of this rank's losses, and the gradient of all ranks' losses at its queries and documents.
-
-        numbers_B: which documents those of this rank are; positives_BP: which answer each query (P at most).
-        """
+        """The sum of this rank's losses, and the gradient of all ranks' losses at its queries and documents. numbers_B:
+        which documents those of this rank are; positives_BP: which answer each query (P at most)."""
         count = len(numbers_B)
         queries = embeddings[:count].detach().requires_grad_()
         own = embeddings[count:].detach()
