@@ -10,12 +10,6 @@
     TREE/baselines/<family>/<dataset>.json                    what costs no encoder (baselines.py)
 
 A run with neither results nor a failure was never begun, or was killed: it is done (again).
-
-    1. `name_of_run(...)`, `place_of_run(name)`                 learning rate, seed, train set <-> the folder's name
-    2. `state_of(directory)`, `claim(directory)`                what is to do, and who does it
-    3. `write_results`, `read_scores`, `write_failure`, `read_reason`
-    4. `plan(directories)`, `planned(path)`                     grid.json
-    5. `read_json(path)`, `score_of(record, split, path)`       any of these files, refused in one line that names it
 """
 
 import contextlib
