@@ -22,8 +22,7 @@ class RMSNorm(torch.nn.Module):
     def __init__(self, config, hidden_size, eps=None, **_unused):
         super().__init__()
         self.eps = config.layernorm_epsilon if eps is None else eps
-        self.weight = torch.nn.Parameter(
-            torch.ones(hidden_size, dtype=config.params_dtype, device=device()))
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device()))
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x):
@@ -58,10 +57,8 @@ def transformer_engine_parts() -> Parts:
 
 
 def block_spec(layers: str, num_layers: int, qk_norm: bool = False) -> mcore.TransformerBlockSubmodules:
-    """Spec of `num_layers` layers and the final norm; `layers` is "torch" or "transformer_engine".
-
-    qk_norm: each head's queries and keys are normed before they are rotated (Qwen3, arXiv 2505.09388).
-    """
+    """Spec of `num_layers` layers and the final norm; `layers` is "torch" or "transformer_engine". qk_norm: each head's
+    queries and keys are normed before they are rotated (Qwen3, arXiv 2505.09388)."""
     parts = transformer_engine_parts() if layers == "transformer_engine" else TORCH
     head_norm = parts.norm if qk_norm else mcore.IdentityOp
     attention = mcore.ModuleSpec(
