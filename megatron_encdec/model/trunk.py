@@ -2,10 +2,6 @@
 
 What an objective changes comes with the micro-batch: inputs, labels and the attention kind. Parameter names and
 shapes never change, so a switch of objective is nothing but the next micro-batch.
-
-    1. `Trunk`                 this rank's part (tensor slice, pipeline stage): tokens -> hidden states -> losses
-    2. `build_trunk(...)`      the same with its initial weights
-
 Shape suffixes: S window length, B windows of a micro-batch, H hidden size, N labelled positions.
 """
 
@@ -29,10 +25,8 @@ from megatron_encdec.platform.distributed import Topology
 
 
 class Trunk(mcore.GPTModel):
-    """A GPTModel that computes logits only where a label is and takes attention from the micro-batch.
-
-    packed: activations are [B * S, 1, H], windows end to end, instead of [S, B, H].
-    """
+    """A GPTModel that computes logits only where a label is and takes attention from the micro-batch. packed:
+    activations are [B * S, 1, H], windows end to end, instead of [S, B, H]."""
 
     def __init__(self, model: ModelConfig, config: mcore.TransformerConfig, layers: str, topology: Topology,
                  sequence_length: int, performance: PerformanceSettings | None = None):
@@ -71,15 +65,12 @@ class Trunk(mcore.GPTModel):
                                 explicit=explicit)
 
     def hidden_states(self, inputs_BS: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-        """Run this stage's layers; the first stage reads `inputs_BS`, the others their pipeline input.
-
-        Returns [S, B, H] (packed layers: [B * S, 1, H]); under sequence parallelism this rank's slice of it.
-        """
+        """Run this stage's layers; the first stage reads `inputs_BS`, the others their pipeline input. Returns [S, B,
+        H] (packed layers: [B * S, 1, H]); under sequence parallelism this rank's slice of it."""
         hidden = None
         if self.pre_process:
-            if self.packed:
-                inputs_BS = inputs_BS.reshape(1, -1)
-            hidden = self.embedding(input_ids=inputs_BS, position_ids=None)
+            ids = inputs_BS.reshape(1, -1) if self.packed else inputs_BS
+            hidden = self.embedding(input_ids=ids, position_ids=None)
         return self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=context)
 
     def logits(self, hidden: torch.Tensor, positions_N: torch.Tensor, windows: int) -> torch.Tensor:
