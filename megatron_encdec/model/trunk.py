@@ -80,11 +80,9 @@ class Trunk(mcore.GPTModel):
         return logits_N1V.flatten(0, 1)
 
     def forward(self, inputs_BS, context: AttentionContext, positions_N=None, labels_N=None, summed: bool = False):
-        """On the last stage the loss of each labelled position [N] in fp32, without gradients, or their sum, with
-        gradients, if `summed`; hidden states on the others.
-
-        inputs_BS: int64 token ids. positions_N: flat positions b * S + s of the labels, ascending.
-        """
+        """On the last stage the loss of each labelled position [N] in fp32, without gradients, or, if `summed`, their
+        sum, with gradients; hidden states on the others. inputs_BS: int64 token ids. positions_N: flat positions
+        b * S + s of the labels, ascending."""
         hidden = self.hidden_states(inputs_BS, context)
         if not self.post_process:
             return hidden
