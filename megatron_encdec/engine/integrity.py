@@ -74,10 +74,8 @@ def newest_intact(checkpoints: Path, before: str | None = None) -> Path | None:
     before: if a checkpoint's name, only earlier steps: later ones were left by a run that went on from an older one.
     """
     limit = step_of(before) if before is not None and is_name(before) else None
-    for name in reversed(saved_names(checkpoints)):
-        if (limit is None or step_of(name) < limit) and not verify(checkpoints / name):
-            return checkpoints / name
-    return None
+    earlier = [name for name in saved_names(checkpoints) if limit is None or step_of(name) < limit]
+    return next((checkpoints / name for name in reversed(earlier) if not verify(checkpoints / name)), None)
 
 
 def _recorded(checkpoint: Path) -> tuple[dict, list[str]]:

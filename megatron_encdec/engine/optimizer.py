@@ -144,10 +144,9 @@ def update(optimizer, norm: float) -> None:
 
 @torch.no_grad()
 def nonfinite_gradients(trunk: Trunk, optimizer) -> list[tuple[str, bool]]:
-    """Names of the parameters whose gradient is not finite on this rank, in the order of the forward pass; and
-    whether this rank's own backward pass made it so: then it shows outside this rank's range of the parameter, where
-    its buffer still holds what it computed. Inside stands the sum over the data-parallel ranks.
-    """
+    """Names of the parameters whose gradient is not finite on this rank, in the order of the forward pass; and whether
+    its own backward pass made it so: then it shows outside this rank's range of the parameter, where the buffer still
+    holds what it computed. Inside stands the sum over the data-parallel ranks."""
     found, states = [], local_states(optimizer)
     for name, parameter in trunk.named_parameters():
         bad = ~torch.isfinite(parameter.main_grad.reshape(-1))

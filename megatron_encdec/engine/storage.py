@@ -195,7 +195,6 @@ def _beside(directory: Path, name: str) -> Path:
 
 
 def _read_items(key: str, boxes: list[Box], metadata: Metadata) -> list:
-    """What to read for the `boxes` of the tensor `key`."""
     about = metadata.state_dict_metadata.get(key)
     if not isinstance(about, TensorStorageMetadata):
         raise ValueError(f"{key} is not in it")
@@ -216,5 +215,4 @@ class _Filling(DefaultLoadPlanner):
         self._values = {(box.key, torch.Size(box.offset)): box.values for box in boxes}
 
     def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
-        """The values of the whole box."""
         return self._values[index.fqn, index.offset]

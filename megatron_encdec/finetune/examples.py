@@ -141,9 +141,8 @@ def _of(example: Text | Words) -> Sequence[str]:
 
 
 def _split_off(examples: list, labelled: bool) -> tuple[list, list]:
-    """(train, validation): 5 % of `examples`, drawn with seed 42 (arXiv 2507.00994, fine-tuning). `labelled`: an
-    example that is the last one of a label stays in train, and the next of the draw takes its place while there are
-    others."""
+    """(train, validation): 5 % of `examples`, drawn with seed 42 (arXiv 2507.00994, fine-tuning). `labelled`: the last
+    example of a label stays in train, and the next of the draw takes its place while there are others."""
     labels = [set(_of(example)) if labelled else set() for example in examples]
     left = Counter(label for one in labels for label in one)
     order = list(range(len(examples)))

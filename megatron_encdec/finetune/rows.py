@@ -125,7 +125,6 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def _read_hub(hub: str, split: str) -> list[Row]:
-    """A split of the hub (or of its cache)."""
     import datasets
 
     name, *rest = hub_name(hub)
