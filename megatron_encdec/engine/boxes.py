@@ -81,8 +81,8 @@ def _in_row(shape, number: int, start: int, stop: int, row: int):
 
 
 def pieces(trunk) -> list[Piece]:
-    """Where every tensor of `trunk` lies, under its names in a checkpoint. Left out is what is no tensor:
-    `_extra_state`, pickles of FP8 kernels (`fp8_state` has what is in them)."""
+    """Where every tensor of `trunk` lies, under its names in a checkpoint.
+    Left out is what is no tensor: `_extra_state`, pickles of FP8 kernels (`fp8_state` has what is in them)."""
     found = []
     for entry in mcore.nested_values(trunk.sharded_state_dict(metadata=SHARDING)):
         if isinstance(entry, mcore.ShardedTensorFactory):  # SwiGLU's first layer: two global tensors in a local one

@@ -150,8 +150,7 @@ def _point_elsewhere(checkpoints: Path, name: str) -> None:
 def prune(checkpoints: Path, keep: int, always: set[int], up_to: int | None = None) -> list[str]:
     """Delete all but the newest `keep` checkpoints, those of the steps in `always` apart; returns names.
 
-    Checkpoints of steps beyond `up_to` (left by a run that went on from an older one) are neither counted nor
-    deleted: the run will write them again.
+    Steps beyond `up_to` are neither counted nor deleted: a run that went on from an older one will write them again.
     """
     names = [name for name in saved_names(checkpoints) if up_to is None or step_of(name) <= up_to]
     old = [name for name in names[:-keep] if step_of(name) not in always]
