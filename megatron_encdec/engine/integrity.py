@@ -36,8 +36,7 @@ def verify(checkpoint: Path) -> list[str]:
 
 
 def check(checkpoint: Path) -> None:
-    """`verify` by all ranks, each hashing a share of the files; collective. Raises `IntegrityError` on every rank,
-    naming what is wrong and the newest intact checkpoint beside it."""
+    """`verify` by all ranks, each hashing a share of the files; collective. Raises `damaged`'s error on every rank."""
     files, problems = _recorded(checkpoint)
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if not problems:
@@ -69,10 +68,8 @@ def gone(checkpoint: Path) -> IntegrityError:
 
 
 def newest_intact(checkpoints: Path, before: str | None = None) -> Path | None:
-    """The newest checkpoint in `checkpoints` that `verify` finds nothing wrong with.
-
-    before: if a checkpoint's name, only earlier steps: later ones were left by a run that went on from an older one.
-    """
+    """The newest checkpoint in `checkpoints` that `verify` finds nothing wrong with; if `before` is the name of one, of
+    earlier steps only: later ones were left by a run that has gone on from an older one since."""
     limit = step_of(before) if before is not None and is_name(before) else None
     earlier = [name for name in saved_names(checkpoints) if limit is None or step_of(name) < limit]
     return next((checkpoints / name for name in reversed(earlier) if not verify(checkpoints / name)), None)
