@@ -100,8 +100,8 @@ class Saver:
         self._blocked = time.perf_counter() - started
 
     def save_boxes(self, run_state: RunState, boxes: Iterable[Box]) -> SaveEvent:
-        """Write this rank's `boxes`, each made when it is asked for, as a checkpoint of weights alone; collective. No
-        trunk has to be there, so an import of any size fits into little memory."""
+        """Write this rank's `boxes`, each made when it is asked for, as a checkpoint of weights alone; collective.
+        No trunk has to be there, so an import of any size fits into little memory."""
         self._run(_Job(run_state, boxes, common_state(None), frozenset(), False, time.perf_counter()))
         return self._events.pop()
 

@@ -20,8 +20,7 @@ _FORM = 'SQuAD\'s {"text": [...], "answer_start": [...]}, a list of {"text", "an
 def class_name(value: Any, fixed: Sequence[str] | None = None) -> str:
     """The class that `value` names. One that stands so in `fixed`, the dataset's `labels`, is that.
 
-    A float that is no whole number (also as text, as CSV has it) is a score, and anything but a text, a number or a
-    boolean is no label.
+    A float that is no whole number (also as text, as in CSV) is a score; only texts, numbers and booleans are labels.
     """
     if isinstance(value, (str, int, float)) and str(value) in (fixed or ()):
         return str(value)
