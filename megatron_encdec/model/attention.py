@@ -39,8 +39,8 @@ def explicit_is_faster(length: int, dtype: torch.dtype) -> bool:
 
 def segment_mask(cu_seqlens: torch.Tensor, windows: int, length: int, kind: AttentionKind,
                  dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask [B, 1, S, S]: 0 inside a segment (and not ahead, if causal), -inf elsewhere. cu_seqlens: int32
-    [segments + 1], cuts of the B * S flattened tokens, 0 and B * S included."""
+    """Additive mask [B, 1, S, S]: 0 inside a segment (and not ahead, if causal), -inf elsewhere.
+    cu_seqlens: int32 [segments + 1], cuts of the B * S flattened tokens, 0 and B * S included."""
     positions_T = torch.arange(windows * length, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
     segment_BS = torch.bucketize(positions_T, cu_seqlens, right=True).view(windows, length)
     allowed_BSS = segment_BS[:, :, None] == segment_BS[:, None, :]
@@ -70,8 +70,8 @@ def _turn(x, cos, sin):
 
 
 def rotate(layer, query: torch.Tensor, key: torch.Tensor, context: AttentionContext) -> tuple:
-    """Queries and keys [S, B, H, D] (packed: [T, H, D]) with rotary embedding, halves forming the pairs. layer: the
-    attention module; its config may leave its `layer_number` (from 1, of the whole trunk) without one."""
+    """Queries and keys [S, B, H, D] (packed: [T, H, D]) with rotary embedding, halves forming the pairs.
+    layer: the attention module; its config may leave its `layer_number` (from 1, of the whole trunk) without one."""
     pattern = layer.config.no_rope_freq
     if pattern and pattern[layer.layer_number - 1]:
         return query, key

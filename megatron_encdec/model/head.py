@@ -19,8 +19,8 @@ _CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}  # of fp32 logits: few
 
 
 class Head(mcore.ColumnParallelLinear):
-    """megatron.core's output layer; called with labels it gives their summed loss and never all of the logits. Called
-    as a module, so that hooks that wait for its weight (overlap_parameters) see it."""
+    """megatron.core's output layer; called with labels it gives their summed loss and never all of the logits.
+    Called as a module, so that hooks that wait for its weight (overlap_parameters) see it."""
 
     chunk: int | None = None  # positions of a chunk; None: `chunk_rows`
     compile: bool = False
