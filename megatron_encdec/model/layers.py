@@ -43,17 +43,14 @@ TORCH_KEYS = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_",
 TORCH = Parts(RMSNorm, RMSNorm, mcore.ColumnParallelLinear, mcore.RowParallelLinear, TorchAttention, TORCH_KEYS)
 
 
-def transformer_engine_parts() -> Parts:
-    """Those of Transformer Engine; imports it."""
-    te = mcore.transformer_engine_modules()
-    return Parts(te.TENorm, mcore.IdentityOp, te.TELayerNormColumnParallelLinear, te.TERowParallelLinear,
-                 transformer_engine_attention(), {})
-
-
 def block_spec(layers: str, num_layers: int, qk_norm: bool = False) -> mcore.TransformerBlockSubmodules:
-    """Spec of `num_layers` layers and the final norm; `layers` is "torch" or "transformer_engine". qk_norm: each head's
-    queries and keys are normed before they are rotated (Qwen3, arXiv 2505.09388)."""
-    parts = transformer_engine_parts() if layers == "transformer_engine" else TORCH
+    """Spec of `num_layers` layers and the final norm; `layers` is "torch" or "transformer_engine".
+    qk_norm: each head's queries and keys are normed before they are rotated (Qwen3, arXiv 2505.09388)."""
+    parts = TORCH
+    if layers == "transformer_engine":
+        te = mcore.transformer_engine_modules()
+        parts = Parts(te.TENorm, mcore.IdentityOp, te.TELayerNormColumnParallelLinear, te.TERowParallelLinear,
+                      transformer_engine_attention(), {})
     head_norm = parts.norm if qk_norm else mcore.IdentityOp
     attention = mcore.ModuleSpec(
         module=mcore.SelfAttention,

@@ -103,8 +103,8 @@ def core_options(settings: PerformanceSettings, fusion: str | None) -> dict[str,
 
 
 def kernel_notes(layers: str, deterministic: bool, heads: int, length: int, windows: int, isolated: bool) -> list[str]:
-    """A line for each kernel that is slower here than expected, in a micro-batch of `windows` x `length` tokens. heads:
-    of a tensor rank. isolated: windows are cut into segments."""
+    """A line for each kernel that is slower here than expected, in a micro-batch of `windows` x `length` tokens.
+    heads: of a tensor rank. isolated: windows are cut into segments."""
     if device_type() == "cpu":
         return []
     engine, notes = why_unusable(CUDA_PACKAGES["transformer_engine"]), []
