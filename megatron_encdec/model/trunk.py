@@ -25,8 +25,8 @@ from megatron_encdec.platform.distributed import Topology
 
 
 class Trunk(mcore.GPTModel):
-    """A GPTModel that computes logits only where a label is and takes attention from the micro-batch. packed:
-    activations are [B * S, 1, H], windows end to end, instead of [S, B, H]."""
+    """A GPTModel that computes logits only where a label is and takes attention from the micro-batch.
+    packed: activations are [B * S, 1, H], windows end to end, instead of [S, B, H]."""
 
     def __init__(self, model: ModelConfig, config: mcore.TransformerConfig, layers: str, topology: Topology,
                  sequence_length: int, performance: PerformanceSettings | None = None):
@@ -61,12 +61,11 @@ class Trunk(mcore.GPTModel):
             mask_B1SS = segment_mask(cu_seqlens, windows, length, kind, dtype)
         elif explicit and kind == "causal":
             mask_B1SS = segment_mask(cu_seqlens[:2], 1, length, kind, dtype)  # one mask for all windows
-        return AttentionContext(qkv_format="sbhd", kind=kind, cos=cos, sin=sin, mask_B1SS=mask_B1SS,
-                                explicit=explicit)
+        return AttentionContext(qkv_format="sbhd", kind=kind, cos=cos, sin=sin, mask_B1SS=mask_B1SS, explicit=explicit)
 
     def hidden_states(self, inputs_BS: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-        """Run this stage's layers; the first stage reads `inputs_BS`, the others their pipeline input. Returns [S, B,
-        H] (packed layers: [B * S, 1, H]); under sequence parallelism this rank's slice of it."""
+        """This stage's output, [S, B, H] (packed layers: [B * S, 1, H]); under sequence parallelism this rank's slice
+        of it. The first stage reads `inputs_BS`, the others their pipeline input."""
         hidden = None
         if self.pre_process:
             ids = inputs_BS.reshape(1, -1) if self.packed else inputs_BS
