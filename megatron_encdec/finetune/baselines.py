@@ -111,7 +111,7 @@ def _spans(_: Examples) -> dict[str, Scorer]:
 
 def _retrieval(examples: Examples) -> dict[str, Scorer]:
     def score(rows: list) -> dict:
-        corpus = list(dict.fromkeys([text for one in rows for text in one.positives] + examples.documents))
+        corpus = examples.corpus(rows)
         numbers = {text: number for number, text in enumerate(corpus)}
         ranked = Bm25(corpus)
         return metrics.ndcg([ranked.best(one.query, metrics.RANKS) for one in rows],

@@ -68,6 +68,10 @@ class Examples:
     documents: list[str] = field(default_factory=list)
     unlabelled: dict[str, int] = field(default_factory=dict)
 
+    def corpus(self, pairs: Sequence[Pair]) -> list[str]:
+        """What the queries of `pairs` are searched in: all their positives, then `documents`, each text once."""
+        return list(dict.fromkeys([text for pair in pairs for text in pair.positives] + self.documents))
+
 
 def load_examples(dataset: DatasetConfig) -> Examples:
     """All examples of `dataset`, checked."""

@@ -282,12 +282,8 @@ class Retrieval(Task):
 
     def _evaluated(self, examples: list) -> list[Feature]:
         queries = self.encode([self.training.query_prefix + example.query for example in examples])
-        corpus = self.encode([self.training.document_prefix + text for text in self._corpus(examples)])
+        corpus = self.encode([self.training.document_prefix + text for text in self.examples.corpus(examples)])
         return [{"ids": ids} for ids in [*queries, *corpus]]
-
-    def _corpus(self, examples: list) -> list[str]:
-        return list(dict.fromkeys([text for example in examples for text in example.positives]
-                                  + self.examples.documents))
 
     def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, torch.Tensor]:
         """In training the documents stand beside the queries: `document_input_ids` and its mask [B, S], `document` [B]
@@ -305,7 +301,7 @@ class Retrieval(Task):
         examples = getattr(self.examples, split)
         embeddings = np.stack(outputs)
         queries, documents = embeddings[: len(examples)], embeddings[len(examples) :]
-        numbers = {text: number for number, text in enumerate(self._corpus(examples))}
+        numbers = {text: number for number, text in enumerate(self.examples.corpus(examples))}
         ranked = []
         for begin in range(0, len(queries), 256):
             scores = queries[begin : begin + 256] @ documents.T
