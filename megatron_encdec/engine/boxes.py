@@ -1,11 +1,5 @@
 """Which boxes of which global tensors this rank holds: what it writes to a checkpoint, and what it fills from one.
 
-    1. `pieces(trunk)`    megatron.core's sharded state: where each local tensor lies in global tensors
-    2. `owned(...)`       the boxes that this rank writes: together the ranks write every element once
-    3. `wanted(...)`      the boxes that this rank needs: its weights, and its part of the optimizer's state
-    4. `fp8_state(...)`   the scales of the delayed FP8 recipe, which are tensors of their own
-    5. `HostCopy`         a snapshot of boxes in host memory
-
 DistributedOptimizer splits each parameter's fp32 state over the data-parallel ranks at any element: a flat range
 [start, stop) of the parameter. `tiles` cuts such a range into at most 2 * dimensions - 1 boxes, which torch's format
 can store, so nothing is gathered to save, and every rank writes an equal share of everything.
@@ -77,7 +71,7 @@ def tiles(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple
         return
     yield from _in_row(shape, first - 1, start, first * row, row)
     if last > first:
-        yield (first, *(0 for _ in shape[1:])), (last - first, *shape[1:]), first * row
+        yield (first, *(0,) * (len(shape) - 1)), (last - first, *shape[1:]), first * row
     yield from _in_row(shape, last, last * row, stop, row)
 
 
@@ -88,9 +82,7 @@ def _in_row(shape, number: int, start: int, stop: int, row: int):
 
 def pieces(trunk) -> list[Piece]:
     """Where every tensor of `trunk` lies, under its names in a checkpoint.
-
-    Left out is what is no tensor: `_extra_state`, pickles of FP8 kernels (`fp8_state` has what is in them).
-    """
+    Left out is what is no tensor: `_extra_state`, pickles of FP8 kernels (`fp8_state` has what is in them)."""
     found = []
     for entry in mcore.nested_values(trunk.sharded_state_dict(metadata=SHARDING)):
         if isinstance(entry, mcore.ShardedTensorFactory):  # SwiGLU's first layer: two global tensors in a local one
@@ -166,10 +158,9 @@ def make_fp8_state(trunk) -> None:
 def fp8_state(trunk) -> dict[str, torch.Tensor]:
     """Live tensors by their names in a checkpoint: fp8.LAYER.MODULE.scaling_fwd|scaling_bwd.scale|amax_history.
 
-    Layers are numbered over the whole trunk, from 0. Transformer Engine keeps these in `fp8_meta` and saves them as a
-    pickle, which could run anything when it is read. Attention has an `fp8_meta` too, though its products stay in
-    bf16: linear layers are those with a weight. Largest values are reduced over tensor- and data-parallel ranks, so
-    these are the same numbers on any topology.
+    Layers are numbered over the whole trunk, from 0. Transformer Engine saves `fp8_meta` as a pickle, which could run
+    anything when it is read. Attention has one too, though its products stay in bf16: linear layers are those with a
+    weight. Largest values are reduced over tensor- and data-parallel ranks: the same numbers on any topology.
     """
     found = {}
     for layer in getattr(getattr(trunk, "decoder", None), "layers", ()):
@@ -184,11 +175,8 @@ def fp8_state(trunk) -> dict[str, torch.Tensor]:
 
 
 class HostCopy:
-    """Memory on the host that snapshots of boxes are taken into: allocated (pinned for a GPU) and touched once.
-
-    boxes: the state; later ones have the same sizes. What lies at the same address is copied once: an fp32 run's
-    weights and masters.
-    """
+    """Host memory for snapshots of `boxes` and later ones of the same sizes: allocated (pinned for a GPU) and touched
+    once. What lies at the same address is copied once: an fp32 run's weights and masters."""
 
     def __init__(self, boxes: list[Box]):
         _, end = _places(boxes)

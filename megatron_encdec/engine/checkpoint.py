@@ -5,10 +5,6 @@
         run_state.json                                      step, phase, counters, history hash, ... (run_state.py)
         checksums.json                                      size and sha256 of every file (integrity.py)
     latest                   name of the newest, written last
-
-    1. `newest`, `pointed`, `directory_of`     finding one (names.py: `saved_names`, `name_of`)
-    2. `load(...)`, `load_weights(...)`         into a trunk and optimizer of any topology
-    3. `publish`, `prune`, `clean`              the directory's part of saving (saver.py)
 """
 
 import os
@@ -29,10 +25,8 @@ _MASTERS = f"{STATE_PREFIX}.param."
 
 
 def newest(checkpoints: Path) -> Path | None:
-    """The checkpoint that `latest` names, or None where nothing was saved.
-
-    Raises `IntegrityError` where checkpoints are there, or once were, and `latest` does not name one of them.
-    """
+    """The checkpoint that `latest` names, or None where nothing was saved. Raises `IntegrityError` where checkpoints
+    are there, or once were, and `latest` does not name one of them."""
     pointer, name = checkpoints / LATEST, pointed(checkpoints)
     names = saved_names(checkpoints)
     while (later := pointed(checkpoints)) != name:  # a run is saving meanwhile: what was listed is not what it names
@@ -83,8 +77,7 @@ def directory_at(path: str, step: int | None) -> Path:
         return found
     found = checkpoints / name_of(step)
     if not found.is_dir():
-        raise UserError(f"{path}@{step}: no checkpoint of step {step}; there are "
-                        f"{listed(saved_names(checkpoints))}")
+        raise UserError(f"{path}@{step}: no checkpoint of step {step}; there are {listed(saved_names(checkpoints))}")
     return found
 
 
@@ -122,7 +115,7 @@ def load_weights(checkpoint: Path, trunk, optimizer=None) -> None:
 
 
 def _from_master(box: Box, names: Collection[str]) -> Box:
-    """The box of a weight or master, to be read from the checkpoint's master if that is among its `names`."""
+    """The box of a weight or master, read from the checkpoint's master if that is among its `names`."""
     weight = box.key.removeprefix(_MASTERS)
     return replace(box, key=_MASTERS + weight if _MASTERS + weight in names else weight)
 
@@ -157,8 +150,7 @@ def _point_elsewhere(checkpoints: Path, name: str) -> None:
 def prune(checkpoints: Path, keep: int, always: set[int], up_to: int | None = None) -> list[str]:
     """Delete all but the newest `keep` checkpoints, those of the steps in `always` apart; returns names.
 
-    Checkpoints of steps beyond `up_to` (left by a run that went on from an older one) are neither counted nor
-    deleted: the run will write them again.
+    Steps beyond `up_to` are neither counted nor deleted: a run that went on from an older one will write them again.
     """
     names = [name for name in saved_names(checkpoints) if up_to is None or step_of(name) <= up_to]
     old = [name for name in names[:-keep] if step_of(name) not in always]

@@ -86,9 +86,7 @@ class ParallelSettings:
 @dataclass(frozen=True)
 class CheckpointSettings:
     """Save every `every` steps and at each phase's end; keep the newest `keep` besides those ends.
-
-    async: write beside training, from a copy in host memory; false frees that memory and waits for the disk.
-    """
+    async: write beside training, from a copy in host memory; false frees that memory and waits for the disk."""
 
     every: int = 1000
     keep: int = 2

@@ -2,12 +2,6 @@
 
 `checksums.json` holds size and sha256 of every other file, and the sha256 of that list. It is written in one exact
 form, and a file in any other form is refused, so that it covers itself.
-
-    1. `checksums_text(files)`    its bytes
-    2. `verify(checkpoint)`       problems of one checkpoint, by one process; `[]` is intact
-    3. `check(checkpoint)`        the same by all ranks, each hashing a share; `IntegrityError` on every rank
-    4. `newest_intact(...)`       what to go on from instead
-    5. `fair_shares(...)`         work of known size, split over the ranks
 """
 
 import hashlib
@@ -42,10 +36,7 @@ def verify(checkpoint: Path) -> list[str]:
 
 
 def check(checkpoint: Path) -> None:
-    """`verify` by all ranks, each hashing a share of the files; collective.
-
-    Raises `IntegrityError` on every rank, naming what is wrong and the newest intact checkpoint beside it.
-    """
+    """`verify` by all ranks, each hashing a share of the files; collective. Raises `damaged`'s error on every rank."""
     files, problems = _recorded(checkpoint)
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if not problems:
@@ -77,16 +68,11 @@ def gone(checkpoint: Path) -> IntegrityError:
 
 
 def newest_intact(checkpoints: Path, before: str | None = None) -> Path | None:
-    """The newest checkpoint in `checkpoints` that `verify` finds nothing wrong with.
-
-    before: where it is the name of a checkpoint, only those of earlier steps: later ones were left by a run that has
-    gone on from an older one since, and are not what this run did.
-    """
+    """The newest checkpoint in `checkpoints` that `verify` finds nothing wrong with; if `before` is the name of one, of
+    earlier steps only: later ones were left by a run that has gone on from an older one since."""
     limit = step_of(before) if before is not None and is_name(before) else None
-    for name in reversed(saved_names(checkpoints)):
-        if (limit is None or step_of(name) < limit) and not verify(checkpoints / name):
-            return checkpoints / name
-    return None
+    earlier = [name for name in saved_names(checkpoints) if limit is None or step_of(name) < limit]
+    return next((checkpoints / name for name in reversed(earlier) if not verify(checkpoints / name)), None)
 
 
 def _recorded(checkpoint: Path) -> tuple[dict, list[str]]:

@@ -27,9 +27,7 @@ def is_name(name: str) -> bool:
 
 def split_step(run: str) -> tuple[str, int | None]:
     """`RUN_DIR[@STEP]` as path and step (None: the newest). A directory that is there under the whole name is meant.
-
-    Raises `UserError` where there is none and what follows the last @ is no step number.
-    """
+    Raises `UserError` where there is none and what follows the last @ is no step number."""
     path, at, step = run.rpartition("@")
     if not at or os.path.isdir(run):
         return run, None

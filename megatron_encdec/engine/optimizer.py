@@ -1,10 +1,5 @@
 """megatron.core's DDP and DistributedOptimizer around the trunk, at every size, GPU or CPU.
 
-    1. `wrap(trunk)`              gradient buffers, reduction over data-parallel ranks (fp32); `whole_parameters`
-    2. `build_optimizer(ddp)`     AdamW with fp32 masters split over data-parallel ranks; decay on every parameter
-    3. `set_learning_rate`, `gradient_norm`, `update`; `nonfinite_gradients` where no update is made
-    4. `local_states`, `update_count`, `set_update_count`, `reset_moments`     the state, in place
-
 Without Transformer Engine or Apex the inner optimizer is torch's AdamW, whose `step` lives with each parameter;
 megatron.core expects it in the parameter group. Both have their state from the start.
 """
@@ -149,10 +144,9 @@ def update(optimizer, norm: float) -> None:
 
 @torch.no_grad()
 def nonfinite_gradients(trunk: Trunk, optimizer) -> list[tuple[str, bool]]:
-    """Names of the parameters whose gradient is not finite on this rank, in the order of the forward pass; and
-    whether this rank's own backward pass made it so: then it shows outside this rank's range of the parameter, where
-    its buffer still holds what it computed. Inside stands the sum over the data-parallel ranks.
-    """
+    """Names of the parameters whose gradient is not finite on this rank, in the order of the forward pass; and whether
+    its own backward pass made it so: then it shows outside this rank's range of the parameter, where the buffer still
+    holds what it computed. Inside stands the sum over the data-parallel ranks."""
     found, states = [], local_states(optimizer)
     for name, parameter in trunk.named_parameters():
         bad = ~torch.isfinite(parameter.main_grad.reshape(-1))

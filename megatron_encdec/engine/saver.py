@@ -61,8 +61,7 @@ class _Job:
 
 
 class Saver:
-    """Saves `trunk` and `optimizer` (each may be None) into `checkpoints`, keeping the newest `keep`; made
-    collectively.
+    """Saves `trunk` and `optimizer` (each may be None) into `checkpoints`, the newest `keep` kept; made collectively.
 
     asynchronous: `save` returns when the state is copied (docs/checkpoints.md says how much memory that takes); else
     when the checkpoint is there. write_timeout: seconds to wait for the slowest rank's disk until the save has failed.
@@ -85,8 +84,7 @@ class Saver:
     def save(self, run_state: RunState, always: set[int] = frozenset(), delete: bool = True) -> None:
         """Save the state as it is now as that of `run_state.step`; collective. Waits for an earlier save first.
 
-        always: steps whose checkpoints are never deleted. delete: whether older ones make way for this one. How it
-        went comes out of `poll` or `wait`.
+        always: steps whose checkpoints are never deleted. delete: whether older ones make way for this one.
         """
         started = time.perf_counter()
         self._join()
@@ -103,9 +101,7 @@ class Saver:
 
     def save_boxes(self, run_state: RunState, boxes: Iterable[Box]) -> SaveEvent:
         """Write this rank's `boxes`, each made when it is asked for, as a checkpoint of weights alone; collective.
-
-        No trunk has to be there, so an import of any size fits into little memory.
-        """
+        No trunk has to be there, so an import of any size fits into little memory."""
         self._run(_Job(run_state, boxes, common_state(None), frozenset(), False, time.perf_counter()))
         return self._events.pop()
 
@@ -201,7 +197,5 @@ def _make(directory: Path) -> None:
 def _reason(failure: Exception) -> str:
     if isinstance(failure, OSError) and failure.strerror:
         return f"{failure.strerror}{f' ({failure.filename})' if failure.filename else ''}"
-    text = str(failure).splitlines()
-    if isinstance(failure, UserError):
-        return text[0]
-    return f"{type(failure).__name__}: {text[0] if text else 'no message'}"
+    text = next(iter(str(failure).splitlines()), "no message")
+    return text if isinstance(failure, UserError) else f"{type(failure).__name__}: {text}"

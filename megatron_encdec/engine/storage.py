@@ -4,10 +4,6 @@
     .metadata                        which box of which tensor lies where (torch's Metadata, a pickle)
     common.pt, metadata.json         update count and optimizer settings; what format this is
 
-    1. `write_boxes(...)`     one rank's file  ->  `Written`
-    2. `write_index(...)`     rank 0: the three files about the others
-    3. `read_boxes(...)`      fill boxes, whatever boxes were written; nothing in the files is run
-
 Why not megatron.core's own save: it gathers the optimizer's state before it writes, and takes 23.3 s where this takes
 4.2 s (docs/performance.md). Why not torch's: its files are not hashed on their way out, and its reader of `.metadata`
 runs what is in it (docs/checkpoints.md).
@@ -49,8 +45,7 @@ _COMMON = MetadataIndex("common_state/shard_0_1")  # what it calls the state tha
 
 @dataclass(frozen=True)
 class Written:
-    """A finished, durable file: its name, size and hash; each box in it (with values on torch's `meta` device, which
-    holds none) and where that lies."""
+    """A finished, durable file; each box in it (values on torch's `meta` device, which holds none) and its place."""
 
     name: str
     bytes: int
@@ -120,8 +115,7 @@ def write_index(directory: Path, files: list[Written], common: dict) -> list[Wri
 
 
 def common_state(optimizer) -> dict:
-    """common.pt as megatron.core lays it out: each parameter group's settings (learning rate, betas and so on) with
-    Adam's update count. No optimizer: no groups."""
+    """common.pt as megatron.core lays it out: each parameter group's settings with Adam's update count."""
     count, groups = update_count(optimizer), optimizer.param_groups if optimizer else []
     settings = [{key: value for key, value in group.items() if key != "params"} | {"step": count} for group in groups]
     return {"optimizer": {"optimizer": {"param_groups": settings},
@@ -201,7 +195,6 @@ def _beside(directory: Path, name: str) -> Path:
 
 
 def _read_items(key: str, boxes: list[Box], metadata: Metadata) -> list:
-    """What to read for the `boxes` of the tensor `key`."""
     about = metadata.state_dict_metadata.get(key)
     if not isinstance(about, TensorStorageMetadata):
         raise ValueError(f"{key} is not in it")
@@ -222,5 +215,4 @@ class _Filling(DefaultLoadPlanner):
         self._values = {(box.key, torch.Size(box.offset)): box.values for box in boxes}
 
     def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
-        """The values of the whole box."""
         return self._values[index.fqn, index.offset]

@@ -1,4 +1,4 @@
-"""What a dataset gives without an encoder, written once beside the tree of results:
+"""What a dataset gives without an encoder, written once as RESULTS/baselines/<family>/<dataset>.json:
 
     {"metric": "accuracy", "baselines": {"majority": {"validation": {"score": 0.55}, "test": {"score": 0.51}}, ...}}
 
@@ -9,8 +9,6 @@ Names of baselines are free; `test.score`, from 0 to 1 and in the runs' metric, 
     TC   majority (no entity), word_tag (a word's most frequent tag in training)
     QA   no_answer (of use where questions may have none), random_span (a seeded guess of five words)
     IR   bm25 (Okapi, k1 = 1.2, b = 0.75, over the same documents)
-
-    1. `ensure_baselines(run, task)`     RESULTS/baselines/<family>/<dataset>.json, if it is not there
 """
 
 import math
@@ -113,7 +111,7 @@ def _spans(_: Examples) -> dict[str, Scorer]:
 
 def _retrieval(examples: Examples) -> dict[str, Scorer]:
     def score(rows: list) -> dict:
-        corpus = list(dict.fromkeys([text for one in rows for text in one.positives] + examples.documents))
+        corpus = examples.corpus(rows)
         numbers = {text: number for number, text in enumerate(corpus)}
         ranked = Bm25(corpus)
         return metrics.ndcg([ranked.best(one.query, metrics.RANKS) for one in rows],

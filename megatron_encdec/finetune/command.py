@@ -63,7 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _sweep(config: FinetuneConfig, runs: list[FinetuneRun], todo: int) -> Sweep:
-    """The sweep, with workers for this machine."""
     gpus, cores = _gpus(), available_cores()
     workers = min(todo, config.sweep.workers or len(gpus) or min(MOST_WORKERS, cores))
     threads = max(1, cores // workers)

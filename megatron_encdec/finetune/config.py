@@ -1,9 +1,5 @@
 """What is fine-tuned on what, and how: the YAML of `megatron-encdec finetune`, and its runs.
 
-    1. `load_config(path, overrides)`     YAML -> `FinetuneConfig`, mistakes named by their key
-    2. `FinetuneConfig.runs()`            one `FinetuneRun` for each model x dataset x learning rate x seed
-    3. `FinetuneRun.directory`            RESULTS/<model>/<SC|TC|QA|IR>/<dataset>/[<train set>_]lr<LR>_sd<seed>
-
 Defaults are the protocol of arXiv 2507.00994 (fine-tuning): its rates and seeds, batch 32, at most 1000 steps or one
 epoch, 10 % warm-up then linear decay, betas .9/.95, eps 1e-5, weight decay 0.1, round(0.99 * 2048) tokens.
 """
@@ -11,11 +7,11 @@ epoch, 10 % warm-up then linear decay, betas .9/.95, eps 1e-5, weight decay 0.1,
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from megatron_encdec.finetune.results_tree import BASELINES, name_of_run
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.schema import apply_override, build, load_yaml
+from megatron_encdec.platform.schema import above, apply_override, at_least, build, load_yaml
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4)
 SEEDS = (0, 1, 2, 3, 4)
@@ -25,13 +21,6 @@ MAX_LENGTH = round(0.99 * 2048)
 def _is_folder_name(name: str) -> bool:
     """Whether `name` names one folder of a results tree, and one that `study report` reads."""
     return bool(name) and "/" not in name and not name.startswith((".", "_"))
-
-
-def _check_counts(config: Any, *keys: str) -> None:
-    """Each is None, or at least 1."""
-    for key in keys:
-        if (value := getattr(config, key)) is not None and value < 1:
-            raise ValueError(f"{key}: expected at least 1, found {value}")
 
 
 @dataclass(frozen=True)
@@ -92,7 +81,7 @@ class DatasetConfig:
             object.__setattr__(self, "labels", tuple(map(str, self.labels)))
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: one is given twice")
-        _check_counts(self, "max_train", "max_eval")
+        at_least(self, 1, "max_train", "max_eval")
 
 
 @dataclass(frozen=True)
@@ -127,12 +116,11 @@ class TrainingConfig:
     save_model: bool = False
 
     def __post_init__(self):
-        _check_counts(self, "batch_size", "micro_batch_size", "retrieval_micro_batch_size", "max_steps", "epochs",
-                      "max_answer_length", "checkpoint_every", "max_length")
+        at_least(self, 1, "batch_size", "micro_batch_size", "retrieval_micro_batch_size", "max_steps", "epochs",
+                 "max_answer_length", "checkpoint_every", "max_length")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup: a share of the steps from 0 to below 1, found {self.warmup}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature: expected more than 0, found {self.temperature}")
+        above(self, 0, "temperature")
 
 
 @dataclass(frozen=True)
@@ -161,7 +149,7 @@ class SweepConfig:
     retry_failed: bool = False
 
     def __post_init__(self):
-        _check_counts(self, "workers")
+        at_least(self, 1, "workers")
 
 
 @dataclass(frozen=True)

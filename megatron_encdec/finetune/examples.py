@@ -1,8 +1,5 @@
 """Checked examples of the four families, whatever they were read from.
 
-    1. `load_examples(dataset)`     dataset -> `Examples`: train, validation, test and the labels
-    2. `positives_of(pairs)`        of each query, the documents that answer it
-
 Each row is checked where it is read: a label that is missing or unknown, a span that its context does not hold, an
 empty text become one `UserError` that names the file and line. Labels are those of the whole training set, in order:
 numbers by value, names by letter. Without a validation set, 5 % of train are it.
@@ -70,6 +67,10 @@ class Examples:
     labels: tuple[str, ...] = ()
     documents: list[str] = field(default_factory=list)
     unlabelled: dict[str, int] = field(default_factory=dict)
+
+    def corpus(self, pairs: Sequence[Pair]) -> list[str]:
+        """What the queries of `pairs` are searched in: all their positives, then `documents`, each text once."""
+        return list(dict.fromkeys([text for pair in pairs for text in pair.positives] + self.documents))
 
 
 def load_examples(dataset: DatasetConfig) -> Examples:
@@ -144,9 +145,8 @@ def _of(example: Text | Words) -> Sequence[str]:
 
 
 def _split_off(examples: list, labelled: bool) -> tuple[list, list]:
-    """(train, validation): 5 % of `examples`, drawn with seed 42 (arXiv 2507.00994, fine-tuning). `labelled`: an
-    example that is the last one of a label stays in train, and the next of the draw takes its place while there are
-    others."""
+    """(train, validation): 5 % of `examples`, drawn with seed 42 (arXiv 2507.00994, fine-tuning). `labelled`: the last
+    example of a label stays in train, and the next of the draw takes its place while there are others."""
     labels = [set(_of(example)) if labelled else set() for example in examples]
     left = Counter(label for one in labels for label in one)
     order = list(range(len(examples)))

@@ -1,9 +1,5 @@
 """Examples as tokens, and what a model answers as scores: one `Task` for each family.
 
-    1. `load_task(run)`               examples, tokenizer, features; the last ones are kept for the next run
-    2. `Task.train`                   a list of features, each a dict of lists; `collate` makes a batch
-    3. `Task.features(split)`         what to run the model on; `Task.score(split, outputs)` its scores
-
 A feature: `ids` (tokens) and `labels` (SC: one class; TC: a label a token, -100 where none; QA: start, end). Retrieval
 has a feature for each query and positive in training (`ids`, `document_ids`, and the numbers of the document and of all
 the query's positives), `ids` alone when texts are embedded. Longest inputs: `max_length` tokens; a text of
@@ -18,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from megatron_encdec.finetune import metrics
@@ -69,6 +66,7 @@ class Task:
     def __init__(self, run: FinetuneRun, examples: Examples):
         self.training = run.training
         self.examples, self.labels = examples, examples.labels
+        self.numbers = {label: number for number, label in enumerate(self.labels)}
         self.tokenizer = load_tokenizer(run.model.path)
         self.pad = self.tokenizer.pad_token_id
         self.separator = self.pad if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
@@ -102,19 +100,14 @@ class Task:
 
     def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, torch.Tensor]:
         """A batch, padded on the right: input_ids and attention_mask [B, S], and `labels` where there are some."""
-        length = max(len(feature[key]) for feature in features)
-        batch = {"input_ids": torch.full((len(features), length), self.pad),
-                 "attention_mask": torch.zeros((len(features), length), dtype=torch.long)}
-        for row, feature in enumerate(features):
-            count = len(feature[key])
-            batch["input_ids"][row, :count] = torch.as_tensor(feature[key])
-            batch["attention_mask"][row, :count] = 1
+        rows = [torch.tensor(feature[key]) for feature in features]
+        batch = {"input_ids": pad_sequence(rows, batch_first=True, padding_value=self.pad),
+                 "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)}
         if "labels" in features[0]:
-            batch["labels"] = torch.tensor([self._padded(feature["labels"], length) for feature in features])
+            labels = [torch.tensor(feature["labels"]) for feature in features]
+            batch["labels"] = (pad_sequence(labels, batch_first=True, padding_value=IGNORED) if labels[0].dim()
+                               else torch.stack(labels))
         return batch
-
-    def _padded(self, labels: Any, length: int) -> Any:
-        return labels
 
     def _train(self) -> list[Feature]:
         return self._evaluated(self.examples.train)
@@ -133,12 +126,12 @@ class Classification(Task):
     metric = "accuracy"
 
     def _evaluated(self, examples: list[Text]) -> list[Feature]:
-        numbers = {label: number for number, label in enumerate(self.labels)}
         rows = self.encode([example.text for example in examples])
         if any(example.pair is not None for example in examples):
             pairs = self.encode([example.pair or "" for example in examples], special=False)
             rows = [self._two(row, pair) for row, pair in zip(rows, pairs, strict=True)]
-        return [{"ids": row, "labels": numbers[example.label]} for row, example in zip(rows, examples, strict=True)]
+        return [{"ids": row, "labels": self.numbers[example.label]}
+                for row, example in zip(rows, examples, strict=True)]
 
     def _two(self, first: list[int], second: list[int]) -> list[int]:
         """first, separator, second; of both, the longer is cut until they fit."""
@@ -157,7 +150,6 @@ class Tagging(Task):
     metric = "entity F1 (seqeval)"
 
     def _evaluated(self, examples: list[Words]) -> list[Feature]:
-        numbers = {label: number for number, label in enumerate(self.labels)}
         words = [(" " if place else "") + word for example in examples for place, word in enumerate(example.words)]
         tokens = iter(self.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"])
         features = []
@@ -166,15 +158,12 @@ class Tagging(Task):
             for tag in example.tags:
                 word = next(tokens) or [self.pad]
                 ids += word
-                labels += [numbers[tag]] + [IGNORED] * (len(word) - 1)
+                labels += [self.numbers[tag]] + [IGNORED] * (len(word) - 1)
             if len(ids) > self.max_length:
                 raise UserError(f"{example.where}: {len(ids)} tokens, more than the {self.max_length} that the model "
                                 "takes; split the sentence")
             features.append({"ids": ids, "labels": labels})
         return features
-
-    def _padded(self, labels: list[int], length: int) -> list[int]:
-        return labels + [IGNORED] * (length - len(labels))
 
     def score(self, split: str, outputs: list) -> dict:
         predicted = [[self.labels[int(label)] for label, place in zip(output, feature["labels"], strict=True)
@@ -293,12 +282,8 @@ class Retrieval(Task):
 
     def _evaluated(self, examples: list) -> list[Feature]:
         queries = self.encode([self.training.query_prefix + example.query for example in examples])
-        corpus = self.encode([self.training.document_prefix + text for text in self._corpus(examples)])
+        corpus = self.encode([self.training.document_prefix + text for text in self.examples.corpus(examples)])
         return [{"ids": ids} for ids in [*queries, *corpus]]
-
-    def _corpus(self, examples: list) -> list[str]:
-        return list(dict.fromkeys([text for example in examples for text in example.positives]
-                                  + self.examples.documents))
 
     def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, torch.Tensor]:
         """In training the documents stand beside the queries: `document_input_ids` and its mask [B, S], `document` [B]
@@ -307,17 +292,16 @@ class Retrieval(Task):
         if "document_ids" in features[0] and key == "ids":
             documents = super().collate(features, "document_ids")
             batch |= {f"document_{name}": tensor for name, tensor in documents.items()}
-            most = max(len(feature["positives"]) for feature in features)
             batch["document"] = torch.tensor([feature["document"] for feature in features])
-            batch["positives"] = torch.tensor([feature["positives"] + [-1] * (most - len(feature["positives"]))
-                                               for feature in features])
+            batch["positives"] = pad_sequence([torch.tensor(feature["positives"]) for feature in features],
+                                              batch_first=True, padding_value=-1)
         return batch
 
     def score(self, split: str, outputs: list) -> dict:
         examples = getattr(self.examples, split)
         embeddings = np.stack(outputs)
         queries, documents = embeddings[: len(examples)], embeddings[len(examples) :]
-        numbers = {text: number for number, text in enumerate(self._corpus(examples))}
+        numbers = {text: number for number, text in enumerate(self.examples.corpus(examples))}
         ranked = []
         for begin in range(0, len(queries), 256):
             scores = queries[begin : begin + 256] @ documents.T

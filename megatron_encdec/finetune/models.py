@@ -5,10 +5,6 @@ an MLM phase as EuroBERT): every run is a stock EuroBERT class, so what is saved
 
     SC   EuroBertForSequenceClassification, mean pooling      TC   EuroBertForTokenClassification
     QA   the same with two labels, start and end              IR   EuroBertModel, pooled by mean (sentence-transformers)
-
-    1. `encoder_config(path)`     the EuroBERT config of a directory, or why it cannot be one
-    2. `build_model(...)`         the model
-    3. `mean_pool(...)`           over the tokens, padding left out
 """
 
 import json
@@ -27,7 +23,6 @@ _CLASSES = {"SC": "EuroBertForSequenceClassification", "TC": "EuroBertForTokenCl
 _SHARED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
            "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
            "attention_bias", "pad_token_id", "bos_token_id", "eos_token_id", "rope_parameters", "head_dim")
-_QA_LABELS = ("start", "end")
 
 
 def encoder_config(path: str | Path) -> transformers.EuroBertConfig:
@@ -69,7 +64,7 @@ def build_model(path: str, family: str, labels: Sequence[str] = (), weights: str
     """
     config = encoder_config(path)
     if family != "IR":
-        names = _QA_LABELS if family == "QA" else labels
+        names = ("start", "end") if family == "QA" else labels
         config.id2label = dict(enumerate(names))
         config.label2id = {label: number for number, label in enumerate(names)}
     config.architectures = [_CLASSES[family]]

@@ -3,14 +3,9 @@
     torchrun --nproc-per-node 2 -m nemo_automodel.cli.app RUN/nemo.yaml      (`prepare_files` in run.py writes it)
 
 NeMo's recipe owns the process group, model and DDP, optimizer, schedule, data loader, step scheduler and checkpoints.
-Ours:
-
-    1. `model_of`, `training_features`    what the YAML names as `_target_`, given the path of the run's cell.json
-    2. `setup`                            the device, the task (tokenised once a process), the batches' collation
-    3. `_run_train_optim_step`            the loss is a sum over targets divided by their number in the *global* batch,
-                                          so ranks and micro-batches change nothing
-    4. `run_train_validation_loop`        NeMo's loop, then scores of validation and test, shared among ranks
-    5. `finish`                           the model where it is kept, record.json, results.json last
+Ours are what the YAML names as `_target_`, the batches' collation, the scores (computed in shares among ranks), what is
+written at the end, results.json last; and a step whose loss is a sum over targets divided by their number in the
+*global* batch, so ranks and micro-batches change nothing.
 
 Legend of shapes: B texts of a micro-batch, S tokens, C classes, H hidden size, N pairs of the global batch.
 """
@@ -345,10 +340,8 @@ class Retrieval(EncoderRecipe):
 
     def _loss_and_gradient(self, embeddings: torch.Tensor, numbers_B: torch.Tensor,
                            positives_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum of this rank's losses, and the gradient of all ranks' losses at its queries and documents.
-
-        numbers_B: which documents those of this rank are; positives_BP: which answer each query (P at most).
-        """
+        """The sum of this rank's losses, and the gradient of all ranks' losses at its queries and documents. numbers_B:
+        which documents those of this rank are; positives_BP: which answer each query (P at most)."""
         count = len(numbers_B)
         queries = embeddings[:count].detach().requires_grad_()
         own = embeddings[count:].detach()

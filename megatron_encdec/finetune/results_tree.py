@@ -10,20 +10,13 @@
     TREE/baselines/<family>/<dataset>.json                    what costs no encoder (baselines.py)
 
 A run with neither results nor a failure was never begun, or was killed: it is done (again).
-
-    1. `name_of_run(...)`, `place_of_run(name)`                 learning rate, seed, train set <-> the folder's name
-    2. `state_of(directory)`, `claim(directory)`                what is to do, and who does it
-    3. `write_results`, `read_scores`, `write_failure`, `read_reason`
-    4. `plan(directories)`, `planned(path)`                     grid.json
-    5. `read_json(path)`, `score_of(record, split, path)`       any of these files, refused in one line that names it
 """
 
-import contextlib
 import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +24,6 @@ import orjson
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
-from megatron_encdec.rundir.lock import FolderLock, InUse
 
 FAMILIES = ("SC", "TC", "QA", "IR")
 RESULTS, FAILURE, GRID, BASELINES = "results.json", "failure.json", "grid.json", "baselines"
@@ -60,18 +52,6 @@ def state_of(directory: Path) -> str:
     if (directory / RESULTS).is_file():
         return FINISHED
     return FAILED if (directory / FAILURE).is_file() else TODO
-
-
-@contextlib.contextmanager
-def claim(directory: Path) -> Iterator[InUse | None]:
-    """Hold the run's folder while the context lasts; gives None then, or says who has it."""
-    with contextlib.ExitStack() as stack:
-        held = None
-        try:
-            stack.enter_context(FolderLock(directory, "results"))
-        except InUse as refused:
-            held = refused
-        yield held
 
 
 def write_results(directory: Path, results: dict) -> None:
@@ -105,7 +85,7 @@ def read_reason(path: Path) -> str:
 
 
 def reason_of(directory: Path) -> str:
-    """Why the run of a failed state failed, as far as its folder says."""
+    """The same of a run's folder, or why that cannot be read."""
     try:
         return read_reason(directory / FAILURE)
     except UserError as error:

@@ -1,8 +1,5 @@
 """Rows of labelled sets, from files or from the hub, each with where it stands: as many as there are, or one line why.
 
-    1. `read_split(dataset, split)`     "train" | "validation" | "test" -> [(where, row)]
-    2. `read_file(path)`                a file by its suffix: JSON lines, Parquet, and text in columns (columns.py)
-
 Values are as the file has them; `examples.py` checks them. `where` is FILE:LINE (or row) for messages. A class number
 of the hub (and of Parquet that `datasets` wrote) becomes its name, -1 becomes `UNLABELLED`. A file without rows, one
 that cannot be parsed, an unknown suffix: `UserError` in one line.
@@ -61,10 +58,8 @@ def read_file(path: Path) -> list[Row]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text file with their ends, UTF-8 without a byte order mark, plain or compressed.
-
-    What is no text (UTF-16, other bytes that are not UTF-8, the NUL bytes that a crash leaves) is a `UserError`.
-    """
+    """The lines of a text file with their ends, UTF-8 without a byte order mark, plain or compressed. What is no text
+    (UTF-16, other bytes that are not UTF-8, the NUL bytes that a crash leaves) is a `UserError`."""
     for number, data in enumerate(_encoded_lines(path), 1):
         try:
             text = data.decode("utf-8")
@@ -130,7 +125,6 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def _read_hub(hub: str, split: str) -> list[Row]:
-    """A split of the hub (or of its cache)."""
     import datasets
 
     name, *rest = hub_name(hub)

@@ -1,14 +1,10 @@
 """A sweep: the runs of a grid, learning rates x seeds, done by workers until each is finished or has failed.
 
-    1. what is on disk decides what is to do           results_tree.py: a finished run is never repeated
-    2. workers get runs, those of one dataset to the   sweep_worker.py: models and data stay loaded
-       same worker where possible
-    3. a run that another sweep works on is waited     two sweeps on one tree share its runs
-       for, and done here if the other gives it up
-    4. a worker that dies is replaced, its run tried   a run that ends two processes has failed
-       once more
-    5. SIGTERM or Ctrl-C ends all runs at once; they   no file of theirs is left half-written
-       are repeated by the next launch
+    1. what is on disk decides what is to do: a finished run is never repeated (results_tree.py)
+    2. workers get runs, those of one dataset to the same worker where possible: models and data stay loaded
+    3. a run that another sweep works on is waited for, and done here if the other gives it up
+    4. a worker that dies is replaced, its run tried once more: one that ends two processes has failed
+    5. SIGTERM or Ctrl-C ends all runs at once, leaving no file half-written; the next launch repeats them
 """
 
 import signal
@@ -109,16 +105,11 @@ class Sweep:
                     self._hear()
             finally:
                 self._end(signals)
-            if signals.received is not None:
-                self._count_stopped(signals.received)
+            if signals.received is not None:  # a run may have ended between that and its worker's end: the disk knows
+                finished = sum(state_of(run.directory) == FINISHED for run in self._runs)
+                outcome.ran += finished - outcome.finished
+                outcome.finished, outcome.stopped_by = finished, signals.received
         return outcome
-
-    def _count_stopped(self, number: int) -> None:
-        """A run may have ended between the signal and its worker's end: only the disk knows."""
-        outcome, runs = self._outcome, self._runs
-        finished = sum(state_of(run.directory) == FINISHED for run in runs)
-        outcome.ran += finished - outcome.finished
-        outcome.finished, outcome.stopped_by = finished, number
 
     @property
     def _busy(self) -> list[_Worker]:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_encdec.finetune.results_tree import FINISHED, claim, state_of, write_failure, write_results
+from megatron_encdec.finetune.results_tree import FINISHED, state_of, write_failure, write_results
 from megatron_encdec.platform.children import tell
 from megatron_encdec.platform.errors import RunFailed, UserError
+from megatron_encdec.rundir.lock import FolderLock, InUse
 
 LOG = "log.txt"  # in the run's folder: what the run printed
 SECONDS_BETWEEN_STEPS = 0.2  # between messages of progress
@@ -29,25 +30,30 @@ def make_runner(function: str) -> Callable[[Any], tuple[str, Any]]:
     mistake of the user's (`UserError`, a package that is missing) is no result of the run: nothing is recorded.
     """
     def do(run: Any) -> tuple[str, Any]:
-        directory = run.directory
-        with claim(directory) as held:
-            if held is not None:
-                return "elsewhere", str(held.holder or "another process")
-            if state_of(directory) == FINISHED:  # by another sweep, since ours began
-                return "finished", None
-            try:
-                with _output_to(directory / LOG):
-                    results = pkgutil.resolve_name(function)(run, _reporter())
-            except (UserError, ImportError) as error:
-                return "mistake", str(error)
-            except Exception as error:  # one run's failure is never another's
-                reason = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
-                write_failure(directory, reason, traceback.format_exc())
-                return "failed", reason
-            write_results(directory, results)
-            return "finished", {split: results[split]["score"] for split in ("validation", "test")}
+        try:
+            with FolderLock(run.directory, "results"):
+                return _do_alone(function, run)
+        except InUse as refused:
+            return "elsewhere", str(refused.holder or "another process")
 
     return do
+
+
+def _do_alone(function: str, run: Any) -> tuple[str, Any]:
+    directory = run.directory
+    if state_of(directory) == FINISHED:  # by another sweep, since ours began
+        return "finished", None
+    try:
+        with _output_to(directory / LOG):
+            results = pkgutil.resolve_name(function)(run, _reporter())
+    except (UserError, ImportError) as error:
+        return "mistake", str(error)
+    except Exception as error:  # one run's failure is never another's
+        reason = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
+        write_failure(directory, reason, traceback.format_exc())
+        return "failed", reason
+    write_results(directory, results)
+    return "finished", {split: results[split]["score"] for split in ("validation", "test")}
 
 
 @contextlib.contextmanager

@@ -1,8 +1,5 @@
 """What a field of a row says: the class that a label names, and the answers of a question. ValueError with the cause.
 
-    1. `class_name(value, fixed)`                      a value of the label column -> the class's name
-    2. `read_answers(answers, impossible, context)`    -> [(text, start in characters)], checked against the context
-
 A class is written differently by different tools: 1, 1.0 (pandas, where a value of the column was missing), "1", true.
 Answers are SQuAD's {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"} (or "start"), or of texts
 alone (ReCoRD), each of which is taken where it first stands in the context; CSV holds any of these as JSON, or one
@@ -23,8 +20,7 @@ _FORM = 'SQuAD\'s {"text": [...], "answer_start": [...]}, a list of {"text", "an
 def class_name(value: Any, fixed: Sequence[str] | None = None) -> str:
     """The class that `value` names. One that stands so in `fixed`, the dataset's `labels`, is that.
 
-    A float that is no whole number (also as text, as CSV has it) is a score, and anything but a text, a number or a
-    boolean is no label.
+    A float that is no whole number (also as text, as in CSV) is a score; only texts, numbers and booleans are labels.
     """
     if isinstance(value, (str, int, float)) and str(value) in (fixed or ()):
         return str(value)

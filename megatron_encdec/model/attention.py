@@ -1,15 +1,11 @@
 """Attention: its kind and its boundaries travel with the micro-batch, never as state on a module.
 
-    1. `AttentionContext`   what one micro-batch carries through every layer: kind, segments, rotary angles
-    2. `rotate`             rotary position embedding of queries and keys
-    3. `TorchAttention`     of the torch layers: on windows, or on packed segments (THD)
-    4. `transformer_engine_attention()`   the same on Transformer Engine's packed kernels
-
 Shape suffixes: S window length, B windows, H heads, G of keys and values, D head dimension, T = B * S packed tokens.
 Rotary positions count from the window's start. Attention between tokens of one segment depends only on their
 distance, so a segment's outputs are those it would have alone.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -44,9 +40,7 @@ def explicit_is_faster(length: int, dtype: torch.dtype) -> bool:
 def segment_mask(cu_seqlens: torch.Tensor, windows: int, length: int, kind: AttentionKind,
                  dtype: torch.dtype) -> torch.Tensor:
     """Additive mask [B, 1, S, S]: 0 inside a segment (and not ahead, if causal), -inf elsewhere.
-
-    cu_seqlens: int32 [segments + 1], cuts of the B * S flattened tokens, 0 and B * S included.
-    """
+    cu_seqlens: int32 [segments + 1], cuts of the B * S flattened tokens, 0 and B * S included."""
     positions_T = torch.arange(windows * length, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
     segment_BS = torch.bucketize(positions_T, cu_seqlens, right=True).view(windows, length)
     allowed_BSS = segment_BS[:, :, None] == segment_BS[:, None, :]
@@ -77,9 +71,7 @@ def _turn(x, cos, sin):
 
 def rotate(layer, query: torch.Tensor, key: torch.Tensor, context: AttentionContext) -> tuple:
     """Queries and keys [S, B, H, D] (packed: [T, H, D]) with rotary embedding, halves forming the pairs.
-
-    layer: the attention module; its config may leave its `layer_number` (from 1, of the whole trunk) without one.
-    """
+    layer: the attention module; its config may leave its `layer_number` (from 1, of the whole trunk) without one."""
     pattern = layer.config.no_rope_freq
     if pattern and pattern[layer.layer_number - 1]:
         return query, key
@@ -131,9 +123,8 @@ def _explicit_attention(query_BHSD, key_BGSD, value_BGSD, mask_B1SS):
 
 def _one_segment_after_another(query_THD, key_TGD, value_TGD, context: AttentionContext):
     """For a CPU, where reading the cuts costs nothing."""
-    cuts = context.cu_seqlens_q.tolist()
     outputs = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(context.cu_seqlens_q.tolist()):
         query_1HSD, key_1GSD, value_1GSD = (x[start:end].transpose(0, 1)[None] for x in (query_THD, key_TGD, value_TGD))
         out_1HSD = F.scaled_dot_product_attention(
             query_1HSD, key_1GSD, value_1GSD, is_causal=context.kind == "causal",
@@ -156,9 +147,7 @@ PACKED_MASK_TYPES = {"causal": mcore.AttnMaskType.padding_causal, "bidirectional
 
 def transformer_engine_attention() -> type:
     """The core-attention class for the Transformer Engine spec; imports TE."""
-    te = mcore.transformer_engine_modules()
-
-    class PackedAttention(te.TEDotProductAttention):
+    class PackedAttention(mcore.transformer_engine_modules().TEDotProductAttention):
         """TE's packed attention; its mask type comes from the micro-batch, not from the module."""
 
         def forward(self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None,

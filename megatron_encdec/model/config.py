@@ -72,10 +72,8 @@ class ModelConfig:
 
     @classmethod
     def from_yaml(cls, value: Any, where: str) -> "ModelConfig":
-        """A preset's name, or a mapping with `preset:` and overrides, or every size spelt out.
-
-        `run: RUN_DIR` in the place of a preset means the trunk of that run, imported ones included.
-        """
+        """A preset's name, or a mapping with `preset:` and overrides, or every size spelt out. `run: RUN_DIR` in the
+        place of a preset means the trunk of that run, imported ones included."""
         if isinstance(value, str):
             value = {"preset": value}
         if not isinstance(value, dict):

@@ -9,26 +9,19 @@ Both give a layer the same parameter names in a checkpoint, so one loads what th
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from megatron_encdec.model.attention import TorchAttention, transformer_engine_attention
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device
 
 
-class RMSNorm(torch.nn.Module):
-    """x / rms(x) * weight. Its weight's gradient is summed over tensor ranks under sequence parallelism."""
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's; the gradient of its weight is summed over tensor ranks under sequence parallelism."""
 
     def __init__(self, config, hidden_size, eps=None, **_unused):
-        super().__init__()
-        self.eps = config.layernorm_epsilon if eps is None else eps
-        self.weight = torch.nn.Parameter(
-            torch.ones(hidden_size, dtype=config.params_dtype, device=device()))
+        super().__init__(hidden_size, config.layernorm_epsilon if eps is None else eps, device=device(),
+                         dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel
-
-    def forward(self, x):
-        """x [..., hidden_size], same shape back."""
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
 @dataclass(frozen=True)
@@ -50,19 +43,14 @@ TORCH_KEYS = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_",
 TORCH = Parts(RMSNorm, RMSNorm, mcore.ColumnParallelLinear, mcore.RowParallelLinear, TorchAttention, TORCH_KEYS)
 
 
-def transformer_engine_parts() -> Parts:
-    """Those of Transformer Engine; imports it."""
-    te = mcore.transformer_engine_modules()
-    return Parts(te.TENorm, mcore.IdentityOp, te.TELayerNormColumnParallelLinear, te.TERowParallelLinear,
-                 transformer_engine_attention(), {})
-
-
 def block_spec(layers: str, num_layers: int, qk_norm: bool = False) -> mcore.TransformerBlockSubmodules:
     """Spec of `num_layers` layers and the final norm; `layers` is "torch" or "transformer_engine".
-
-    qk_norm: each head's queries and keys are normed before they are rotated (Qwen3, arXiv 2505.09388).
-    """
-    parts = transformer_engine_parts() if layers == "transformer_engine" else TORCH
+    qk_norm: each head's queries and keys are normed before they are rotated (Qwen3, arXiv 2505.09388)."""
+    parts = TORCH
+    if layers == "transformer_engine":
+        te = mcore.transformer_engine_modules()
+        parts = Parts(te.TENorm, mcore.IdentityOp, te.TELayerNormColumnParallelLinear, te.TERowParallelLinear,
+                      transformer_engine_attention(), {})
     head_norm = parts.norm if qk_norm else mcore.IdentityOp
     attention = mcore.ModuleSpec(
         module=mcore.SelfAttention,

@@ -1,8 +1,5 @@
 """Rotary embedding: the frequencies, and the scalings that released models stretch them with.
 
-    1. `RopeScaling`                      `model.rope_scaling`: the keys that Hugging Face's `rope_parameters` have
-    2. `rotary_angles`, `frequencies`     of whole windows, and of one position
-
 A scaling here is a function of the config alone. `dynamic` and `longrope`, whose frequencies depend on how long the
 text is, are not: isolated documents in one window would ask for several at once.
 

@@ -2,10 +2,6 @@
 
 What an objective changes comes with the micro-batch: inputs, labels and the attention kind. Parameter names and
 shapes never change, so a switch of objective is nothing but the next micro-batch.
-
-    1. `Trunk`                 this rank's part (tensor slice, pipeline stage): tokens -> hidden states -> losses
-    2. `build_trunk(...)`      the same with its initial weights
-
 Shape suffixes: S window length, B windows of a micro-batch, H hidden size, N labelled positions.
 """
 
@@ -30,9 +26,7 @@ from megatron_encdec.platform.distributed import Topology
 
 class Trunk(mcore.GPTModel):
     """A GPTModel that computes logits only where a label is and takes attention from the micro-batch.
-
-    packed: activations are [B * S, 1, H], windows end to end, instead of [S, B, H].
-    """
+    packed: activations are [B * S, 1, H], windows end to end, instead of [S, B, H]."""
 
     def __init__(self, model: ModelConfig, config: mcore.TransformerConfig, layers: str, topology: Topology,
                  sequence_length: int, performance: PerformanceSettings | None = None):
@@ -67,19 +61,15 @@ class Trunk(mcore.GPTModel):
             mask_B1SS = segment_mask(cu_seqlens, windows, length, kind, dtype)
         elif explicit and kind == "causal":
             mask_B1SS = segment_mask(cu_seqlens[:2], 1, length, kind, dtype)  # one mask for all windows
-        return AttentionContext(qkv_format="sbhd", kind=kind, cos=cos, sin=sin, mask_B1SS=mask_B1SS,
-                                explicit=explicit)
+        return AttentionContext(qkv_format="sbhd", kind=kind, cos=cos, sin=sin, mask_B1SS=mask_B1SS, explicit=explicit)
 
     def hidden_states(self, inputs_BS: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-        """Run this stage's layers; the first stage reads `inputs_BS`, the others their pipeline input.
-
-        Returns [S, B, H] (packed layers: [B * S, 1, H]); under sequence parallelism this rank's slice of it.
-        """
+        """This stage's output, [S, B, H] (packed layers: [B * S, 1, H]); under sequence parallelism this rank's slice
+        of it. The first stage reads `inputs_BS`, the others their pipeline input."""
         hidden = None
         if self.pre_process:
-            if self.packed:
-                inputs_BS = inputs_BS.reshape(1, -1)
-            hidden = self.embedding(input_ids=inputs_BS, position_ids=None)
+            ids = inputs_BS.reshape(1, -1) if self.packed else inputs_BS
+            hidden = self.embedding(input_ids=ids, position_ids=None)
         return self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=context)
 
     def logits(self, hidden: torch.Tensor, positions_N: torch.Tensor, windows: int) -> torch.Tensor:
@@ -89,11 +79,9 @@ class Trunk(mcore.GPTModel):
         return logits_N1V.flatten(0, 1)
 
     def forward(self, inputs_BS, context: AttentionContext, positions_N=None, labels_N=None, summed: bool = False):
-        """On the last stage the loss of each labelled position [N] in fp32, without gradients, or their sum, with
-        gradients, if `summed`; hidden states on the others.
-
-        inputs_BS: int64 token ids. positions_N: flat positions b * S + s of the labels, ascending.
-        """
+        """On the last stage the loss of each labelled position [N] in fp32, without gradients, or, if `summed`, their
+        sum, with gradients; hidden states on the others. inputs_BS: int64 token ids. positions_N: flat positions
+        b * S + s of the labels, ascending."""
         hidden = self.hidden_states(inputs_BS, context)
         if not self.post_process:
             return hidden

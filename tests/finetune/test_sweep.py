@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sweep_runs import grid, scores, train
 
-from megatron_encdec.finetune.results_tree import claim, plan, state_of, write_failure, write_results
+from megatron_encdec.finetune.results_tree import plan, state_of, write_failure, write_results
 from megatron_encdec.finetune.sweep import Sweep
+from megatron_encdec.finetune.sweep_worker import make_runner
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.rundir.lock import FolderLock
 
 FUNCTION = "sweep_runs:train"
 TESTS = str(Path(__file__).parents[1])
@@ -200,13 +203,12 @@ def test_a_run_that_its_other_sweep_gave_up_is_done_here(tmp_path):
     assert finish(two)["finished"] == 2
 
 
-def test_claims(tmp_path):
-    with claim(tmp_path / "run") as held:
-        assert held is None
-        with claim(tmp_path / "run") as second:
-            assert second.holder.pid == os.getpid()
-    with claim(tmp_path / "run") as held:
-        assert held is None
+def test_a_run_that_another_process_holds_is_left_to_it(tmp_path):
+    run = SimpleNamespace(directory=tmp_path / "run")
+    with FolderLock(run.directory, "results"):
+        kind, holder = make_runner(FUNCTION)(run)
+    assert kind == "elsewhere" and str(os.getpid()) in holder
+    assert state_of(run.directory) == "todo"
 
 
 def test_plans_add_up(tmp_path):
