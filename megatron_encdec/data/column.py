@@ -1,5 +1,8 @@
 """A sorted column of integers in a file, searched without holding any of it in memory.
 
+    1. `Column.read(first, count)`     some entries
+    2. `Column.between(above, upto)`   the run of entries in an interval: an interpolation search, a block at a time
+
 Entries are read by `pread`, never mapped: pages of a mapped index would count as this process's memory, and a file cut
 short under a mapping kills the process where a read can say what is wrong.
 

@@ -1,5 +1,10 @@
 """Randomness as a function of a key: no generator state is kept or saved.
 
+    1. `hash64(*parts)`                     any words and numbers -> a 64-bit key
+    2. `draws(seed, stream, index, count)`  raw 64-bit words of numpy's Philox under that key
+    3. `uniforms(...)`                      the same words as floats in [0, 1)
+    4. `permute(n, N, key)`                 a keyed shuffle of 0..N-1, one element at a time
+
 `stream` names the use ("mask", "length"), so that two uses of the same seed and index are independent. The words come
 from Philox's `random_raw`, whose output numpy keeps stable between versions (the methods of a `Generator` may change).
 """

@@ -1,8 +1,12 @@
-"""The hashes that a manifest has of its data: compared again, and computed for data that came without a manifest.
+"""The hashes that a manifest has of its data, and the manifest of data that came without one.
 
-What is computed is kept as PREFIX.fingerprint.json while the files' sizes and times stand. Such a manifest says what
-the files tell (sizes, counts, hashes); `tokenizer` and `settings`, which are not known, are None. Its `inputs` are the
-two files as they were when hashed.
+    1. `ranges_of(prefix, parts, shard_bytes)`   what is hashed: the shards of a .bin, and the whole .idx
+    2. `hash_ranges(ranges)`                     sha256 of each, in threads: hashing does without the interpreter's lock
+    3. `manifest_of_foreign(prefix)`             of data without one: kept as PREFIX.fingerprint.json while the files'
+                                                 sizes and times stand, else computed and kept
+
+Such a manifest says what the files themselves tell (sizes, counts, hashes); `tokenizer` and `settings`, which are not
+known, are None. Its `inputs` are the two files as they were when hashed.
 """
 
 import hashlib

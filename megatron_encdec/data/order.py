@@ -1,9 +1,12 @@
 """Which window is sample i? Answered in closed form, so that no shuffled index is built, stored or resumed.
 
+    1. `Mixture.locate(i)`    sample i -> (source, how many earlier samples came from that source)
+    2. `Order.locate(i)`      sample i -> (source, epoch, window); each epoch of each source has a shuffle of its own
+
 The weights cut the circle [0, 2**32) into one arc per source. Sample i stands at slot
 u_i = (i * STEP + offset) mod 2**32 with STEP / 2**32 near the golden ratio's inverse, whose multiples are spread as
 evenly as any: every prefix of the run holds each source in its proportion, up to a few samples. How many earlier
-samples fell on an arc is a sum of floors. Each epoch of each source has a shuffle of its own.
+samples fell on an arc is a sum of floors, found exactly in O(log) as by Euclid's algorithm.
 """
 
 from bisect import bisect_right

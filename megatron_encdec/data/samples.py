@@ -1,5 +1,9 @@
 """Sample i of a run: tokens of one window, and where attention must stop inside it.
 
+    1. `Samples(config)`   open the stores, count windows, set up the order
+    2. `sample(i)`         order -> (source, epoch, window) -> tokens_S
+    3. segment ends        document ends (isolate_documents) and random cuts (random_length), always S at last
+
 Windows of S = sequence_length tokens tile each source without overlap; a rest shorter than S at a source's
 end is not used. Legend: S tokens of a window, E segments of it.
 """

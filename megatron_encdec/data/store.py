@@ -1,5 +1,9 @@
 """Tokens on disk, read in place: a Megatron .bin/.idx pair seen as one long row of tokens.
 
+    1. `TokenStore(prefix)`     check the files against each other
+    2. `read(start, count)`     tokens by position in the row
+    3. `document_ends(...)`     where documents end, searched in the .idx
+
 Opening takes constant time and memory whatever the size: the .idx stores each sequence's byte offset, which
 is already a cumulative sum, so nothing is read ahead or added up. (A pair without a manifest is hashed once.)
 The format is described in `text/indexed.py`; here a document may also be several sequences, as other tools

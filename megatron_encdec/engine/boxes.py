@@ -1,5 +1,11 @@
 """Which boxes of which global tensors this rank holds: what it writes to a checkpoint, and what it fills from one.
 
+    1. `pieces(trunk)`    megatron.core's sharded state: where each local tensor lies in global tensors
+    2. `owned(...)`       the boxes that this rank writes: together the ranks write every element once
+    3. `wanted(...)`      the boxes that this rank needs: its weights, and its part of the optimizer's state
+    4. `fp8_state(...)`   the scales of the delayed FP8 recipe, which are tensors of their own
+    5. `HostCopy`         a snapshot of boxes in host memory
+
 DistributedOptimizer splits each parameter's fp32 state over the data-parallel ranks at any element: a flat range
 [start, stop) of the parameter. `tiles` cuts such a range into at most 2 * dimensions - 1 boxes, which torch's format
 can store, so nothing is gathered to save, and every rank writes an equal share of everything.

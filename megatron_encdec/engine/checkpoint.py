@@ -5,6 +5,10 @@
         run_state.json                                      step, phase, counters, history hash, ... (run_state.py)
         checksums.json                                      size and sha256 of every file (integrity.py)
     latest                   name of the newest, written last
+
+    1. `newest`, `pointed`, `directory_of`     finding one (names.py: `saved_names`, `name_of`)
+    2. `load(...)`, `load_weights(...)`         into a trunk and optimizer of any topology
+    3. `publish`, `prune`, `clean`              the directory's part of saving (saver.py)
 """
 
 import os

@@ -2,6 +2,12 @@
 
 `checksums.json` holds size and sha256 of every other file, and the sha256 of that list. It is written in one exact
 form, and a file in any other form is refused, so that it covers itself.
+
+    1. `checksums_text(files)`    its bytes
+    2. `verify(checkpoint)`       problems of one checkpoint, by one process; `[]` is intact
+    3. `check(checkpoint)`        the same by all ranks, each hashing a share; `IntegrityError` on every rank
+    4. `newest_intact(...)`       what to go on from instead
+    5. `fair_shares(...)`         work of known size, split over the ranks
 """
 
 import hashlib

@@ -1,5 +1,10 @@
 """megatron.core's DDP and DistributedOptimizer around the trunk, at every size, GPU or CPU.
 
+    1. `wrap(trunk)`              gradient buffers, reduction over data-parallel ranks (fp32); `whole_parameters`
+    2. `build_optimizer(ddp)`     AdamW with fp32 masters split over data-parallel ranks; decay on every parameter
+    3. `set_learning_rate`, `gradient_norm`, `update`; `nonfinite_gradients` where no update is made
+    4. `local_states`, `update_count`, `set_update_count`, `reset_moments`     the state, in place
+
 Without Transformer Engine or Apex the inner optimizer is torch's AdamW, whose `step` lives with each parameter;
 megatron.core expects it in the parameter group. Both have their state from the start.
 """

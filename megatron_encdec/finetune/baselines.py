@@ -1,4 +1,4 @@
-"""What a dataset gives without an encoder, written once as RESULTS/baselines/<family>/<dataset>.json:
+"""What a dataset gives without an encoder, written once beside the tree of results:
 
     {"metric": "accuracy", "baselines": {"majority": {"validation": {"score": 0.55}, "test": {"score": 0.51}}, ...}}
 
@@ -9,6 +9,8 @@ Names of baselines are free; `test.score`, from 0 to 1 and in the runs' metric, 
     TC   majority (no entity), word_tag (a word's most frequent tag in training)
     QA   no_answer (of use where questions may have none), random_span (a seeded guess of five words)
     IR   bm25 (Okapi, k1 = 1.2, b = 0.75, over the same documents)
+
+    1. `ensure_baselines(run, task)`     RESULTS/baselines/<family>/<dataset>.json, if it is not there
 """
 
 import math

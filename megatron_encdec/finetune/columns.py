@@ -1,5 +1,8 @@
 """Text in columns (CSV, TSV, CoNLL), strictly: as many rows come out as went in, or file and line are named.
 
+    1. `read_csv(path, lines)`, `read_tsv(...)`     [(line where the record begins, {column: text})]
+    2. `read_conll(path, lines)`                    [(line where the sentence begins, {"tokens": [...], "tags": [...]})]
+
 CSV is RFC 4180. In a TSV a quotation mark is a character like any other (GLUE), but CSV writers write TSV too. So a TSV
 is read with quoting where only that gives every row the header's columns, or changes no row: each field that holds a
 quotation mark, tab or line end is quoted, its marks doubled (or the header is quoted: a writer that quotes all). Where

@@ -1,5 +1,9 @@
 """What is fine-tuned on what, and how: the YAML of `megatron-encdec finetune`, and its runs.
 
+    1. `load_config(path, overrides)`     YAML -> `FinetuneConfig`, mistakes named by their key
+    2. `FinetuneConfig.runs()`            one `FinetuneRun` for each model x dataset x learning rate x seed
+    3. `FinetuneRun.directory`            RESULTS/<model>/<SC|TC|QA|IR>/<dataset>/[<train set>_]lr<LR>_sd<seed>
+
 Defaults are the protocol of arXiv 2507.00994 (fine-tuning): its rates and seeds, batch 32, at most 1000 steps or one
 epoch, 10 % warm-up then linear decay, betas .9/.95, eps 1e-5, weight decay 0.1, round(0.99 * 2048) tokens.
 """

@@ -1,5 +1,8 @@
 """Checked examples of the four families, whatever they were read from.
 
+    1. `load_examples(dataset)`     dataset -> `Examples`: train, validation, test and the labels
+    2. `positives_of(pairs)`        of each query, the documents that answer it
+
 Each row is checked where it is read: a label that is missing or unknown, a span that its context does not hold, an
 empty text become one `UserError` that names the file and line. Labels are those of the whole training set, in order:
 numbers by value, names by letter. Without a validation set, 5 % of train are it.

@@ -1,5 +1,9 @@
 """Examples as tokens, and what a model answers as scores: one `Task` for each family.
 
+    1. `load_task(run)`               examples, tokenizer, features; the last ones are kept for the next run
+    2. `Task.train`                   a list of features, each a dict of lists; `collate` makes a batch
+    3. `Task.features(split)`         what to run the model on; `Task.score(split, outputs)` its scores
+
 A feature: `ids` (tokens) and `labels` (SC: one class; TC: a label a token, -100 where none; QA: start, end). Retrieval
 has a feature for each query and positive in training (`ids`, `document_ids`, and the numbers of the document and of all
 the query's positives), `ids` alone when texts are embedded. Longest inputs: `max_length` tokens; a text of

@@ -1,5 +1,8 @@
 """Rows of labelled sets, from files or from the hub, each with where it stands: as many as there are, or one line why.
 
+    1. `read_split(dataset, split)`     "train" | "validation" | "test" -> [(where, row)]
+    2. `read_file(path)`                a file by its suffix: JSON lines, Parquet, and text in columns (columns.py)
+
 Values are as the file has them; `examples.py` checks them. `where` is FILE:LINE (or row) for messages. A class number
 of the hub (and of Parquet that `datasets` wrote) becomes its name, -1 becomes `UNLABELLED`. A file without rows, one
 that cannot be parsed, an unknown suffix: `UserError` in one line.

@@ -1,6 +1,8 @@
 """One fine-tuning run: its settings in the forms that it and NeMo's application read, and the run itself.
 
-cell.json holds all settings; nemo.yaml points to it and repeats the run by `nemo_automodel.cli.app`, on any ranks.
+    1. `run_one(run, report)`          in a process that may do many: what it loads serves the next
+    2. `prepare_files(run, ranks)`     cell.json (all settings) and nemo.yaml, which points to it and repeats the run by
+                                       `nemo_automodel.cli.app`, on one rank or more
 """
 
 import gc

@@ -1,5 +1,8 @@
 """What a field of a row says: the class that a label names, and the answers of a question. ValueError with the cause.
 
+    1. `class_name(value, fixed)`                      a value of the label column -> the class's name
+    2. `read_answers(answers, impossible, context)`    -> [(text, start in characters)], checked against the context
+
 A class is written differently by different tools: 1, 1.0 (pandas, where a value of the column was missing), "1", true.
 Answers are SQuAD's {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"} (or "start"), or of texts
 alone (ReCoRD), each of which is taken where it first stands in the context; CSV holds any of these as JSON, or one

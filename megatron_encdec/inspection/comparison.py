@@ -1,4 +1,8 @@
-"""`inspect run A B C...`: runs side by side by their final validation losses, and what stands between them."""
+"""`inspect run A B C...`: runs side by side by their final validation losses, and what stands between them.
+
+    1. `validation_basis(config)`  what two validation losses must share to be compared
+    2. `remarks(runs)`             where the basis differs, where a run is not finished, what else differs
+"""
 
 import argparse
 

@@ -1,4 +1,8 @@
-"""`inspect data PREFIX`: what is in a .bin/.idx pair, in numbers and, with a tokenizer, in words."""
+"""`inspect data PREFIX`: what is in a .bin/.idx pair, in numbers and, with a tokenizer, in words.
+
+    1. `describe(prefix)`   statistics, with what the manifest adds
+    2. `windows(...)`       the first samples as text, with what an objective does to them
+"""
 
 import argparse
 from dataclasses import asdict

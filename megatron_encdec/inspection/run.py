@@ -1,6 +1,11 @@
 """`inspect run RUN_DIR`: what a run did and where it stands, from its metrics.jsonl and config.yaml.
 
-Losses are in nats per target; the unigram entropy of the training data is their yardstick. Works on a run in progress.
+    1. `read_run(directory)`       config and metrics; what is not a run directory is refused
+    2. `with_ancestors(records)`   a fork's lines, with those of the runs that it continues before them
+    3. `phase_summaries(...)`      per phase: steps, tokens, targets, losses, speed
+    4. `corpus_entropy(...)`       of the training data, the yardstick of the losses
+
+Losses are in nats per target. Works on a run in progress too.
 """
 
 import argparse

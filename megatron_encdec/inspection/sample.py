@@ -1,4 +1,8 @@
-"""`inspect run CONFIG --sample I`: what the trainer reads, and must predict, at sample I of a run."""
+"""`inspect run CONFIG --sample I`: what the trainer reads, and must predict, at sample I of a run.
+
+    1. `plan_of(path, overrides)`   the trainer's own plan of a config or run directory, on whatever machine
+    2. `describe(plan, index)`      the sample through the trainer's own micro-batch, with where it came from
+"""
 
 import argparse
 from pathlib import Path

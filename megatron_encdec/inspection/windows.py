@@ -1,5 +1,8 @@
 """Windows in words: decoded text with the ends of documents and segments, hidden tokens and missing targets marked.
 
+    1. `marks_of(...)`      which positions of a sample an objective hides, or gives no target
+    2. `show(...)`          the text, unmarked tokens decoded together, marked ones one by one
+
 A token is decoded after the one before it, so that the blanks between words survive. What does not print
 (control characters, terminal escapes) is escaped: a corpus may hold anything.
 """

@@ -1,5 +1,9 @@
 """Hugging Face tensors as the boxes of a checkpoint, one at a time: no model is ever whole in memory.
 
+    1. `Conversion(...)`       checks every name and shape against the name table; nothing is read yet
+    2. `share(rank, ranks)`    the units that one rank reads and writes, by size, so that all have about as much
+    3. `box(unit)`             read, joined, and handed on as a box of the checkpoint
+
 A unit is one trunk tensor of one layer, or some rows of a vocabulary table, so memory is that of the largest layer
 tensor or `TABLE_BYTES`, whichever is more. The rows of a mask that was added, or never trained, are the mean of the
 table's rows (mask_token.py).

@@ -1,8 +1,14 @@
 """A checkpoint as a Hugging Face model directory: stock classes, compared, complete or absent.
 
-Everything is written into a directory beside OUT, loaded back with the Auto class, compared with the trunk, then
-renamed. An import that nothing was trained for goes back as it came, with its own config, tokenizer files and rows:
-what was added for an MLM phase, a mask token and its row, has no place in what the model was before.
+    1. `find`            the checkpoint, its config and tokenizer
+    2. `choose`          the class, by objective and family or by wish
+    3. destination       nothing there, an empty directory, or an earlier export (the same one: nothing to do)
+    4. weights, config, tokenizer, model card into a directory beside OUT
+    5. verification      loaded back with the Auto class, every key, logits against the trunk
+    6. rename
+
+An import that nothing was trained for goes back as it came, with its own config, tokenizer files and rows: what was
+added for an MLM phase, a mask token and its row, has no place in what the model was before.
 """
 
 import os

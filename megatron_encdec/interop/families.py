@@ -1,5 +1,10 @@
 """The families of Hugging Face models that a trunk comes from and goes to: one entry each, and all of them here.
 
+    1. `MODEL_FAMILIES`            classes, what a family must and can have, how its config says it
+    2. `TARGETS`                   what a checkpoint can become: a family's class under one attention kind
+    3. `choose(wish, ...)`         what was asked for, else what the objective trained, as the trunk's family has it
+    4. `check_fits(target, ...)`   sizes, features and tokens that the class cannot hold, refused by name
+
 To add a family whose tensors have the names of `names.LLAMA`: add an entry, and its row to the tests' table of
 random configs (tests/random_models.py). Everything else reads this module.
 """

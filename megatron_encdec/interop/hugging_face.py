@@ -1,5 +1,11 @@
 """Hugging Face model directories: written from a state dict, loaded through the Auto classes, nothing remote.
 
+    1. `hugging_face_config`   the config of a class for a trunk
+    2. `build_model`           a stock class around given tensors, no initial weights
+    3. `write_model`           config.json, safetensors, generation_config.json
+    4. `write_pooling`         what sentence-transformers reads beside an encoder
+    5. `load_model`            back through the Auto class, with every key
+
 All classes compute the same function up to the attention: causal in decoders; bidirectional in EuroBERT, and in a
 decoder's class with `is_causal: false`, which transformers 5.18 honours on every attention path that
 tests/interop/test_attention_of_exports.py can reach on a CPU.

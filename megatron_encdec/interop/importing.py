@@ -6,8 +6,12 @@
       tokenizer/                  with its mask token (mask_token.py)
       source/                     config.json, generation_config.json, tokenizer as they came: the exact way back
 
-Whatever can be refused is refused before anything is written; the parts are made in a directory beside RUN_DIR. Every
-rank reads and writes its share of the weights; any number of them gives the same checkpoint, and any topology loads it.
+    1. `read_source`, `TensorFiles`, `Conversion`   everything that can be refused, before anything is written
+    2. tokenizer and mask                           into a directory beside RUN_DIR
+    3. weights                                      every rank reads and writes its share, a tensor at a time
+    4. rename
+
+Any number of ranks gives the same checkpoint, and any topology loads it.
 """
 
 import os

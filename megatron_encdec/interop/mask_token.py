@@ -1,5 +1,8 @@
 """The mask token of an imported model: its tokenizer's own, else a reserved one claimed, else one added.
 
+    1. `choose_mask(...)`        which, and the tokenizer with it  ->  `Mask`
+    2. `write_with_mask(...)`    the tokenizer's files for the run, the mask named in them
+
 An own mask keeps its rows, and so does a reserved token, unless training never touched it (its row is next to
 nothing beside the others). An added token's rows, and an untouched one's, are the mean of all rows of the vocabulary:
 a mask then begins as the average word, at the scale that the first norm expects.

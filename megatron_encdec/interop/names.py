@@ -1,4 +1,8 @@
-"""The name table: how each tensor of a Hugging Face model comes from the trunk's, and back (conversion.py).
+"""The name table: how each tensor of a Hugging Face model comes from the trunk's, and back.
+
+    1. `canonical_weights(trunk)`            the trunk's tensors under their names in a checkpoint
+    2. `to_hugging_face(weights, ...)`       trunk tensors -> Hugging Face tensors; conversion.py goes the other way
+    3. `expand(names, model)`, `check_names` the rows of one model; what is missing or has no place
 
 All families of `families.py` share one table: they differ in which rows are there. A family with other names is a
 new `NameTable`. Not megatron-bridge's mappings: it does not import without Transformer Engine, so not without a GPU,

@@ -1,5 +1,8 @@
 """A checkpoint as a whole trunk: fp32, torch layers, one process, whatever topology and precision wrote it.
 
+    1. `find(run)`             RUN_DIR[@STEP] -> checkpoint, config, run_state.json, tokenizer
+    2. `whole_trunk(source)`   the trunk with the checkpoint's weights
+
 A bf16 run rounds its weights from fp32 masters in the optimizer: the masters are what is loaded, so that
 nothing is lost, and rounding them gives the bf16 weights that the run computed with.
 """

@@ -1,5 +1,8 @@
 """A Hugging Face config.json as a trunk's shape; what the trunk would not do is refused by the name of its key.
 
+    1. `read_source(directory)`     target, `ModelConfig`, remarks  ->  `SourceModel`
+    2. refused                      architectures without a table; features that would be dropped; unknown keys
+
 Unknown keys are refused, not skipped: in this format a key is often all that tells one architecture from another
 (logit soft-capping, multipliers, experts). `--ignore KEY` is the way past one that is known to mean nothing.
 Defaults are transformers' own for the class: a saved config may leave them out.

@@ -1,4 +1,11 @@
-"""The files of a Hugging Face directory beside its weights: read, checked, copied."""
+"""The files of a Hugging Face directory beside its weights: read, checked, copied.
+
+    1. `refuse_stand_in(path)`                      a link to nothing, or a pointer to what was never downloaded
+    2. `read_object(path)`                          a JSON object
+    3. `check_files(directory, ignore)`             adapters, files that transformers reads in place of others, files
+                                                    that cannot be read: refused by name, or a remark by `--ignore`
+    4. `copy_tokenizer_files(source, directory)`    the tokenizer's files as they are
+"""
 
 import json
 import shutil

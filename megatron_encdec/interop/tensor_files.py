@@ -1,10 +1,14 @@
 """The tensors of a Hugging Face directory: found, checked by their headers, read a few rows at a time.
 
+    1. `TensorFiles(directory)`       which file holds which tensor, with shape and dtype; nothing is read yet
+    2. `read(name, start, stop)`      rows of a tensor, all of them finite
+
 Where several files claim to be the weights, those are taken that transformers 5.18 takes: the file that config.json
 names under `transformers_weights`, else model.safetensors, else what model.safetensors.index.json lists.
 
-Files that are missing, truncated or not what the index says are refused before a byte of a tensor is read; pickled
-checkpoints always, because reading one can run what its author wrote.
+Whatever is wrong with the files (missing, truncated, not what the index says, of a foreign kind) is an
+`IntegrityError` that names the file, before a byte of a tensor is read. Pickled checkpoints are refused: reading one
+can run what its author wrote.
 """
 
 import json

@@ -1,8 +1,13 @@
 """The tokenizer in a Hugging Face directory, such that `AutoTokenizer` encodes as preprocessing did.
 
-SentencePiece is converted, or copied as it is where the conversion encodes otherwise. The mask takes the blank before
-it along (`lstrip`): in BPE and SentencePiece vocabularies a word's token holds that blank, and so did every token that
-the mask stood for in training.
+    1. `write_tokenizer(...)`     tokenizer.json, and tokenizer_config.json naming mask, end and padding; SentencePiece
+                                  is converted, or copied as it is where the conversion encodes otherwise
+    2. `check_tokenizer(...)`     loads it back and compares the ids of sample texts
+    3. `tokenizer_remarks(...)`   what an import has to say of its tokenizer
+    4. `about_empty_texts(...)`   what an encoder's user has to know where an empty text has no token, so no mean
+
+The mask takes the blank before it along (`lstrip`): in BPE and SentencePiece vocabularies a word's token
+holds that blank, and so did every token that the mask stood for in training.
 """
 
 import json

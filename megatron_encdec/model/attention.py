@@ -1,5 +1,10 @@
 """Attention: its kind and its boundaries travel with the micro-batch, never as state on a module.
 
+    1. `AttentionContext`   what one micro-batch carries through every layer: kind, segments, rotary angles
+    2. `rotate`             rotary position embedding of queries and keys
+    3. `TorchAttention`     of the torch layers: on windows, or on packed segments (THD)
+    4. `transformer_engine_attention()`   the same on Transformer Engine's packed kernels
+
 Shape suffixes: S window length, B windows, H heads, G of keys and values, D head dimension, T = B * S packed tokens.
 Rotary positions count from the window's start. Attention between tokens of one segment depends only on their
 distance, so a segment's outputs are those it would have alone.

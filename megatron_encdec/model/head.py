@@ -2,9 +2,15 @@
 
 A vocabulary of 128 256 makes the logits the largest tensor of a step: 4 bytes x positions x vocabulary, several times
 over. Only the loss and its gradient need them, and both are known as soon as a chunk's logits are: so a chunk is
-computed, turned into its loss and its part of the gradients, and forgotten. Gradients can be made in the forward
-pass because the sum of the losses scales them all alike.
+computed, turned into its loss and its part of the gradients, and forgotten.
+
+    1. `Head`                       the output layer: logits for who wants them, the loss for training
+    2. `linear_cross_entropy(...)`  the sum of the losses; its gradients are made in the forward pass, since the sum
+                                    scales them all alike, and no logits are computed twice
+    3. `_chunk`, `_compiled_chunk`  one chunk: statistics over the tensor group, then the gradient of its logits
+
 Columns beyond the real vocabulary take no part: their probability is 0, and so is their gradient.
+
 Shape suffixes: N labelled positions, C positions of a chunk, H hidden size, V this rank's vocabulary columns.
 """
 

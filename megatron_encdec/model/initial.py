@@ -1,7 +1,9 @@
 """Initial weights as a function of (run seed, parameter name, global position): the same on any TP/PP/DP.
 
-A global tensor is drawn in blocks of rows, each from its own counter-based stream; a rank draws only the blocks that
-cross its slice, and keeps its part.
+    1. megatron.core's sharded state says, for each local tensor, its global name, shape and offset
+    2. the global tensor is drawn in blocks of rows, each from its own counter-based stream; a rank draws only the
+       blocks that cross its slice, and keeps its part
+
 N(0, std) for every matrix (arXiv 2507.00994, training code; its table prints sigma^2 = 0.2), 1 for norm weights, 0 for
 biases.
 """

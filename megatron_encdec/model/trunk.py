@@ -2,6 +2,10 @@
 
 What an objective changes comes with the micro-batch: inputs, labels and the attention kind. Parameter names and
 shapes never change, so a switch of objective is nothing but the next micro-batch.
+
+    1. `Trunk`                 this rank's part (tensor slice, pipeline stage): tokens -> hidden states -> losses
+    2. `build_trunk(...)`      the same with its initial weights
+
 Shape suffixes: S window length, B windows of a micro-batch, H hidden size, N labelled positions.
 """
 

@@ -1,6 +1,10 @@
-"""A report as one HTML file that needs no network: style and figures (as vectors) are inside, there is no script; and
-the folder it goes to. The skeleton and its style are page.html. Texts of ours are Markdown; names and numbers that
-others wrote are only ever escaped.
+"""A report as one HTML file that needs no network: style and figures (as vectors) are inside, there is no script.
+
+The skeleton and its style are page.html. Texts of ours are Markdown; names and numbers that others wrote are only
+ever escaped.
+
+    1. `Section(...)`      a heading with text, tables and figures
+    2. `page(...)`         sections -> the text of index.html
 """
 
 import base64

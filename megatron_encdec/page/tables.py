@@ -2,6 +2,11 @@
 
 Scores are fractions inside and per cent in every file. Markdown rounds to four decimals, HTML to two with four under
 the pointer, CSV not at all; an interval is `mean ± half width` there and two columns in CSV. A dash: not known.
+
+    1. `Column(name, kind)`       text, count, percent, printed (per cent with two decimals), interval, signed (an
+                                  interval of a difference), rate
+    2. `Table(...)`               rows of raw values
+    3. `markdown`, `csv_text`; `as_markdown(text)` for names in a note
 """
 
 import csv

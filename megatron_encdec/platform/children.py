@@ -1,5 +1,9 @@
 """Child processes that answer what they are asked, each with a function made there once.
 
+    1. `Child()`               one; `begin` tells it what to make of items, `send` gives it one, `receive` its answer
+    2. `with Pool(n) as pool`  several; `pool.map_ordered(items)` yields the answers in the items' order
+    3. `tell(message)`         in a child: what the parent receives before the answer
+
 A child ends at once when its pipe closes, also in the middle of an item: so it does when its parent was killed with
 SIGKILL. SIGTERM unwinds the item in hand first. Ctrl-C reaches the parent alone, which decides.
 

@@ -1,7 +1,15 @@
 """Lets `megatron.core` run on a CPU with gloo: answers its CUDA queries, sends its CUDA literals to the CPU.
 
 megatron.core names CUDA in its code (`device="cuda"`, streams, `torch.cuda.FloatTensor`). `install()` must run
-before it is imported and changes this process only. Nothing here is used on a GPU.
+before it is imported and changes this process only. Nothing here is used on a GPU. Four groups:
+
+    1. queries       torch.cuda.current_device(), memory statistics, synchronise   -> the CPU, zero, nothing
+    2. streams       Stream, Event and their contexts                              -> objects that do nothing
+    3. literals      torch.zeros(..., device="cuda"), tensor.cuda(), .to("cuda")   -> the CPU
+    4. type names    tensor.type() == "torch.cuda.BFloat16Tensor"                  -> what mcore compares with
+
+`without_compilation()` wraps the import itself: mcore decorates small functions with `torch.compile`, which on
+a CPU would load a compiler for each process and gain nothing.
 """
 
 import contextlib

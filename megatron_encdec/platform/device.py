@@ -1,4 +1,10 @@
-"""Which device this process runs on, decided once, before `megatron.core` is imported; and what it can do."""
+"""Which device this process runs on, decided once, before `megatron.core` is imported; and what it can do.
+
+    1. `choose(name)`                 auto | cpu | cuda, from the command line; a GPU that is not there is refused
+    2. `device_type()`, `device()`    "cuda" or "cpu", the same for the life of the process; this rank's torch device
+    3. `bf16_is_native()`, `varlen_is_usable()`, `fp8_refusal(...)`    what its matrix units and kernels can do
+    4. `peak_flops(dtype)`            the denominator of MFU
+"""
 
 import os
 import time

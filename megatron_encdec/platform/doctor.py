@@ -1,5 +1,9 @@
 """The verb `doctor`: can this machine train, with what, and which command brings what is missing.
 
+    1. `examine()`             packages, device, backends, problems  ->  one plain dict (what `--json` prints)
+    2. `examine_package(...)`  imports a package in a child process: a broken one is a line, not a traceback
+    3. `run(arguments)`        prints it; exit 0 if a training run can start here, else 1
+
 Needs nothing but Python's own library to say what is missing, and changes nothing on the machine.
 """
 

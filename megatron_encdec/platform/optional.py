@@ -1,6 +1,9 @@
 """Optional packages: imported when first needed, and missed in one line with the command that helps.
 
-Installed is not usable where a library or another package is missing: `is_available` looks, `why_unusable` tries.
+    1. `is_available(name)`        it can be found: enough to say what is not installed
+    2. `why_unusable(module)`      it was tried: installed is not usable where a library or another package is missing
+    3. `require(name, why)`        the module, or one line that says what needs it
+    4. `keep_out_unusable(...)`    before megatron.core is imported
 """
 
 import functools

@@ -1,4 +1,10 @@
-"""Progress of what can take minutes: live bars on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of what can take minutes: live bars on a terminal, a plain line every few seconds elsewhere.
+
+    1. `with Progress(label, total) as shown:`   `total` in any unit of work
+    2. `shown.update(done, detail)`              `detail` is what stands beside it: a speed, a loss
+    3. `shown.part(key, label, done, total)`     one of several things under way at once, with a bar of its own
+    4. `shown.say(line)`                         a line that stays
+"""
 
 import sys
 import time

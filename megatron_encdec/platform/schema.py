@@ -1,7 +1,12 @@
 """From YAML to typed, nested dataclasses, with errors that name the key to change.
 
-A dataclass checks its own values in `__post_init__` by raising `ValueError("key: what is wrong")`; `build` turns that
-into a `UserError` with the full dotted name in front.
+    1. `load_yaml(path)`            file -> dict, syntax errors with file and line
+    2. `apply_override(d, "a.b=1", Config)`   dotted command-line overrides into that dict
+    3. `build(Config, d)`           dict -> dataclass, unknown keys and wrong types refused by their full name
+    4. `to_dict(config)`            dataclass -> plain dict, for writing the resolved config
+
+A dataclass checks its own values in `__post_init__` by raising `ValueError("key: what is wrong")`; `build`
+turns that into a `UserError` with the full dotted name in front.
 
 Why not OmegaConf, pydantic or dacite: one line for a mistake, with the dotted key and the nearest known one; 5e-4 and
 1e9 as YAML's users mean them; overrides whose paths are taken as they stand: each of them would need that on top.

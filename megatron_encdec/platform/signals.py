@@ -1,4 +1,9 @@
-"""Signals: those that ask to stop, noted; Ctrl-C while modules are imported; how a process ended, in words."""
+"""Signals: those that ask to stop, noted; Ctrl-C while modules are imported; how a process ended, in words.
+
+    1. `with StopSignals() as signals:`     `signals.received` is the first one's number, or None
+    2. `with interrupts_end_the_process():` around imports
+    3. `how_it_ended(code)`                 of a child's exit code
+"""
 
 import contextlib
 import os

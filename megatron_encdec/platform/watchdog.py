@@ -1,7 +1,8 @@
 """No silent hang: a rank that gives no sign of life, or that all others wait for, is named and the job ended.
 
-The main thread says what it begins (`mark`): a step, reading samples, a save. One thread sends these marks and a beat
-of its own to a small store on rank 0; another looks whether everyone beats and this rank's main thread gets on.
+    1. `mark(what)`        the main thread says what it begins: a step, reading samples, a save
+    2. a thread            sends these marks and a beat of its own to a small store on rank 0
+    3. another thread      looks whether everyone beats and whether this rank's main thread gets on
 
 Who is named: a rank whose beats have stopped (stopped, its node gone, no processor time); else, when all threads
 beat but rank 0 has had no new mark for too long, the ranks that have made the fewest marks: the others wait for

@@ -4,6 +4,9 @@
 who that is, for people. Where the file system knows no flock (some NFS mounts), the content decides alone: a holder
 on this host that is no longer running (another boot, no such pid, or a pid used anew) holds nothing.
 
+    1. `with FolderLock(folder, option) as lock:`     `lock.note` says whether a stale one was found
+    2. `with taking_turns(path):`                     waits for others at a file that all of them only read
+
 Why not `filelock`: its flock says neither who holds it nor since when, and an NFS mount that answers ENOLCK is an
 error to it; its marker files name pid and host, but need somebody to judge that a killed process is gone.
 """

@@ -4,6 +4,11 @@ A checkpoint's run_state.json records how long the file was, and durable, when t
 (`metrics_position`). A run that goes on from there cuts the file back to that length: every line of the steps up to
 the checkpoint is there once, those of later steps are put aside (in ASIDE) and written again. `checkpoint` lines are
 written when a save is finished, later than its step: those of steps that stay are kept.
+
+    1. `MetricsLog(path, step, position)`     continue, cut back to `step`
+    2. `write`, `sync`, `position`, `close`
+    3. `read_metrics(path)`                   all lines
+    4. `recorded(path)`                       how far a run came and what it saved, by its lines
 """
 
 import json

@@ -1,5 +1,11 @@
-"""`study report`: trees of results (results.py) -> all numbers, computed once (statistics.py, analysis.py) -> a folder
-with tables (content.py), figures (figures.py) and, written last, a page; scores and what is amiss on the terminal.
+"""`study report`: trees of results -> a folder with tables, figures and a page.
+
+    1. read the trees                           results.py
+    2. compute everything once                  analysis.py, statistics.py
+    3. tables/*.csv, report.md                  content.py
+    4. figures/*.png                            figures.py
+    5. index.html, written last                 page/
+    6. the scores, and what is amiss, on the terminal
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,8 @@
 
 A **cell** is one model on one dataset (retrieval: trained on one set): its runs are learning rates x seeds. A run has
 scores, or failed with a reason, or is not there; nothing here fills in or leaves out a run silently.
+
+    1. `read_trees(paths)`     folders -> `Results`: cells, baselines, models' records, what was ignored
 """
 
 import re

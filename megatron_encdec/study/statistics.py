@@ -1,5 +1,11 @@
 """Statistics of fine-tuning scores, as the paper computes them (arXiv 2507.00994; checked on its published runs).
 
+    1. `summarise(cell)`       for each seed the learning rate with the best *validation* score; mean of those *test*
+                               scores over seeds, and 1.96 * std(ddof=1) / sqrt(n)
+    2. `compare(a, b)`         two models on one task: the mean difference over the seeds that both have, likewise
+    3. `sensitivity(cell)`     how far test scores spread over learning rates, seed by seed: the stability claim
+    4. `average(summaries)`    over the datasets of a family, seed by seed
+
 Nothing is averaged away: what a number leaves out (failed and missing runs, lost seeds) is listed beside it. Scores are
 fractions from 0 to 1 throughout; tables print per cent.
 """

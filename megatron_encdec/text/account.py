@@ -1,7 +1,9 @@
 """The account of a preprocessing run: nothing is lost between input and manifest.
 
-A worker's `ChunkAccount` gets file names and line numbers for the journal (`Tally.named`); summed over the chunks
-(`Tally.add`, where `on_error: stop` stops) it is what the manifest says (`Tally.facts`).
+    1. `ChunkAccount`                  a worker's: what became of the documents of one chunk
+    2. `Tally.named(account, chunk)`   with file names and line numbers, as the journal keeps it
+    3. `Tally.add(record)`             summed over the chunks; `on_error: stop` stops here
+    4. `Tally.facts(split)`            what the manifest says
 """
 
 from dataclasses import asdict, dataclass, field

@@ -1,8 +1,12 @@
 """The input cut into chunks: what one worker encodes at once. The cuts depend on the files alone.
 
-A chunk of a plain `.jsonl` is the lines that *start* in its byte range, so a worker finds them by itself. Compressed
-files and hub datasets are cut into blocks of lines as they are read; these wait for their worker in spool files.
-Leaving out the first chunks, which an interrupted run has finished, leaves the numbers and cuts of the others alone.
+    1. `slots(files, key)`           chunks of plain files by byte range; compressed files and hub datasets whole
+    2. `share_of(slots, i, n)`       the part of them that one machine of n works on
+    3. `chunks(slots, spool, skip)`  slots in order, compressed ones cut into blocks of lines as they are read
+
+A chunk of a plain `.jsonl` is the lines that *start* in its byte range, so a worker finds them by itself. Blocks
+of a compressed file wait for their worker in a spool file. Leaving out the first `skip` chunks, those that an
+interrupted run has finished, leaves the numbers and cuts of the others as they were.
 """
 
 import os

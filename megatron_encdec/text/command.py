@@ -1,4 +1,8 @@
-"""The verb `preprocess`: text files to `.bin/.idx` and a manifest."""
+"""The verb `preprocess`: text files to `.bin/.idx` and a manifest.
+
+    1. `add_arguments(parser)`  the options and the help
+    2. `run(arguments)`         does it, prints what came out
+"""
 
 import argparse
 from dataclasses import fields

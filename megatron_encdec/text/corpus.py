@@ -1,5 +1,10 @@
 """Where documents come from: files, directories, globs and hub datasets, and what one document's bytes mean.
 
+    1. `list_files(inputs)`     what the user named -> the files to read, in a fixed order
+    2. `parse_line(line, key)`  a JSON line -> its text, or the reason why there is none; `parse_text` of a whole file
+    3. `iter_lines(path)`       a text file's lines as bytes, decompressed (labelled sets too)
+    4. `keys_there(path)`       the keys that lines have, for who named one that they do not have
+
 `.txt` and `.md` hold one document a file, `.jsonl`, `.json` and `.ndjson` (plain, `.gz` or `.zst`) one a line,
 `.parquet` one a row; `hf:NAME[:CONFIG[:SPLIT]]` streams a dataset through the `datasets` library. Line endings inside a
 text file are kept as they are. Bad content never raises: it is a document with one of `REASONS` (docs/data.md says more

@@ -1,4 +1,8 @@
-"""A worker's view of a chunk: batches of ordinary documents, and long ones piece by piece, in document order.
+"""A worker's view of a chunk: batches of ordinary documents, and long ones piece by piece.
+
+    1. `read_chunk(chunk, key)`   yields `Batch`es and `LongDocument`s in document order
+    2. `Batch`                    texts as UTF-8 bytes with what they took; the skipped ones with their reason
+    3. `LongDocument`             a document too large to be held several times over: its text as an iterator
 
 A document of `LONG` bytes or more is never decoded as a whole. Of a JSON line that long the bytes are kept, its
 long strings are set apart, the rest is parsed with short stand-ins for them, and the text is decoded in pieces.

@@ -1,5 +1,9 @@
 """The worker's part of preprocessing: a chunk of the input becomes a file of token ids and an account.
 
+    1. `EncodeSettings`            what a worker has to know, sent once
+    2. `Worker(settings)`          loads the tokenizer
+    3. `worker(numbered chunk)`    read, draw the split, encode, append the end of document, write the ids, count losses
+
 Ids go to a file a split in the run's folder, so that the parent never holds them; the answer tells the rest.
 Letters: D documents, T tokens.
 """

@@ -1,9 +1,13 @@
 """Text to token ids at speed: `gigatoken` where it is proven equal to the tokenizer, else the tokenizer itself.
 
-gigatoken gives the ids of a tokenizer.json or a SentencePiece BPE model many times faster, but is another program: both
-are compared on a sample of the user's own text at every start, and on one document in each 16 MB while working, where a
-difference ends the run. Its cache of words grows without bound, so a worker starts it anew when its memory has grown by
-`CACHE_BYTES`. Letters: D documents, T tokens.
+    1. `choose_encoder(tokenizer, sample)`   compares both on a sample of the user's own text, at every start
+    2. `Encoder(tokenizer, name)`            in each worker: the one that was chosen; ids of many documents in a row
+    3. `encode_long(pieces, encode)`         one long document piece by piece, with the ids of the whole
+
+gigatoken gives the ids of a tokenizer.json or a SentencePiece BPE model many times faster, but is another program:
+besides the sample at the start, one document in each 16 MB is compared while working, and a difference ends the
+run. Its cache of words grows without bound, so a worker starts it anew when its memory has grown by `CACHE_BYTES`.
+Letters: D documents, T tokens.
 """
 
 from collections.abc import Callable, Iterator

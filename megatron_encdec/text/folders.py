@@ -1,5 +1,8 @@
 """What the user named -> the paths it stands for, and an account of what lies there and is not read.
 
+    1. `expand(item, unread)`   a path as it is; a folder, searched to any depth; a pattern, what it matches
+    2. `account_of(unread)`     what a folder or pattern holds besides, counted by suffix, in one line
+
 Links are followed, to files and to folders; each folder is entered once, so that links in a circle do no harm. Names
 that begin with a dot are passed over, and counted. What is there and cannot be looked into is refused.
 """

@@ -1,5 +1,9 @@
-"""What a file's first bytes say and its name does not, refused before any work is done: pointers of Git LFS, other
-formats under this name, lines in UTF-16, line ends of CR alone, one JSON array or object."""
+"""What a file's first bytes say and its name does not, told before any work is done.
+
+    1. `check_head(...)`   refuses what is wrong with a whole file: pointers of Git LFS, other formats under this name,
+                           lines in UTF-16, line ends of CR alone, one JSON array or object
+    2. `is_utf16(data)`    of a whole text, which is counted and not refused
+"""
 
 import json
 import re

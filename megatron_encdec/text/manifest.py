@@ -1,5 +1,9 @@
 """`PREFIX.manifest.json`: what went into the data, what came out, and how to recognise it.
 
+    1. `describe(...)`          what a writer wrote -> `Manifest`
+    2. `write`, `read`          to and from JSON
+    3. `check_files(prefix)`    do `.bin`, `.idx` and manifest belong together? In milliseconds at any size
+
 A shard is a piece of `.bin` of a fixed size, with a hash of its own. The data's fingerprint is the hash of the list of
 these hashes, with the index's hash at the end: merged or copied shards keep their hashes, and any changed byte changes
 the fingerprint. The manifest depends on nothing but inputs, settings and installed encoder (no times, no worker count):

@@ -1,8 +1,11 @@
 """Finished outputs put together into one: the machines' shares of a corpus, or corpora of the same tokenizer.
 
-`.bin` is copied after `.bin` (no token is decoded, no shard hashed again), indices are joined, manifests summed. Shares
-made with `--shard i/n` have to be all n of the same inputs, in order; then `.bin` and `.idx` are, byte for byte, what
-one machine would have written.
+    1. read the manifests; refuse what does not belong together, naming both
+    2. copy `.bin` after `.bin` (no token is decoded, no shard hashed again), join the indices
+    3. write the manifest: sums, all inputs, the parts' sizes, whose shard hashes stay as they are
+
+Shares made with `--shard i/n` have to be all n of the same inputs, in order; then `.bin` and `.idx` are, byte for byte,
+what one machine would have written.
 """
 
 import shutil

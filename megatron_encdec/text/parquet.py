@@ -1,4 +1,9 @@
-"""Rows of Parquet files, a batch of rows at a time: the text column alone, or all columns (for labelled sets)."""
+"""Rows of Parquet files, a batch of rows at a time: the text column alone, or all columns.
+
+    1. `row_groups(path, key)`       how many row groups a file has, and that the column is there and is text
+    2. `iter_rows(path, key, ...)`   UTF-8 bytes of each row's text, None for a null
+    3. `iter_records(path)`          every column of each row, for labelled sets
+"""
 
 import errno
 import os

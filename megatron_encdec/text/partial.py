@@ -7,6 +7,12 @@
     ids-*, block-*  chunks under way
     finished.json   the manifests, while the finished files get their names
 
+    1. `PartialRun(prefix, plan)`      locks the folder; `resumed` says whether it holds this very plan
+    2. `finished_chunks()`             the journal, without a last line that a crash cut short
+    3. `record(account)`               a line more
+    4. `publish(prefixes, written)`    finished files get their names, manifests last; `left_to_publish` after a crash
+    5. `remove()`                      at the end; `remove_left(prefix, plan)` where a run was killed just before that
+
 A chunk is recorded after its ids are appended, so after the recorded ones the files may hold more, never less:
 after kill -9 the rest is cut off. After a power failure they may hold anything; the hashes tell. Each step of `publish`
 leaves what an earlier attempt has done as it is, so that the same call finishes it. Never does a manifest stand beside

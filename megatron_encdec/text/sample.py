@@ -1,4 +1,8 @@
-"""Text taken from all over the input: to compare encoders on, and to train a tokenizer on."""
+"""Text taken from all over the input: to compare encoders on, and to train a tokenizer on.
+
+    1. `sample_texts(files, key)`    a few documents from each of a few places
+    2. `ensure_tokenizer(...)`       a tokenizer of the user's own text, unless it is there
+"""
 
 import sys
 import tempfile

@@ -1,5 +1,8 @@
 """Compressed files as streams of their decompressed bytes; where one cannot be read, the true cause.
 
+    1. `open_stream(path)`    a `.gz` or `.zst` file -> `Stream`
+    2. `Stream.read(count)`   the next bytes; members and frames one after the other are one stream
+
 pyarrow decodes zstd frames whose window is at most 128 MB. Where a frame needs more (`zstd --long=28` to `31`), the
 `zstd` program goes on from the same byte, if it is installed. (Why not the package zstandard, which takes long windows
 too: its reader ends a file that is cut off as if that were all of it.)

@@ -1,5 +1,10 @@
 """One face for Hugging Face `tokenizer.json` and SentencePiece `.model` files, with the special ids resolved.
 
+    1. `load_tokenizer(path, mask_token, eod_token)`   file or directory (`TokenizerConfig`) -> `Tokenizer`
+    2. special ids                                     the named token, else what the tokenizer says itself
+    3. `require_mask(tokenizer)`                       for objectives that cannot do without
+    4. `train_tokenizer(texts, size, directory)`       a byte-level BPE of one's own
+
 Text is only text here: a document that contains the characters `<|endoftext|>` is encoded as those
 characters, never as the special token, so that a corpus cannot end its own documents or mask itself.
 """

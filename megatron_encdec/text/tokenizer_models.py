@@ -1,5 +1,10 @@
 """The two kinds of model file behind a tokenizer, each with an encoder to which special tokens are only text.
 
+    1. `find_model_file(path)`, `load_model(path)`   which file it is, what kind, or why it is none
+    2. `model.hide(ids)`                             the special entries get names that no text can hold
+    3. `model.encode_batch(texts)`                   ids; never a hidden one
+    4. `model.deciding()`                            all that decides a text's ids: what a fingerprint is made of
+
 A tokenizer may meet its special tokens in a text at three places: among the added tokens, as a piece of the model's
 own vocabulary (Unigram, WordLevel, WordPiece), or as a user-defined piece (SentencePiece). Hiding renames the entry (or
 makes it a control piece) for the encoder; ids and all other entries stay. A BPE whose merges make none of them, as

@@ -1,5 +1,9 @@
 """Where a run goes on from: its own newest checkpoint, another run's (a fork), another's weights, or nowhere.
 
+    1. `find(plan, fallback)`    the checkpoint to load, checked against the plan  ->  `Origin`
+    2. `_check_unsaved(...)`     no checkpoint: whether the directory may begin (again), or holds another life
+    3. `refusal(...)`            what of the past differs: one line a key, recorded and asked for
+
 The history up to the checkpoint's step must be the recorded one, by its hash; everything later, and everything
 cosmetic, may change, and what changed is in `Origin.changed`. So may the precision: the history keeps in which one
 each step was done.

@@ -1,4 +1,9 @@
-"""`run.from`: which run and step a run begins with, and what of it belongs to the history."""
+"""`run.from`: which run and step a run begins with, and what of it belongs to the history.
+
+    1. `resolve(run)`         its step made definite, so that the same command means the same checkpoint for ever
+    2. `beginning(config)`    the part of the history that says what the state at step 0 was
+    3. `last_config(run)`     config.yaml of the last launch on a run directory
+"""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,8 @@
 """Micro-batches on their way to the device: made ahead by a thread, in memory that a GPU can read by itself.
 
+    1. `staged(batches, ahead)`    the same micro-batches in the same order, some ready before they are asked for
+    2. `Staged.tensor(name)`       an array of one, on the device
+
 Order and content do not depend on `ahead`: one thread draws from one iterator and puts into one queue. Nothing is drawn
 that belongs to a later step, so a stop leaves nothing behind.
 """

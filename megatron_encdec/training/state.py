@@ -1,4 +1,8 @@
-"""A run in progress: trainer, counters and files; started afresh or from a checkpoint."""
+"""A run in progress: trainer, counters and files; started afresh or from a checkpoint.
+
+    1. `start(plan, topology, origin)`   build the trunk, load what `origin` names
+    2. `Run.save()`                      checkpoint with run_state.json, beside training
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,4 +1,9 @@
-"""Ending before the last step: a signal, a time limit, a launcher that is gone. All ranks stop after the same step."""
+"""Ending before the last step: a signal, a time limit, a launcher that is gone. All ranks stop after the same step.
+
+    1. `seconds_of(text)`       90s, 3h30m, 02:30:00, 1-12:00:00 -> seconds
+    2. `TimeLimit`              whether another step and a save still fit
+    3. `Stopper.agree()`        after a step: the ranks' reasons, the most pressing one for all
+"""
 
 import math
 import re
