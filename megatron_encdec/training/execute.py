@@ -2,7 +2,7 @@
 
     1. `FolderLock`     the directory is ours; another launch is refused
     2. `origin.find`    rank 0 decides where the run goes on from; all ranks load it; its files are opened
-    3. `train`         with a watchdog beside it; what is still being written at the end is waited for
+    3. `train`          with a watchdog beside it; what is still being written at the end is waited for
 """
 
 import contextlib
