@@ -137,7 +137,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGUSR1])
 def test_torchrun_loses_nothing(number, root, tmp_path, expected):
     """SIGTERM makes the agent exit 1 although the ranks exit 0; SIGUSR1 kills the agent: the ranks notice."""
     run, output = tmp_path / "run", tmp_path / "output"

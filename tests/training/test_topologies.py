@@ -27,7 +27,8 @@ def alone(root, tmp_path_factory):
     return metrics(run), metrics(run, "eval")
 
 
-@pytest.mark.parametrize("name", TOPOLOGIES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "tp2_pp2" else name
+                                  for name in TOPOLOGIES])  # with sequence parallelism it is among the quick ones
 def test_agrees_with_one_process(name, alone, pretrain):
     ranks, *overrides = TOPOLOGIES[name]
     run = pretrain(name, "--nproc", str(ranks), *STEPS, *overrides)
