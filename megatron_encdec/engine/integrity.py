@@ -12,7 +12,6 @@ form, and a file in any other form is refused, so that it covers itself.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from megatron_encdec.engine.names import is_name, saved_names, step_of
-from megatron_encdec.platform.errors import IntegrityError
+from megatron_encdec.platform.children import available_cores
+from megatron_encdec.platform.errors import Gone, IntegrityError
 from megatron_encdec.rundir.files import sha256_file
 
 CHECKSUMS = "checksums.json"
@@ -67,9 +67,9 @@ def damaged(checkpoint: Path, problems: list[str]) -> IntegrityError:
     return IntegrityError(f"{shown}; {offer}")
 
 
-def gone(checkpoint: Path) -> IntegrityError:
+def gone(checkpoint: Path) -> Gone:
     """The error to raise where `checkpoint` was there a moment ago: its run goes on, and has deleted it."""
-    return IntegrityError(f"{checkpoint}: was deleted while it was read (a run keeps its newest checkpoint.keep and "
+    return Gone(f"{checkpoint}: was deleted while it was read (a run keeps its newest checkpoint.keep and "
                           "those at the ends of phases); give the command again")
 
 
@@ -125,5 +125,5 @@ def _compare(checkpoint: Path, files: dict, names: list[str]) -> list[str]:
             return f"{path}: unreadable ({error.strerror})"
         return None
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, available_cores())) as pool:
         return [found for found in pool.map(problem, names) if found]

@@ -14,6 +14,10 @@ class IntegrityError(UserError):
     """Data or a checkpoint on disk is not what its own records say (truncated, altered, missing)."""
 
 
+class Gone(IntegrityError):
+    """What was there a moment ago was deleted by the process that it belongs to."""
+
+
 class AgreedError(UserError):
     """A `UserError` that all ranks raise together: rank 0 alone prints it."""
 

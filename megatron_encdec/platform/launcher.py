@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from megatron_encdec.platform.children import available_cores
 from megatron_encdec.platform.errors import exit_code
 from megatron_encdec.platform.signals import REPEAT_SECONDS, StopSignals, how_it_ended
 
@@ -48,7 +49,7 @@ def launch(work: Callable[..., int], arguments: tuple, ranks: int, began: float,
 
     fork = device_type() == "cpu"
     context = multiprocessing.get_context("fork" if fork else "spawn")
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // ranks))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, available_cores() // ranks))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

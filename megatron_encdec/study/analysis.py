@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
 
+from megatron_encdec.finetune.results_tree import name_of_run
 from megatron_encdec.page.tables import Interval
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.study import published
@@ -123,7 +124,7 @@ def _of_cell(summary: Summary, where: str) -> list[Problem]:
     cell = summary.cell
     found = [Problem("failed", f"{where} {run.path.parent.name}", run.failure) for run in cell.failures]
     if cell.missing:
-        names = [f"lr{rate:g}_sd{seed}" for rate, seed in cell.missing]
+        names = [name_of_run(rate, seed) for rate, seed in cell.missing]
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         found.append(Problem("missing", where, f"{len(names)} of {len(cell.rates) * len(cell.seeds)} runs are not "
                                                f"there: {shown}"))

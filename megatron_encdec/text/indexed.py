@@ -25,6 +25,7 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
+from megatron_encdec.rundir.files import flush_to_disk
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -185,7 +186,7 @@ class IndexedWriter:
         """Put the index together and bring everything to disk."""
         if self._sync:
             self._sync.result()  # an error of the disk is told once only
-        _flush_to_disk(self._bin)
+        flush_to_disk(self._bin)
         self._hashes.end_shard()
         digest, idx_bytes = hashlib.sha256(), 0
         file = self._open("idx")
@@ -193,7 +194,7 @@ class IndexedWriter:
         for piece in self._index_pieces():
             idx_bytes += file.write(piece)
             digest.update(piece)
-        _flush_to_disk(file)
+        flush_to_disk(file)
         return IndexedFiles(self.documents, self.tokens, self.dtype.name, self.bin_bytes, idx_bytes,
                             tuple(self._hashes.finished), digest.hexdigest())
 
@@ -232,11 +233,6 @@ class IndexedWriter:
         except OSError as error:
             raise UserError(f"{path}: cannot write the output: {error.strerror}") from None
         return self._files.enter_context(open(descriptor, "r+b"))
-
-
-def _flush_to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)

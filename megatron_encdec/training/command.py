@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     if signals.received:
         print("stopped before any rank was started; nothing was to be saved")
         return 0
-    of_a_rank = argparse.Namespace(**{**vars(arguments), "nproc": None, "checked": True})
+    of_a_rank = argparse.Namespace(**{**vars(arguments), "nproc": None})
     return launch(run, (of_a_rank,), arguments.nproc, began, import_what_ranks_need)
 
 
@@ -107,8 +107,7 @@ def _plan(arguments: argparse.Namespace):
     from megatron_encdec.training.plan import make_plan
 
     plan = make_plan(_config(arguments), arguments.nproc)
-    if not hasattr(arguments, "checked"):  # by the launcher: its ranks look again under the lock
-        check_origin(plan, arguments.fallback)
+    check_origin(plan, arguments.fallback)
     return plan
 
 

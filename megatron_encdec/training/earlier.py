@@ -50,7 +50,5 @@ def _objective(phase: dict[str, Any], timeline: Timeline, tokenizer: Tokenizer) 
 
 
 def _hash_of_rates(timeline: Timeline, start: int, end: int) -> str:
-    digest = hashlib.sha256()
-    for step in range(start + 1, end + 1):
-        digest.update(struct.pack("<d", timeline.at(step).learning_rate(step)))
-    return digest.hexdigest()
+    rates = (timeline.at(step).learning_rate(step) for step in range(start + 1, end + 1))
+    return hashlib.sha256(b"".join(struct.pack("<d", rate) for rate in rates)).hexdigest()

@@ -19,7 +19,7 @@ from megatron_encdec.engine.integrity import damaged, newest_intact, verify
 from megatron_encdec.engine.names import LATEST, step_of
 from megatron_encdec.engine.run_state import RunState, read_run_state
 from megatron_encdec.platform import schema
-from megatron_encdec.platform.errors import IntegrityError, UserError
+from megatron_encdec.platform.errors import Gone, IntegrityError, UserError
 from megatron_encdec.rundir.lineage import changed_keys, differences, history_hash
 from megatron_encdec.rundir.metrics import recorded
 from megatron_encdec.training.config import Config
@@ -78,9 +78,12 @@ def find(plan: Plan, fallback: bool = False) -> Origin:
 
 
 def check_origin(plan: Plan, fallback: bool) -> None:
-    """Say what is wrong with where the run would go on from, before ranks are started; damage is left to `fallback`."""
+    """Say what is wrong with where the run would go on from, before ranks are started; damage is left to `fallback`.
+    A checkpoint that goes meanwhile is no mistake: another launch is saving here, as the lock will say."""
     try:
         find(plan)
+    except Gone:
+        pass
     except IntegrityError:
         if not fallback:
             raise

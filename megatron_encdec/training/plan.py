@@ -1,10 +1,10 @@
 """The plan of a run: what it is, apart from the machine that it runs on.
 
-    1. `resolve(config)`          config, tokenizer and data -> `Plan`: everything that identifies the run
-    2. `check_machine(plan)`      ranks, devices and kernels: whether this machine can do it
+    1. `resolve(config)`                       config, tokenizer and data -> `Plan`: all that identifies the run
+    2. `check_topology`, `check_kernels`       whether so many ranks, and this machine's devices, can do it
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ class Plan:
     train: Samples
     validation: Samples | None
     timeline: Timeline
-    evaluated: dict[str, Objective] = field(default_factory=dict)
+    evaluated: dict[str, Objective]
 
     @property
     def dtype(self) -> torch.dtype:
