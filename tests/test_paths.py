@@ -11,7 +11,7 @@ import yaml
 from small_run import BASE, run_cli, run_tool
 
 from megatron_encdec.cli import main
-from megatron_encdec.engine.names import split_step
+from megatron_encdec.engine.integrity import split_step
 from megatron_encdec.finetune.config import FinetuneConfig
 from megatron_encdec.finetune.config import load_config as load_finetune
 from megatron_encdec.platform import schema

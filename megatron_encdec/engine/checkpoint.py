@@ -6,7 +6,7 @@
         checksums.json                                      size and sha256 of every file (integrity.py)
     latest                   name of the newest, written last
 
-    1. `newest`, `pointed`, `directory_of`     finding one (names.py: `saved_names`, `name_of`)
+    1. `newest`, `pointed`, `directory_of`     finding one (integrity.py: `saved_names`, `name_of`)
     2. `load(...)`, `load_weights(...)`         into a trunk and optimizer of any topology
     3. `publish`, `prune`, `clean`              the directory's part of saving (saver.py)
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from megatron_encdec.engine import integrity
 from megatron_encdec.engine.boxes import FP8_PREFIX, STATE_PREFIX, Box, wanted
-from megatron_encdec.engine.names import LATEST, listed, name_of, saved_names, split_step, step_of
+from megatron_encdec.engine.integrity import LATEST, listed, name_of, saved_names, split_step, step_of
 from megatron_encdec.engine.optimizer import set_update_count
 from megatron_encdec.engine.storage import read_boxes, read_update_count, stored_dtypes
 from megatron_encdec.platform.errors import IntegrityError, UserError
@@ -87,10 +87,8 @@ def directory_at(path: str, step: int | None) -> Path:
 
 def load(checkpoint: Path, trunk, optimizer=None) -> None:
     """Fill `trunk` (and `optimizer`, if given) from `checkpoint`, whatever topology wrote it; collective.
-
     Every byte is checked first: `IntegrityError` on every rank, naming the file and the newest intact checkpoint.
-    Weights of another dtype come from the fp32 masters. FP8's scales begin anew where the checkpoint has none.
-    """
+    Weights of another dtype come from the fp32 masters. FP8's scales begin anew where the checkpoint has none."""
     integrity.check(checkpoint)
     dtypes = stored_dtypes(checkpoint)
 
@@ -106,10 +104,8 @@ def load(checkpoint: Path, trunk, optimizer=None) -> None:
 
 def load_weights(checkpoint: Path, trunk, optimizer=None) -> None:
     """Fill `trunk`, and the fp32 masters in `optimizer`, with the weights of `checkpoint` alone; collective.
-
     They come from the masters, which they were rounded from, where there are some. Moments and update count stay as
-    they are; a checkpoint without any, such as an import's, will do.
-    """
+    they are; a checkpoint without any, such as an import's, will do."""
     integrity.check(checkpoint)
     names = stored_dtypes(checkpoint)
     read_boxes(checkpoint, [_from_master(box, names) for box in wanted(trunk, None)])
@@ -143,8 +139,7 @@ def _point_elsewhere(checkpoints: Path, name: str) -> None:
     pointer = checkpoints / LATEST
     if not pointer.exists() or pointer.read_text(errors="replace").strip() != name:
         return
-    earlier = [other for other in saved_names(checkpoints) if step_of(other) < step_of(name)]
-    if earlier:
+    if earlier := [other for other in saved_names(checkpoints) if step_of(other) < step_of(name)]:
         write_atomic(pointer, earlier[-1] + "\n")
     else:
         pointer.unlink()
@@ -153,9 +148,7 @@ def _point_elsewhere(checkpoints: Path, name: str) -> None:
 
 def prune(checkpoints: Path, keep: int, always: set[int], up_to: int | None = None) -> list[str]:
     """Delete all but the newest `keep` checkpoints, those of the steps in `always` apart; returns names.
-
-    Steps beyond `up_to` are neither counted nor deleted: a run that went on from an older one will write them again.
-    """
+    Steps beyond `up_to` are neither counted nor deleted: a run that went on from an older one will write them again."""
     names = [name for name in saved_names(checkpoints) if up_to is None or step_of(name) <= up_to]
     old = [name for name in names[:-keep] if step_of(name) not in always]
     for name in old:

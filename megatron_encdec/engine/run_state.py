@@ -20,11 +20,9 @@ FORMAT = 2  # of a checkpoint; 1 had no checksums
 @dataclass(frozen=True)
 class RunState:
     """The state after `step`; samples, tokens and targets are those consumed so far, over all phases.
-
     phase: its number, from 0. history: what determined this state (training/stretches.py), history_hash its sha256.
     skipped: steps without an update. metrics_position: how long metrics.jsonl was (rundir/metrics.py).
-    imported: what an import noted of its source.
-    """
+    imported: what an import noted of its source."""
 
     step: int
     phase: int
@@ -45,7 +43,6 @@ class RunState:
     format: int = FORMAT
 
     def as_dict(self) -> dict[str, Any]:
-        """What stands in the file."""
         return {name: value for name, value in asdict(self).items() if name != "imported" or value is not None}
 
 

@@ -23,8 +23,7 @@ import torch.distributed as dist
 
 from megatron_encdec.engine.boxes import Box, HostCopy, owned
 from megatron_encdec.engine.checkpoint import clean, prune, publish
-from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text
-from megatron_encdec.engine.names import name_of
+from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text, name_of
 from megatron_encdec.engine.run_state import RunState
 from megatron_encdec.engine.storage import Written, common_state, write_boxes, write_bytes, write_index
 from megatron_encdec.platform.errors import UserError
@@ -34,10 +33,8 @@ from megatron_encdec.rundir.files import json_bytes
 @dataclass(frozen=True)
 class SaveEvent:
     """A finished save of `state`. `error` is None, or why there is no checkpoint; equal on all ranks but for times.
-
     seconds_blocked: how long `save` kept training; seconds_total: until the checkpoint was durable. bytes: of all
-    files. pruned: names of the checkpoints deleted for it.
-    """
+    files. pruned: names of the checkpoints deleted for it."""
 
     state: RunState
     path: Path
@@ -83,9 +80,7 @@ class Saver:
 
     def save(self, run_state: RunState, always: set[int] = frozenset(), delete: bool = True) -> None:
         """Save the state as it is now as that of `run_state.step`; collective. Waits for an earlier save first.
-
-        always: steps whose checkpoints are never deleted. delete: whether older ones make way for this one.
-        """
+        always: steps whose checkpoints are never deleted. delete: whether older ones make way for this one."""
         started = time.perf_counter()
         self._join()
         boxes = owned(self._trunk, self._optimizer)

@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_encdec.interop.names import LLAMA, NameTable
 from megatron_encdec.model.config import ModelConfig
-from megatron_encdec.objectives import OBJECTIVES, AttentionKind
+from megatron_encdec.objectives.base import OBJECTIVES, AttentionKind
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import Tokenizer
 

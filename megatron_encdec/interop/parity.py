@@ -7,7 +7,7 @@ import torch
 
 from megatron_encdec.interop.hugging_face import ParityError
 from megatron_encdec.model.trunk import Trunk
-from megatron_encdec.objectives import AttentionKind
+from megatron_encdec.objectives.base import AttentionKind
 from megatron_encdec.platform.device import device
 
 TOLERANCE = 1e-3  # on logits in fp32: two orders above what rounding does, far below what any mistake does

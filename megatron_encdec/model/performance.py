@@ -33,8 +33,7 @@ class PerformanceSettings:
     adds weight gradients to the fp32 buffer (Transformer Engine, or Apex). recompute: in the backward pass, `mlp` or
     `full` layers (the first recompute_layers of a pipeline stage). overlap_gradients, overlap_parameters:
     data-parallel communication beside computation. overlap_tensor: tensor-parallel communication inside Transformer
-    Engine's products (needs parallel.sequence). prefetch: micro-batches that a thread prepares ahead; 0: none.
-    """
+    Engine's products (needs parallel.sequence). prefetch: micro-batches that a thread prepares ahead; 0: none."""
 
     attention: Attention | None = None
     head_chunk: int | None = None

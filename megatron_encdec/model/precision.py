@@ -26,10 +26,8 @@ _HISTORY = 1024  # steps whose largest value `delayed` looks back on (Transforme
 @dataclass(frozen=True)
 class PrecisionSettings:
     """dtype: bf16 keeps bf16 parameters with fp32 masters; left out, bf16 where the device has it, else fp32.
-
     fp8: recipe of the layers' products. fp8_bf16_first, fp8_bf16_last: so many layers at the start and end stay in
-    bf16 (not with `delayed`). fp8_evaluation: evaluate in fp8 too, instead of bf16.
-    """
+    bf16 (not with `delayed`). fp8_evaluation: evaluate in fp8 too, instead of bf16."""
 
     dtype: Literal["bf16", "fp32"] | None = None
     fp8: Recipe | None = None

@@ -49,7 +49,6 @@ class RopeScaling:
 
     @property
     def given(self) -> dict:
-        """The keys that have a value."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_encdec.data.samples import Sample
-from megatron_encdec.objectives.base import AttentionKind, Objective
-from megatron_encdec.objectives.vocabulary import Vocabulary
+from megatron_encdec.objectives.base import AttentionKind, Objective, Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +20,7 @@ class MicroBatch:
     `inputs_BS`, `label_positions_N` (flat, ascending), `labels_N`: int64. `cu_seqlens` (int32, E + 1): flat
     starts of the segments and the end B * S, as variable-length attention kernels take them. `longest`:
     tokens of the longest segment. `isolated`: some window has more than one segment, so that attention
-    needs `cu_seqlens`. `samples`: sample numbers, B of them.
-    """
+    needs `cu_seqlens`. `samples`: sample numbers, B of them."""
 
     inputs_BS: np.ndarray
     label_positions_N: np.ndarray

@@ -104,7 +104,6 @@ class Pool(AbstractContextManager):
         self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
 
     def begin(self, make: str, arguments: tuple) -> Self:
-        """`Child.begin` of each."""
         for child in self.children:
             child.begin(make, arguments)
             self._idle.put(child)

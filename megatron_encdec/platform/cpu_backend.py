@@ -109,10 +109,8 @@ def install_rng(random_module) -> None:
 
 def install_norm(clip_module) -> None:
     """Give `megatron.core.optimizer.clip_grads` a norm that does not lose digits.
-
     Its fallback adds up millions of fp32 squares one after another, which is off by 1e-5 and depends on how the
-    tensors are split; sums of short rows in fp64 are exact to the last fp32 digit, and as quick.
-    """
+    tensors are split; sums of short rows in fp64 are exact to the last fp32 digit, and as quick."""
     def l2_norm(_chunk_size, _overflow, tensor_lists, _per_tensor):
         total = sum((_sum_of_squares(tensor) for tensors in tensor_lists for tensor in tensors),
                     start=torch.zeros((), dtype=torch.float64))

@@ -190,7 +190,6 @@ def fp8_recipes(device: dict, transformer_engine: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `doctor`."""
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
 
 

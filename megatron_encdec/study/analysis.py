@@ -33,11 +33,9 @@ class Analysis:
 
     @property
     def families(self) -> list[str]:
-        """Families with any result, in the paper's order."""
         return list(dict.fromkeys(task[0] for task in self.results.tasks))
 
     def tasks(self, family: str) -> list[Task]:
-        """Tasks of one family."""
         return [task for task in self.results.tasks if task[0] == family]
 
     def cells(self, tasks: Sequence[Task] = ()) -> Iterator[Summary]:
@@ -45,7 +43,6 @@ class Analysis:
         return (self.summaries[cell.key] for task in tasks or self.results.tasks for cell in self.results.of_task(task))
 
     def summary(self, task: Task, model: str) -> Summary | None:
-        """A cell; None where there is none."""
         return self.summaries.get(CellKey(*task, model))
 
     def score(self, task: Task, model: str) -> Interval | None:
@@ -58,7 +55,6 @@ class Analysis:
         return average(found) if all(found) else None
 
     def baselines(self, task: Task) -> dict[str, float]:
-        """Test scores of the task's baselines."""
         return self.results.baselines.get(task[:2], {})
 
     def label(self, task: Task) -> str:

@@ -46,12 +46,10 @@ class ModelName:
 
     @property
     def objectives(self) -> list[str]:
-        """Of the stages."""
         return [stage.objective for stage in self.stages]
 
     @property
     def steps(self) -> int:
-        """Steps in all."""
         return self.stages[-1].end
 
     @property

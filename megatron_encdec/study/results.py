@@ -53,22 +53,18 @@ class Cell:
 
     @property
     def rates(self) -> list[float]:
-        """Learning rates of any run or plan, ascending."""
         return sorted({rate for rate, _ in self.runs.keys() | self.planned})
 
     @property
     def seeds(self) -> list[int]:
-        """Seeds of any run or plan, ascending."""
         return sorted({seed for _, seed in self.runs.keys() | self.planned})
 
     @property
     def finished(self) -> dict[tuple[float, int], RunScores]:
-        """The runs that have scores."""
         return {place: run for place, run in self.runs.items() if run.failure is None}
 
     @property
     def failures(self) -> list[RunScores]:
-        """The runs that failed, by learning rate and seed."""
         return [run for _, run in sorted(self.runs.items()) if run.failure is not None]
 
     @property

@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from megatron_encdec.engine.names import split_step
+from megatron_encdec.engine.integrity import split_step
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.launcher import launch, started
 from megatron_encdec.platform.signals import StopSignals

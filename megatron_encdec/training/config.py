@@ -36,10 +36,8 @@ class Total:
 @dataclass(frozen=True)
 class From:
     """The checkpoint that a run begins with (step left out: the newest of the run at `path`).
-
     state: `all` continues that run's history, counters and data order in a directory of its own (a fork); `weights`
-    begins a new history from the weights alone: step 0, fresh optimizer, its own data (continued pretraining).
-    """
+    begins a new history from the weights alone: step 0, fresh optimizer, its own data (continued pretraining)."""
 
     path: str
     step: int | None = None
@@ -52,10 +50,8 @@ class From:
 @dataclass(frozen=True)
 class RunSettings:
     """Where the run lives, where it begins, the seed of its initial weights, its budget, what it does in trouble.
-
     on_nonfinite: a loss or gradient norm that is nan or infinite ends the run, or its step is skipped, at most
-    `max_skipped` times. hang_timeout: seconds without a sign of life from a rank that end the job.
-    """
+    `max_skipped` times. hang_timeout: seconds without a sign of life from a rank that end the job."""
 
     dir: str
     seed: int = 1234

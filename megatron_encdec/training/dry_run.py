@@ -5,7 +5,7 @@ from dataclasses import replace
 import yaml
 
 from megatron_encdec.data.samples import Samples
-from megatron_encdec.model.flops import training_flops, whole_pairs
+from megatron_encdec.model.config import training_flops, whole_pairs
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.distributed import check_parallel_sizes
 from megatron_encdec.platform.errors import UserError

@@ -24,10 +24,8 @@ def samples_text(samples: range) -> str:
 
 def blamed(found: list[BadGradients]) -> list[tuple[int, tuple[str, ...], str]]:
     """The ranks that a gradient which is not finite came from: rank, its parameters, and both in words.
-
     Where no rank is seen to have made one, it is a rank in whose part of the sum it stands: that one's own gradient
-    was never seen alone.
-    """
+    was never seen alone."""
     made = {one.place for one in found if one.own}
     seen = [(one.rank, one.own or one.summed, "" if one.own else ", or the sum over the ranks that it holds")
             for one in found if one.own or (one.summed and one.place not in made)]
@@ -47,9 +45,7 @@ class Guard:
 
     def judge(self, step: int, result: StepResult, skipped: int) -> dict | None:
         """None for a good step, else what the metrics say of the skipped one; collective on a bad step.
-
-        skipped: steps of this run skipped before it. Raises `RunFailed` under `stop`, and after too many skips.
-        """
+        skipped: steps of this run skipped before it. Raises `RunFailed` under `stop`, and after too many skips."""
         if result.finite:
             return None
         skipped, samples = skipped + 1, result.samples

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megatron_encdec.engine import checkpoint
-from megatron_encdec.engine.integrity import damaged, newest_intact, verify
-from megatron_encdec.engine.names import LATEST, step_of
+from megatron_encdec.engine.integrity import LATEST, damaged, newest_intact, step_of, verify
 from megatron_encdec.engine.run_state import RunState, read_run_state
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import Gone, IntegrityError, UserError
@@ -24,8 +23,7 @@ from megatron_encdec.rundir.lineage import changed_keys, differences, history_ha
 from megatron_encdec.rundir.metrics import recorded
 from megatron_encdec.training.config import Config
 from megatron_encdec.training.earlier import in_todays_form
-from megatron_encdec.training.parent import last_config
-from megatron_encdec.training.plan import Plan, resolve
+from megatron_encdec.training.plan import Plan, last_config, resolve
 
 _RATES = ("optimizer.lr", "schedule", "phases", "run.total")  # what the learning rates follow from
 
@@ -33,11 +31,9 @@ _RATES = ("optimizer.lr", "schedule", "phases", "run.total")  # what the learnin
 @dataclass(frozen=True)
 class Origin:
     """What a run starts with. `kind`: `new` (run.seed), `resume`, `fork`, `weights`.
-
     changed: key -> [recorded, asked for] of what differs from the last launch and may. parent: the run forked or
     begun from. fallback: the checkpoint passed over, what is wrong with it, and the one used. later: names of
-    checkpoints of later steps beside it, which the run replaces when it gets there.
-    """
+    checkpoints of later steps beside it, which the run replaces when it gets there."""
 
     kind: str
     checkpoint: Path | None = None
@@ -50,11 +46,9 @@ class Origin:
 
 def find(plan: Plan, fallback: bool = False) -> Origin:
     """Where the run of `plan` goes on from; called by one process.
-
     fallback: verify the newest checkpoint, and take the newest intact one instead where it is damaged, or not known.
     Raises `UserError` where the config changes the past, or where the directory holds what the run would overwrite;
-    `IntegrityError` where a checkpoint is unreadable.
-    """
+    `IntegrityError` where a checkpoint is unreadable."""
     run = plan.config.run
     checkpoints = Path(run.dir) / "checkpoints"
     newest, passed_over = _first_save(Path(run.dir)) or _newest(checkpoints, fallback)
@@ -167,9 +161,7 @@ def _newest(checkpoints: Path, fallback: bool) -> tuple[Path | None, dict | None
 
 def _first_save(run: Path) -> tuple[Path, dict] | None:
     """The run's only checkpoint, where its launch was killed after that had its name and before `latest` named it.
-
-    It can be told from a `latest` that was lost: the steps are in metrics.jsonl, and no save that has ended is.
-    """
+    It can be told from a `latest` that was lost: the steps are in metrics.jsonl, and no save that has ended is."""
     checkpoints = run / "checkpoints"
     names = checkpoint.saved_names(checkpoints)
     if len(names) != 1 or os.path.lexists(checkpoints / LATEST):

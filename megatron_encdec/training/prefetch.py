@@ -39,9 +39,7 @@ class Staged:
 @contextlib.contextmanager
 def staged(batches: Iterator[MicroBatch], ahead: int) -> Iterator[Iterator[Staged]]:
     """`batches`, up to `ahead` of them prepared by a thread (0: each when it is asked for, without a thread).
-
-    What goes wrong while one is prepared is raised where it is asked for.
-    """
+    What goes wrong while one is prepared is raised where it is asked for."""
     if ahead == 0:
         yield map(Staged, batches)
         return

@@ -4,9 +4,9 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_encdec.engine.names import listed
+from megatron_encdec.engine.integrity import listed
 from megatron_encdec.engine.saver import SaveEvent
-from megatron_encdec.model.flops import training_flops
+from megatron_encdec.model.config import training_flops
 from megatron_encdec.platform.device import peak_flops
 from megatron_encdec.platform.optional import why_unusable
 from megatron_encdec.platform.progress import Progress
@@ -18,10 +18,8 @@ from megatron_encdec.training.stretches import Stretch
 
 class Report:
     """Made on every rank; one of them writes and speaks.
-
     A line that the disk has no room for is held back and written with the next one; training goes on meanwhile.
-    `save_failed`: the newest save has. `metrics_safe`: every line so far is on disk for good.
-    """
+    `save_failed`: the newest save has. `metrics_safe`: every line so far is on disk for good."""
 
     def __init__(self, run: Run, last: int, log: MetricsLog | None, lock_note: str | None = None):
         self._run, config = run, run.plan.config
@@ -63,9 +61,7 @@ class Report:
 
     def train(self, stretch: Stretch, result: StepResult, lr: float, nonfinite: dict | None) -> None:
         """The line of a step; speed counts this step alone, without evaluation and checkpoints before it.
-
-        nonfinite: what was found in a step that was skipped; such a step always has its line.
-        """
+        nonfinite: what was found in a step that was skipped; such a step always has its line."""
         run, tokens = self._run, stretch.tokens_per_step
         now = time.perf_counter()
         speed = tokens / (now - self._clock)
@@ -90,7 +86,6 @@ class Report:
                               always=run.step == self._last)
 
     def evaluation(self, losses: dict[str, float | None]) -> None:
-        """Validation losses by objective."""
         run = self._run
         self._write("eval", step=run.step, phase=run.stretch.name, losses=losses, tokens=run.tokens)
         self._board.write(run.step, **{f"validation__{name}": loss for name, loss in losses.items()})
@@ -99,7 +94,6 @@ class Report:
         self._clock = time.perf_counter()
 
     def phase_end(self) -> None:
-        """A phase is over."""
         run = self._run
         self._write("phase", step=run.step, phase=run.stretch.name, objective=run.stretch.objective.name,
                     tokens=run.tokens, samples=run.samples, targets=run.targets)
@@ -126,7 +120,6 @@ class Report:
         return self._log.position
 
     def say(self, line: str) -> None:
-        """A line for people."""
         self._progress.say(line)
 
     def close(self) -> None:
@@ -165,7 +158,6 @@ class TensorBoard:
             self._writer = SummaryWriter(str(directory))
 
     def write(self, step: int, **scalars: float) -> None:
-        """Add each scalar that is not None at `step`."""
         for name, value in scalars.items():
             if self._writer is not None and value is not None:
                 try:

@@ -44,7 +44,6 @@ class Run:
 
     @property
     def directory(self) -> Path:
-        """The run directory."""
         return Path(self.plan.config.run.dir)
 
     @property
@@ -63,7 +62,6 @@ class Run:
         return sum(shard.values.nbytes for shard in owned(self.trainer.trunk, self.trainer.optimizer))
 
     def count(self, step: int, result: StepResult) -> None:
-        """Step `step` is done."""
         stretch = self.plan.timeline.at(step)
         self.step = step
         self.samples += stretch.batch_size
@@ -74,10 +72,8 @@ class Run:
 
     def save(self, metrics_position: dict | None) -> None:
         """Begin the checkpoint of the current step.
-
         metrics_position: of metrics.jsonl, known to the rank that writes it. Where the last step was skipped, this
-        state may be the cause: no older checkpoint is deleted for it.
-        """
+        state may be the cause: no older checkpoint is deleted for it."""
         timeline, stretch = self.plan.timeline, self.stretch
         history = timeline.history(self.step)
         mark(f"saving step {self.step}", limit=LONG)

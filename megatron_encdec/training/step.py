@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.engine import optimizer as updates
-from megatron_encdec.model.flops import attended_pairs
+from megatron_encdec.model.config import attended_pairs
 from megatron_encdec.objectives import MicroBatch, Objective, Vocabulary, collate
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device
@@ -32,7 +32,7 @@ from megatron_encdec.training.prefetch import Staged, staged
 @dataclass(frozen=True)
 class StepResult:
     """What a step measured; `loss` is None where nothing was labelled. pairs: of positions that had to attend to each
-    other, in the whole global batch (model/flops.py)."""
+    other, in the whole global batch (model/config.py)."""
 
     loss: float | None
     targets: int
@@ -74,7 +74,6 @@ def share_of_batch(numbers: range, micro_size: int, topology: Topology) -> list[
 
 def micro_batches(samples: Samples, objective: Objective, vocabulary: Vocabulary,
                   shares: list[range]) -> Iterator[MicroBatch]:
-    """The micro-batches of `shares`, in order."""
     for share in shares:
         mark(f"reading samples {share.start}..{share.stop - 1}")
         batch = collate(objective, [samples.sample(index) for index in share], samples.seed, vocabulary)
@@ -116,7 +115,6 @@ class Trainer:
 
     @property
     def trunk(self):
-        """The model inside megatron.core's wrappers."""
         return mcore.unwrap_model(self.ddp)
 
     def train_step(self, samples: Samples, objective: Objective, numbers: range, lr: float) -> StepResult:

@@ -39,16 +39,13 @@ def seconds_of(text: str) -> float:
 
 class TimeLimit:
     """`seconds` from `started` (time.time()), of which the last ones are kept for saving.
-
-    bytes_to_save: of this rank, for the first guess.
-    """
+    bytes_to_save: of this rank, for the first guess."""
 
     def __init__(self, seconds: float, started: float, bytes_to_save: int):
         self._end = time.monotonic() + seconds - (time.time() - started)
         self._save = bytes_to_save / _GUESSED_BYTES_PER_SECOND
 
     def saved(self, seconds: float) -> None:
-        """A save took so long."""
         self._save = max(self._save, seconds)
 
     def is_near(self, step_seconds: float) -> bool:
@@ -59,10 +56,8 @@ class TimeLimit:
 
 class Stopper:
     """Why this run ends before its last step, if it does; `reason` is a line for people, the same on all ranks.
-
     seconds: how long the ranks go on without asking each other, where a step is shorter: 0 on a CPU. On a GPU they
-    would wait for the device after every step; a second still leaves a signal's grace time to the save.
-    """
+    would wait for the device after every step; a second still leaves a signal's grace time to the save."""
 
     def __init__(self, control: Control, signals: StopSignals | None, limit: TimeLimit | None,
                  seconds: float | None = None):
@@ -97,7 +92,6 @@ class Stopper:
             self.reason = "stopped: the launcher is gone" if code == _ORPHAN else "stopped before the time limit"
 
     def saved(self, seconds: float) -> None:
-        """A save took so long."""
         if self._limit:
             self._limit.saved(seconds)
 

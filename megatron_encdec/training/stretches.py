@@ -25,10 +25,8 @@ from megatron_encdec.training.config import Config, PhaseSettings
 @dataclass(frozen=True)
 class Stretch:
     """Steps start + 1 .. end of a run, and all that determines them; `index` and `name` are those of the phase.
-
     first_sample: windows consumed before it. precision: its part of the history. The learning rate follows
-    `schedule`, which began after step `schedule_start` and has `schedule_steps` steps.
-    """
+    `schedule`, which began after step `schedule_start` and has `schedule_steps` steps."""
 
     index: int
     name: str
@@ -47,12 +45,10 @@ class Stretch:
 
     @property
     def steps(self) -> int:
-        """How many."""
         return self.end - self.start
 
     @property
     def tokens_per_step(self) -> int:
-        """Input tokens of one step."""
         return self.batch_size * self.data.sequence_length
 
     def samples(self, step: int) -> range:
@@ -134,11 +130,9 @@ def with_phase_steps(config: Config, stretches: list[Stretch]) -> Config:
 @dataclass(eq=False)
 class Timeline:
     """A run as its stretches in order.
-
     beginning: what the state at step 0 follows from, `{"run_seed": 1234}` or `{"weights": {step, history_hash}}` of
     another run. model: the trunk's part of the history. fingerprints: of the training sources, in the order of
-    `data.train`.
-    """
+    `data.train`."""
 
     stretches: list[Stretch]
     beginning: dict[str, Any]
@@ -149,12 +143,10 @@ class Timeline:
 
     @property
     def total_steps(self) -> int:
-        """The last step."""
         return self.stretches[-1].end
 
     @property
     def phase_ends(self) -> set[int]:
-        """The last step of each phase."""
         return set({stretch.index: stretch.end for stretch in self.stretches}.values())
 
     def at(self, step: int) -> Stretch:

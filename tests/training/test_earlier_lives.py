@@ -14,8 +14,7 @@ from megatron_encdec.cli import main
 from megatron_encdec.rundir.files import sha256_file
 from megatron_encdec.training import origin
 from megatron_encdec.training.config import load_config
-from megatron_encdec.training.parent import resolve
-from megatron_encdec.training.plan import make_plan
+from megatron_encdec.training.plan import definite, make_plan
 
 SAVES = ("checkpoint.every=2", "checkpoint.keep=5")
 
@@ -221,7 +220,7 @@ def test_a_fork_without_a_step_means_what_its_first_launch_meant(run, root, tmp_
     text = (fork / "config.yaml").read_text().replace("from: null", f"from: {{path: {run}, step: 4, state: all}}")
     (fork / "config.yaml").write_text(text)
     plain = load_config(root / "config.yaml", [f"run.from={{path: {run}}}", f"run.dir={fork}", *SAVES])
-    assert resolve(plain.run).step == 4
+    assert definite(plain.run).step == 4
     assert origin.find(make_plan(plain)).kind == "fork"
     assert origin.find(make_plan(load_config(root / "config.yaml", config))).state.step == 4
 
