@@ -68,7 +68,7 @@ def megatron_save(directory: Path, trunk, optimizer) -> float:
 
 def state_at(step: int):
     """A run_state.json."""
-    from megatron_encdec.engine.run_state import RunState, versions
+    from megatron_encdec.engine.checkpoint import RunState, versions
 
     return RunState(step=step, phase=0, phase_name="only", objective="clm", samples=0, tokens=0, targets=0,
                     history_hash="", history={}, data_fingerprints=[], tokenizer_fingerprint=None, topology={},

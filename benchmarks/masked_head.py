@@ -38,7 +38,7 @@ def seconds_of(trunk, batch) -> float:
 
 def batch_with(share: float, arguments):
     """A micro-batch of whole windows, bidirectional, with labels at exactly this share of positions."""
-    from megatron_encdec.objectives import MicroBatch
+    from megatron_encdec.objectives.base import MicroBatch
 
     draw = np.random.default_rng(0)
     tokens = arguments.windows * arguments.length

@@ -49,7 +49,7 @@ def config_of(*overrides: str):
 
 def timeline_of(*overrides: str, fingerprints: tuple[str, ...] = ("f",)):
     """The timeline of `config_of(...)`, with a vocabulary of 301 tokens, of which 8 are special and 1 is the mask."""
-    from megatron_encdec.objectives import Vocabulary
+    from megatron_encdec.objectives.base import Vocabulary
     from megatron_encdec.training.stretches import Timeline, lay_out
 
     config = config_of(*overrides)

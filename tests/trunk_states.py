@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import torch
 
 from megatron_encdec.engine.boxes import Box, wanted
+from megatron_encdec.engine.checkpoint import RunState
 from megatron_encdec.engine.config import OptimizerSettings
 from megatron_encdec.engine.optimizer import build_optimizer, set_update_count, wrap
-from megatron_encdec.engine.run_state import RunState
 from megatron_encdec.model.attention import TorchAttention
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.trunk import build_trunk

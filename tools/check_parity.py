@@ -35,8 +35,7 @@ from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.source_files import read_object
 from megatron_encdec.model.trunk import Trunk
-from megatron_encdec.objectives import MicroBatch, Vocabulary, collate, evaluated
-from megatron_encdec.objectives.base import AttentionKind
+from megatron_encdec.objectives.base import AttentionKind, MicroBatch, Vocabulary, collate, evaluated
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import Tokenizer
 

@@ -2,30 +2,93 @@
 
     step_00001000/           written as .step_00001000.tmp, renamed when whole and durable
         *.distcp, .metadata, common.pt, metadata.json      weights and optimizer, reshardable (storage.py)
-        run_state.json                                      step, phase, counters, history hash, ... (run_state.py)
+        run_state.json                                      step, phase, counters, history hash, ... (`RunState`)
         checksums.json                                      size and sha256 of every file (integrity.py)
     latest                   name of the newest, written last
 
-    1. `newest`, `pointed`, `directory_of`     finding one (integrity.py: `saved_names`, `name_of`)
-    2. `load(...)`, `load_weights(...)`         into a trunk and optimizer of any topology
-    3. `publish`, `prune`, `clean`              the directory's part of saving (saver.py)
+    1. `RunState`, `read_run_state`             where a run stood, what determined that state, and what wrote it
+    2. `newest`, `pointed`, `directory_of`     finding one (integrity.py: `saved_names`, `name_of`)
+    3. `load(...)`, `load_weights(...)`         into a trunk and optimizer of any topology
+    4. `publish`, `prune`, `clean`              the directory's part of saving (saver.py)
 """
 
+import json
 import os
+import platform as python_platform
 import shutil
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-from megatron_encdec.engine import integrity
+import numpy
+import torch
+
+from megatron_encdec import __version__
 from megatron_encdec.engine.boxes import FP8_PREFIX, STATE_PREFIX, Box, wanted
-from megatron_encdec.engine.integrity import LATEST, listed, name_of, saved_names, split_step, step_of
+from megatron_encdec.engine.integrity import LATEST, check, gone, listed, name_of, saved_names, split_step, step_of
 from megatron_encdec.engine.optimizer import set_update_count
 from megatron_encdec.engine.storage import read_boxes, read_update_count, stored_dtypes
+from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
 
+FORMAT = 2  # of a checkpoint; 1 had no checksums
 _MASTERS = f"{STATE_PREFIX}.param."
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The state after `step`; samples, tokens and targets are those consumed so far, over all phases.
+    phase: its number, from 0. history: what determined this state (training/stretches.py), history_hash its sha256.
+    skipped: steps without an update. metrics_position: how long metrics.jsonl was (rundir/metrics.py).
+    imported: what an import noted of its source."""
+
+    step: int
+    phase: int
+    phase_name: str
+    objective: str
+    samples: int
+    tokens: int
+    targets: int
+    history_hash: str
+    history: dict[str, Any]
+    data_fingerprints: list[str]
+    tokenizer_fingerprint: str | None
+    topology: dict[str, Any]
+    versions: dict[str, str]
+    skipped: int = 0
+    metrics_position: dict[str, int] | None = None
+    imported: dict[str, Any] | None = None
+    format: int = FORMAT
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "imported" or value is not None}
+
+
+def read_run_state(checkpoint: Path) -> RunState:
+    """run_state.json of `checkpoint`. Raises `IntegrityError` where it is missing or damaged."""
+    path = checkpoint / "run_state.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not checkpoint.exists():
+            raise gone(checkpoint) from None
+        raise IntegrityError(f"{path}: missing; this checkpoint is not whole") from None
+    except ValueError as error:  # not JSON, or not even text
+        raise IntegrityError(f"{path}: not valid JSON ({error}); this checkpoint is damaged") from None
+    recorded = found.get("format") if isinstance(found, dict) else None
+    if recorded != FORMAT:
+        raise UserError(f"{path}: checkpoint format {recorded!r}; this version reads {FORMAT}")
+    if missing := [field.name for field in fields(RunState) if field.default is MISSING and field.name not in found]:
+        raise IntegrityError(f"{path}: has no {', '.join(missing)}; this checkpoint is damaged")
+    return RunState(**{field.name: found[field.name] for field in fields(RunState) if field.name in found})
+
+
+def versions() -> dict[str, str]:
+    """Package versions that bit-equality depends on."""
+    return {"megatron_encdec": __version__, "torch": torch.__version__, "megatron_core": mcore.__version__,
+            "numpy": numpy.__version__, "python": python_platform.python_version()}
 
 
 def newest(checkpoints: Path) -> Path | None:
@@ -89,7 +152,7 @@ def load(checkpoint: Path, trunk, optimizer=None) -> None:
     """Fill `trunk` (and `optimizer`, if given) from `checkpoint`, whatever topology wrote it; collective.
     Every byte is checked first: `IntegrityError` on every rank, naming the file and the newest intact checkpoint.
     Weights of another dtype come from the fp32 masters. FP8's scales begin anew where the checkpoint has none."""
-    integrity.check(checkpoint)
+    check(checkpoint)
     dtypes = stored_dtypes(checkpoint)
 
     def source(box):
@@ -106,7 +169,7 @@ def load_weights(checkpoint: Path, trunk, optimizer=None) -> None:
     """Fill `trunk`, and the fp32 masters in `optimizer`, with the weights of `checkpoint` alone; collective.
     They come from the masters, which they were rounded from, where there are some. Moments and update count stay as
     they are; a checkpoint without any, such as an import's, will do."""
-    integrity.check(checkpoint)
+    check(checkpoint)
     names = stored_dtypes(checkpoint)
     read_boxes(checkpoint, [_from_master(box, names) for box in wanted(trunk, None)])
     if optimizer is not None:  # by itself: where it holds an fp32 run's weights, its boxes are the same

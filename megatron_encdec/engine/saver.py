@@ -22,9 +22,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_encdec.engine.boxes import Box, HostCopy, owned
-from megatron_encdec.engine.checkpoint import clean, prune, publish
+from megatron_encdec.engine.checkpoint import RunState, clean, prune, publish
 from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text, name_of
-from megatron_encdec.engine.run_state import RunState
 from megatron_encdec.engine.storage import Written, common_state, write_boxes, write_bytes, write_index
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import json_bytes

@@ -3,10 +3,9 @@
 import argparse
 from pathlib import Path
 
-from megatron_encdec.engine.checkpoint import directory_of
-from megatron_encdec.engine.run_state import read_run_state
+from megatron_encdec.engine.checkpoint import directory_of, read_run_state
 from megatron_encdec.inspection.tables import number, print_facts, print_table, say, size
-from megatron_encdec.objectives import OBJECTIVES
+from megatron_encdec.objectives.base import OBJECTIVES
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.platform.restricted_pickle import load_records
 

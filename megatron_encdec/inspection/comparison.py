@@ -8,7 +8,7 @@ import argparse
 
 from megatron_encdec.inspection.run import describe, read_run
 from megatron_encdec.inspection.tables import number, print_table, say, short
-from megatron_encdec.objectives import evaluated
+from megatron_encdec.objectives.base import evaluated
 from megatron_encdec.platform import schema
 from megatron_encdec.rundir.lineage import differences
 from megatron_encdec.training.config import Config

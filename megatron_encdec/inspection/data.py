@@ -15,7 +15,7 @@ from megatron_encdec.data.store import TokenStore
 from megatron_encdec.inspection.tables import number, print_facts, print_table, say, size
 from megatron_encdec.inspection.token_statistics import document_lengths, length_statistics
 from megatron_encdec.inspection.windows import indented, marks_of, show
-from megatron_encdec.objectives import Objective, Vocabulary
+from megatron_encdec.objectives.base import Objective, Vocabulary
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.schema import parse_yaml, to_dict
 from megatron_encdec.text.manifest import check_files

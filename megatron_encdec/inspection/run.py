@@ -13,8 +13,7 @@ import json
 from pathlib import Path
 
 from megatron_encdec.data.store import TokenStore
-from megatron_encdec.engine.checkpoint import newest
-from megatron_encdec.engine.run_state import read_run_state
+from megatron_encdec.engine.checkpoint import newest, read_run_state
 from megatron_encdec.inspection.tables import number, print_facts, print_table, say, short
 from megatron_encdec.inspection.token_statistics import unigram_entropy
 from megatron_encdec.platform.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_encdec.inspection.tables import say
 from megatron_encdec.inspection.windows import indented, marks_of, show
-from megatron_encdec.objectives import Labelled
+from megatron_encdec.objectives.base import Labelled
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import load_config
 from megatron_encdec.training.plan import Plan, resolve

@@ -28,7 +28,7 @@ import yaml
 from safetensors.torch import save_file
 
 from megatron_encdec.engine.boxes import Box
-from megatron_encdec.engine.run_state import RunState, versions
+from megatron_encdec.engine.checkpoint import RunState, versions
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.interop.conversion import Conversion
 from megatron_encdec.interop.hugging_face import DTYPES
@@ -39,7 +39,7 @@ from megatron_encdec.interop.source_files import check_files, copy_tokenizer_fil
 from megatron_encdec.interop.tensor_files import TensorFiles
 from megatron_encdec.interop.tokenizer_files import tokenizer_remarks
 from megatron_encdec.model.config import ModelConfig
-from megatron_encdec.objectives import of_attention
+from megatron_encdec.objectives.base import of_attention
 from megatron_encdec.platform import distributed, schema
 from megatron_encdec.platform.distributed import Control
 from megatron_encdec.platform.errors import AgreedError, UserError

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.boxes import STATE_PREFIX
-from megatron_encdec.engine.run_state import RunState, read_run_state
+from megatron_encdec.engine.checkpoint import RunState, read_run_state
 from megatron_encdec.engine.storage import stored_dtypes
 from megatron_encdec.model.trunk import Trunk, transformer_config
 from megatron_encdec.platform import distributed, schema

@@ -4,10 +4,14 @@
     2. `Objective`         what each objective declares and does; a subclass is found by its name in `OBJECTIVES`
     3. `from_yaml`         `phases.N.objective`: a name, `{name: mlm, mask_ratio: 0.4}`, or the short form `mlm:0.4`
     4. `evaluated(...)`    which objectives a run's validation measures
+    5. `collate(...)`      several labelled windows as the arrays that one forward pass reads
+
+Legend: B windows of the micro-batch, S tokens of a window, N labelled positions of all windows (may be 0), E segments
+of all windows. A flat position is b * S + s.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -163,3 +167,43 @@ def evaluated(trained: Iterable[Objective], has_mask: bool) -> dict[str, Objecti
         if kind.yardstick and (has_mask or not kind.hides):
             found.setdefault(name, kind())
     return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """What a micro-batch carries, its attention kind included.
+
+    `inputs_BS`, `label_positions_N` (flat, ascending), `labels_N`: int64. `cu_seqlens` (int32, E + 1): flat
+    starts of the segments and the end B * S, as variable-length attention kernels take them. `longest`:
+    tokens of the longest segment. `isolated`: some window has more than one segment, so that attention
+    needs `cu_seqlens`. `samples`: sample numbers, B of them."""
+
+    inputs_BS: np.ndarray
+    label_positions_N: np.ndarray
+    labels_N: np.ndarray
+    cu_seqlens: np.ndarray
+    longest: int
+    isolated: bool
+    attention: AttentionKind
+    samples: tuple[int, ...]
+
+
+def collate(objective: Objective, samples: Sequence[Sample], data_seed: int, vocabulary: Vocabulary) -> MicroBatch:
+    """Apply `objective` to `samples` (at least one, of equal length) and lay them end to end."""
+    labelled = [objective.apply(sample, data_seed, vocabulary) for sample in samples]
+    inputs_BS = np.stack([one.inputs_S for one in labelled])
+    starts_B = np.arange(len(samples)) * inputs_BS.shape[1]
+    ends_E = np.concatenate([start + sample.segment_ends_E
+                             for start, sample in zip(starts_B, samples, strict=True)])
+    cu_seqlens = np.concatenate([[0], ends_E]).astype(np.int32)
+    return MicroBatch(
+        inputs_BS=inputs_BS,
+        label_positions_N=np.concatenate([start + one.positions_N
+                                          for start, one in zip(starts_B, labelled, strict=True)]),
+        labels_N=np.concatenate([one.labels_N for one in labelled]),
+        cu_seqlens=cu_seqlens,
+        longest=int(np.diff(cu_seqlens).max()),
+        isolated=len(ends_E) > len(samples),
+        attention=objective.attention,
+        samples=tuple(sample.index for sample in samples),
+    )

@@ -53,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
     if arguments.dry_run:
-        return _dry_run(arguments)
+        from megatron_encdec.platform.distributed import RankEnvironment
+        from megatron_encdec.training.dry_run import describe
+
+        print(describe(_config(arguments), arguments.nproc or RankEnvironment.read().world_size, arguments.fallback))
+        return 0
     began = started() or time.time()
     with StopSignals(second_ends=True) as signals:  # from here on nothing ends a rank between two steps
         if arguments.nproc is None or arguments.nproc == 1:
@@ -73,15 +77,6 @@ def import_what_ranks_need() -> None:
     import megatron_encdec.training.execute  # noqa: F401
 
 
-def _dry_run(arguments: argparse.Namespace) -> int:
-    from megatron_encdec.platform.distributed import RankEnvironment
-    from megatron_encdec.training.dry_run import describe
-
-    ranks = arguments.nproc or RankEnvironment.read().world_size
-    print(describe(_config(arguments), ranks, arguments.fallback))
-    return 0
-
-
 def _config(arguments: argparse.Namespace):
     """The config asked for; a mistake in an option is said before anything is read."""
     from megatron_encdec.platform import device
@@ -94,11 +89,13 @@ def _config(arguments: argparse.Namespace):
         raise UserError(f"--until {arguments.until}: a step number of 1 or more")
     if arguments.nproc is not None and arguments.nproc < 1:
         raise UserError(f"--nproc {arguments.nproc}: at least one rank")
-    if arguments.time_limit is not None:
-        seconds_of(arguments.time_limit)
-    if arguments.profile is not None:
-        steps_of(arguments.profile)
-    return load_config(arguments.config, [*arguments.overrides, *_fork(arguments.fork)])
+    seconds_of(arguments.time_limit)
+    steps_of(arguments.profile)
+    overrides = list(arguments.overrides)
+    if arguments.fork is not None:
+        path, step = split_step(arguments.fork)
+        overrides += [f"run.from.path={path}", f"run.from.step={'' if step is None else step}", "run.from.state=all"]
+    return load_config(arguments.config, overrides)
 
 
 def _plan(arguments: argparse.Namespace):
@@ -109,14 +106,6 @@ def _plan(arguments: argparse.Namespace):
     plan = make_plan(_config(arguments), arguments.nproc)
     check_origin(plan, arguments.fallback)
     return plan
-
-
-def _fork(run: str | None) -> list[str]:
-    """`--fork RUN_DIR[@STEP]` as overrides."""
-    if run is None:
-        return []
-    path, step = split_step(run)
-    return [f"run.from.path={path}", f"run.from.step={'' if step is None else step}", "run.from.state=all"]
 
 
 def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> int:
@@ -130,12 +119,10 @@ def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> 
     from megatron_encdec.training.stop import seconds_of
 
     config = plan.config
-    profile = steps_of(arguments.profile) if arguments.profile else range(0)
     if config.run.deterministic:
         device.use_deterministic_kernels()
-    limit = None if arguments.time_limit is None else seconds_of(arguments.time_limit)
-    topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline,
-                                      config.run.hang_timeout + LONG)
+    options = Options(arguments.until, arguments.fallback, seconds_of(arguments.time_limit), began,
+                      steps_of(arguments.profile))
+    topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline, config.run.hang_timeout + LONG)
     with distributed.peers():
-        return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, began, profile),
-                       signals)
+        return execute(plan, topology, options, signals)

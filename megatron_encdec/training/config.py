@@ -15,7 +15,7 @@ from megatron_encdec.engine.config import (
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.precision import PrecisionSettings
-from megatron_encdec.objectives import Objective
+from megatron_encdec.objectives.base import Objective
 from megatron_encdec.platform import schema
 from megatron_encdec.text.tokenizer import TokenizerConfig
 

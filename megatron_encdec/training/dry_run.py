@@ -1,23 +1,15 @@
 """`pretrain --dry-run`: what a config comes to, on any machine, also where data and tokenizer are still to be made."""
 
 from dataclasses import replace
-
-import yaml
+from pathlib import Path
 
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.model.config import training_flops, whole_pairs
-from megatron_encdec.platform import schema
 from megatron_encdec.platform.distributed import check_parallel_sizes
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config
 from megatron_encdec.training.origin import check_origin
-from megatron_encdec.training.plan import (
-    check_kernels,
-    check_topology,
-    missing_inputs,
-    resolve,
-    with_dtype,
-)
+from megatron_encdec.training.plan import check_kernels, check_topology, resolve, resolved_yaml, with_dtype
 from megatron_encdec.training.stretches import Stretch, lay_out, with_phase_steps
 
 _ASSUMED_VOCABULARY = 128_256  # the Llama 3 tokenizer's, which the presets were made for (arXiv 2507.00994)
@@ -28,7 +20,10 @@ def describe(config: Config, ranks: int, fallback: bool = False) -> str:
     ranks; then what is missing, and what this machine could not do. Raises `UserError` for what no machine could, and
     where the run directory holds something else."""
     check_topology(config, ranks)
-    notes = [f"missing: {line}" for line in missing_inputs(config)]
+    inputs = [("tokenizer.path", config.tokenizer.path, "")]
+    inputs += [(f"data.{split}.{number}.path", source.path, ".idx") for split in ("train", "validation")
+               for number, source in enumerate(getattr(config.data, split))]
+    notes = [f"missing: {key}: {path}" for key, path, ending in inputs if not Path(f"{path}{ending}").exists()]
     if notes:
         train, config = None, with_phase_steps(with_dtype(config), lay_out(config))
         if config.model.vocabulary_size is None:
@@ -44,8 +39,7 @@ def describe(config: Config, ranks: int, fallback: bool = False) -> str:
     except UserError as error:
         notes.append(f"not on this machine: {error}")
     data_size = check_parallel_sizes(ranks, config.parallel.tensor, config.parallel.pipeline)
-    return "\n".join([yaml.safe_dump(schema.to_dict(config), sort_keys=False).rstrip(), "",
-                      *_phases(stretches := lay_out(config)), "",
+    return "\n".join([resolved_yaml(config), *_phases(stretches := lay_out(config)), "",
                       *_estimates(config, stretches, data_size, train), *(f"note         {note}" for note in notes)])
 
 

@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megatron_encdec.engine.optimizer import reset_moments
+from megatron_encdec.engine.optimizer import reset_moments, whole_parameters
 from megatron_encdec.engine.saver import SaveEvent
 from megatron_encdec.platform.distributed import Control, Topology
 from megatron_encdec.platform.errors import RunFailed, UserError
@@ -46,9 +46,9 @@ class Options:
 def _open(run: Run) -> MetricsLog:
     """config.yaml of the run directory, as this launch has it, and metrics.jsonl, as far as the run has come."""
     path = run.directory / "metrics.jsonl"
+    known = (run.step, run.origin.state.metrics_position) if run.origin.kind == "resume" else ()
     try:
-        log = MetricsLog(path, run.step, run.origin.state.metrics_position) \
-            if run.origin.kind == "resume" else MetricsLog(path)
+        log = MetricsLog(path, *known)
         write_atomic(run.directory / "config.yaml", resolved_yaml(run.plan.config))
     except OSError as error:
         name = error.filename2 or error.filename or path
@@ -71,9 +71,7 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
         logs: list[MetricsLog] = []  # one on rank 0, none elsewhere
         control.from_first(lambda: logs.append(_open(run)))
         last = min(plan.timeline.total_steps, options.until or plan.timeline.total_steps)
-        limit = None
-        if options.time_limit is not None:
-            limit = TimeLimit(options.time_limit, options.started, run.bytes_to_save)
+        limit = TimeLimit(options.time_limit, options.started, run.bytes_to_save) if options.time_limit else None
         report = Report(run, last, logs[0] if logs else None, note)
         profiler = Profiler(options.profile, run.directory / "profile", topology.rank, report.say)
         job = Job(run, report, Guard(control, settings), Stopper(control, signals, limit), profiler, last)
@@ -161,7 +159,7 @@ class Job:
         """Begin a checkpoint of the current step, if it is not there yet and its weights are finite."""
         if self.run.saved_step == self.run.step:
             return
-        self.run.trainer.state_is_whole()
+        whole_parameters(self.run.trainer.ddp)
         self.guard.check_weights(self.run.trainer.trunk, self.run.step)
         self.run.save(self.report.position())
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine.checkpoint import RunState, read_run_state
 from megatron_encdec.engine.integrity import LATEST, damaged, newest_intact, step_of, verify
-from megatron_encdec.engine.run_state import RunState, read_run_state
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import Gone, IntegrityError, UserError
 from megatron_encdec.rundir.lineage import changed_keys, differences, history_hash
@@ -52,7 +52,8 @@ def find(plan: Plan, fallback: bool = False) -> Origin:
     run = plan.config.run
     checkpoints = Path(run.dir) / "checkpoints"
     newest, passed_over = _first_save(Path(run.dir)) or _newest(checkpoints, fallback)
-    changed = _changes(plan, run.dir)
+    last_launch = last_config(run.dir)
+    changed = changed_keys(last_launch, schema.to_dict(plan.config)) if last_launch else {}
     if newest is not None:
         state = _with_same_past(plan, newest, Path(run.dir))
         later = [name for name in checkpoint.saved_names(checkpoints) if step_of(name) > state.step]
@@ -62,8 +63,7 @@ def find(plan: Plan, fallback: bool = False) -> Origin:
         return Origin("new", changed=changed)
     found = checkpoint.directory_at(run.from_.path, run.from_.step)
     state = _state_of(found) if run.from_.state == "weights" else _with_same_past(plan, found, Path(run.from_.path))
-    parent = {"path": run.from_.path, "step": state.step, "history_hash": state.history_hash,
-              "state": run.from_.state}
+    parent = {"path": run.from_.path, "step": state.step, "history_hash": state.history_hash, "state": run.from_.state}
     if run.from_.state == "weights":
         _check_trunk(plan, state, found)
         return Origin("weights", found, state, changed, parent)
@@ -76,10 +76,8 @@ def check_origin(plan: Plan, fallback: bool) -> None:
     A checkpoint that goes meanwhile is no mistake: another launch is saving here, as the lock will say."""
     try:
         find(plan)
-    except Gone:
-        pass
-    except IntegrityError:
-        if not fallback:
+    except IntegrityError as error:
+        if not fallback and not isinstance(error, Gone):
             raise
 
 
@@ -153,8 +151,7 @@ def _newest(checkpoints: Path, fallback: bool) -> tuple[Path | None, dict | None
         return newest, None
     if not fallback:
         raise damaged(found, problems)
-    intact = newest_intact(checkpoints, before=found.name)
-    if intact is None:
+    if (intact := newest_intact(checkpoints, before=found.name)) is None:
         raise IntegrityError(f"{'; '.join(problems[:4])}; there is no intact checkpoint in {checkpoints}")
     return intact, {"damaged": found.name, "problems": problems[:4], "used": intact.name}
 
@@ -208,13 +205,6 @@ def _state_of(found: Path) -> RunState:
 
 
 def _check_trunk(plan: Plan, state: RunState, found: Path) -> None:
-    changed = differences(state.history["model"], plan.timeline.history(0)["model"], "model")
-    if changed:
+    if changed := differences(state.history["model"], plan.timeline.history(0)["model"], "model"):
         raise UserError("\n".join([f"{found}: these weights are of another trunk (theirs -> asked for):",
                                    *(f"  {line}" for line in changed), "Give the model its keys."]))
-
-
-def _changes(plan: Plan, run: str) -> dict[str, list]:
-    """What the config changes against config.yaml of the last launch, by key."""
-    recorded = last_config(run)
-    return changed_keys(recorded, schema.to_dict(plan.config)) if recorded else {}

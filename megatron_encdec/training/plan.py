@@ -13,11 +13,11 @@ import yaml
 
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.engine import checkpoint
-from megatron_encdec.engine.run_state import RunState, read_run_state
+from megatron_encdec.engine.checkpoint import RunState, read_run_state
 from megatron_encdec.model.config import choose_layers
 from megatron_encdec.model.performance import accumulation_fusion, choose_attention, kernel_notes
 from megatron_encdec.model.precision import fp8_shape_problems
-from megatron_encdec.objectives import Objective, Vocabulary, evaluated
+from megatron_encdec.objectives.base import Objective, Vocabulary, evaluated
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.device import bf16_is_native, fp8_facts, fp8_refusal
 from megatron_encdec.platform.distributed import RankEnvironment, check_parallel_sizes
@@ -82,14 +82,6 @@ def resolve(config: Config) -> Plan:
                         vocabulary)
     return Plan(config, tokenizer, vocabulary, train, validation, timeline,
                 evaluated(objectives, tokenizer.mask_id is not None))
-
-
-def missing_inputs(config: Config) -> list[str]:
-    """A line for the tokenizer and each source of `config` that is not there."""
-    tokenizer = [] if Path(config.tokenizer.path).exists() else [f"tokenizer.path: {config.tokenizer.path}"]
-    return tokenizer + [
-        f"data.{split}.{number}.path: {source.path}" for split in ("train", "validation")
-        for number, source in enumerate(getattr(config.data, split)) if not Path(f"{source.path}.idx").exists()]
 
 
 def _filled_in(config: Config, tokenizer: Tokenizer) -> Config:

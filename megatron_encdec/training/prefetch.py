@@ -3,23 +3,22 @@
     1. `staged(batches, ahead)`    the same micro-batches in the same order, some ready before they are asked for
     2. `Staged.tensor(name)`       an array of one, on the device
 
-Order and content do not depend on `ahead`: one thread draws from one iterator and puts into one queue. Nothing is drawn
-that belongs to a later step, so a stop leaves nothing behind.
+Order and content do not depend on `ahead`: one thread draws from one iterator. Nothing is drawn that belongs to a later
+step, so a stop leaves nothing behind.
 """
 
 import contextlib
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from megatron_encdec.objectives import MicroBatch
+from megatron_encdec.objectives.base import MicroBatch
 from megatron_encdec.platform.device import device, device_type
 from megatron_encdec.platform.watchdog import mark
 
 _ARRAYS = ("inputs_BS", "label_positions_N", "labels_N", "cu_seqlens")
-_LOOK_SECONDS = 0.2  # how soon the thread sees that nobody wants any more
 
 
 class Staged:
@@ -43,44 +42,28 @@ def staged(batches: Iterator[MicroBatch], ahead: int) -> Iterator[Iterator[Stage
     if ahead == 0:
         yield map(Staged, batches)
         return
-    waiting: queue.Queue = queue.Queue(maxsize=ahead)
-    over = threading.Event()
 
-    def put(item) -> bool:
-        while not over.is_set():
-            try:
-                waiting.put(item, timeout=_LOOK_SECONDS)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def begin() -> None:
+        if device_type() == "cuda":
+            torch.cuda.set_device(device())  # pinned memory belongs to a device's context
 
-    def prepare() -> None:
-        try:
-            if device_type() == "cuda":
-                torch.cuda.set_device(device())  # pinned memory belongs to a device's context
-            for batch in batches:
-                if not put((Staged(batch), None)):
-                    return
-            put((None, None))
-        except BaseException as error:
-            put((None, error))
+    def prepare() -> Staged | None:
+        batch = next(batches, None)
+        return None if batch is None else Staged(batch)
 
     def ready() -> Iterator[Staged]:
         while True:
             mark("waiting for the next micro-batch")
-            one, error = waiting.get()
-            if error is not None:
-                raise error
+            one = pending.popleft().result()
             if one is None:
                 return
+            pending.append(thread.submit(prepare))
             mark(f"computing samples {one.batch.samples[0]}..{one.batch.samples[-1]}")
             yield one
 
-    thread = threading.Thread(target=prepare, name="micro-batches", daemon=True)
-    thread.start()
+    thread = ThreadPoolExecutor(1, "micro-batches", begin)
     try:
+        pending = deque(thread.submit(prepare) for _ in range(ahead))
         yield ready()
     finally:
-        over.set()
-        thread.join()
+        thread.shutdown(cancel_futures=True)

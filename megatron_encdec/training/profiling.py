@@ -20,8 +20,10 @@ _STEPS = re.compile(r"(\d+)(?:(?:\.\.|-)(\d+))?")
 _ROWS = 40  # operators in the table
 
 
-def steps_of(text: str) -> range:
-    """The steps of `10` or `10..12` (both ends included)."""
+def steps_of(text: str | None) -> range:
+    """The steps of `10` or `10..12` (both ends included); of None, none."""
+    if text is None:
+        return range(0)
     match = _STEPS.fullmatch(text)
     first = int(match[1]) if match else 0
     last = int(match[2] or first) if match else 0
@@ -43,9 +45,8 @@ class Profiler:
         if self._profile is not None and step == self._steps[-1]:
             self.close(step)
         if self._profile is None and step + 1 in self._steps:
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            if device_type() == "cuda":
-                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            known = torch.profiler.ProfilerActivity
+            activities = [known.CPU, known.CUDA] if device_type() == "cuda" else [known.CPU]
             self._profile, self._begun = torch.profiler.profile(activities=activities), step + 1
             self._profile.start()
 

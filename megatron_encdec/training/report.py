@@ -22,13 +22,11 @@ class Report:
     `save_failed`: the newest save has. `metrics_safe`: every line so far is on disk for good."""
 
     def __init__(self, run: Run, last: int, log: MetricsLog | None, lock_note: str | None = None):
-        self._run, config = run, run.plan.config
-        self._every = config.logging.every
+        self._run, self._last, self._log, settings = run, last, log, run.plan.config.logging
+        self._every, speaks = settings.every, run.topology.rank == 0
         self._peak = peak_flops(run.plan.dtype) * run.topology.world_size
-        self._last = last
-        self._progress = Progress("step", last, run.reports, run.step, counts=True, stream=sys.stdout)
-        self._log = log
-        self._board = TensorBoard(run.directory / "tensorboard", run.reports and config.logging.tensorboard)
+        self._progress = Progress("step", last, speaks, run.step, counts=True, stream=sys.stdout)
+        self._board = TensorBoard(run.directory / "tensorboard", speaks and settings.tensorboard)
         self.save_failed, self.metrics_safe = False, True
         for note in filter(None, (lock_note, *(log.notes if log else ()), *map("note: {}".format, run.plan.notes))):
             self.say(note)
@@ -55,17 +53,16 @@ class Report:
                   if origin.kind != "weights" else f"beginning with the weights of {origin.checkpoint}")
                  + ("; nothing is left to do" if run.step >= last else ""))
         if run.step < last:
-            extra = {"changed": origin.changed, "parent": origin.parent, "fallback": origin.fallback}
+            extra = {name: value for name in ("changed", "parent", "fallback") if (value := getattr(origin, name))}
             self._write("resume", step=run.step, tokens=run.tokens, samples=run.samples, targets=run.targets,
-                        topology=run.topology.as_dict(), **{name: value for name, value in extra.items() if value})
+                        topology=run.topology.as_dict(), **extra)
 
     def train(self, stretch: Stretch, result: StepResult, lr: float, nonfinite: dict | None) -> None:
         """The line of a step; speed counts this step alone, without evaluation and checkpoints before it.
         nonfinite: what was found in a step that was skipped; such a step always has its line."""
         run, tokens = self._run, stretch.tokens_per_step
-        now = time.perf_counter()
-        speed = tokens / (now - self._clock)
-        self._clock = now
+        before, self._clock = self._clock, time.perf_counter()
+        speed = tokens / (self._clock - before)
         flops = training_flops(run.plan.config.model, tokens, result.pairs, result.targets)
         mfu = speed * flops / tokens / self._peak
         loss, norm = (result.loss, result.grad_norm) if nonfinite is None else (None, None)
@@ -73,8 +70,7 @@ class Report:
             self._write("train", step=run.step, phase=stretch.name, objective=stretch.objective.name, loss=loss, lr=lr,
                         grad_norm=norm, tokens=run.tokens, samples=run.samples, targets=run.targets,
                         tokens_per_second=speed, tokens_per_second_per_device=speed / run.topology.world_size,
-                        mfu=mfu,
-                        **({"nonfinite": nonfinite} if nonfinite else {}))
+                        mfu=mfu, **({"nonfinite": nonfinite} if nonfinite else {}))
             self._board.write(run.step, train__loss=loss, train__lr=lr, train__grad_norm=norm,
                               train__tokens_per_second=speed)
         if nonfinite:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.boxes import make_fp8_state, owned
+from megatron_encdec.engine.checkpoint import RunState, versions
 from megatron_encdec.engine.optimizer import build_optimizer, wrap
-from megatron_encdec.engine.run_state import RunState, versions
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.model.trunk import build_trunk
 from megatron_encdec.platform import megatron as mcore
@@ -45,11 +45,6 @@ class Run:
     @property
     def directory(self) -> Path:
         return Path(self.plan.config.run.dir)
-
-    @property
-    def reports(self) -> bool:
-        """Whether this rank writes metrics and speaks."""
-        return self.topology.rank == 0
 
     @property
     def stretch(self) -> Stretch:
@@ -104,7 +99,11 @@ def start(plan: Plan, topology: Topology, origin: Origin) -> Run:
     make_fp8_state(trunk)
     if origin.checkpoint is not None:
         mark(f"loading {origin.checkpoint}", limit=LONG)
-        _load(origin, trunk, trainer.optimizer)
+        load = checkpoint.load_weights if origin.kind == "weights" else checkpoint.load
+        try:
+            load(origin.checkpoint, trunk, trainer.optimizer)
+        except IntegrityError as error:
+            raise AgreedError(str(error)) from None  # checked by all ranks together
     saver = Saver(Path(config.run.dir) / "checkpoints", trunk, trainer.optimizer, config.checkpoint.keep,
                   config.checkpoint.async_)
     if origin.kind not in ("resume", "fork"):
@@ -115,12 +114,3 @@ def start(plan: Plan, topology: Topology, origin: Origin) -> Run:
     return Run(replace(plan, timeline=plan.timeline.adopting(state.history)), topology, trainer, saver,
                replace(origin, changed=origin.changed | changed), state.step, state.samples, state.tokens,
                state.targets, state.skipped, saved_step=state.step)
-
-
-def _load(origin: Origin, trunk, optimizer) -> None:
-    """Fill trunk and optimizer; weights alone leave the optimizer as new, its fp32 masters the other run's."""
-    load = checkpoint.load_weights if origin.kind == "weights" else checkpoint.load
-    try:
-        load(origin.checkpoint, trunk, optimizer)
-    except IntegrityError as error:
-        raise AgreedError(str(error)) from None  # checked by all ranks together

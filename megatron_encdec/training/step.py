@@ -21,7 +21,7 @@ import torch.distributed as dist
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.engine import optimizer as updates
 from megatron_encdec.model.config import attended_pairs
-from megatron_encdec.objectives import MicroBatch, Objective, Vocabulary, collate
+from megatron_encdec.objectives.base import MicroBatch, Objective, Vocabulary, collate
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device
 from megatron_encdec.platform.distributed import Topology
@@ -111,7 +111,6 @@ class Trainer:
         """ahead: micro-batches that a thread prepares while the device computes."""
         self.ddp, self.optimizer, self.topology, self.vocabulary = ddp, optimizer, topology, vocabulary
         self.micro_size, self._ahead, self._fp8_evaluation = micro_size, ahead, fp8_evaluation
-        self._schedule = mcore.get_forward_backward_func()
 
     @property
     def trunk(self):
@@ -138,20 +137,15 @@ class Trainer:
     def evaluate(self, samples: Samples, objective: Objective, windows: int) -> StepResult:
         """Mean loss over the targets of the first `windows` samples; in bf16, unless told otherwise, also with FP8."""
         self.ddp.eval()
-        self.state_is_whole()
+        updates.whole_parameters(self.ddp)
         with contextlib.nullcontext() if self._fp8_evaluation else self.trunk.without_fp8():
             return _result(self._reduce(self._run(samples, objective, range(windows), forward_only=True)))
 
-    def state_is_whole(self) -> None:
-        """Wait for weights that data-parallel ranks still exchange, before anybody reads them."""
-        updates.whole_parameters(self.ddp)
-
     def _run(self, samples, objective, numbers: range, forward_only: bool) -> list[torch.Tensor]:
         shares = share_of_batch(numbers, self.micro_size, self.topology)
-        length = samples.sequence_length
-        packed = self.trunk.packed
+        length, packed = samples.sequence_length, self.trunk.packed
         with staged(micro_batches(samples, objective, self.vocabulary, shares), self._ahead) as batches:
-            return self._schedule(
+            return mcore.get_forward_backward_func()(
                 forward_step_func=_forward, data_iterator=batches,
                 model=[self.ddp], num_microbatches=len(shares), forward_only=forward_only,
                 seq_length=length * self.micro_size if packed else length,

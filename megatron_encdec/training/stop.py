@@ -25,8 +25,10 @@ _GUESSED_BYTES_PER_SECOND = 100e6  # of a rank's disk, before the first save has
 _TIME, _ORPHAN, _SIGNAL = 1, 2, 100  # a signal is _SIGNAL + its number
 
 
-def seconds_of(text: str) -> float:
-    """Seconds of `90s`, `45m`, `3h30m`, `1d2h`, `HH:MM:SS` or Slurm's `D-HH:MM:SS`."""
+def seconds_of(text: str | None) -> float | None:
+    """Seconds of `90s`, `45m`, `3h30m`, `1d2h`, `HH:MM:SS` or Slurm's `D-HH:MM:SS`; None of None."""
+    if text is None:
+        return None
     match = _CLOCK.fullmatch(text) or (_UNITS.fullmatch(text) if text else None)
     if match is None:
         raise UserError(f"--time-limit {text}: write it like 90s, 45m, 3h30m, 02:30:00 or 1-12:00:00")

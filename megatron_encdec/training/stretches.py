@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_encdec.data.config import DataConfig
 from megatron_encdec.engine.config import OptimizerSettings, ScheduleSettings, learning_rate
-from megatron_encdec.objectives import Objective, Vocabulary
+from megatron_encdec.objectives.base import Objective, Vocabulary
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config, PhaseSettings

@@ -11,9 +11,9 @@ from trunk_states import fill, give_fp8_state, make, run_ranks, state_at, wrong
 
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.boxes import SHARDING, pieces
+from megatron_encdec.engine.checkpoint import FORMAT, read_run_state
 from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text
 from megatron_encdec.engine.optimizer import local_states, update_count
-from megatron_encdec.engine.run_state import FORMAT, read_run_state
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.model import layers
 from megatron_encdec.platform import megatron as mcore

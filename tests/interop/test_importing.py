@@ -12,7 +12,7 @@ from random_models import SIZES, save
 from small_run import metrics, run_cli
 
 from megatron_encdec.cli import main
-from megatron_encdec.engine.run_state import read_run_state
+from megatron_encdec.engine.checkpoint import read_run_state
 from megatron_encdec.interop.source import find, whole_trunk
 
 

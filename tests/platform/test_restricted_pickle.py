@@ -14,8 +14,8 @@ from small_run import run_cli
 from trunk_states import fill, make, state_at, wrong
 
 from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine.checkpoint import read_run_state
 from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text, verify
-from megatron_encdec.engine.run_state import read_run_state
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.platform.restricted_pickle import load_plain, load_records

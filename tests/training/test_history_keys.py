@@ -7,7 +7,7 @@ import typing
 import pytest
 from small_run import timeline_of
 
-from megatron_encdec.objectives import OBJECTIVES, Objective
+from megatron_encdec.objectives.base import OBJECTIVES, Objective
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.training.config import Config
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from megatron_encdec.objectives import MicroBatch
+from megatron_encdec.objectives.base import MicroBatch
 from megatron_encdec.training.prefetch import staged
 
 
