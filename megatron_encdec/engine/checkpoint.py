@@ -41,8 +41,7 @@ _MASTERS = f"{STATE_PREFIX}.param."
 class RunState:
     """The state after `step`; samples, tokens and targets are those consumed so far, over all phases.
     phase: its number, from 0. history: what determined this state (training/stretches.py), history_hash its sha256.
-    skipped: steps without an update. metrics_position: how long metrics.jsonl was (rundir/metrics.py).
-    imported: what an import noted of its source."""
+    skipped: steps without an update. metrics_position: how long metrics.jsonl was. imported: an import's notes."""
 
     step: int
     phase: int

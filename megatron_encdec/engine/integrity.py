@@ -141,8 +141,7 @@ def _recorded(checkpoint: Path) -> tuple[dict, list[str]]:
 
 
 def fair_shares(sizes: Mapping[Key, int], ranks: int) -> list[list[Key]]:
-    """The keys of `sizes` in `ranks` sorted lists of about equal size, the same on every rank: the largest first,
-    each to the list that has least."""
+    """The keys of `sizes` in `ranks` sorted lists of about equal size: the largest first, each to the smallest list."""
     shares, filled = [[] for _ in range(ranks)], [0] * ranks
     for key in sorted(sizes, key=lambda key: (-sizes[key], key)):
         least = filled.index(min(filled))

@@ -65,8 +65,7 @@ class Saver:
 
     def __init__(self, checkpoints: Path, trunk, optimizer, keep: int, asynchronous: bool = True,
                  write_timeout: float = 1800.0):
-        self._checkpoints, self._trunk, self._optimizer = checkpoints, trunk, optimizer
-        self._keep = keep
+        self._checkpoints, self._trunk, self._optimizer, self._keep = checkpoints, trunk, optimizer, keep
         self._rank = dist.get_rank()
         alone = dist.get_world_size() == 1
         self._group = None if alone else dist.new_group(backend="gloo", timeout=timedelta(seconds=write_timeout))
@@ -83,8 +82,7 @@ class Saver:
         started = time.perf_counter()
         self._join()
         boxes = owned(self._trunk, self._optimizer)
-        if self._host is not None:
-            boxes = self._host.take(boxes)
+        boxes = boxes if self._host is None else self._host.take(boxes)
         job = _Job(run_state, boxes, common_state(self._optimizer), frozenset(always), delete, started)
         if self._host is None:
             self._run(job)
@@ -128,8 +126,8 @@ class Saver:
             size, pruned, error = 0, [], f"rank {self._rank}: {_reason(failure)}"
             if self._rank == 0:
                 clean(self._checkpoints)
-        self._events.append(SaveEvent(job.run_state, final, 0.0, time.perf_counter() - job.started, size, error,
-                                      pruned))
+        seconds = time.perf_counter() - job.started
+        self._events.append(SaveEvent(job.run_state, final, 0.0, seconds, size, error, pruned))
 
     def _write(self, job: _Job, final: Path) -> tuple[int, list[str], str | None]:
         """Bytes of all files, names of the checkpoints deleted, and what went wrong: the same on all ranks."""

@@ -4,8 +4,7 @@
     2. the global tensor is drawn in blocks of rows, each from its own counter-based stream; a rank draws only the
        blocks that cross its slice, and keeps its part
 
-N(0, std) for every matrix (arXiv 2507.00994, training code; its table prints sigma^2 = 0.2), 1 for norm weights, 0 for
-biases.
+N(0, std) for every matrix (arXiv 2507.00994, training code; its table prints sigma^2 = 0.2); norms 1, biases 0.
 """
 
 import hashlib

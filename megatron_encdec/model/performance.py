@@ -1,11 +1,6 @@
 """How fast, never what: the config section `performance`, and what it comes to on a machine.
 
 Nothing here changes what a run computes beyond the rounding of sums; it is no part of a run's history.
-
-    1. `PerformanceSettings`                          the keys
-    2. `choose_attention`, `accumulation_fusion`      kernels of the torch layers' attention, and of gradients' sums
-    3. `core_options(...)`                            megatron.core's fields for recomputation, fusion and overlap
-    4. `kernel_notes(...)`                            kernels that are slower here than expected
 """
 
 from dataclasses import dataclass

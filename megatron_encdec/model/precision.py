@@ -5,10 +5,6 @@
     blockwise   one scale a block of 128 (activations) or 128 x 128 (weights), from the block itself
 
 The head, norms, softmax, master weights and the optimizer are never in FP8.
-
-    1. `PrecisionSettings`          the config section `precision`
-    2. `fp8_shape_problems(...)`    products of a trunk that a recipe cannot do, by name
-    3. `fp8_options(...)`           megatron.core's fields for it
 """
 
 from dataclasses import dataclass

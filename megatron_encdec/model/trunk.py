@@ -3,9 +3,6 @@
 What an objective changes comes with the micro-batch: inputs, labels and the attention kind. Parameter names and
 shapes never change, so a switch of objective is nothing but the next micro-batch.
 
-    1. `Trunk`                 this rank's part (tensor slice, pipeline stage): tokens -> hidden states -> losses
-    2. `build_trunk(...)`      the same with its initial weights
-
 Shape suffixes: S window length, B windows of a micro-batch, H hidden size, N labelled positions.
 """
 
@@ -29,7 +26,7 @@ from megatron_encdec.platform.distributed import Topology
 
 
 class Trunk(mcore.GPTModel):
-    """A GPTModel that computes logits only where a label is and takes attention from the micro-batch.
+    """This rank's part of a GPTModel that computes logits only where a label is; attention comes with the micro-batch.
     packed: activations are [B * S, 1, H], windows end to end, instead of [S, B, H]."""
 
     def __init__(self, model: ModelConfig, config: mcore.TransformerConfig, layers: str, topology: Topology,
@@ -84,8 +81,7 @@ class Trunk(mcore.GPTModel):
 
     def forward(self, inputs_BS, context: AttentionContext, positions_N=None, labels_N=None, summed: bool = False):
         """On the last stage the loss of each labelled position [N] in fp32, without gradients, or, if `summed`, their
-        sum, with gradients; hidden states on the others. inputs_BS: int64 token ids. positions_N: flat positions
-        b * S + s of the labels, ascending."""
+        sum, with gradients; hidden states on the others. positions_N: flat, b * S + s, ascending."""
         hidden = self.hidden_states(inputs_BS, context)
         if not self.post_process:
             return hidden

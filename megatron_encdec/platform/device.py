@@ -1,10 +1,4 @@
-"""Which device this process runs on, decided once, before `megatron.core` is imported; and what it can do.
-
-    1. `choose(name)`                 auto | cpu | cuda, from the command line; a GPU that is not there is refused
-    2. `device_type()`, `device()`    "cuda" or "cpu", the same for the life of the process; this rank's torch device
-    3. `bf16_is_native()`, `varlen_is_usable()`, `fp8_refusal(...)`    what its matrix units and kernels can do
-    4. `peak_flops(dtype)`            the denominator of MFU
-"""
+"""Which device this process runs on, decided once, before `megatron.core` is imported; and what it can do."""
 
 import os
 import time
@@ -96,17 +90,14 @@ def fp8_refusal(recipe: str | None, facts: Fp8Facts) -> str:
 
 
 def peak_flops(dtype: torch.dtype) -> float:
-    """FLOP/s of one device (the denominator of MFU): the datasheet's for known GPUs in bf16, else its own matrix
-    product, measured."""
+    """FLOP/s of one device (the denominator of MFU): the datasheet's for known GPUs in bf16, else its own matrix product, measured."""
     if device_type() == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name()
-        for key, value in _DATASHEET_BF16.items():
-            if key in name:
-                return value
-    size, repeats = 1024, 8
+        if known := [value for key, value in _DATASHEET_BF16.items() if key in name]:
+            return known[0]
+    size, best = 1024, float("inf")
     a, b = (torch.ones(size, size, dtype=dtype, device=device()) for _ in range(2))
-    best = float("inf")
-    for _ in range(repeats):
+    for _ in range(8):
         start = time.perf_counter()
         torch.mm(a, b)
         if device_type() == "cuda":

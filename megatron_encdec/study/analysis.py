@@ -1,8 +1,4 @@
-"""Everything the report shows, computed once: scores, comparisons, sensitivity, curves, and what is amiss.
-
-    1. `analyse(results, reference)`     `Results` -> `Analysis`
-    2. `problems(analysis)`              a line for each failed, missing or unequal thing below the numbers
-"""
+"""Everything the report shows, computed once: scores, comparisons, sensitivity, curves, and what is amiss."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -6,10 +6,6 @@ A model's `model.json` says so (`step`, `series`); otherwise its name does, in t
     610m-clm-10k-mlm40-42k        10k steps of CLM, then MLM up to 42k in all: a CLM share of 24 %
     610m-clm-dec42k-mlm40-64k     MLM on a decayed CLM checkpoint
     anything@1500, anything-step1500, anything-1500
-
-    1. `parse(name)`                 a name -> `ModelName`, or None
-    2. `curves(models, records)`     scores over steps, where there are two points or more
-    3. `shares(models)`              scores over the CLM share of one budget, the paper's split figure
 """
 
 import re

@@ -1,8 +1,6 @@
 """The report's figures: scores with intervals, differences, curves over checkpoints and CLM shares, learning rates.
 
 Each family has a figure of each kind, with a panel for each dataset. A model has one colour throughout.
-
-    1. `all_figures(analysis)`     those that have something to show
 """
 
 import math

@@ -2,8 +2,6 @@
 
 A **cell** is one model on one dataset (retrieval: trained on one set): its runs are learning rates x seeds. A run has
 scores, or failed with a reason, or is not there; nothing here fills in or leaves out a run silently.
-
-    1. `read_trees(paths)`     folders -> `Results`: cells, baselines, models' records, what was ignored
 """
 
 import re
@@ -83,8 +81,7 @@ class ModelRecord:
 
 @dataclass
 class Results:
-    """Everything that was read. baselines: test scores (0 to 1) by (family, dataset) and name. ignored: a line for each
-    folder that is no part of the layout."""
+    """All that was read. baselines: test scores (0 to 1) by (family, dataset) and name. ignored: a line a folder."""
 
     cells: dict[CellKey, Cell] = field(default_factory=dict)
     baselines: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)

@@ -38,10 +38,9 @@ def deviation(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How a cell's test scores depend on the learning rate: the stability claim.
-    by_rate: mean over seeds at each rate. spread: best minus worst rate of a seed, over seeds. deviation: standard
-    deviation (ddof=1) over the rates of a seed, over seeds. Both only over the seeds whose runs finished at every rate,
-    and None without any."""
+    """How a cell's test scores depend on the learning rate. by_rate: mean over seeds at each rate. spread: best minus
+    worst rate of a seed, over seeds. deviation: standard deviation (ddof=1) over the rates of a seed, over seeds. Both
+    only over the seeds whose runs finished at every rate, and None without any."""
 
     by_rate: dict[float, Interval]
     spread: Interval | None
@@ -80,8 +79,7 @@ class Summary:
 
 
 def summarise(cell: Cell) -> Summary:
-    """The paper's number for one cell: for each seed the learning rate with the best *validation* score; mean of those
-    *test* scores over seeds, with its interval."""
+    """The paper's number for one cell, as above."""
     selected = select(cell)
     return Summary(cell, selected, interval([run.test for run in selected.values()]), sensitivity(cell))
 

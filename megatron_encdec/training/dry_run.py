@@ -16,9 +16,8 @@ _ASSUMED_VOCABULARY = 128_256  # the Llama 3 tokenizer's, which the presets were
 
 
 def describe(config: Config, ranks: int, fallback: bool = False) -> str:
-    """The resolved config, its phases in steps and tokens, estimates of parameters, compute and memory on `ranks`
-    ranks; then what is missing, and what this machine could not do. Raises `UserError` for what no machine could, and
-    where the run directory holds something else."""
+    """The resolved config, its phases, estimates of parameters, compute and memory on `ranks` ranks; what is missing or
+    not for this machine. Raises `UserError` for what no machine could do, and where run.dir holds another run."""
     check_topology(config, ranks)
     inputs = [("tokenizer.path", config.tokenizer.path, "")]
     inputs += [(f"data.{split}.{number}.path", source.path, ".idx") for split in ("train", "validation")
@@ -46,8 +45,7 @@ def describe(config: Config, ranks: int, fallback: bool = False) -> str:
 def _phases(stretches: list[Stretch]) -> list[str]:
     lines = ["phase                  objective   steps                    tokens"]
     for stretch in stretches:
-        steps = f"{stretch.start + 1}..{stretch.end}"
-        tokens = stretch.steps * stretch.tokens_per_step
+        steps, tokens = f"{stretch.start + 1}..{stretch.end}", stretch.steps * stretch.tokens_per_step
         lines.append(f"{stretch.name:<22} {stretch.objective.name:<11} {steps:<18} {tokens:>12,}")
     return lines
 

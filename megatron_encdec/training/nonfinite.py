@@ -19,9 +19,8 @@ def _shown(value: float | None) -> str:
 
 
 def blamed(found: list[BadGradients]) -> list[tuple[int, tuple[str, ...], str]]:
-    """The ranks that a gradient which is not finite came from: rank, its parameters, and both in words.
-    Where no rank is seen to have made one, it is a rank in whose part of the sum it stands: that one's own gradient
-    was never seen alone."""
+    """The ranks that a gradient which is not finite came from: rank, its parameters, and both in words. Where none is
+    seen to have made one, it is a rank in whose part of the sum it stands: its own gradient was never seen alone."""
     made, blame = {one.place for one in found if one.own}, []
     for one in found:
         if one.own or (one.summed and one.place not in made):

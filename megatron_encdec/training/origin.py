@@ -5,8 +5,7 @@
     3. `refusal(...)`            what of the past differs: one line a key, recorded and asked for
 
 The history up to the checkpoint's step must be the recorded one, by its hash; everything later, and everything
-cosmetic, may change, and what changed is in `Origin.changed`. So may the precision: the history keeps in which one
-each step was done.
+cosmetic, may change: `Origin.changed` says what did. So may the precision: the history keeps that of each step.
 """
 
 import os

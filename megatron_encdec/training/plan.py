@@ -76,10 +76,8 @@ def resolve(config: Config) -> Plan:
     for store in [*train.stores, *(validation.stores if validation else [])]:
         if store.tokenizer:
             tokenizer.check_wrote(store.prefix, store.tokenizer.fingerprint, "tokenizer.path")
-    config = _filled_in(config, tokenizer)
-    vocabulary = Vocabulary.of(tokenizer)
-    timeline = Timeline(lay_out(config), beginning(config), config.model.identity(), train.fingerprints,
-                        vocabulary)
+    config, vocabulary = _filled_in(config, tokenizer), Vocabulary.of(tokenizer)
+    timeline = Timeline(lay_out(config), beginning(config), config.model.identity(), train.fingerprints, vocabulary)
     return Plan(config, tokenizer, vocabulary, train, validation, timeline,
                 evaluated(objectives, tokenizer.mask_id is not None))
 

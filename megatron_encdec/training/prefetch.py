@@ -1,8 +1,5 @@
 """Micro-batches on their way to the device: made ahead by a thread, in memory that a GPU can read by itself.
 
-    1. `staged(batches, ahead)`    the same micro-batches in the same order, some ready before they are asked for
-    2. `Staged.tensor(name)`       an array of one, on the device
-
 Order and content do not depend on `ahead`: one thread draws from one iterator. Nothing is drawn that belongs to a later
 step, so a stop leaves nothing behind.
 """

@@ -1,10 +1,7 @@
 """`--profile 10` or `--profile 10..12`: a torch profiler trace of chosen steps, under `profile/` of the run directory.
 
-    1. `steps_of(text)`     the steps asked for
-    2. `Profiler`           told after each step; every rank records its own
-    3. files                steps_10-12.rank0.json.gz (for chrome://tracing or Perfetto) and .txt, the costs by operator
-
-Profiled steps are slower, and so are their speeds in the log; their numbers are the same.
+Every rank writes steps_10-12.rank0.json.gz (for chrome://tracing or Perfetto) and .txt, the costs by operator. Profiled
+steps are slower, and so are their speeds in the log; their numbers are the same.
 """
 
 import re

@@ -103,9 +103,8 @@ class Report:
             found = {"error": event.error} if event.error else {
                 "bytes": event.bytes, "seconds_blocked": event.seconds_blocked, "seconds_total": event.seconds_total}
             self._write("checkpoint", step=state.step, phase=state.phase_name, tokens=state.tokens, **found)
-            self.say(f"step {state.step}  " + (
-                f"CHECKPOINT FAILED: {event.error}; the last good one is kept, training goes on" if event.error
-                else "checkpoint saved"))
+            outcome = f"CHECKPOINT FAILED: {event.error}; the last good one is kept, training goes on"
+            self.say(f"step {state.step}  {outcome if event.error else 'checkpoint saved'}")
 
     def position(self) -> dict | None:
         """Make metrics durable; how long the file is then, or None on the ranks without one."""

@@ -1,14 +1,10 @@
-"""A run in progress: trainer, counters and files; started afresh or from a checkpoint.
-
-    1. `start(plan, topology, origin)`   build the trunk, load what `origin` names
-    2. `Run.save()`                      checkpoint with run_state.json, beside training
-"""
+"""A run in progress: trainer, counters and files; started afresh or from a checkpoint."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_encdec.engine import checkpoint
-from megatron_encdec.engine.boxes import make_fp8_state, owned
+from megatron_encdec.engine.boxes import make_fp8_state
 from megatron_encdec.engine.checkpoint import RunState, versions
 from megatron_encdec.engine.optimizer import build_optimizer, wrap
 from megatron_encdec.engine.saver import Saver
@@ -26,8 +22,7 @@ from megatron_encdec.training.stretches import Stretch
 
 @dataclass
 class Run:
-    """What the loop works on. The counters are of what is done: steps, windows, input tokens, labelled tokens, steps
-    without an update."""
+    """What the loop works on. The counters are of what is done: steps, windows, input and labelled tokens, skips."""
 
     plan: Plan
     topology: Topology
@@ -50,11 +45,6 @@ class Run:
     def stretch(self) -> Stretch:
         """That of the step done last."""
         return self.plan.timeline.at(max(1, self.step))
-
-    @property
-    def bytes_to_save(self) -> int:
-        """Of this rank's share of a checkpoint."""
-        return sum(shard.values.nbytes for shard in owned(self.trainer.trunk, self.trainer.optimizer))
 
     def count(self, step: int, result: StepResult) -> None:
         stretch = self.plan.timeline.at(step)
@@ -85,8 +75,8 @@ class Run:
 def start(plan: Plan, topology: Topology, origin: Origin) -> Run:
     """The run of `plan` with the state that `origin` names; collective."""
     config = plan.config
-    mark("building the trunk", limit=LONG)
     performance, precision = config.performance, config.precision
+    mark("building the trunk", limit=LONG)
     trunk = build_trunk(config.model, topology, plan.dtype, config.data.sequence_length, config.run.seed,
                         config.parallel.sequence, performance, precision)
     if performance.overlap_tensor:

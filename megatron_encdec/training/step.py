@@ -31,8 +31,7 @@ from megatron_encdec.training.prefetch import Staged, staged
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured; `loss` is None where nothing was labelled. pairs: of positions that had to attend to each
-    other, in the whole global batch (model/config.py)."""
+    """What a step measured; `loss` is None where nothing was labelled. pairs: `attended_pairs` of the global batch."""
 
     loss: float | None
     targets: int
@@ -55,9 +54,8 @@ class StepResult:
 
 @dataclass(frozen=True)
 class BadGradients:
-    """Parameters with a gradient that is not finite on `rank`, in the order of the forward pass: `own` ones are of its
-    own making, `summed` ones stand in its part of the sum over the data-parallel ranks that share its `place` (pipeline
-    and tensor rank)."""
+    """Parameters whose gradient is not finite on `rank`, in the order of the forward pass: `own` ones it made itself,
+    `summed` ones stand in its part of the sum over data-parallel ranks of one `place` (pipeline and tensor rank)."""
 
     rank: int
     place: tuple[int, int]
@@ -146,9 +144,8 @@ class Trainer:
         length, packed = samples.sequence_length, self.trunk.packed
         with staged(micro_batches(samples, objective, self.vocabulary, shares), self._ahead) as batches:
             return mcore.get_forward_backward_func()(
-                forward_step_func=_forward, data_iterator=batches,
-                model=[self.ddp], num_microbatches=len(shares), forward_only=forward_only,
-                seq_length=length * self.micro_size if packed else length,
+                forward_step_func=_forward, data_iterator=batches, model=[self.ddp], num_microbatches=len(shares),
+                forward_only=forward_only, seq_length=length * self.micro_size if packed else length,
                 micro_batch_size=1 if packed else self.micro_size)
 
     def _bad(self, sums: list[torch.Tensor], numbers: range) -> tuple[tuple[int, int, range], ...]:

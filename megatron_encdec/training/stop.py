@@ -1,9 +1,4 @@
-"""Ending before the last step: a signal, a time limit, a launcher that is gone. All ranks stop after the same step.
-
-    1. `seconds_of(text)`       90s, 3h30m, 02:30:00, 1-12:00:00 -> seconds
-    2. `TimeLimit`              whether another step and a save still fit
-    3. `Stopper.agree()`        after a step: the ranks' reasons, the most pressing one for all
-"""
+"""Ending before the last step: a signal, a time limit, a launcher that is gone. All ranks stop after the same step."""
 
 import math
 import re
@@ -71,7 +66,7 @@ class Stopper:
         self.reason: str | None = None
 
     def agree(self) -> None:
-        """After a step: set `reason` on all ranks where any of them has one; collective."""
+        """After a step: set `reason`, the most pressing one of any rank, on all of them; collective."""
         now = time.monotonic()
         self._slowest.append(now - self._last_step)
         self._last_step = now

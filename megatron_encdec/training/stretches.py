@@ -1,9 +1,7 @@
 """Stretches: what determines steps a..b of a run as one value, and the history that a state stands on.
 
     1. `lay_out(config)`            the phases as stretches with first and last step; what does not fit is refused
-    2. `Timeline.at(step)`          the stretch of a step
-    3. `Timeline.history(step)`     everything that determined the state after `step`, nothing later: the stretches up
-                                    to it, the last one cut there
+    2. `Timeline.history(step)`     all that determined the state after `step`: the stretches up to it, the last cut there
 
 Steps are optimizer updates counted from 1; a stretch covers the steps start + 1 .. end.
 """
@@ -129,10 +127,9 @@ def with_phase_steps(config: Config, stretches: list[Stretch]) -> Config:
 
 @dataclass(eq=False)
 class Timeline:
-    """A run as its stretches in order.
-    beginning: what the state at step 0 follows from, `{"run_seed": 1234}` or `{"weights": {step, history_hash}}` of
-    another run. model: the trunk's part of the history. fingerprints: of the training sources, in the order of
-    `data.train`."""
+    """A run as its stretches in order. beginning: what the state at step 0 follows from, `{"run_seed": 1234}` or
+    `{"weights": {step, history_hash}}` of another run. model: the trunk's part of the history. fingerprints: of the
+    sources in `data.train`."""
 
     stretches: list[Stretch]
     beginning: dict[str, Any]
