@@ -188,7 +188,7 @@ class Sweep:
         else:
             self._failed(worker, run.directory, what)
             self._workers.remove(worker)  # whatever the run left behind in its process must not reach the next one
-            worker.child.send_signal(signal.SIGKILL)
+            worker.child.process.send_signal(signal.SIGKILL)
             worker.child.close()
 
     def _mistake(self, run: HasDirectory, what: str) -> None:
@@ -245,12 +245,12 @@ class Sweep:
         """End the workers: at once where they are idle, with some grace where they work."""
         children = [worker.child for worker in self._workers]
         for child in children:
-            child.send_signal(signal.SIGTERM)
+            child.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
         while any(child.process.poll() is None for child in children):
             if time.monotonic() > deadline or signals.repeated:
                 for child in children:
-                    child.send_signal(signal.SIGKILL)
+                    child.process.send_signal(signal.SIGKILL)
             time.sleep(0.02)
         for child in children:
             child.close()

@@ -90,7 +90,7 @@ def fp8_refusal(recipe: str | None, facts: Fp8Facts) -> str:
 
 
 def peak_flops(dtype: torch.dtype) -> float:
-    """FLOP/s of one device (the denominator of MFU): the datasheet's for known GPUs in bf16, else its own matrix product, measured."""
+    """FLOP/s of one device, for MFU: the datasheet's for known GPUs in bf16, else its own matrix product, measured."""
     if device_type() == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name()
         if known := [value for key, value in _DATASHEET_BF16.items() if key in name]:

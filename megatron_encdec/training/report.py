@@ -2,7 +2,6 @@
 
 import sys
 import time
-from pathlib import Path
 
 from megatron_encdec.engine.integrity import listed
 from megatron_encdec.engine.saver import SaveEvent
@@ -26,7 +25,11 @@ class Report:
         self._every, speaks = settings.every, run.topology.rank == 0
         self._peak = peak_flops(run.plan.dtype) * run.topology.world_size
         self._progress = Progress("step", last, speaks, run.step, counts=True, stream=sys.stdout)
-        self._board = TensorBoard(run.directory / "tensorboard", speaks and settings.tensorboard)
+        self._board = None
+        if speaks and settings.tensorboard and why_unusable("torch.utils.tensorboard") is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run.directory / "tensorboard"))
         self.save_failed, self.metrics_safe = False, True
         for note in filter(None, (lock_note, *(log.notes if log else ()), *map("note: {}".format, run.plan.notes))):
             self.say(note)
@@ -71,8 +74,7 @@ class Report:
                         grad_norm=norm, tokens=run.tokens, samples=run.samples, targets=run.targets,
                         tokens_per_second=speed, tokens_per_second_per_device=speed / run.topology.world_size,
                         mfu=mfu, **({"nonfinite": nonfinite} if nonfinite else {}))
-            self._board.write(run.step, train__loss=loss, train__lr=lr, train__grad_norm=norm,
-                              train__tokens_per_second=speed)
+            self._draw({"train/loss": loss, "train/lr": lr, "train/grad_norm": norm, "train/tokens_per_second": speed})
         if nonfinite:
             self.say(f"step {run.step}  SKIPPED: loss {nonfinite['loss']}, gradient norm {nonfinite['grad_norm']}, "
                      f"samples {nonfinite['samples'][0]}..{nonfinite['samples'][1]}; "
@@ -84,7 +86,7 @@ class Report:
     def evaluation(self, losses: dict[str, float | None]) -> None:
         run = self._run
         self._write("eval", step=run.step, phase=run.stretch.name, losses=losses, tokens=run.tokens)
-        self._board.write(run.step, **{f"validation__{name}": loss for name, loss in losses.items()})
+        self._draw({f"validation/{name}": loss for name, loss in losses.items()})
         shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None)
         self.say(f"step {run.step}  validation  {shown}")
         self._clock = time.perf_counter()
@@ -121,12 +123,22 @@ class Report:
         """End of this process's part of the run."""
         if self._log:
             self._safely(self._log.close)
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
         self._progress.close()
 
     def _write(self, kind: str, **values) -> None:
         if self._log:
             self._safely(lambda: self._log.write(kind, **values))
+
+    def _draw(self, scalars: dict[str, float | None]) -> None:
+        """For TensorBoard, where the package works: each scalar that is not None."""
+        for name, value in scalars.items():
+            if self._board is not None and value is not None:
+                try:
+                    self._board.add_scalar(name, value, self._run.step)
+                except (OSError, RuntimeError):  # a full disk: metrics.jsonl holds the same numbers
+                    self._board = None
 
     def _safely(self, work) -> None:
         """Do `work` on the log; a full disk is told once, and again when it is over."""
@@ -140,27 +152,3 @@ class Report:
         if not self.metrics_safe:
             self.say("metrics.jsonl: there is room again; no line was lost")
         self.metrics_safe = True
-
-
-class TensorBoard:
-    """Scalars for TensorBoard, or nothing where the package is missing or broken."""
-
-    def __init__(self, directory: Path, active: bool):
-        self._writer = None
-        if active and why_unusable("torch.utils.tensorboard") is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(directory))
-
-    def write(self, step: int, **scalars: float) -> None:
-        for name, value in scalars.items():
-            if self._writer is not None and value is not None:
-                try:
-                    self._writer.add_scalar(name.replace("__", "/"), value, step)
-                except (OSError, RuntimeError):  # a full disk: metrics.jsonl holds the same numbers
-                    self._writer = None
-
-    def close(self) -> None:
-        """Write what is buffered."""
-        if self._writer is not None:
-            self._writer.close()

@@ -1,7 +1,7 @@
 """Stretches: what determines steps a..b of a run as one value, and the history that a state stands on.
 
     1. `lay_out(config)`            the phases as stretches with first and last step; what does not fit is refused
-    2. `Timeline.history(step)`     all that determined the state after `step`: the stretches up to it, the last cut there
+    2. `Timeline.history(step)`     what determined the state after `step`: the stretches up to it, the last cut there
 
 Steps are optimizer updates counted from 1; a stretch covers the steps start + 1 .. end.
 """
