@@ -22,7 +22,7 @@ from megatron_encdec.interop.mask_token import Mask
 from megatron_encdec.interop.names import VOCABULARY, NameTable, Row, check_names, expand
 from megatron_encdec.interop.tensor_files import TensorFiles
 from megatron_encdec.model.config import ModelConfig
-from megatron_encdec.model.initial import normal_slice
+from megatron_encdec.model.trunk import normal_slice
 from megatron_encdec.platform.errors import UserError
 
 TABLE_BYTES = 64 << 20

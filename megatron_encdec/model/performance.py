@@ -90,8 +90,7 @@ def accumulation_fusion(wanted: bool | None, layers: str) -> Literal["transforme
 def core_options(settings: PerformanceSettings, fusion: str | None) -> dict[str, Any]:
     """Fields of megatron.core's TransformerConfig."""
     options = {"bias_activation_fusion": settings.on_gpu("fuse_activation"),
-               "gradient_accumulation_fusion": fusion == "apex",
-               "tp_comm_overlap": settings.overlap_tensor}
+               "gradient_accumulation_fusion": fusion == "apex", "tp_comm_overlap": settings.overlap_tensor}
     if settings.recompute == "mlp":
         options |= {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
     elif settings.recompute == "full":

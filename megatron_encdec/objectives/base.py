@@ -193,17 +193,11 @@ def collate(objective: Objective, samples: Sequence[Sample], data_seed: int, voc
     labelled = [objective.apply(sample, data_seed, vocabulary) for sample in samples]
     inputs_BS = np.stack([one.inputs_S for one in labelled])
     starts_B = np.arange(len(samples)) * inputs_BS.shape[1]
-    ends_E = np.concatenate([start + sample.segment_ends_E
-                             for start, sample in zip(starts_B, samples, strict=True)])
+    ends_E = np.concatenate([start + one.segment_ends_E for start, one in zip(starts_B, samples, strict=True)])
     cu_seqlens = np.concatenate([[0], ends_E]).astype(np.int32)
     return MicroBatch(
-        inputs_BS=inputs_BS,
+        inputs_BS=inputs_BS, labels_N=np.concatenate([one.labels_N for one in labelled]),
         label_positions_N=np.concatenate([start + one.positions_N
                                           for start, one in zip(starts_B, labelled, strict=True)]),
-        labels_N=np.concatenate([one.labels_N for one in labelled]),
-        cu_seqlens=cu_seqlens,
-        longest=int(np.diff(cu_seqlens).max()),
-        isolated=len(ends_E) > len(samples),
-        attention=objective.attention,
-        samples=tuple(sample.index for sample in samples),
-    )
+        cu_seqlens=cu_seqlens, longest=int(np.diff(cu_seqlens).max()), isolated=len(ends_E) > len(samples),
+        attention=objective.attention, samples=tuple(sample.index for sample in samples))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from megatron_encdec.page.drawing import COLOURS, INK, MUTED, STYLE, Picture, colour, dots, legend_below, line, panels
-from megatron_encdec.page.tables import Interval, rate_text
+from megatron_encdec.page.tables import rate_text
 from megatron_encdec.platform.optional import require
 from megatron_encdec.study import published
 from megatron_encdec.study.analysis import Analysis, Task
@@ -181,16 +181,13 @@ def _rate_map(axis, analysis: Analysis, task: Task):
     by_model = {one.model: one.sensitivity.by_rate for one in analysis.cells([task]) if one.sensitivity}
     rates = sorted({rate for by_rate in by_model.values() for rate in by_rate})
     models = analysis.results.models
-    image = axis.imshow([_drops(by_model.get(model, {}), rates) for model in models], cmap="YlGnBu", vmin=0,
-                        vmax=MAP_END, aspect="auto")
+    drops = []  # at each rate: points below the best one, NaN where nothing finished
+    for by_rate in (by_model.get(model, {}) for model in models):
+        best = max((score.mean for score in by_rate.values()), default=math.nan)
+        drops.append([100 * (best - by_rate[rate].mean) if rate in by_rate else math.nan for rate in rates])
+    image = axis.imshow(drops, cmap="YlGnBu", vmin=0, vmax=MAP_END, aspect="auto")
     axis.set_xticks(range(len(rates)), [rate_text(rate) for rate in rates])
     axis.set_yticks(range(len(models)), models)
     axis.grid(visible=False)
     axis.set_xlabel("learning rate")
     return image
-
-
-def _drops(by_rate: Mapping[float, Interval], rates: Sequence[float]) -> list[float]:
-    """At each rate: points below the best one, NaN where nothing finished."""
-    best = max((score.mean for score in by_rate.values()), default=math.nan)
-    return [100 * (best - by_rate[rate].mean) if rate in by_rate else math.nan for rate in rates]

@@ -45,15 +45,17 @@ def report(trees: Sequence[Path], output: Path, reference: str | None = None) ->
     """Write the report of `trees` to the folder `output`, and say the scores. Raises `UserError` as `read_trees`,
     `analyse` and `write_report` do, and where matplotlib is missing."""
     require("matplotlib", "study report")  # before the reading, which can take a while
-    with Progress("study report", 0) as shown:
-        results = read_trees(trees, lambda runs: shown.update(runs, f"{runs:,} runs read"))
+    with Progress("study report", 0) as progress:
+        results = read_trees(trees, lambda runs: progress.update(runs, f"{runs:,} runs read"))
     analysis = analyse(results, reference)
     tables, pictures = all_tables(analysis), all_figures(analysis)
     files = {Path("tables") / f"{name}.csv": csv_text(table).encode() for name, table in tables.items()}
     files |= {Path("figures") / f"{picture.name}.png": picture.png() for picture in pictures}
     files[Path("report.md")] = _markdown(tables, pictures).encode()
-    files[Path("index.html")] = page(TITLE, _subtitle(analysis), _facts(analysis), _sections(tables, pictures),
-                                     FOOTER).encode()
+    models = analysis.results.models
+    shown = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
+    subtitle = f"{shown} on {', '.join(analysis.label(task) for task in analysis.results.tasks)}"
+    files[Path("index.html")] = page(TITLE, subtitle, _facts(analysis), _sections(tables, pictures), FOOTER).encode()
     write_report(output, files, "--output")
     _say(tables, output)
 
@@ -62,12 +64,6 @@ def _markdown(tables: dict[str, Table], pictures: Sequence[Picture]) -> str:
     return "\n".join([f"# {TITLE}\n", *map(markdown, tables.values()), *(["## Figures\n"] if pictures else []),
                       *(f"### {picture.title}\n\n{picture.caption}\n\n![{picture.title}](figures/{picture.name}.png)\n"
                         for picture in pictures)])
-
-
-def _subtitle(analysis: Analysis) -> str:
-    models = analysis.results.models
-    shown = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
-    return f"{shown} on {', '.join(analysis.label(task) for task in analysis.results.tasks)}"
 
 
 def _facts(analysis: Analysis) -> list[Fact]:

@@ -1,7 +1,7 @@
 """One optimizer step, and one evaluation, over a global batch.
 
     1. `share_of_batch`       the sample numbers of this data-parallel rank, micro-batch by micro-batch
-    2. `micro_batches`        sample -> objective -> arrays, one micro-batch at a time (prefetch.py may be ahead)
+    2. `micro_batches`        sample -> objective -> arrays, one micro-batch at a time (`staged`: a thread may be ahead)
     3. `Trainer.train_step`   forward, backward, reduction; gradient norm; update, where loss and norm are finite
     4. `Trainer.evaluate`     forward only, on fixed samples
 
@@ -11,7 +11,9 @@ micro-batches hold, and so is the gradient (megatron.core divides by the summed 
 
 import contextlib
 import math
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,10 +25,11 @@ from megatron_encdec.engine import optimizer as updates
 from megatron_encdec.model.config import attended_pairs
 from megatron_encdec.objectives.base import MicroBatch, Objective, Vocabulary, collate
 from megatron_encdec.platform import megatron as mcore
-from megatron_encdec.platform.device import device
+from megatron_encdec.platform.device import device, device_type
 from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.platform.watchdog import mark
-from megatron_encdec.training.prefetch import Staged, staged
+
+_ARRAYS = ("inputs_BS", "label_positions_N", "labels_N", "cu_seqlens")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,55 @@ def micro_batches(samples: Samples, objective: Objective, vocabulary: Vocabulary
         batch = collate(objective, [samples.sample(index) for index in share], samples.seed, vocabulary)
         mark(f"computing samples {share.start}..{share.stop - 1}")
         yield batch
+
+
+class Staged:
+    """A micro-batch whose arrays can be had as tensors on the device; from pinned memory the copy waits for nobody."""
+
+    def __init__(self, batch: MicroBatch):
+        self.batch = batch
+        self._host = {name: torch.from_numpy(getattr(batch, name)) for name in _ARRAYS}
+        if device_type() == "cuda":
+            self._host = {name: tensor.pin_memory() for name, tensor in self._host.items()}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The array `name` on this rank's device."""
+        return self._host[name].to(device(), non_blocking=True)
+
+
+@contextlib.contextmanager
+def staged(batches: Iterator[MicroBatch], ahead: int) -> Iterator[Iterator[Staged]]:
+    """`batches`, up to `ahead` of them prepared by a thread (0: each when it is asked for, without a thread).
+    Their order and content do not depend on `ahead`: one thread draws from one iterator, and nothing that belongs to a
+    later step. What goes wrong while one is prepared is raised where it is asked for."""
+    if ahead == 0:
+        yield map(Staged, batches)
+        return
+
+    def begin() -> None:
+        if device_type() == "cuda":
+            torch.cuda.set_device(device())  # pinned memory belongs to a device's context
+
+    def prepare() -> Staged | None:
+        batch = next(batches, None)
+        return None if batch is None else Staged(batch)
+
+    def ready() -> Iterator[Staged]:
+        while True:
+            mark("waiting for the next micro-batch")
+            one = pending.popleft().result()
+            if one is None:
+                return
+            pending.append(thread.submit(prepare))
+            mark(f"computing samples {one.batch.samples[0]}..{one.batch.samples[-1]}")
+            yield one
+
+    thread = ThreadPoolExecutor(1, "micro-batches", begin)
+    try:
+        pending = deque(thread.submit(prepare) for _ in range(ahead))
+        yield ready()
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def _forward(batches: Iterator[Staged], model):
