@@ -1,14 +1,11 @@
 """What is in a run directory already is continued or refused, or put aside with a word; never overwritten or cut."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
-from small_run import final_bits, metrics, run_cli, start_cli, steps_done, wait_until
+from small_run import PATIENCE, final_bits, metrics, run_cli, start_cli, start_code, steps_done, wait_until
 
 from megatron_encdec.cli import main
 from megatron_encdec.rundir.files import sha256_file
@@ -180,9 +177,8 @@ from megatron_encdec.cli import main
 main(sys.argv[1:])
 """
     run = tmp_path / "run"
-    killed = subprocess.run([sys.executable, "-c", code, "pretrain", root / "config.yaml", f"run.dir={run}", *SAVES],
-                            capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
-    assert killed.returncode == -signal.SIGKILL
+    killed = start_code(code, "pretrain", root / "config.yaml", f"run.dir={run}", *SAVES, output=tmp_path / "said")
+    assert killed.wait(PATIENCE) == -signal.SIGKILL
     assert sorted(entry.name for entry in (run / "checkpoints").glob("[!.]*")) == ["step_00000002"]
     said = here("run", *SAVES).out
     assert "latest: the first save was not quite finished; continuing from step_00000002 instead" in said

@@ -5,11 +5,10 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from small_run import PATIENCE, final_bits, metrics, ranks_of, run_cli, start_cli, steps_done, wait_until
+from small_run import PATIENCE, final_bits, metrics, ranks_of, run_cli, start_cli, start_code, steps_done, wait_until
 
 LONG = ("phases.0.steps=2000", "phases.1.steps=2000", "checkpoint.every=5")
 
@@ -102,11 +101,8 @@ raise SystemExit(main(sys.argv[1:]))
 """
     os.mkfifo(tmp_path / "pipe")
     run, output = tmp_path / "run", tmp_path / "output"
-    with open(output, "w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, "pretrain", str(root / "config.yaml"), f"run.dir={run}", *LONG, "--nproc", "2",
-             f"data.train=[{{path: {slow}}}]", "run.hang_timeout=5"], stdout=file, stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = start_code(code, "pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--nproc", "2",
+                         f"data.train=[{{path: {slow}}}]", "run.hang_timeout=5", output=output)
     wait_until(lambda: steps_done(run) >= 3 or process.poll() is not None, "the first steps")
     (tmp_path / "now").touch()
     assert process.wait(PATIENCE) == 1
