@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from small_run import start_code
 from trunk_states import fill, make, run_ranks, state_at, wrong
 
 from megatron_encdec.engine import checkpoint
