@@ -120,10 +120,7 @@ def run_code(code: str, *arguments) -> int:
     """For `fork`: `python -c CODE ARGUMENTS`."""
     faulthandler.enable(open(2, "w", closefd=False))  # noqa: SIM115
     sys.argv = ["-c", *map(str, arguments)]
-    try:
-        exec(compile(textwrap.dedent(code), "<code>", "exec"), {"__name__": "__main__"})
-    except SystemExit as end:
-        return end.code or 0
+    exec(compile(textwrap.dedent(code), "<code>", "exec"), {"__name__": "__main__"})
     return 0
 
 
@@ -141,6 +138,8 @@ def _end_with(work: Callable, arguments: tuple, said: tuple[Path, Path], environ
 
         torch.set_num_threads(1)  # as a process of its own has it: bits are compared
         code = work(*arguments)
+    except SystemExit as end:
+        code = end.code or 0
     except BaseException:
         traceback.print_exc()
     finally:
