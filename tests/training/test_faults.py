@@ -199,6 +199,19 @@ def test_a_read_only_directory_is_one_clear_line(root, tmp_path, here):
     assert error.count("\n") == 1
 
 
+@pytest.fixture(scope="module")
+def saved_at_eight(root, tmp_path_factory):
+    run = tmp_path_factory.mktemp("eight") / "run"
+    run_cli("pretrain", root / "config.yaml", f"run.dir={run}", "--until", "8", "checkpoint.every=3")
+    return run
+
+
+@pytest.fixture
+def eight(saved_at_eight, tmp_path):
+    """A run stopped after step 8; of its checkpoints 3 was pruned, 6 (a boundary) and 8 are there."""
+    return shutil.copytree(saved_at_eight, tmp_path / "run")
+
+
 def damage(path):
     """Flip one bit in the middle."""
     data = bytearray(path.read_bytes())
@@ -208,9 +221,8 @@ def damage(path):
 
 @pytest.mark.parametrize("file", [
     "__0_0.distcp", ".metadata", "common.pt", "run_state.json", "checksums.json", "latest"])
-def test_a_damaged_checkpoint_is_named_and_fallback_goes_on_from_the_one_before(file, here):
-    whole = here("whole").run
-    run = here("run", "--until", "8", "checkpoint.every=3").run  # 3 was pruned; 6 (a boundary) and 8 are there
+def test_a_damaged_checkpoint_is_named_and_fallback_goes_on_from_the_one_before(file, here, unbroken, eight):
+    run = eight
     victim = run / "checkpoints" / ("latest" if file == "latest" else f"step_00000008/{file}")
     damage(victim)
     left = 8 if file == "latest" else 6
@@ -222,7 +234,7 @@ def test_a_damaged_checkpoint_is_named_and_fallback_goes_on_from_the_one_before(
     resume = [line for line in lines_of(run) if line["kind"] == "resume"][-1]
     assert resume["step"] == left and resume["fallback"]["used"] == f"step_0000000{left}"
     assert victim.name in resume["fallback"]["problems"][0]
-    assert metrics(run) == metrics(whole) and final_bits(run, 12) == final_bits(whole, 12)
+    assert metrics(run) == metrics(unbroken) and final_bits(run, 12) == final_bits(unbroken, 12)
     assert "nothing is left" in here("run", "--fallback").out  # an intact checkpoint is simply used
 
 
@@ -233,8 +245,8 @@ def test_no_intact_checkpoint_is_said(here):
     assert "there is no intact checkpoint in" in here("run", "--fallback", code=2).err
 
 
-def test_two_ranks_fall_back_together(root, here):
-    run = here("run", "--until", "8", "checkpoint.every=3").run
+def test_two_ranks_fall_back_together(root, eight):
+    run = eight
     damage(run / "checkpoints/step_00000008/__0_0.distcp")
     arguments = ("pretrain", root / "config.yaml", f"run.dir={run}", "--nproc", "2")
     refused = run_cli(*arguments, check=False)
