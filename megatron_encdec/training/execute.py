@@ -13,7 +13,6 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megatron_encdec.engine.boxes import owned
 from megatron_encdec.engine.optimizer import reset_moments, whole_parameters
 from megatron_encdec.engine.saver import SaveEvent
 from megatron_encdec.platform.distributed import Control, Topology
@@ -72,8 +71,7 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
         logs: list[MetricsLog] = []  # one on rank 0, none elsewhere
         control.from_first(lambda: logs.append(_open(run)))
         last = min(plan.timeline.total_steps, options.until or plan.timeline.total_steps)
-        share = sum(box.values.nbytes for box in owned(run.trainer.trunk, run.trainer.optimizer))
-        limit = TimeLimit(options.time_limit, options.started, share) if options.time_limit else None
+        limit = TimeLimit(options.time_limit, options.started, run.bytes_to_save) if options.time_limit else None
         report = Report(run, last, logs[0] if logs else None, note)
         profiler = Profiler(options.profile, run.directory / "profile", topology.rank, report.say)
         job = Job(run, report, Guard(control, settings), Stopper(control, signals, limit), profiler, last)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_encdec.engine import checkpoint
-from megatron_encdec.engine.boxes import make_fp8_state
+from megatron_encdec.engine.boxes import make_fp8_state, owned
 from megatron_encdec.engine.checkpoint import RunState, versions
 from megatron_encdec.engine.optimizer import build_optimizer, wrap
 from megatron_encdec.engine.saver import Saver
@@ -45,6 +45,11 @@ class Run:
     def stretch(self) -> Stretch:
         """That of the step done last."""
         return self.plan.timeline.at(max(1, self.step))
+
+    @property
+    def bytes_to_save(self) -> int:
+        """Of this rank's share of a checkpoint."""
+        return sum(box.values.nbytes for box in owned(self.trainer.trunk, self.trainer.optimizer))
 
     def count(self, step: int, result: StepResult) -> None:
         stretch = self.plan.timeline.at(step)
