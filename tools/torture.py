@@ -35,7 +35,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-BOUNDARY, STEPS = 16, 32
+BOUNDARY, STEPS = 24, 48
 CONFIG = """
 run: {{dir: RUN, seed: 3, hang_timeout: 60}}
 tokenizer: {{path: {root}/tokenizer}}
