@@ -198,13 +198,12 @@ def publish(temporary: Path, final: Path) -> None:
 
 def _point_elsewhere(checkpoints: Path, name: str) -> None:
     """`latest` must name a whole checkpoint at every moment, also while the one of `name` is replaced."""
-    pointer = checkpoints / LATEST
-    if not pointer.exists() or pointer.read_text(errors="replace").strip() != name:
+    if pointed(checkpoints) != name:
         return
     if earlier := [other for other in saved_names(checkpoints) if step_of(other) < step_of(name)]:
-        write_atomic(pointer, earlier[-1] + "\n")
+        write_atomic(checkpoints / LATEST, earlier[-1] + "\n")
     else:
-        pointer.unlink()
+        (checkpoints / LATEST).unlink()
         fsync_directory(checkpoints)
 
 

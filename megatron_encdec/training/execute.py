@@ -66,8 +66,7 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
         stack.callback(watchdog.close)
         note = control.from_first(lambda: stack.enter_context(FolderLock(settings.dir)).note)
         mark("looking for a checkpoint", limit=LONG)
-        found = control.from_first(lambda: origin.find(plan, options.fallback))
-        run = start(plan, topology, found)
+        run = start(plan, topology, control.from_first(lambda: origin.find(plan, options.fallback)))
         logs: list[MetricsLog] = []  # one on rank 0, none elsewhere
         control.from_first(lambda: logs.append(_open(run)))
         last = min(plan.timeline.total_steps, options.until or plan.timeline.total_steps)

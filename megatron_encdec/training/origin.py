@@ -189,8 +189,7 @@ def _check_unsaved(plan: Plan) -> None:
     except UserError as error:
         raise UserError(f"{run}/config.yaml: is of another run, which saved nothing, or can no longer be read as its "
                         f"config ({error}); train in another run.dir, or {away}") from None
-    now = plan.timeline.history(last)
-    if lines := _changed_past(then, now, config, schema.to_dict(plan.config)):
+    if lines := _changed_past(then, plan.timeline.history(last), config, schema.to_dict(plan.config)):
         raise UserError("\n".join([f"{run}: another run was begun here, which saved nothing (recorded -> asked for):",
                                    *lines, f"Give these keys back as recorded, train in another run.dir, or {away}."]))
 
