@@ -31,8 +31,8 @@ def test_a_run_goes_on_with_its_tokenizer_saved_again(here, root, tmp_path):
     run = here("run", "model.vocabulary_size=302", "--until", "8").run
     other = saved_again(root, tmp_path / "other")
     here("run", "model.vocabulary_size=302", f"tokenizer.path={other}")
-    assert metrics(run) == metrics(unbroken)
-    assert final_bits(run, 12) == final_bits(unbroken, 12)
+    assert metrics(run) == metrics(whole)
+    assert final_bits(run, 12) == final_bits(whole, 12)
 
 
 def test_another_mask_and_other_ordinary_tokens_are_another_history(here, root, tmp_path):
