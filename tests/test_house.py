@@ -19,6 +19,7 @@ def nodes(path: Path) -> list[ast.AST]:
     return list(ast.walk(ast.parse(path.read_text())))
 
 
+@functools.cache
 def names_imported(path: Path) -> set[str]:
     """Names of modules, and of what is in them, that the file imports, wherever in it."""
     found = set()
