@@ -53,10 +53,9 @@ class DatasetConfig:
 
     Without `validation` it is 5 % of train, drawn with seed 42, as the paper's. `local`: a folder with <split>.parquet
     (or .jsonl, .csv) in place of the hub. `train_hub`, `train_columns`: where training is on another set of the hub.
-    `documents` (retrieval): further texts to search; `train_set` names what was trained on.
-    `columns` maps our names to the file's: text, text_pair, label | tokens, tags | question, context, answers |
-    query, positive. `labels` (SC, TC) fixes the labels and their order, for a set whose training file lacks one of
-    them; else they are those of the whole training set.
+    `documents` (retrieval): further texts to search; `train_set` names what was trained on. `columns`: our names (text,
+    text_pair, label | tokens, tags | question, context, answers | query, positive) -> the file's. `labels` (SC, TC):
+    all of them in order, where the training file lacks one; else they are those of the whole training set.
     """
 
     name: str
@@ -83,8 +82,8 @@ class DatasetConfig:
             raise ValueError("train: give `train` and `test` (files, or splits of `hub`)")
         if self.labels is not None:  # 0 and "0" name one class
             object.__setattr__(self, "labels", tuple(map(str, self.labels)))
-        if self.labels is not None and len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels: one is given twice")
+            if len(set(self.labels)) != len(self.labels):
+                raise ValueError("labels: one is given twice")
         at_least(self, 1, "max_train", "max_eval")
 
 
