@@ -11,7 +11,7 @@ numbers by value, names by letter. Without a validation set, 5 % of train are it
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -115,7 +115,8 @@ def _read(dataset: DatasetConfig, split: str, unlabelled: dict[str, int]) -> lis
     if not kept:
         raise UserError(f"{getattr(dataset, split)}: none of its {len(rows)} rows has a label (all are -1); name "
                         f"another split as `{split}`")
-    return [_PARSERS[dataset.family](row, columns, dataset) for row in kept]
+    parse = {"SC": _parse_text, "TC": _parse_words, "QA": _parse_question, "IR": _parse_pair}[dataset.family]
+    return [parse(row, columns, dataset) for row in kept]
 
 
 def _check_pairs(examples: list[Text]) -> None:
@@ -188,7 +189,7 @@ def _text(row: Row, columns: dict[str, str], role: str) -> str:
 def _parse_text(row: Row, columns: dict[str, str], dataset: DatasetConfig) -> Text:
     pair = _text(row, columns, "text_pair") if _value(row, columns, "text_pair", False) is not None else None
     try:
-        label = class_name(_value(row, columns, "label"), dataset.labels)
+        label = class_name(_value(row, columns, "label"), dataset.labels or ())
     except ValueError as error:
         raise UserError(f"{row[0]}: {error}") from None
     return Text(row[0], _text(row, columns, "text"), pair, label)
@@ -226,7 +227,3 @@ def _parse_pair(row: Row, columns: dict[str, str], _: DatasetConfig) -> Pair:
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(f"{row[0]}: positive: expected a text or a list of them, found {positives!r}")
     return Pair(row[0], _text(row, columns, "query"), texts)
-
-
-_PARSERS: dict[str, Callable[[Row, dict[str, str], DatasetConfig], Any]] = {
-    "SC": _parse_text, "TC": _parse_words, "QA": _parse_question, "IR": _parse_pair}

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from megatron_encdec.interop.tensor_files import TensorFiles
+from megatron_encdec.interop.source_files import TensorFiles
 from megatron_encdec.platform.errors import UserError
 
 _CLASSES = {"SC": "EuroBertForSequenceClassification", "TC": "EuroBertForTokenClassification",

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
+
 from megatron_encdec.finetune.results_tree import (
     FAILED,
     FINISHED,

@@ -14,7 +14,7 @@ added for an MLM phase, a mask token and its row, has no place in what the model
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from megatron_encdec.interop.families import Target, check_fits, choose
 from megatron_encdec.interop.hugging_face import (
     DTYPES,
     FILE_SIZE,
+    check_logits,
     hugging_face_config,
     load_model,
     write_model,
@@ -32,7 +33,6 @@ from megatron_encdec.interop.hugging_face import (
 )
 from megatron_encdec.interop.importing import REPLACED_ROWS
 from megatron_encdec.interop.names import Tensors, canonical_weights, to_hugging_face
-from megatron_encdec.interop.parity import check_logits
 from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.source_files import copy_tokenizer_files, read_object
@@ -45,18 +45,10 @@ _NO_TOKENIZER = "there is no tokenizer with it"
 Made = tuple[object, Tensors, list[str], int | None]  # config, tensors, remarks, the token whose rows were replaced
 
 
-@dataclass(frozen=True)
-class Export:
-    """What `export` did."""
-
-    path: Path
-    model_class: str
-    difference: float | None  # of logits at most; None where the export was there already
-
-
 def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", force: bool = False,
-           say: Callable[[str], None] = print, file_size: str = FILE_SIZE) -> Export:
-    """Write the checkpoint `RUN_DIR[@STEP]` to the directory `out` as a stock Hugging Face model.
+           say: Callable[[str], None] = print, file_size: str = FILE_SIZE) -> float | None:
+    """Write the checkpoint `RUN_DIR[@STEP]` to the directory `out` as a stock Hugging Face model; the largest
+    difference of its logits from the trunk's, None where `out` is that export already.
 
     The arguments are those of the verb (export_command.py). Raises `UserError` for a mistake, `ParityError` where the
     result would not compute what the trunk computes; `out` is then as it was.
@@ -73,7 +65,7 @@ def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", fo
     out, record = Path(os.path.realpath(out)), _record(source, target, dtype)
     if _is_there(out, record, force):
         say(f"{out}: is the export of {source.checkpoint.name} as {target.model_class} in {dtype} already")
-        return Export(out, target.model_class, None)
+        return None
 
     work = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
@@ -89,7 +81,7 @@ def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", fo
         shutil.rmtree(work, ignore_errors=True)
     say(f"{out}: {target.model_class}, {target.attention} attention, {dtype}; logits differ from the trunk's by at "
         f"most {difference:.2g}")
-    return Export(out, target.model_class, difference)
+    return difference
 
 
 def _goes_back(source: Source, target: Target) -> bool:
@@ -165,7 +157,7 @@ def _as_target(work: Path, source: Source, target: Target, weights: Tensors) -> 
     if tokenizer is not None:
         remarks = write_tokenizer(tokenizer, work, max(length, model.max_positions or 0))
     config = hugging_face_config(target, model, length, tokenizer, tokenizer and bos_id(tokenizer))
-    return config, to_hugging_face(weights, model, target.family.names), remarks, None
+    return config, to_hugging_face(weights, model), remarks, None
 
 
 def _as_it_came(work: Path, source: Source, target: Target, weights: Tensors) -> Made:
@@ -174,7 +166,7 @@ def _as_it_came(work: Path, source: Source, target: Target, weights: Tensors) ->
     config = read_source(directory, imported["ignore"]).config
     remarks = [] if copy_tokenizer_files(directory, work) else [_NO_TOKENIZER]
     model, mask = replace(source.config.model, vocabulary_size=imported["vocabulary_size"]), imported["mask"]["id"]
-    found = to_hugging_face(weights, model, target.family.names)
+    found = to_hugging_face(weights, model)
     rows = load_file(directory / REPLACED_ROWS) if (directory / REPLACED_ROWS).is_file() else {}
     for name, row in rows.items():
         found[name] = found[name].clone()

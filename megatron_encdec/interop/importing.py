@@ -35,8 +35,7 @@ from megatron_encdec.interop.hugging_face import DTYPES
 from megatron_encdec.interop.mask_token import KINDS, Mask, choose_mask, write_with_mask
 from megatron_encdec.interop.source import groups
 from megatron_encdec.interop.source_config import SourceModel, read_source
-from megatron_encdec.interop.source_files import check_files, copy_tokenizer_files
-from megatron_encdec.interop.tensor_files import TensorFiles
+from megatron_encdec.interop.source_files import TensorFiles, check_files, copy_tokenizer_files
 from megatron_encdec.interop.tokenizer_files import tokenizer_remarks
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.objectives import of_attention
@@ -114,7 +113,7 @@ def _open(directory: Path, wish: Wish, prepared: _Prepared | None = None) -> tup
     rows = source.model.vocabulary_size
     prepared = prepared or _Prepared(source.model, Mask("none"), rows)
     files = TensorFiles(directory, source.content.get("transformers_weights"))
-    return source, Conversion(files, source.target.family.names, prepared.model, rows, prepared.mask,
+    return source, Conversion(files, prepared.model, rows, prepared.mask,
                               prepared.known_rows, wish.new_head)
 
 
