@@ -43,7 +43,7 @@ _TAG = re.compile(r"O|[BI]-.+")
 
 
 class Record(NamedTuple):
-    """A row's fields, the line where it begins, and its lines as they stand in the file."""
+    """A row: the line where it begins, its fields, and its lines as they stand in the file."""
 
     line: int
     fields: list[str]
@@ -63,7 +63,7 @@ def read_csv(path: Path, lines: Iterable[str]) -> list[tuple[int, dict[str, str]
 
 
 def read_tsv(path: Path, lines: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
-    """The rows after the header, like `read_csv`."""
+    """The same of a TSV."""
     return _under_header(path, _tsv_records(path, list(lines)))
 
 

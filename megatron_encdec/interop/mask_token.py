@@ -86,11 +86,10 @@ def write_with_mask(tokenizer: Tokenizer, mask: Mask, directory: Path) -> tuple[
         if old.is_file():  # in old layouts it goes before tokenizer_config.json
             write_json_atomic(old, {**read_object(old), "mask_token": mask.token})
     found = load_tokenizer(directory, mask.token, tokenizer.token(tokenizer.eod_id))
-    if mask.kind == "added":
-        for text in SAMPLES:
-            if found.encode(text) != tokenizer.encode(text):
-                raise UserError(f"{tokenizer.path}: with a mask token added it encodes {text!r} differently; name a "
-                                "token that it has with --mask-token")
+    for text in SAMPLES if mask.kind == "added" else ():
+        if found.encode(text) != tokenizer.encode(text):
+            raise UserError(f"{tokenizer.path}: with a mask token added it encodes {text!r} differently; name a token "
+                            "that it has with --mask-token")
     return found, Mask(mask.kind, mask.token, found.mask_id if mask.kind != "none" else None)
 
 
