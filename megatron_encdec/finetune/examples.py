@@ -81,8 +81,10 @@ def load_examples(dataset: DatasetConfig) -> Examples:
     unlabelled: dict[str, int] = {}
     found = {split: _read(dataset, split, unlabelled) for split in SPLITS if getattr(dataset, split)}
     labels = _labels(dataset, found) if dataset.family in ("SC", "TC") else ()
-    if dataset.family == "SC":
-        _check_pairs([example for split in found.values() for example in split])
+    if dataset.family == "SC":  # all texts have a second one, or none has
+        alone = [example for split in found.values() for example in split if example.pair is None]
+        if 0 < len(alone) < sum(map(len, found.values())):
+            raise UserError(f"{alone[0].where}: no text_pair, which other rows of the set have")
     if "validation" not in found:
         if len(found["train"]) < 2:
             raise UserError(f"{dataset.train}: one example is too few to take a validation set from; give `validation`")
@@ -117,13 +119,6 @@ def _read(dataset: DatasetConfig, split: str, unlabelled: dict[str, int]) -> lis
                         f"another split as `{split}`")
     parse = {"SC": _parse_text, "TC": _parse_words, "QA": _parse_question, "IR": _parse_pair}[dataset.family]
     return [parse(row, columns, dataset) for row in kept]
-
-
-def _check_pairs(examples: list[Text]) -> None:
-    """All texts have a second one, or none has."""
-    if len({example.pair is None for example in examples}) > 1:
-        lonely = next(example for example in examples if example.pair is None)
-        raise UserError(f"{lonely.where}: no text_pair, which other rows of the set have")
 
 
 def _labels(dataset: DatasetConfig, found: dict[str, list]) -> tuple[str, ...]:

@@ -5,10 +5,6 @@ an MLM phase as EuroBERT): every run is a stock EuroBERT class, so what is saved
 
     SC   EuroBertForSequenceClassification, mean pooling      TC   EuroBertForTokenClassification
     QA   the same with two labels, start and end              IR   EuroBertModel, pooled by mean (sentence-transformers)
-
-    1. `encoder_config(path)`     the EuroBERT config of a directory, or why it cannot be one
-    2. `build_model(...)`         the model
-    3. `mean_pool(...)`           over the tokens, padding left out
 """
 
 import json

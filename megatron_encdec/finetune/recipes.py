@@ -121,7 +121,9 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         return len(batch["input_ids"])
 
     def _loss_sum(self, model, batch: dict) -> torch.Tensor:
-        raise NotImplementedError
+        """Cross-entropy over classes, added up over the texts, or over the tokens that have a label."""
+        return F.cross_entropy(_logits(model, batch).float().flatten(0, -2), batch["labels"].flatten(),
+                               ignore_index=IGNORED, reduction="sum")
 
     def log_train_metrics(self, log_data: MetricsSample) -> None:
         """A line of training.jsonl, and the progress of whoever asked for it."""
@@ -226,24 +228,16 @@ def _logits(model, batch: dict) -> torch.Tensor:
 
 
 class SequenceClassification(EncoderRecipe):
-    """SC: mean pooling, cross-entropy over classes."""
-
-    def _loss_sum(self, model, batch: dict) -> torch.Tensor:
-        return F.cross_entropy(_logits(model, batch).float(), batch["labels"], reduction="sum")
+    """SC: mean pooling, a class for each text."""
 
 
 class TokenClassification(EncoderRecipe):
-    """TC: cross-entropy at the first token of each word."""
+    """TC: a class at the first token of each word."""
 
     per_token = True
 
     def _targets(self, batch: dict) -> int:
         return int((batch["labels"] != IGNORED).sum())
-
-    def _loss_sum(self, model, batch: dict) -> torch.Tensor:
-        logits_BSC = _logits(model, batch).float()
-        return F.cross_entropy(logits_BSC.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED,
-                               reduction="sum")
 
 
 class SpanExtraction(EncoderRecipe):
@@ -264,6 +258,7 @@ class _Masked:
     """How many documents were no negatives so far; kept in NeMo's checkpoints."""
 
     total = 0
+
     def state_dict(self) -> dict:
         return {"total": self.total}
 
@@ -296,38 +291,30 @@ class Retrieval(EncoderRecipe):
     def facts(self) -> dict[str, int]:
         return {"masked_negatives": self.masked.total}
 
-    def _chunks(self, batch: dict) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(ids, mask) of queries, then of documents, in micro-batches."""
-        size, chunks = self.run.training.retrieval_micro_batch_size, []
-        for prefix in ("", "document_"):
-            ids_BS, mask_BS = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"]
-            for begin in range(0, len(ids_BS), size):
-                mask = mask_BS[begin : begin + size]
-                longest = int(mask.sum(1).max())
-                chunks.append((ids_BS[begin : begin + size, :longest], mask[:, :longest]))
-        return chunks
-
     def _embed(self, model, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
         with self._autocast_context():
             hidden_BSH = model(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
         return F.normalize(mean_pool(hidden_BSH.float(), mask_BS), dim=-1)
 
     def _backward(self, batch: dict, scale: float, last: bool) -> torch.Tensor:
-        model, batch = self.model_parts[0], self._on_device(batch)
-        chunks = self._chunks(batch)
+        model, batch, size = self.model_parts[0], self._on_device(batch), self.run.training.retrieval_micro_batch_size
+        chunks = []  # (ids, mask) of queries, then of documents, in micro-batches
+        for prefix in ("", "document_"):
+            for ids_BS, mask_BS in zip(batch[f"{prefix}input_ids"].split(size),
+                                       batch[f"{prefix}attention_mask"].split(size), strict=True):
+                longest = int(mask_BS.sum(1).max())
+                chunks.append((ids_BS[:, :longest], mask_BS[:, :longest]))
         once = len(chunks) == 2 and self.dist_env.world_size == 1
         with torch.set_grad_enabled(once):
             parts = [self._embed(self.encoder, *chunk) for chunk in chunks]
         loss, gradient = self._loss_and_gradient(torch.cat(parts).detach(), batch["document"], batch["positives"])
+        gradients = (gradient * scale).split([len(part) for part in parts])
         if once:
-            torch.autograd.backward(parts, (gradient * scale).split([len(part) for part in parts]))
+            torch.autograd.backward(parts, gradients)
             return loss
-        begin = 0
-        for number, chunk in enumerate(chunks):
+        for number, (chunk, own) in enumerate(zip(chunks, gradients, strict=True)):
             with _meeting(model, last and number == len(chunks) - 1):
-                part = self._embed(model, *chunk)
-                (part * gradient[begin : begin + len(part)]).sum().mul(scale).backward()
-            begin += len(part)
+                self._embed(model, *chunk).backward(own)
         return loss
 
     def _loss_and_gradient(self, embeddings: torch.Tensor, numbers_B: torch.Tensor,

@@ -22,16 +22,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from megatron_encdec.finetune.results_tree import (
-    FAILED,
-    FINISHED,
-    TODO,
-    plan,
-    reason_of,
-    state_of,
-    write_failure,
-    write_results,
-)
+from megatron_encdec.finetune import results_tree
+from megatron_encdec.finetune.results_tree import FAILED, FINISHED, TODO, state_of
 from megatron_encdec.platform.children import Child, tell
 from megatron_encdec.platform.errors import RunFailed, UserError
 from megatron_encdec.platform.progress import Progress, duration
@@ -100,8 +92,9 @@ class Sweep:
         self._workers: list[_Worker] = []
         self._outcome = Outcome(len(runs), sum(state == FINISHED for state in states.values()))
         if not retry_failed:
-            self._outcome.failed = [(path, reason_of(path)) for path, state in states.items() if state == FAILED]
-        plan(states)
+            self._outcome.failed = [(path, results_tree.reason_of(path))
+                                    for path, state in states.items() if state == FAILED]
+        results_tree.plan(states)
 
     def run(self) -> Outcome:
         """Work until nothing is left or a signal comes."""
@@ -175,7 +168,7 @@ class Sweep:
             if state == FINISHED:
                 self._finished(run.directory, None)
             elif state == FAILED and not self._retry_failed:
-                self._failed(run.directory, reason_of(run.directory))
+                self._failed(run.directory, results_tree.reason_of(run.directory))
             else:
                 self._queue.append(run)
 
@@ -246,7 +239,7 @@ class Sweep:
             self._queue.insert(0, run)
         else:
             reason = f"its process {how}, {ATTEMPTS} times"
-            write_failure(run.directory, reason)
+            results_tree.write_failure(run.directory, reason)
             self._failed(run.directory, reason, worker)
 
     def _end(self, signals: StopSignals) -> None:
@@ -290,9 +283,9 @@ def _do_alone(function: str, run: Any) -> tuple[str, Any]:
         return "mistake", str(error)
     except Exception as error:  # one run's failure is never another's
         reason = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
-        write_failure(run.directory, reason, traceback.format_exc())
+        results_tree.write_failure(run.directory, reason, traceback.format_exc())
         return "failed", reason
-    write_results(run.directory, results)
+    results_tree.write_results(run.directory, results)
     return "finished", {split: results[split]["score"] for split in ("validation", "test")}
 
 

@@ -20,17 +20,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from megatron_encdec.interop import hugging_face
 from megatron_encdec.interop.card import model_card
 from megatron_encdec.interop.families import Target, check_fits, choose
-from megatron_encdec.interop.hugging_face import (
-    DTYPES,
-    FILE_SIZE,
-    check_logits,
-    hugging_face_config,
-    load_model,
-    write_model,
-    write_pooling,
-)
+from megatron_encdec.interop.hugging_face import DTYPES, FILE_SIZE
 from megatron_encdec.interop.importing import REPLACED_ROWS
 from megatron_encdec.interop.names import Tensors, canonical_weights, to_hugging_face
 from megatron_encdec.interop.source import Source, find, whole_trunk
@@ -62,7 +55,10 @@ def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", fo
         raise UserError(f"--dtype {dtype}: not one of auto, {', '.join(DTYPES)}")
     if not _goes_back(source, target):
         check_fits(target, model, source.tokenizer)
-    out, record = Path(os.path.realpath(out)), _record(source, target, dtype)
+    out, state, tokenizer = Path(os.path.realpath(out)), source.state, source.tokenizer
+    record = {"format": 1, "history_hash": state.history_hash, "step": state.step, "as": target.name, "dtype": dtype,
+              "tokenizer_fingerprint": state.tokenizer_fingerprint,
+              "special_ids": tokenizer and {"mask": tokenizer.mask_id, "eod": tokenizer.eod_id}}
     if _is_there(out, record, force):
         say(f"{out}: is the export of {source.checkpoint.name} as {target.model_class} in {dtype} already")
         return None
@@ -88,13 +84,6 @@ def _goes_back(source: Source, target: Target) -> bool:
     """Whether `target` is what `source` was imported from."""
     imported = source.imported
     return bool(imported) and (imported["as"], imported["architecture"]) == (target.name, target.model_class)
-
-
-def _record(source: Source, target: Target, dtype: str) -> dict:
-    tokenizer = source.tokenizer
-    return {"format": 1, "history_hash": source.state.history_hash, "step": source.state.step,
-            "as": target.name, "dtype": dtype, "tokenizer_fingerprint": source.state.tokenizer_fingerprint,
-            "special_ids": tokenizer and {"mask": tokenizer.mask_id, "eod": tokenizer.eod_id}}
 
 
 def _is_there(out: Path, record: dict, force: bool) -> bool:
@@ -135,19 +124,19 @@ def _write(work: Path, source: Source, target: Target, dtype: str, file_size: st
         make = _as_it_came if back else _as_target
         config, weights, remarks, apart = make(work, source, target, canonical_weights(trunk))
         weights = {name: tensor.to(DTYPES[dtype]) for name, tensor in weights.items()}
-        write_model(target, config, weights, work, file_size)
+        hugging_face.write_model(target, config, weights, work, file_size)
         del weights
         own = source.run / "source" / "generation_config.json"
         if back and own.is_file():
             shutil.copyfile(own, work / own.name)
         if target.is_encoder:
-            write_pooling(work, model.hidden_size, config.max_position_embeddings)
+            hugging_face.write_pooling(work, model.hidden_size, config.max_position_embeddings)
             remarks += about_empty_texts(work)
         (work / "README.md").write_text(model_card(source, target, dtype, remarks), encoding="utf-8")
         for remark in remarks:
             say(f"note: {remark}")
         say("comparing with the trunk")
-        return check_logits(trunk, load_model(target, work), target.attention, apart)
+        return hugging_face.check_logits(trunk, hugging_face.load_model(target, work), target.attention, apart)
 
 
 def _as_target(work: Path, source: Source, target: Target, weights: Tensors) -> Made:
@@ -156,7 +145,7 @@ def _as_target(work: Path, source: Source, target: Target, weights: Tensors) -> 
     remarks = [_NO_TOKENIZER]
     if tokenizer is not None:
         remarks = write_tokenizer(tokenizer, work, max(length, model.max_positions or 0))
-    config = hugging_face_config(target, model, length, tokenizer, tokenizer and bos_id(tokenizer))
+    config = hugging_face.hugging_face_config(target, model, length, tokenizer, tokenizer and bos_id(tokenizer))
     return config, to_hugging_face(weights, model), remarks, None
 
 

@@ -21,8 +21,8 @@ from megatron_encdec.text.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="session")
-def tokenizer(run_directory):
-    return load_tokenizer(run_directory.parent / "tokenizer")
+def tokenizer(tokenizer_directory):
+    return load_tokenizer(tokenizer_directory)
 
 
 def counterpart(trunk, target, tokenizer):
