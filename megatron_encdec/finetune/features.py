@@ -221,12 +221,13 @@ class Spans(Task):
         prefix = [*question[: self.max_length // 2], self.separator]
         room = self.max_length - len(prefix)
         step = max(1, room - min(self.training.doc_stride, room // 2))
-        span = _token_span(example.answers[0], offsets) if example.answers else None
+        text, start = example.answers[0] if example.answers else ("", 0)
+        touched = [place for place, (first, last) in enumerate(offsets) if first < start + len(text) and last > start]
         windows = []
         for begin in range(0, max(len(context), 1), step):
             end = min(begin + room, len(context))
-            inside = span is not None and begin <= span[0] and span[1] < end
-            labels = [place - begin + len(prefix) for place in span] if inside else [0, 0]
+            inside = bool(touched) and begin <= touched[0] and touched[-1] < end
+            labels = [place - begin + len(prefix) for place in (touched[0], touched[-1])] if inside else [0, 0]
             windows.append({"ids": prefix + context[begin:end], "labels": labels, "example": number,
                             "prefix": len(prefix), "offsets": offsets[begin:end]})
             if end == len(context):
@@ -266,13 +267,6 @@ class Spans(Task):
         pairs = [(float(logits_T2[first, 0] + logits_T2[last, 1]), int(first), int(last))
                  for first in starts for last in ends if first <= last < first + self.training.max_answer_length]
         return max(pairs, default=(-np.inf, 0, 0))
-
-
-def _token_span(answer: tuple[str, int], offsets: list[tuple[int, int]]) -> tuple[int, int] | None:
-    """First and last token that touch the answer's characters."""
-    text, start = answer
-    touched = [place for place, (first, last) in enumerate(offsets) if first < start + len(text) and last > start]
-    return (touched[0], touched[-1]) if touched else None
 
 
 class Retrieval(Task):

@@ -87,7 +87,7 @@ def test_two_ranks_by_the_command(decoder, tmp_path):
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and "is there already" in failed.stderr
 
 
-def test_a_prepared_that_was_moved_is_found_with_its_tokenizer(decoder, tmp_path):
+def test_a_run_directory_that_was_moved_is_found_with_its_tokenizer(decoder, tmp_path):
     assert main(["import", str(decoder), str(tmp_path / "run")]) == 0
     shutil.move(tmp_path / "run", tmp_path / "moved")
     assert find(str(tmp_path / "moved")).tokenizer.mask_id is not None
