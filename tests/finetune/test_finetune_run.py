@@ -1,4 +1,4 @@
-"""Whole runs through NeMo's recipes on tiny encoders: learning, records, saved models.
+"""Whole runs through NeMo's recipes on tiny encoders: learning, records, resuming, saved models.
 
 They need the environment of NeMo (`ENCDEC_ENV=nemo bash tests/run.sh -m "nemo and not slow" tests/finetune`).
 """
@@ -20,7 +20,7 @@ def learned(root):
     """{family: (its run of 60 steps with the model saved, results, steps reported)}, each made when first asked for."""
     class Learned(dict):
         def __missing__(self, family):
-            run, steps = run_of(root, family, steps=60, save_model=True), []
+            run, steps = run_of(root, family, steps=60, save_model=True, retrieval_micro_batch_size=8), []
             self[family] = run, run_one(run, lambda step, total: steps.append((step, total))), steps
             return self[family]
 
@@ -37,6 +37,29 @@ def test_each_family_learns(root, learned, family, at_least):
     assert record["versions"]["nemo-automodel"] == "0.7.0" and record["steps"] == 60
     baselines = json.loads((root / f"results/baselines/{family}/toy.json").read_text())["baselines"]
     assert all(0 <= one["test"]["score"] <= 1 for one in baselines.values())
+
+
+class _Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("family", ("SC", "IR"))
+def test_resume_is_never_stopped(root, family):
+    through, stopped = (run_of(root, family, name, steps=6, checkpoint_every=4, shared=family == "IR")
+                        for name in ("straight", "stopped"))
+    straight = run_one(through)
+
+    def stop(step, total):
+        if step == 5:
+            raise _Stop
+
+    with pytest.raises(_Stop):
+        run_one(stopped, stop)
+    assert not (stopped.directory / "results.json").exists()
+    first = []
+    assert run_one(stopped, lambda step, total: first.append(step)) == straight
+    assert record_of(through).get("masked_negatives") == record_of(stopped).get("masked_negatives")
+    assert first[0] == 5  # from the checkpoint after step 4
 
 
 def stock_score(run, auto):

@@ -1,4 +1,4 @@
-"""What changes nothing in a run through NeMo's recipes: a second time, a causal export, micro-batches, ranks, resuming.
+"""What changes nothing in a run through NeMo's recipes: a second time, a causal export, micro-batches, ranks.
 
 In a file of its own, so that two processes share NeMo's tests.
 """
@@ -66,26 +66,3 @@ def test_two_ranks_are_one(root, family):
     assert found["validation"]["score"] == pytest.approx(expected["validation"]["score"], abs=0.07)
     assert record_of(two)["ranks"] == 2
     assert record_of(one).get("masked_negatives") == record_of(two).get("masked_negatives")
-
-
-class _Stop(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("family", ("SC", "IR"))
-def test_resume_is_never_stopped(root, family):
-    through, stopped = (run_of(root, family, name, steps=10, checkpoint_every=4, shared=family == "IR")
-                        for name in ("straight", "stopped"))
-    straight = run_one(through)
-
-    def stop(step, total):
-        if step == 7:
-            raise _Stop
-
-    with pytest.raises(_Stop):
-        run_one(stopped, stop)
-    assert not (stopped.directory / "results.json").exists()
-    first = []
-    assert run_one(stopped, lambda step, total: first.append(step)) == straight
-    assert record_of(through).get("masked_negatives") == record_of(stopped).get("masked_negatives")
-    assert first[0] == 5  # from the checkpoint after step 4
