@@ -61,15 +61,14 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Examples:
-    """`labels` of SC (classes) and TC (tags), in order; `documents` (IR): texts to search beside all positives;
-    `unlabelled`: rows of a split that the hub marks as having no label, and that were left out."""
+    """All of a dataset."""
 
     train: list
     validation: list
     test: list
-    labels: tuple[str, ...] = ()
-    documents: list[str] = field(default_factory=list)
-    unlabelled: dict[str, int] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()  # classes (SC) or tags (TC), in order
+    documents: list[str] = field(default_factory=list)  # of retrieval: texts to search beside all positives
+    unlabelled: dict[str, int] = field(default_factory=dict)  # split -> rows left out, for the hub gives them no label
 
     def corpus(self, pairs: Sequence[Pair]) -> list[str]:
         """What the queries of `pairs` are searched in: all their positives, then `documents`, each text once."""

@@ -41,15 +41,14 @@ SECONDS_BETWEEN_STEPS = 0.2  # between a worker's messages of progress
 
 @dataclass
 class Outcome:
-    """Of one launch. `finished` and `failed` are of all runs of the grid, `ran` of this launch alone; `mistakes` are
-    what the user must mend before the runs that are left can be done; `stopped_by` is a signal's number."""
+    """Of one launch."""
 
-    total: int
-    finished: int = 0
-    failed: list[tuple[Path, str]] = field(default_factory=list)
-    ran: int = 0
-    mistakes: list[str] = field(default_factory=list)
-    stopped_by: int | None = None
+    total: int  # runs of the grid
+    finished: int = 0  # of all of them
+    failed: list[tuple[Path, str]] = field(default_factory=list)  # of all of them, with the reason
+    ran: int = 0  # by this launch
+    mistakes: list[str] = field(default_factory=list)  # to mend before the runs that are left can be done
+    stopped_by: int | None = None  # a signal's number
 
     @property
     def left(self) -> int:
