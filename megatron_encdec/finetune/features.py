@@ -201,8 +201,7 @@ class Spans(Task):
         makes nothing of it): they would be learnt as questions without an answer. They are counted."""
         features, examples = super()._train(), self.examples.train
         held = {feature["example"] for feature in features if feature["labels"] != [0, 0]}
-        lost = {number for number, example in enumerate(examples) if example.answers} - held
-        if lost:
+        if lost := {number for number, example in enumerate(examples) if example.answers} - held:
             self.counts["answers_in_no_window"] = len(lost)
         if len(lost) == len(examples):
             raise UserError(f"{examples[0].where}: no window of {self.max_length} tokens holds the answer, of this or "

@@ -121,8 +121,7 @@ def choose(wish: str, objective: str, model: ModelConfig, source: str | None = N
 
 def check_fits(target: Target, model: ModelConfig, tokenizer: Tokenizer | None) -> None:
     """Refuse what the class cannot hold."""
-    reason = target.family.refuses(model)
-    if reason:
+    if reason := target.family.refuses(model):
         raise UserError(f"--as {target.name}: {target.model_class} cannot hold this trunk: {reason}")
     if target.is_encoder and (tokenizer is None or tokenizer.mask_id is None):
         raise UserError(f"--as {target.name}: {target.model_class} needs a mask token and the run's "

@@ -46,8 +46,7 @@ def choose_mask(tokenizer: Tokenizer, wish: str) -> Mask:
         return Mask("own", tokenizer.token(tokenizer.mask_id), tokenizer.mask_id)
     directory = find_model_file(tokenizer.path).parent
     used = _in_use(tokenizer, directory)
-    free = [token for token in tokenizer.reserved_tokens() if tokenizer.id(token) not in used]
-    if free:
+    if free := [token for token in tokenizer.reserved_tokens() if tokenizer.id(token) not in used]:
         return Mask("reserved", free[0], tokenizer.id(free[0]))
     listed = read_object(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
     beside = {id_: token for token, id_ in read_object(directory / "added_tokens.json").items()} | {

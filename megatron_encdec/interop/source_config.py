@@ -76,8 +76,7 @@ def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:
     if isinstance(pad, int) and not -rows <= pad < rows:
         raise UserError(f"{path}: pad_token_id={pad} is not among the {rows} tokens of vocab_size, and transformers "
                         "cannot load such a model; set it to null or to a token's id")
-    refusals = [*_refused_settings(config), *_unknown(content, config, ignore)]
-    if refusals:
+    if refusals := [*_refused_settings(config), *_unknown(content, config, ignore)]:
         raise UserError(f"{path}: {architecture} with {'; '.join(refusals)}: the trunk does not do that, and "
                         "leaving it out would make another model")
     remarks = []

@@ -173,8 +173,7 @@ def _read_index(path: Path) -> dict[str, str]:
             raise ValueError("it lists no tensors")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{path}: not an index of safetensors files ({error})") from None
-    missing = sorted({name for name in index.values() if not (path.parent / name).is_file()})
-    if missing:
+    if missing := sorted({name for name in index.values() if not (path.parent / name).is_file()}):
         raise IntegrityError(f"{path.parent / missing[0]}: missing; {path.name} names {len(set(index.values()))} files "
                              f"and {len(missing)} of them {'is' if len(missing) == 1 else 'are'} not there")
     return index
@@ -208,8 +207,7 @@ def _what_is_there(directory: Path) -> str:
         _refuse_stand_in(directory / name)
     names = sorted(entry.name for entry in directory.iterdir())
     parts = [name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_")]
-    numbered = [name for name in parts if _NUMBERED.search(name)]
-    if numbered:
+    if numbered := [name for name in parts if _NUMBERED.search(name)]:
         return (f"{directory}: {numbered[0]} is there, but neither {_SINGLE} nor {_INDEX}, which says what the parts "
                 "hold; bring the index too")
     if parts:
@@ -217,8 +215,7 @@ def _what_is_there(directory: Path) -> str:
                 f"model under the names of transformers, rename it to {_SINGLE}")
     if any(name.startswith("adapter_") for name in names):
         return f"{directory}: holds an adapter, not a model; merge it into its base model first"
-    pickles = [name for name in names if name.endswith(_PICKLES)]
-    if pickles:
+    if pickles := [name for name in names if name.endswith(_PICKLES)]:
         code = (f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(directory)!r})"
                 f".save_pretrained({str(directory) + '-safetensors'!r})")
         return (f"{directory}: only pickled weights ({pickles[0]}), and reading a pickle can run code; where you "
