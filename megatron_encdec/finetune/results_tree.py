@@ -10,6 +10,10 @@
     TREE/baselines/<family>/<dataset>.json                    what costs no encoder (baselines.py)
 
 A run with neither results nor a failure was never begun, or was killed: it is done (again).
+
+    1. `plan`, `state_of`                    before a sweep: what there will be, what is to do
+    2. `write_results`, `write_failure`      the end of a run
+    3. `planned`, `read_scores`, `read_reason`, `score_of`      back, checked: `UserError` names file and key
 """
 
 import math
@@ -77,7 +81,7 @@ def write_failure(directory: Path, reason: str, traceback: str | None = None) ->
 
 
 def read_reason(path: Path) -> str:
-    """Why the run failed whose failure.json is at `path`."""
+    """Why a run failed, by its failure.json."""
     reason = read_json(path).get("reason")
     if not isinstance(reason, str) or not reason:
         raise UserError(f"{path}: reason: expected a sentence, found {reason!r}")

@@ -13,8 +13,7 @@ import pytest
 from sweep_runs import grid, scores, train
 
 from megatron_encdec.finetune.results_tree import plan, state_of, write_failure, write_results
-from megatron_encdec.finetune.sweep import Sweep
-from megatron_encdec.finetune.sweep_worker import make_runner
+from megatron_encdec.finetune.sweep import Sweep, make_runner
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.lock import FolderLock
 
