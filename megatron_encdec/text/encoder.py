@@ -41,7 +41,7 @@ class Encoder:
     """Encodes documents with the library `name`."""
 
     def __init__(self, tokenizer: Tokenizer, name: str):
-        self.name, self._tokenizer, self._process = name, tokenizer, psutil.Process()
+        self._tokenizer, self._process = tokenizer, psutil.Process()
         self._fast, self._full, self._uncompared = None, 0, COMPARE_EVERY
         if name == GIGATOKEN:
             self._start()

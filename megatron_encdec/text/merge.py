@@ -16,9 +16,8 @@ from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text import manifest as manifests
-from megatron_encdec.text.account import SUMMED, add_skipped
 from megatron_encdec.text.indexed import IndexedWriter
-from megatron_encdec.text.manifest import TRAIN, Manifest, Settings, Skipped, split_prefixes
+from megatron_encdec.text.manifest import SUMMED, TRAIN, Manifest, Settings, Skipped, split_prefixes
 from megatron_encdec.text.partial import PartialRun
 
 
@@ -101,7 +100,7 @@ def _write(folder: Path, split: str, parts: list[Manifest], prefixes: list[str])
     skipped: dict[str, Skipped] = {}
     for part in parts:
         for reason, record in part.skipped.items():
-            skipped[reason] = add_skipped(skipped.get(reason), record)
+            skipped[reason] = skipped.get(reason, Skipped(0, ())) + record
     return manifests.describe(
         files, skipped=dict(sorted(skipped.items())), tokenizer=parts[0].tokenizer, settings=_of_all(parts[0]),
         inputs=inputs, encoder=parts[0].encoder if len(encoders) == 1 else None,

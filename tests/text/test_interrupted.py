@@ -207,15 +207,22 @@ def test_a_kill_at_each_step_of_the_finish_costs_nothing(job_of, tmp_path):
     assert step > 8
 
 
-@pytest.fixture
-def half(job_of, tmp_path):
-    """(command, expected, partial folder) of a run that was killed with some chunks finished."""
-    arguments, expected, _ = job_of(20)
-    command = [*arguments, "--workers", 1, "--output", tmp_path / "out"]
-    with held(*command) as process:
+@pytest.fixture(scope="module")
+def killed(job_of, tmp_path_factory):
+    """What a run left in its partial folder that was killed with some chunks finished."""
+    folder = tmp_path_factory.mktemp("killed")
+    with held(*job_of(20)[0], "--workers", 1, "--output", folder / "out") as process:
         process.kill()
         process.communicate()
-    return command, expected, tmp_path / "out.partial"
+    return folder / "out.partial"
+
+
+@pytest.fixture
+def half(job_of, killed, tmp_path):
+    """(command, expected, partial folder) of a run that was killed with some chunks finished."""
+    arguments, expected, _ = job_of(20)
+    partial = shutil.copytree(killed, tmp_path / "out.partial")
+    return [*arguments, "--workers", 1, "--output", tmp_path / "out"], expected, partial
 
 
 def finished(partial):
