@@ -97,14 +97,13 @@ def compute_record(prefix: str | Path) -> Manifest:
     """Hash the pair. Raises IntegrityError where it cannot be read or changes while it is read."""
     header, states = read_header(prefix), _states(prefix)
     ranges = ranges_of(prefix, [states[0].size], SHARD_SIZE)
-    hashes = hash_ranges(ranges, f"hashing {prefix}")
+    *shards, index = hashes = hash_ranges(ranges, f"hashing {prefix}")
     for one, found in zip(ranges, hashes, strict=True):
         if isinstance(found, OSError):
             raise IntegrityError(f"{one.path}: cannot read bytes {one.start:,}..{one.end:,}: {found.strerror}")
-    *shards, index = hashes
-    files = IndexedFiles(header.documents, header.bin_bytes // header.dtype.itemsize, header.dtype.name, states[0].size,
-                         states[1].size, tuple(shards), index)
-    record = describe_foreign(prefix, files)
+    record = describe_foreign(prefix, IndexedFiles(
+        header.documents, header.bin_bytes // header.dtype.itemsize, header.dtype.name, *(one.size for one in states),
+        tuple(shards), index))
     if record.inputs != states:
         raise IntegrityError(f"{prefix}: its files changed while they were read; try again when they are complete")
     return record

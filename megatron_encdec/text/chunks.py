@@ -70,15 +70,15 @@ class ChunkAccount:
 
 def slots(files: Sequence[InputFile], text_key: str) -> Iterator[Chunk]:
     """The input in order: ready chunks, and files that can only be cut while they are read."""
-    texts: list[InputFile] = []
-    held = 0
+    texts: tuple[str, ...] = ()  # paths of text files that wait to be a chunk together
+    held = 0  # bytes in them
     for file in files:
         kind, one = kind_of(file.path), (file.path,)
         if texts and (kind != "text" or len(texts) == CHUNK_FILES or held > CHUNK_BYTES):
-            yield _texts(texts)
-            texts, held = [], 0
+            yield Chunk("texts", texts, texts, consumed=held)
+            texts, held = (), 0
         if kind == "text":
-            texts.append(file)
+            texts += one
             held += file.size
         elif kind in ("stream", "hub"):
             yield Chunk(kind, one, one, consumed=file.size)
@@ -91,12 +91,7 @@ def slots(files: Sequence[InputFile], text_key: str) -> Iterator[Chunk]:
                 end = min(start + CHUNK_BYTES, file.size)
                 yield Chunk("lines", one, one, start, end, end - start, first=start == 0)
     if texts:
-        yield _texts(texts)
-
-
-def _texts(files: list[InputFile]) -> Chunk:
-    paths = tuple(file.path for file in files)
-    return Chunk("texts", paths, paths, consumed=sum(file.size for file in files))
+        yield Chunk("texts", texts, texts, consumed=held)
 
 
 def share_of(all_slots: Iterable[Chunk], index: int, count: int, total_bytes: int) -> Iterator[Chunk]:

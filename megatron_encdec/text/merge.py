@@ -52,19 +52,19 @@ def merge(prefixes: Sequence[str | Path], output_prefix: str | Path) -> Manifest
 
 
 def _read(prefixes: list[str]) -> list[Manifest]:
-    parts = []
+    parts: list[Manifest] = []
     for prefix in prefixes:
         part = manifests.check_files(prefix)
         if part is None:
             raise UserError(f"{prefix}: has no manifest, so it cannot be merged; write it with preprocess")
+        parts.append(part)
         for what in ("tokenizer.fingerprint", "tokenizer.eod_id", "dtype", "shard_bytes"):
-            mine, others = (attrgetter(what)(one) for one in (part, parts[0] if parts else part))
+            mine, others = map(attrgetter(what), (part, parts[0]))
             if mine != others:
                 raise UserError(f"{prefix}: {what} is {mine}, of {prefixes[0]} it is {others}; preprocess both alike")
-        if parts and _of_all(part) != _of_all(parts[0]):
+        if _of_all(part) != _of_all(parts[0]):
             raise UserError(f"{prefix}: its settings {_of_all(part)} are not those of {prefixes[0]}, "
                             f"{_of_all(parts[0])}; preprocess both alike")
-        parts.append(part)
     _check_shares(prefixes, parts)
     return parts
 

@@ -81,7 +81,7 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
     if found := run.finished_before():
         remove_left(output_prefix, run.plan)
         _say(progress, f"{output_prefix}: complete already for these inputs and settings; nothing to do")
-        return run.renew_tokenizer_records(found)
+        return found
     _tell_what_is_replaced(run, progress)
     goes_on = f"the same command continues from {output_prefix}.partial"
     try:
@@ -97,8 +97,7 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
 class _Run:
     """What determines the output, where it goes, and how it is recognised as done and made visible."""
 
-    def __init__(self, files: list[InputFile], tokenizer: Tokenizer, settings: PreprocessSettings,
-                 prefix: str | Path):
+    def __init__(self, files: list[InputFile], tokenizer: Tokenizer, settings: PreprocessSettings, prefix: str | Path):
         self.files, self.tokenizer, self.settings = files, tokenizer, settings
         self.dtype, self.total_bytes = token_dtype(tokenizer.vocabulary_size), sum(file.size for file in files)
         self.prefixes = manifests.split_prefixes(prefix, settings.validation_percent)
@@ -112,8 +111,10 @@ class _Run:
                      "tokenizer": self.tokenizer.fingerprint, "dtype": self.dtype.name,
                      "settings": to_dict(self._settings[TRAIN])}
 
-    def finished_before(self) -> dict[str, Manifest] | None:
-        """The manifests of a complete output of the same run, if it is there already."""
+    def finished_before(self) -> Manifest | None:
+        """The manifest of a complete output of the same run, if it is there already. Its tokenizer is recorded anew
+        where it has another mask now, or a token more, or (in data of earlier versions) is known by its file's bytes
+        and not by what it does."""
         try:
             found = {split: manifests.check_files(prefix) for split, prefix in self.prefixes.items()}
         except UserError:
@@ -125,11 +126,6 @@ class _Run:
                 return None
             if self.settings.on_error == "stop" and there.skipped:
                 return None  # counted then; now to be stopped at
-        return found
-
-    def renew_tokenizer_records(self, found: dict[str, Manifest]) -> Manifest:
-        """The manifest of a finished output, its tokenizer recorded as it is now: with another mask, or a token more,
-        or (in data of earlier versions) by what it does where its file's bytes were recorded."""
         for split, there in found.items():
             if there.tokenizer != self._record:
                 found[split] = replace(there, tokenizer=self._record)
