@@ -19,11 +19,11 @@ from itertools import islice
 import orjson
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.streams import PIECE, open_stream, packer_of, reading
+from megatron_encdec.text.streams import PACKERS, PIECE, open_stream, packer_of, reading
 
 WHOLE_FILE_SUFFIXES = (".txt", ".md")
 LINES_SUFFIXES = (".jsonl", ".json", ".ndjson")
-STREAMED_SUFFIXES = tuple(suffix + packed for suffix in LINES_SUFFIXES for packed in (".gz", ".zst"))
+STREAMED_SUFFIXES = tuple(suffix + packed for suffix in LINES_SUFFIXES for packed in PACKERS)
 SUFFIXES = (*WHOLE_FILE_SUFFIXES, *LINES_SUFFIXES, *STREAMED_SUFFIXES, ".parquet")
 HUB = "hf:"
 LINES_LOOKED_AT, KEYS_SHOWN = 100, 20  # for the message about a key that is not there

@@ -21,6 +21,7 @@ from typing import BinaryIO
 from megatron_encdec.platform.errors import IntegrityError, UserError
 
 PIECE = 1 << 20  # bytes read at once from a stream
+PACKERS = {".gz": "gzip", ".zst": "zstd"}
 TOO_LONG = "Frame requires too much memory"
 CUT_OFF = ("Truncated compressed stream", "end-of-stream marker", "premature end", "unexpected end")
 NO_DATA = ("Unknown frame descriptor", "Not a gzipped file", "unsupported format", "unknown header")
@@ -28,7 +29,7 @@ NO_DATA = ("Unknown frame descriptor", "Not a gzipped file", "unsupported format
 
 def packer_of(path: str) -> str | None:
     """The program that packs and unpacks such a file, `gzip` or `zstd`; None where the name says it is not packed."""
-    return {".gz": "gzip", "zst": "zstd"}.get(path.lower()[-3:])
+    return next((tool for suffix, tool in PACKERS.items() if path.lower().endswith(suffix)), None)
 
 
 def piped(path: str, command: str | None = None) -> str:
