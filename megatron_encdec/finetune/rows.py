@@ -17,8 +17,7 @@ from megatron_encdec.finetune.columns import read_conll, read_csv, read_tsv
 from megatron_encdec.finetune.config import DatasetConfig
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import refuse_pointer
-from megatron_encdec.text.corpus import hub_name, iter_lines
-from megatron_encdec.text.heads import BYTE_ORDER_MARK, is_utf16
+from megatron_encdec.text.corpus import BYTE_ORDER_MARK, hub_name, is_utf16, iter_lines
 from megatron_encdec.text.parquet import iter_records, schema_of
 
 Row = tuple[str, dict[str, Any]]
