@@ -6,18 +6,18 @@
         checksums.json                                      size and sha256 of every file (integrity.py)
     latest                   name of the newest, written last
 
+Loading one into a trunk is loading.py's: this module needs no megatron.core, so that a plan is made in a moment.
+
     1. `RunState`, `read_run_state`             where a run stood, what determined that state, and what wrote it
     2. `newest`, `pointed`, `directory_of`     finding one (integrity.py: `saved_names`, `name_of`)
-    3. `load(...)`, `load_weights(...)`         into a trunk and optimizer of any topology
-    4. `publish`, `prune`, `clean`              the directory's part of saving (saver.py)
+    3. `publish`, `prune`, `clean`              the directory's part of saving (saver.py)
 """
 
 import json
 import os
 import platform as python_platform
 import shutil
-from collections.abc import Collection
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,11 @@ import numpy
 import torch
 
 from megatron_encdec import __version__
-from megatron_encdec.engine.boxes import FP8_PREFIX, STATE_PREFIX, Box, wanted
-from megatron_encdec.engine.integrity import LATEST, check, gone, listed, name_of, saved_names, split_step, step_of
-from megatron_encdec.engine.optimizer import set_update_count
-from megatron_encdec.engine.storage import read_boxes, read_update_count, stored_dtypes
-from megatron_encdec.platform import megatron as mcore
+from megatron_encdec.engine.integrity import LATEST, gone, listed, name_of, saved_names, split_step, step_of
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
 
 FORMAT = 2  # of a checkpoint; 1 had no checksums
-_MASTERS = f"{STATE_PREFIX}.param."
 
 
 @dataclass(frozen=True)
@@ -86,6 +81,8 @@ def read_run_state(checkpoint: Path) -> RunState:
 
 def versions() -> dict[str, str]:
     """Package versions that bit-equality depends on."""
+    from megatron_encdec.platform import megatron as mcore
+
     return {"megatron_encdec": __version__, "torch": torch.__version__, "megatron_core": mcore.__version__,
             "numpy": numpy.__version__, "python": python_platform.python_version()}
 
@@ -145,41 +142,6 @@ def directory_at(path: str, step: int | None) -> Path:
     if not found.is_dir():
         raise UserError(f"{path}@{step}: no checkpoint of step {step}; there are {listed(saved_names(checkpoints))}")
     return found
-
-
-def load(checkpoint: Path, trunk, optimizer=None) -> None:
-    """Fill `trunk` (and `optimizer`, if given) from `checkpoint`, whatever topology wrote it; collective.
-    Every byte is checked first: `IntegrityError` on every rank, naming the file and the newest intact checkpoint.
-    Weights of another dtype come from the fp32 masters. FP8's scales begin anew where the checkpoint has none."""
-    check(checkpoint)
-    dtypes = stored_dtypes(checkpoint)
-
-    def source(box):
-        other = dtypes.get(box.key) not in (None, box.values.dtype)
-        return _from_master(box, dtypes) if other and not box.key.startswith(STATE_PREFIX) else box
-
-    read_boxes(checkpoint, [source(box) for box in wanted(trunk, optimizer)
-                            if box.key in dtypes or not box.key.startswith(f"{FP8_PREFIX}.")])
-    if optimizer is not None:
-        set_update_count(optimizer, read_update_count(checkpoint))
-
-
-def load_weights(checkpoint: Path, trunk, optimizer=None) -> None:
-    """Fill `trunk`, and the fp32 masters in `optimizer`, with the weights of `checkpoint` alone; collective.
-    They come from the masters, which they were rounded from, where there are some. Moments and update count stay as
-    they are; a checkpoint without any, such as an import's, will do."""
-    check(checkpoint)
-    names = stored_dtypes(checkpoint)
-    read_boxes(checkpoint, [_from_master(box, names) for box in wanted(trunk, None)])
-    if optimizer is not None:  # by itself: where it holds an fp32 run's weights, its boxes are the same
-        read_boxes(checkpoint, [_from_master(box, names) for box in wanted(trunk, optimizer)
-                                if box.key.startswith(_MASTERS)])
-
-
-def _from_master(box: Box, names: Collection[str]) -> Box:
-    """The box of a weight or master, read from the checkpoint's master if that is among its `names`."""
-    weight = box.key.removeprefix(_MASTERS)
-    return replace(box, key=_MASTERS + weight if _MASTERS + weight in names else weight)
 
 
 def publish(temporary: Path, final: Path) -> None:

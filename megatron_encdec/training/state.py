@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine import loading
 from megatron_encdec.engine.boxes import make_fp8_state, owned
 from megatron_encdec.engine.checkpoint import RunState, versions
 from megatron_encdec.engine.optimizer import build_optimizer, wrap
@@ -94,7 +94,7 @@ def start(plan: Plan, topology: Topology, origin: Origin) -> Run:
     make_fp8_state(trunk)
     if origin.checkpoint is not None:
         mark(f"loading {origin.checkpoint}", limit=LONG)
-        load = checkpoint.load_weights if origin.kind == "weights" else checkpoint.load
+        load = loading.load_weights if origin.kind == "weights" else loading.load
         try:
             load(origin.checkpoint, trunk, trainer.optimizer)
         except IntegrityError as error:

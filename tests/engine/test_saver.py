@@ -13,7 +13,7 @@ import torch
 from small_run import start_code
 from trunk_states import fill, make, run_ranks, state_at, wrong
 
-from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine import checkpoint, loading
 from megatron_encdec.engine.integrity import verify
 from megatron_encdec.engine.saver import Saver
 
@@ -39,7 +39,7 @@ def test_the_snapshot_is_the_state_at_the_time_of_save(topology, tmp_path):
     assert changes > 1 and events[0].error is None and events[0].state.step == 3
     assert events[0].seconds_blocked < events[0].seconds_total
     assert wrong(trunk, optimizer)
-    checkpoint.load(events[0].path, trunk, optimizer)
+    loading.load(events[0].path, trunk, optimizer)
     assert wrong(trunk, optimizer) == []
     assert optimizer.chained_optimizers[0].optimizer.state_dict()["state"][0]["step"] == 7
 

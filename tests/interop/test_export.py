@@ -12,7 +12,7 @@ import torch
 import transformers
 from check_parity import compare
 
-from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine import loading
 from megatron_encdec.interop.export import export
 from megatron_encdec.interop.families import TARGETS
 from megatron_encdec.interop.hugging_face import trunk_logits
@@ -86,7 +86,7 @@ def test_the_masters_are_what_the_bf16_weights_were_rounded_from(run_directory):
         masters = {name: tensor.clone() for name, tensor in canonical_weights(trunk).items()}
         settings = transformer_config(source.config.model, topology, torch.bfloat16, False)
         rounded = Trunk(source.config.model, settings, "torch", topology, 64)
-        checkpoint.load(source.checkpoint, rounded)
+        loading.load(source.checkpoint, rounded)
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in masters.values())
     for name, tensor in canonical_weights(rounded).items():
         assert torch.equal(masters[name].bfloat16(), tensor), name
