@@ -27,6 +27,14 @@ class RunFailed(Exception):
     raise it together; rank 0 alone prints it."""
 
 
+class NotMet(RunFailed):
+    """The other processes of the job are not to be found: each one that looks for them says it."""
+
+
+class Stopped(Exception):
+    """A signal to another process of the job ended it while nothing was to be saved: exit code 0."""
+
+
 def exit_code(work: Callable[..., int], *arguments) -> int:
     """What `work(*arguments)` returns; where it fails, the failure's line is printed and this is its exit code."""
     try:
@@ -34,9 +42,13 @@ def exit_code(work: Callable[..., int], *arguments) -> int:
     except (UserError, RunFailed) as error:
         agreed = isinstance(error, (AgreedError, RunFailed))  # by all ranks: one of them says it
         rank = os.environ.get("RANK")
-        if not agreed or rank in (None, "0"):
+        if not agreed or isinstance(error, NotMet) or rank in (None, "0"):
             print(f"megatron-encdec: {f'rank {rank}: ' if rank and not agreed else ''}{error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except Stopped as stop:
+        if os.environ.get("RANK") in (None, "0"):
+            print(stop)
+        return 0
     except KeyboardInterrupt:
         print("megatron-encdec: interrupted", file=sys.stderr)
         return 130
