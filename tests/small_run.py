@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import random
 import runpy
 import subprocess
 import sys
@@ -77,6 +78,22 @@ def run_cli(*arguments: str, check: bool = True, code: int = 0, **environment: s
     if check and child.exitcode != code:
         raise AssertionError(f"exit {child.exitcode}\n{out}\n{err}")
     return subprocess.CompletedProcess(words, child.exitcode, out, err)
+
+
+def workspace(directory: Path) -> Path:
+    """Make there `tokenizer/`, `text.*`, `text.validation.*` and `config.yaml` (run.dir left to the test)."""
+    draw = random.Random(0)
+    words = [f"{a}{b}" for a in ("re", "un", "over", "mis", "pre") for b in
+             ("turn", "told", "read", "wind", "made", "take", "cast", "lead")]
+    with open(directory / "corpus.jsonl", "w") as file:
+        for _ in range(400):
+            text = " ".join(draw.choice(words) for _ in range(draw.randint(5, 60)))
+            file.write(json.dumps({"text": text}) + "\n")
+    run_cli("preprocess", "--input", directory / "corpus.jsonl", "--tokenizer", directory / "tokenizer",
+            "--train-tokenizer", "301", "--validation-percent", "10", "--output", directory / "text",
+            "--workers", "1")
+    (directory / "config.yaml").write_text(BASE.format(root=directory))
+    return directory
 
 
 def run_tool(tool: str | Path, *arguments: str) -> int:
