@@ -166,6 +166,12 @@ def final_bits(run: Path, step: int) -> list[str]:
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
+def outcome(run: Path) -> tuple[list[dict], list[str]]:
+    """What a finished run is compared by: its train lines, and the bits of its last checkpoint."""
+    lines = metrics(run)
+    return lines, final_bits(run, lines[-1]["step"])
+
+
 def metrics(run: Path, kind: str = "train") -> list[dict]:
     """Lines of one kind, without the fields that are measured times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

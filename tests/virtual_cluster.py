@@ -24,6 +24,8 @@ from small_run import wait_until
 ROOT = Path(__file__).parents[1]
 NETWORK = "10.77.0"
 HEAD = 254  # last part of its address
+PRETRAIN = (sys.executable, "-m", "megatron_encdec", "pretrain")
+SOME_SECONDS = ("phases.0.steps=150", "phases.1.steps=150", "checkpoint.every=20")  # a run that can be disturbed
 PREFIX = "encdec-"  # of network namespaces: encdec-PID-NUMBER
 PROGRAMS = {"ip": "iproute2", "nsenter": "util-linux", "setpriv": "util-linux", "slurmctld": "slurmctld",
             "slurmd": "slurmd", "srun": "slurm-client"}
@@ -59,7 +61,8 @@ MessageTimeout=5
 KillWait=10
 CompleteWait=0
 MinJobAge=3600
-NodeName=node[1-{count}] NodeAddr={network}.[1-{count}] CPUs=8 RealMemory=8000 State=UNKNOWN
+GresTypes=gpu
+NodeName=node[1-{count}] NodeAddr={network}.[1-{count}] CPUs=8 RealMemory=8000 Gres=gpu:8 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -191,6 +194,9 @@ class Slurm:
         self.hosts, self.folder = hosts, hosts.folder
         (self.folder / "state").mkdir()
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-7]\n")
+        for number in range(8):
+            (self.folder / f"gpu{number}").touch()  # can be asked for, and that is all
         (self.folder / "slurm.conf").write_text(SLURM_CONF.format(
             folder=self.folder, network=NETWORK, head=HEAD, count=len(hosts.nodes)))
         for host in hosts:

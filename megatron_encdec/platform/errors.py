@@ -1,5 +1,6 @@
 """The kinds of failure the command line tells apart, and the exit code of each."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -25,6 +26,29 @@ class AgreedError(UserError):
 class RunFailed(Exception):
     """Training cannot go on, and not by a mistake in the command: printed without a traceback, exit code 1. All ranks
     raise it together; rank 0 alone prints it."""
+
+
+_stopped_code = 0
+
+
+def stopped_code() -> int:
+    """Exit code where a signal or a time limit ended the work before its end, in good order."""
+    return _stopped_code
+
+
+def choose_stopped_code(code: int) -> None:
+    """That of this process from now on, and of those that it forks: `--stopped-exit-code`."""
+    global _stopped_code
+    if code != 0 and not 3 <= code <= 125:
+        raise UserError(f"--stopped-exit-code {code}: a code from 3 to 125; the others mean something already")
+    _stopped_code = code
+
+
+def add_stopped_code(parser: argparse.ArgumentParser) -> None:
+    """The option of a verb that can be stopped and goes on by the same command."""
+    parser.add_argument("--stopped-exit-code", type=int, default=0, metavar="N",
+                        help="exit code where it was stopped before its end: how a script knows that the same command "
+                             "is to be given again (default: 0, as if it were finished)")
 
 
 def exit_code(work: Callable[..., int], *arguments) -> int:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 
 from megatron_encdec.platform.children import available_cores
-from megatron_encdec.platform.errors import exit_code
+from megatron_encdec.platform.errors import exit_code, stopped_code
 from megatron_encdec.platform.signals import REPEAT_SECONDS, StopSignals, how_it_ended
 
 SETTLE_SECONDS = 0.5  # a rank that was killed may take longer to be gone than those that miss it
@@ -84,14 +84,15 @@ def _rank_main(work: Callable[..., int], arguments: tuple, environment: dict[str
 
 
 def _wait(processes: list, signals: StopSignals) -> int:
-    """Until all have ended; the exit code of the rank to name, or of a second signal, or 0."""
+    """Until all have ended; the exit code of the rank to name, or of a second signal, or `stopped_code` or 0."""
     deadline = failed = None
     code = forwarded = 0
     while True:
         running = [process for process in processes if process.exitcode is None]
         now = time.monotonic()
         # a rank that was killed takes others with it, which may be gone before it is: it is the one to name
-        bad = sorted((process.exitcode > 0, rank) for rank, process in enumerate(processes) if process.exitcode)
+        bad = sorted((process.exitcode > 0, rank) for rank, process in enumerate(processes)
+                     if process.exitcode not in (None, 0, stopped_code()))
         if bad and not code:
             failed = failed or now
             by_itself, rank = bad[0]
@@ -103,7 +104,7 @@ def _wait(processes: list, signals: StopSignals) -> int:
                     print(f"megatron-encdec: rank {rank} (pid {processes[rank].pid}) {how_it_ended(ended)}; ending the "
                           "other ranks", file=sys.stderr)
         if not running:
-            return code
+            return code or max(process.exitcode for process in processes)
         for number in signals.all[forwarded:]:
             forwarded += 1
             for process in running:

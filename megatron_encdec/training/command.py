@@ -4,7 +4,7 @@ import argparse
 import time
 
 from megatron_encdec.engine.names import split_step
-from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.errors import UserError, add_stopped_code, choose_stopped_code, stopped_code
 from megatron_encdec.platform.launcher import launch, started
 from megatron_encdec.platform.signals import StopSignals
 
@@ -23,7 +23,8 @@ another run, or checkpoints that no file `latest` names, is refused.
 The value of a key that wants a string, such as a path, is taken as it stands; any other is YAML. A directory that is
 called RUN_DIR@STEP goes before step STEP of RUN_DIR, which is then RUN_DIR/@STEP.
 
-SIGTERM or SIGUSR1, to the command or to any rank, saves and ends with exit code 0; a second one ends at once.
+SIGTERM or SIGUSR1, to the command or to any rank, saves and ends with exit code 0 (or that of --stopped-exit-code);
+a second one ends at once.
 What is done cannot change: a config with another past is refused, with what differs. What is still to come may.
 """
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="stop after this step with a checkpoint, as a cluster's time limit would")
     parser.add_argument("--time-limit", metavar="TIME",
                         help="save and end in time, e.g. 3h30m, 90s, 02:30:00; exit code 0")
+    add_stopped_code(parser)
     parser.add_argument("--profile", metavar="STEPS",
                         help="a torch profiler trace of these steps, e.g. 10 or 10..12, under profile/ of the run")
     parser.add_argument("--fork", metavar="RUN_DIR[@STEP]",
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
+    choose_stopped_code(arguments.stopped_exit_code)
     if arguments.dry_run:
         return _dry_run(arguments)
     began = started() or time.time()
@@ -61,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         _plan(arguments)
     if signals.received:
         print("stopped before any rank was started; nothing was to be saved")
-        return 0
+        return stopped_code()
     of_a_rank = argparse.Namespace(**{**vars(arguments), "nproc": None})
     return launch(run, (of_a_rank,), arguments.nproc, began, import_what_ranks_need)
 
