@@ -58,17 +58,18 @@ def timeline_of(*overrides: str, fingerprints: tuple[str, ...] = ("f",)):
                     Vocabulary(301, frozenset(range(8)), 1))
 
 
-def run_cli(*arguments: str, check: bool = True, code: int = 0, **environment: str) -> subprocess.CompletedProcess:
+def run_cli(*arguments: str, check: bool = True, code: int = 0, directory: str | Path | None = None,
+            **environment: str) -> subprocess.CompletedProcess:
     """`megatron-encdec ARGUMENTS` in a process of its own: the fork of a server that has imported torch and
     megatron.core, seconds less than a new one. Not of this process: gloo's threads, some fifty a run, never end, and a
-    fork of a process that has them hangs. check: that it ends with the exit code `code`."""
+    fork of a process that has them hangs. check: that it ends with the exit code `code`. directory: where it runs."""
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["small_run", "megatron_encdec.training.execute", "torch._dynamo"])
     words = [str(word) for word in arguments]
-    with tempfile.TemporaryDirectory() as directory:
-        said = [Path(directory) / "out", Path(directory) / "err"]
+    with tempfile.TemporaryDirectory() as temporary:
+        said = [Path(temporary) / "out", Path(temporary) / "err"]
         child = forks.Process(target=_end_with, args=(
-            words, said, {**os.environ, "OMP_NUM_THREADS": "1", **environment}, os.getcwd()))
+            words, said, {**os.environ, "OMP_NUM_THREADS": "1", **environment}, str(directory or os.getcwd())))
         child.start()
         child.join(PATIENCE)
         if child.is_alive():
@@ -146,6 +147,13 @@ def wait_until(true: Callable[[], bool], what: str, seconds: float = PATIENCE) -
     while not true():
         assert time.monotonic() < limit, f"{what}: not within {seconds:.0f} s"
         time.sleep(0.02)
+
+
+def take_over(folder: Path) -> None:
+    """Have the lock of `folder` say that a process of another host holds it."""
+    from megatron_encdec.rundir.lock import Holder
+
+    (folder / "run.lock").write_text(json.dumps({**vars(Holder.this_process()), "host": "elsewhere"}))
 
 
 def steps_done(run: Path) -> int:

@@ -1,8 +1,9 @@
 """Process groups: who this rank is, how it reaches the others, and what ranks tell each other beside the tensors.
 
-    1. `initialize(...)`     process group, tensor/pipeline/data parallel groups  ->  `Topology`
-    2. `with peers():`       this rank's work; ends at once where another rank is lost, and shuts down
-    3. `Control(...)`        small messages over a gloo group of their own
+    1. `join()`              the store at which all ranks have met
+    2. `initialize(...)`     process group, tensor/pipeline/data parallel groups  ->  `Topology`
+    3. `with peers():`       this rank's work; ends at once where another rank is lost, and shuts down
+    4. `Control(...)`        small messages over a gloo group of their own
 """
 
 import contextlib
@@ -25,6 +26,7 @@ T = TypeVar("T")
 RENDEZVOUS_SECONDS = 600.0  # until a rank that does not come is an error
 _LOST = re.compile(  # what gloo and NCCL say of a rank that is gone
     r"([Cc]onnection (closed|reset|refused|was)|Broken pipe|[Tt]imed out|remote process|Socket )[^\n.]*")
+_store: dist.Store | None = None  # of this launch, from `join` to `shutdown`
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,21 @@ def check_parallel_sizes(world_size: int, tensor: int, pipeline: int) -> int:
     return world_size // (tensor * pipeline)
 
 
+def join() -> dist.Store:
+    """Meet the other ranks; the store in which they can leave each other messages before any group is there."""
+    global _store
+    environment = RankEnvironment.read()
+    if _store is None and environment.world_size == 1:
+        _store = dist.HashStore()
+    elif _store is None:
+        os.environ.setdefault("MASTER_PORT", "29500")
+        os.environ.setdefault("MASTER_ADDR", "localhost")
+        os.environ.setdefault("RANK", str(environment.rank))  # for the one line of an error
+        _store, *_ = next(dist.rendezvous("env://", environment.rank, environment.world_size,
+                                          timeout=timedelta(seconds=RENDEZVOUS_SECONDS)))
+    return _store
+
+
 def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 1800.0) -> Topology:
     """Join the process group (NCCL on GPU, gloo on CPU) and form Megatron's groups. timeout: seconds until a collective
     of training that does not finish is an error; longer than the watchdog's, which can name the rank that is missing.
@@ -96,14 +113,9 @@ def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 1800.0) -> T
         os.environ.setdefault("LOCAL_RANK", str(environment.local_rank))
         torch.cuda.set_device(device())
     if not dist.is_initialized():
-        alone = environment.world_size == 1
-        if not alone:
-            os.environ.setdefault("MASTER_PORT", "29500")
-            os.environ.setdefault("MASTER_ADDR", "localhost")
         dist.init_process_group(
-            "nccl" if device_type() == "cuda" else "gloo",
-            store=dist.HashStore() if alone else None, rank=environment.rank, world_size=environment.world_size,
-            timeout=timedelta(seconds=RENDEZVOUS_SECONDS))
+            "nccl" if device_type() == "cuda" else "gloo", store=join(), rank=environment.rank,
+            world_size=environment.world_size, timeout=timedelta(seconds=RENDEZVOUS_SECONDS))
     state = mcore.parallel_state
     state.initialize_model_parallel(tensor, pipeline, distributed_timeout_minutes=max(1, int(timeout / 60)))
     mcore.tensor_parallel.model_parallel_cuda_manual_seed(0)  # no dropout: nothing random is drawn in a step
@@ -143,6 +155,8 @@ def shutdown() -> None:
     """Leave the groups; safe to call twice."""
     from megatron_encdec.platform import megatron as mcore
 
+    global _store
+    _store = None
     mcore.parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -105,12 +105,14 @@ def _config(arguments: argparse.Namespace):
 
 
 def _plan(arguments: argparse.Namespace):
-    """What is to be done, checked by one process before any rank starts: a mistake is said once."""
+    """What is to be done; a mistake is said before anything begins. Where a run goes on from, one rank looks."""
+    from megatron_encdec.platform.distributed import RankEnvironment
     from megatron_encdec.training.origin import check_origin
     from megatron_encdec.training.plan import make_plan
 
     plan = make_plan(_config(arguments), arguments.nproc)
-    check_origin(plan, arguments.fallback)
+    if RankEnvironment.read().rank == 0:
+        check_origin(plan, arguments.fallback)
     return plan
 
 
@@ -126,19 +128,20 @@ def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> 
     """This process's part of the run: all of it, or one rank's."""
     from megatron_encdec.platform import device, distributed
     from megatron_encdec.platform.watchdog import LONG
+    from megatron_encdec.training.agreement import agree, identity
 
-    plan = _plan(arguments)
-    from megatron_encdec.training.execute import Options, execute
-    from megatron_encdec.training.profiling import steps_of
-    from megatron_encdec.training.stop import seconds_of
-
-    config = plan.config
-    profile = steps_of(arguments.profile) if arguments.profile else range(0)
-    if config.run.deterministic:
-        device.use_deterministic_kernels()
-    limit = None if arguments.time_limit is None else seconds_of(arguments.time_limit)
-    topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline,
-                                      config.run.hang_timeout + LONG)
     with distributed.peers():
-        return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, began, profile),
-                       signals)
+        plan = agree(distributed.join(), distributed.RankEnvironment.read(), lambda: _plan(arguments),
+                     lambda made: identity(made, arguments.until))
+        from megatron_encdec.training.execute import Options, execute
+        from megatron_encdec.training.profiling import steps_of
+        from megatron_encdec.training.stop import seconds_of
+
+        config = plan.config
+        profile = steps_of(arguments.profile) if arguments.profile else range(0)
+        if config.run.deterministic:
+            device.use_deterministic_kernels()
+        limit = None if arguments.time_limit is None else seconds_of(arguments.time_limit)
+        topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline,
+                                          config.run.hang_timeout + LONG)
+        return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, began, profile), signals)

@@ -41,6 +41,7 @@ def train(job: "Job") -> None:
     job.profiler.close(run.step)
     mark("waiting for the last checkpoint", limit=LONG)
     job.tell_saves(run.saver.wait())
+    job.stopper.check_claim()
 
 
 @dataclass(frozen=True)
