@@ -94,6 +94,10 @@ demo() {
     "${encdec[@]}" inspect run "$run_directory" --model "$models/hf" ${clm_end:+"$models/hf_clm"}
 }
 
+[[ -f tools/setup_env.sh ]] || { # sbatch runs a copy, in a folder of its own
+    echo "examples/pretrain_biphasic.sh is no batch script: sbatch examples/slurm/pretrain.sbatch CONFIG" >&2
+    exit 2
+}
 source tools/setup_env.sh
 if [[ -n "${CONFIG:-}" ]]; then
     launch "$@"

@@ -13,7 +13,7 @@
 
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,16 +124,19 @@ def _from_master(box: Box, names: Collection[str]) -> Box:
     return replace(box, key=_MASTERS + weight if _MASTERS + weight in names else weight)
 
 
-def publish(temporary: Path, final: Path) -> None:
-    """Give a whole, durable checkpoint its name, then let `latest` name it. One process calls this."""
+def publish(temporary: Path, final: Path, check: Callable[[], None] = lambda: None) -> None:
+    """Give a whole, durable checkpoint its name, then let `latest` name it. One process calls this. check: raises where
+    the directory is not this process's any more; called before each of the two."""
     checkpoints = final.parent
     fsync_directory(temporary)
+    check()
     grave = checkpoints / f".{final.name}.deleted"
     if final.exists():  # the same step again, after a resume from an older checkpoint
         _point_elsewhere(checkpoints, final.name)
         shutil.rmtree(grave, ignore_errors=True)
         replace_durably(final, grave)
     replace_durably(temporary, final)
+    check()
     write_atomic(checkpoints / LATEST, final.name + "\n")
     shutil.rmtree(grave, ignore_errors=True)
 

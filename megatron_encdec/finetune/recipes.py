@@ -84,7 +84,7 @@ def _save_model(run: FinetuneRun, task: Task, model: torch.nn.Module) -> None:
 class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
     """What the families share; they say what a batch's loss and a feature's output are."""
 
-    report = None  # called as report(step, total) after each step
+    report = None  # called as report(step, total) after each step, and again before the results are written
     per_token = False  # whether an output has a row for each token
     task: Task
 
@@ -179,6 +179,8 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         total = sum(float(parameter.detach().float().sum()) for parameter in self.encoder.parameters())
         if not math.isfinite(total):  # such weights still give scores
             raise RunFailed(f"training diverged: the weights are not finite after step {self.total_steps}")
+        if self.report is not None:
+            self.report(self.total_steps, self.total_steps)
         if self.dist_env.is_main:
             finish(self.settings, self.task, self.encoder, self.results, {
                 "steps": self.total_steps, "ranks": self.dist_env.world_size, **self._facts(),

@@ -21,6 +21,7 @@ from megatron_encdec.finetune.results_tree import FAILED, FINISHED, TODO, plan, 
 from megatron_encdec.platform.children import Child
 from megatron_encdec.platform.progress import Progress, duration
 from megatron_encdec.platform.signals import StopSignals
+from megatron_encdec.rundir.lock import FolderLock, InUse
 
 GRACE_SECONDS = 20.0  # for workers to end after SIGTERM
 RETRY_SECONDS = 2.0  # between looks at runs that another sweep works on
@@ -67,7 +68,8 @@ class _Worker:
 class Sweep:
     """Does `runs` with `function`, a "package.module:name" called in the workers as `function(run, report)`.
 
-    It returns what results.json is to hold, which the worker writes; it may call `report(step, total)`. A `UserError`
+    It returns what results.json is to hold, which the worker writes; it may call `report(step, total)`, which raises
+    where another sweep has taken the run over. A `UserError`
     of it is a mistake to mend (nothing is recorded), any other exception a failure of that run. workers: processes at
     a time. gpus: their numbers as CUDA_VISIBLE_DEVICES knows them, dealt out in turn; empty on a CPU, where `threads`
     is each worker's share of the cores.
@@ -181,12 +183,13 @@ class Sweep:
         kind, what = content
         if kind == "finished":
             self._finished(worker, run.directory, what)
-        elif kind == "elsewhere":
+        elif kind in ("elsewhere", "taken"):
             self._elsewhere(run, what)
         elif kind == "mistake":
             self._mistake(run, what)
         else:
             self._failed(worker, run.directory, what)
+        if kind in ("failed", "taken"):
             self._workers.remove(worker)  # whatever the run left behind in its process must not reach the next one
             worker.child.send_signal(signal.SIGKILL)
             worker.child.close()
@@ -238,7 +241,12 @@ class Sweep:
             self._queue.insert(0, run)
             return
         reason = f"its process {how}, {ATTEMPTS} times"
-        write_failure(run.directory, reason)
+        try:
+            with FolderLock(run.directory, "results", patience=None):
+                write_failure(run.directory, reason)
+        except InUse as refused:
+            self._elsewhere(run, refused.who)
+            return
         self._failed(worker, run.directory, reason)
 
     def _end(self, signals: StopSignals) -> None:

@@ -1,7 +1,8 @@
 """What a worker of a sweep does: run after run in one process, so that what one has loaded serves the next.
 
 A run is done under the lock of its folder, and its results or its failure are written here. A worker that is stopped
-in the middle of a run leaves neither: that run is done again.
+in the middle of a run leaves neither: that run is done again. Neither does one whose lock another sweep has taken over
+(this process was stopped, or its disk away, for a minute): the run is that sweep's then.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from typing import Any
 from megatron_encdec.finetune.results_tree import FINISHED, state_of, write_failure, write_results
 from megatron_encdec.platform.children import tell
 from megatron_encdec.platform.errors import RunFailed, UserError
-from megatron_encdec.rundir.lock import FolderLock, InUse
+from megatron_encdec.rundir.lock import Claim, FolderLock, InUse
 
 LOG = "log.txt"  # in the run's folder: what the run printed
 SECONDS_BETWEEN_STEPS = 0.2  # between messages of progress
@@ -26,32 +27,40 @@ SECONDS_BETWEEN_STEPS = 0.2  # between messages of progress
 def make_runner(function: str) -> Callable[[Any], tuple[str, Any]]:
     """A function that does a run by calling `function` ("module:name", as in `Sweep`).
 
-    It returns ("finished", scores or None), ("failed", reason), ("mistake", what) or ("elsewhere", who has it). A
-    mistake of the user's (`UserError`, a package that is missing) is no result of the run: nothing is recorded.
+    It returns ("finished", scores or None), ("failed", reason), ("mistake", what), ("elsewhere", who has it) or, where
+    the run was taken over while it was done here, ("taken", who has it). A mistake of the user's (`UserError`, a
+    package that is missing) is no result of the run: nothing is recorded.
     """
     def do(run: Any) -> tuple[str, Any]:
         try:
-            with FolderLock(run.directory, "results"):
-                return _do_alone(function, run)
+            with FolderLock(run.directory, "results", patience=None) as lock:
+                try:
+                    return _do_alone(function, run, lock.claim)
+                except InUse as lost:
+                    return "taken", lost.who
         except InUse as refused:
-            return "elsewhere", str(refused.holder or "another process")
+            return "elsewhere", refused.who
 
     return do
 
 
-def _do_alone(function: str, run: Any) -> tuple[str, Any]:
+def _do_alone(function: str, run: Any, claim: Claim) -> tuple[str, Any]:
     directory = run.directory
     if state_of(directory) == FINISHED:  # by another sweep, since ours began
         return "finished", None
     try:
         with _output_to(directory / LOG):
-            results = pkgutil.resolve_name(function)(run, _reporter())
+            results = pkgutil.resolve_name(function)(run, _reporter(claim))
+    except InUse:
+        raise
     except (UserError, ImportError) as error:
         return "mistake", str(error)
     except Exception as error:  # one run's failure is never another's
+        claim.check()
         reason = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
         write_failure(directory, reason, traceback.format_exc())
         return "failed", reason
+    claim.check()
     write_results(directory, results)
     return "finished", {split: results[split]["score"] for split in ("validation", "test")}
 
@@ -75,14 +84,16 @@ def _output_to(path: Path) -> Iterator[None]:
             os.close(old)
 
 
-def _reporter() -> Callable[[int, int], None]:
-    """What a run calls at each step: `report(step, total)`."""
+def _reporter(claim: Claim) -> Callable[[int, int], None]:
+    """What a run calls at each step, and again before it writes: `report(step, total)`. Raises `InUse` where its folder
+    is another process's now."""
     last = 0.0
 
     def report(step: int, total: int) -> None:
         nonlocal last
         if step == total or time.monotonic() - last >= SECONDS_BETWEEN_STEPS:
             last = time.monotonic()
+            claim.check()
             tell((step, total))
 
     return report

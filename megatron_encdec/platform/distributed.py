@@ -1,8 +1,9 @@
 """Process groups: who this rank is, how it reaches the others, and what ranks tell each other beside the tensors.
 
-    1. `initialize(...)`     process group, tensor/pipeline/data parallel groups  ->  `Topology`
-    2. `with peers():`       this rank's work; ends at once where another rank is lost, and shuts down
-    3. `Control(...)`        small messages over a gloo group of their own
+    1. `join()`              the store at which all ranks have met
+    2. `initialize(...)`     process group, tensor/pipeline/data parallel groups  ->  `Topology`
+    3. `with peers():`       this rank's work; ends at once where another rank is lost, and shuts down
+    4. `Control(...)`        small messages over a gloo group of their own
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_encdec.platform.device import device, device_type
-from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, UserError
+from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, Stopped, UserError, stopped_code
 from megatron_encdec.platform.launcher import LOST_CONTACT, started
 from megatron_encdec.platform.meeting import Party, RankEnvironment
 from megatron_encdec.platform.signals import StopSignals
@@ -33,6 +34,7 @@ _LOST = re.compile(  # what gloo and NCCL say of a rank that is gone, to the end
     r"([Cc]onnection (closed|reset|refused|was)|Broken pipe|[Tt]imed out|remote process|Socket )([^\n.]|\.(?=\S))*")
 _ADDRESS = re.compile(r"\[(?:::ffff:)?([0-9a-fA-F.:]+)\]:\d+")
 _hosts: dict[str, str] = {}  # address -> name, of the hosts of this job
+_store: dist.Store | None = None  # of this launch, from `join` to `shutdown`
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,53 @@ def check_parallel_sizes(world_size: int, tensor: int, pipeline: int) -> int:
     return world_size // (tensor * pipeline)
 
 
+def join(name: str = "", signals: StopSignals | None = None) -> dist.Store:
+    """Meet the other ranks; the store in which they can leave each other messages before any group is there.
+
+    name: of the job, where it has none from its launcher. signals: those that end the wait for other ranks.
+    """
+    global _store
+    environment = RankEnvironment.read()
+    if _store is None and environment.world_size == 1:
+        _store = dist.HashStore()
+    elif _store is None:
+        environment.publish()
+        # It counts nobody: strangers could complete the count. Who knows its port has met the others.
+        timeout, first = timedelta(seconds=CONNECT_SECONDS), environment.rank == 0
+        server = dist.TCPStore("127.0.0.1", 0, None, True, timeout, False) if first else None
+        met = Party.of_ranks(environment, name).meet({"store": server.port} if first else None, signals)
+        met.close()
+        _hosts.update(met.hosts)
+        os.environ["MASTER_ADDR"] = met.address
+        met.choose_interface()
+        with _connecting(signals):
+            _store = server or dist.TCPStore(met.address, met.offer["store"], None, False, timeout, False)
+    return _store
+
+
+@contextlib.contextmanager
+def _connecting(signals: StopSignals | None):
+    """While ranks that have met connect: a signal is heeded after the first step, or ends this process if that takes
+    long; what fails is one line."""
+    begun = time.monotonic()
+
+    def leave(number: int) -> None:
+        if time.monotonic() - begun > _HEEDED_SECONDS:
+            print(f"stopped by {signal.Signals(number).name} while ranks connected; nothing was to be saved",
+                  flush=True)
+            os._exit(130 if number == signal.SIGINT else stopped_code())
+
+    try:
+        with signals.at_once(leave) if signals else contextlib.nullcontext():
+            yield
+    except RuntimeError as error:
+        if not _hosts:  # there is one rank
+            raise
+        raise NotMet(f"rank {os.environ.get('RANK', 0)}: all ranks had met at {os.environ.get('MASTER_ADDR')}, but "
+                     f"cannot connect over the interface {os.environ.get('GLOO_SOCKET_IFNAME')} (GLOO_SOCKET_IFNAME): "
+                     f"{str(error).splitlines()[0]}") from None
+
+
 def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 1800.0, name: str = "",
                signals: StopSignals | None = None) -> Topology:
     """Join the process group (NCCL on GPU, gloo on CPU) and form Megatron's groups. timeout: seconds until a collective
@@ -88,44 +137,17 @@ def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 1800.0, name
         os.environ.setdefault("LOCAL_RANK", str(environment.local_rank))
         torch.cuda.set_device(device())
     if not dist.is_initialized():
-        _form_group(environment, name, signals)
+        store = join(name, signals)
+        with _connecting(signals):
+            dist.init_process_group(
+                "nccl" if device_type() == "cuda" else "gloo", store=store, rank=environment.rank,
+                world_size=environment.world_size, timeout=timedelta(seconds=CONNECT_SECONDS))
     state = mcore.parallel_state
     state.initialize_model_parallel(tensor, pipeline, distributed_timeout_minutes=max(1, int(timeout / 60)))
     mcore.tensor_parallel.model_parallel_cuda_manual_seed(0)  # no dropout: nothing random is drawn in a step
     return Topology(environment.world_size, environment.rank, tensor, pipeline, data,
                     state.get_tensor_model_parallel_rank(), state.get_pipeline_model_parallel_rank(),
                     state.get_data_parallel_rank())
-
-
-def _form_group(environment: RankEnvironment, name: str, signals: StopSignals | None) -> None:
-    """The process group of all ranks, when they have met."""
-    timeout = timedelta(seconds=CONNECT_SECONDS)
-    place = {"backend": "nccl" if device_type() == "cuda" else "gloo", "rank": environment.rank,
-             "world_size": environment.world_size, "timeout": timeout}
-    if environment.world_size == 1:
-        dist.init_process_group(store=dist.HashStore(), **place)
-        return
-    # It counts nobody: strangers could complete the count. Who knows its port has met the others.
-    server = dist.TCPStore("127.0.0.1", 0, None, True, timeout, False) if environment.rank == 0 else None
-    met = Party.of_ranks(environment, name).meet({"store": server.port} if server else None, signals)
-    met.close()
-    _hosts.update(met.hosts)
-    os.environ["MASTER_ADDR"] = met.address
-    interface, begun = met.choose_interface(), time.monotonic()
-
-    def leave(number: int) -> None:  # before, the signal is heeded after the first step
-        if time.monotonic() - begun > _HEEDED_SECONDS:
-            print(f"stopped by {signal.Signals(number).name} while ranks connected; nothing was to be saved",
-                  flush=True)
-            os._exit(130 if number == signal.SIGINT else 0)
-
-    try:
-        with signals.at_once(leave) if signals else contextlib.nullcontext():
-            store = server or dist.TCPStore(met.address, met.offer["store"], None, False, timeout, False)
-            dist.init_process_group(store=store, **place)
-    except RuntimeError as error:
-        raise NotMet(f"rank {environment.rank}: all ranks had met at {met.address}, but cannot connect over the "
-                     f"interface {interface} (GLOO_SOCKET_IFNAME): {str(error).splitlines()[0]}") from None
 
 
 def _lost_contact(error: BaseException) -> str | None:
@@ -140,10 +162,11 @@ def _lost_contact(error: BaseException) -> str | None:
 @contextlib.contextmanager
 def peers():
     """In a job of several ranks: whatever goes wrong ends this process at once, since the others will not answer
-    any more and threads that wait for them would keep it; an agreed end (`UserError`, `RunFailed`) goes on up."""
+    any more and threads that wait for them would keep it; an agreed end (`UserError`, `RunFailed`, `Stopped`) goes on
+    up."""
     try:
         yield
-    except (UserError, RunFailed):
+    except (UserError, RunFailed, Stopped):
         shutdown()
         raise
     except BaseException as error:
@@ -168,6 +191,8 @@ def shutdown() -> None:
     """Leave the groups; safe to call twice."""
     from megatron_encdec.platform import megatron as mcore
 
+    global _store
+    _store = None
     mcore.parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()

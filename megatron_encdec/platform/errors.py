@@ -1,5 +1,6 @@
 """The kinds of failure the command line tells apart, and the exit code of each."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -32,7 +33,30 @@ class NotMet(RunFailed):
 
 
 class Stopped(Exception):
-    """A signal to another process of the job ended it while nothing was to be saved: exit code 0."""
+    """A signal to another process of the job ended it while nothing was to be saved: exit code `stopped_code`."""
+
+
+_stopped_code = 0
+
+
+def stopped_code() -> int:
+    """Exit code where a signal or a time limit ended the work before its end, in good order."""
+    return _stopped_code
+
+
+def choose_stopped_code(code: int) -> None:
+    """That of this process from now on, and of those that it forks: `--stopped-exit-code`."""
+    global _stopped_code
+    if code != 0 and not 3 <= code <= 125:
+        raise UserError(f"--stopped-exit-code {code}: a code from 3 to 125; the others mean something already")
+    _stopped_code = code
+
+
+def add_stopped_code(parser: argparse.ArgumentParser) -> None:
+    """The option of a verb that can be stopped and goes on by the same command."""
+    parser.add_argument("--stopped-exit-code", type=int, default=0, metavar="N",
+                        help="exit code where it was stopped before its end: how a script knows that the same command "
+                             "is to be given again (default: 0, as if it were finished)")
 
 
 def exit_code(work: Callable[..., int], *arguments) -> int:
@@ -42,13 +66,19 @@ def exit_code(work: Callable[..., int], *arguments) -> int:
     except (UserError, RunFailed) as error:
         agreed = isinstance(error, (AgreedError, RunFailed))  # by all ranks: one of them says it
         rank = os.environ.get("RANK")
-        if not agreed or isinstance(error, NotMet) or rank in (None, "0"):
+        if not agreed or isinstance(error, NotMet) or _is_first():
             print(f"megatron-encdec: {f'rank {rank}: ' if rank and not agreed else ''}{error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except Stopped as stop:
-        if os.environ.get("RANK") in (None, "0"):
+        if _is_first():
             print(stop)
-        return 0
+        return stopped_code()
     except KeyboardInterrupt:
         print("megatron-encdec: interrupted", file=sys.stderr)
         return 130
+
+
+def _is_first() -> bool:
+    """Whether this process is the one of its job that says what all of them know: rank 0, the first task of srun."""
+    task = os.environ.get("SLURM_PROCID") if "SLURM_STEP_ID" in os.environ else None
+    return os.environ.get("RANK", task) in (None, "0")

@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, Stopped, UserError
+from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, Stopped, UserError, stopped_code
 from megatron_encdec.platform.signals import StopSignals
 from megatron_encdec.platform.slurm_step import Step
 
@@ -37,6 +37,7 @@ PORT = 29500  # where a meeting begins to look for a free port, if nothing says 
 NOTICE_SECONDS = 30.0  # between two lines that say who has not come
 _PORTS = 8  # that are tried, from the first one on
 _TELL_SECONDS = 10.0  # for telling the others of a mistake, if they come
+_STOP_SECONDS = 1.0  # and of a signal
 _REPLY_SECONDS = 5.0  # for an answer at a port; what listens there may be no meeting at all
 _POLL_SECONDS = 0.05
 _LONGEST = 1 << 22  # bytes of a message
@@ -93,10 +94,10 @@ class Link:
 
     def send(self, **message) -> None:
         """Send; an end that does not take it is found closed later."""
-        self._connection.settimeout(_REPLY_SECONDS)
         with contextlib.suppress(OSError):
+            self._connection.settimeout(_REPLY_SECONDS)
             self._connection.sendall(json.dumps(message).encode() + b"\n")
-        self._connection.setblocking(False)
+            self._connection.setblocking(False)
 
     def received(self) -> list[dict]:
         """What has come, without waiting."""
@@ -204,6 +205,10 @@ class Party:
         """
         if self.members == 1:
             return Met(offer=offer or {})
+        if signals and signals.received:
+            end = _stop(self, signals.received)
+            self._tell(end, _STOP_SECONDS)
+            _raise(end)
         gathering = _Host(self, offer or {}) if self.member == 0 else _Guest(self)
         with contextlib.closing(gathering), _leaving_at_a_signal(signals, gathering):
             return gathering.complete(time.monotonic() + float(os.environ.get(SECONDS) or 600))
@@ -217,21 +222,19 @@ class Party:
         except UserError as error:
             if self.members == 1:
                 raise
-            if self._tell(str(error)) and self.member:
+            if self._tell({"code": 2, "text": str(error)}, _TELL_SECONDS) == str(error) and self.member:
                 raise AgreedError(str(error)) from None
             raise
 
-    def _tell(self, mistake: str) -> bool:
-        """Tell the others; whether all have made the same mistake as member 0."""
+    def _tell(self, end: dict, seconds: float) -> str:
+        """Tell the others why all end; what member 0 says of it."""
         try:
-            gathering = _Host(self, {}, mistake) if self.member == 0 else _Guest(self, mistake)
+            gathering = _Host(self, {}, end) if self.member == 0 else _Guest(self, end)
             with contextlib.closing(gathering):
-                gathering.complete(time.monotonic() + _TELL_SECONDS)
-        except UserError as agreed:
-            return str(agreed) == mistake
-        except (RunFailed, Stopped):
-            pass  # they are not there, or end for a reason of their own
-        return False
+                gathering.complete(time.monotonic() + seconds)
+        except (UserError, RunFailed, Stopped) as error:
+            return str(error)
+        return ""
 
 
 def of_step(step: Step) -> tuple[str, str, int]:
@@ -252,10 +255,12 @@ def _leaving_at_a_signal(signals: StopSignals | None, gathering: "_Host | _Guest
         if number == signal.SIGINT:
             print("megatron-encdec: interrupted", file=sys.stderr, flush=True)
             os._exit(130)
-        text = f"stopped by {signal.Signals(number).name} before all {gathering.party.unit}s had met"
-        gathering.tell(end={"code": 0, "text": f"{text}, on {host_name()}; nothing was to be saved"})
-        print(f"{text}; nothing was to be saved", flush=True)
-        os._exit(0)
+        end = _stop(gathering.party, number)
+        try:
+            gathering.tell(end=end)
+        finally:
+            print(end["text"], flush=True)
+            os._exit(stopped_code())
 
     if signals is None:
         yield
@@ -264,16 +269,20 @@ def _leaving_at_a_signal(signals: StopSignals | None, gathering: "_Host | _Guest
         yield
 
 
+def _stop(party: Party, number: int) -> dict:
+    return {"code": 0, "text": f"stopped by {signal.Signals(number).name} on {host_name()} before all {party.unit}s "
+                               "had met; nothing was to be saved"}
+
+
 def _raise(end: dict) -> None:
     raise {0: Stopped, 2: AgreedError}.get(end["code"], RunFailed)(end["text"])
 
 
 class _Host:
-    """Member 0 of a meeting. mistake: of its own, which all that come are told."""
+    """Member 0 of a meeting. end: why all that come have to end."""
 
-    def __init__(self, party: Party, offer: dict, mistake: str | None = None):
-        self.party, self._offer = party, offer
-        self._end = None if mistake is None else {"code": 2, "text": mistake}
+    def __init__(self, party: Party, offer: dict, end: dict | None = None):
+        self.party, self._offer, self._end = party, offer, end
         self._come: dict[int, Link] = {}
         self._hosts: dict[int, str] = {}
         self._strangers: dict[str, str] = {}  # host -> its job
@@ -292,7 +301,7 @@ class _Host:
                 self._accept() if key.fileobj is self._listener else self._hear(key.fileobj)
             now = time.monotonic()
             if self._end:
-                until = min(until, now + _TELL_SECONDS)
+                until = min(until, now + (_TELL_SECONDS if self._end["code"] == 2 else _STOP_SECONDS))
             if now > until:
                 break
             if now > notice and not self._end:
@@ -345,9 +354,8 @@ class _Host:
         name = f"{party.unit} {member} on {host}"
         self._come_before(member, host)
         self._come[member], self._hosts[member] = link, host
-        if hello.get("mistake") is not None:
-            self._finish({"code": 2, "text": hello["mistake"] if hello["mistake"] == (self._end or {}).get("text")
-                          else f"{name}: {hello['mistake']}"})
+        if end := hello.get("end"):
+            self._finish({**end, "text": f"{name}: {end['text']}"} if end["code"] == 2 else end)
         elif hello.get("terms") != party.terms:
             self._finish({"code": 2, "text": f"{name} was started with {_words(hello.get('terms'))}, {party.unit} 0 on "
                           f"{host_name()} with {_words(party.terms)}: the same numbers on all"})
@@ -387,10 +395,10 @@ class _Host:
 
 
 class _Guest:
-    """Any other member. mistake: its own, for member 0 to tell."""
+    """Any other member. end: why all have to end, for member 0 to tell."""
 
-    def __init__(self, party: Party, mistake: str | None = None):
-        self.party, self._hello = party, {**party._hello, "mistake": mistake}
+    def __init__(self, party: Party, end: dict | None = None):
+        self.party, self._hello = party, {**party._hello, "end": end}
         self._link: Link | None = None
         self._messages: list[dict] = []  # that have come and were not looked at
         self._last, self._stranger = "no answer", ""

@@ -4,9 +4,17 @@ import argparse
 import time
 
 from megatron_encdec.engine.names import split_step
-from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.launcher import Nodes, check_srun, launch, read_nodes, started, where_ranks_meet
-from megatron_encdec.platform.meeting import Party, RankEnvironment
+from megatron_encdec.platform.errors import UserError, add_stopped_code, choose_stopped_code, stopped_code
+from megatron_encdec.platform.launcher import (
+    Nodes,
+    add_node_arguments,
+    check_srun,
+    launch,
+    read_nodes,
+    started,
+    where_ranks_meet,
+)
+from megatron_encdec.platform.meeting import RankEnvironment
 from megatron_encdec.platform.signals import StopSignals
 
 DESCRIPTION = """\
@@ -26,7 +34,8 @@ another run, or checkpoints that no file `latest` names, is refused.
 The value of a key that wants a string, such as a path, is taken as it stands; any other is YAML. A directory that is
 called RUN_DIR@STEP goes before step STEP of RUN_DIR, which is then RUN_DIR/@STEP.
 
-SIGTERM or SIGUSR1, to the command or to any rank, saves and ends with exit code 0; a second one ends at once.
+SIGTERM or SIGUSR1, to the command or to any rank, saves and ends with exit code 0 (or that of --stopped-exit-code);
+a second one ends at once.
 What is done cannot change: a config with another past is refused, with what differs. What is still to come may.
 """
 
@@ -36,16 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="config of the run")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value",
                         help="set a key of the config; list items by number: phases.0.steps=100")
-    parser.add_argument("--nproc", type=int, metavar="N", help="start N ranks on this machine; with --nnodes on each")
-    parser.add_argument("--nnodes", type=int, metavar="N", help="start the ranks of one of N nodes, all its GPUs or "
-                        "--nproc; the same command on each with its own --node-rank")
-    parser.add_argument("--node-rank", type=int, metavar="R", help="number of this node, from 0 (default: NODE_RANK)")
-    parser.add_argument("--master", metavar="ADDRESS[:PORT]", help="where node 0 is reached (default: MASTER_ADDR, "
-                        "MASTER_PORT, 29500)")
+    parser.add_argument("--nproc", type=int, metavar="N", help="start N ranks on this machine; with --nnodes on each "
+                        "(default there: one a GPU)")
+    add_node_arguments(parser)
     parser.add_argument("--until", type=int, metavar="STEP",
                         help="stop after this step with a checkpoint, as a cluster's time limit would")
     parser.add_argument("--time-limit", metavar="TIME",
                         help="save and end in time, e.g. 3h30m, 90s, 02:30:00; exit code 0")
+    add_stopped_code(parser)
     parser.add_argument("--profile", metavar="STEPS",
                         help="a torch profiler trace of these steps, e.g. 10 or 10..12, under profile/ of the run")
     parser.add_argument("--fork", metavar="RUN_DIR[@STEP]",
@@ -60,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
+    choose_stopped_code(arguments.stopped_exit_code)
     if arguments.dry_run:
         return _dry_run(arguments)
     began = started() or time.time()
@@ -68,14 +76,13 @@ def run(arguments: argparse.Namespace) -> int:
         nodes = _nodes(arguments)
         if nodes is None:
             return _rank(arguments, began, signals)
-        config = _config(arguments)
-        party = nodes.party(config.run.dir)
+        party = nodes.party(_name(arguments))
         with party.telling():
-            _plan(config, arguments.fallback, nodes.world_size)
+            _plan(arguments, nodes.world_size, nodes.node == 0)
         met = party.meet(where_ranks_meet(), signals)
     if signals.received:
         print("stopped before any rank was started; nothing was to be saved")
-        return 0
+        return stopped_code()
     of_a_rank = argparse.Namespace(**{**vars(arguments), "nproc": None, "nnodes": None})
     return launch(run, (of_a_rank,), nodes, began, import_what_ranks_need, met)
 
@@ -88,6 +95,11 @@ def _nodes(arguments: argparse.Namespace) -> Nodes | None:
         return device.visible_gpus()
 
     return read_nodes(arguments.nproc, arguments.nnodes, arguments.node_rank, arguments.master, gpus)
+
+
+def _name(arguments: argparse.Namespace) -> str:
+    """What a job is called that was started by hand: its run directory, or config, as the command has it."""
+    return next((word for word in reversed(arguments.overrides) if word.startswith("run.dir=")), arguments.config)
 
 
 def import_what_ranks_need() -> None:
@@ -125,13 +137,15 @@ def _config(arguments: argparse.Namespace):
     return load_config(arguments.config, [*arguments.overrides, *_fork(arguments.fork)])
 
 
-def _plan(config, fallback: bool, world_size: int):
-    """What is to be done, checked by each launcher before its ranks start: a mistake is said once."""
+def _plan(arguments: argparse.Namespace, ranks: int, looks: bool):
+    """What is to be done by `ranks`; a mistake is said before anything begins. looks: whether this process is the one
+    that looks where the run goes on from."""
     from megatron_encdec.training.origin import check_origin
     from megatron_encdec.training.plan import make_plan
 
-    plan = make_plan(config, world_size)
-    check_origin(plan, fallback)
+    plan = make_plan(_config(arguments), ranks)
+    if looks:
+        check_origin(plan, arguments.fallback)
     return plan
 
 
@@ -147,23 +161,22 @@ def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> 
     """This process's part of the run: all of it, or one rank's."""
     from megatron_encdec.platform import device, distributed
     from megatron_encdec.platform.watchdog import LONG
+    from megatron_encdec.training.agreement import agree, identity
 
-    environment = RankEnvironment.read()
-    environment.publish()
-    config = _config(arguments)
-    with Party.of_ranks(environment, config.run.dir).telling():
-        plan = _plan(config, arguments.fallback, environment.world_size)
-    from megatron_encdec.training.execute import Options, execute
-    from megatron_encdec.training.profiling import steps_of
-    from megatron_encdec.training.stop import seconds_of
-
-    config = plan.config
-    profile = steps_of(arguments.profile) if arguments.profile else range(0)
-    if config.run.deterministic:
-        device.use_deterministic_kernels()
-    limit = None if arguments.time_limit is None else seconds_of(arguments.time_limit)
-    topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline,
-                                      config.run.hang_timeout + LONG, config.run.dir, signals)
     with distributed.peers():
-        return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, began, profile),
-                       signals)
+        environment = RankEnvironment.read()
+        plan = agree(distributed.join(_name(arguments), signals), environment,
+                     lambda: _plan(arguments, environment.world_size, environment.rank == 0),
+                     lambda made: identity(made, arguments.until))
+        from megatron_encdec.training.execute import Options, execute
+        from megatron_encdec.training.profiling import steps_of
+        from megatron_encdec.training.stop import seconds_of
+
+        config = plan.config
+        profile = steps_of(arguments.profile) if arguments.profile else range(0)
+        if config.run.deterministic:
+            device.use_deterministic_kernels()
+        limit = None if arguments.time_limit is None else seconds_of(arguments.time_limit)
+        topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline,
+                                          config.run.hang_timeout + LONG, signals=signals)
+        return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, began, profile), signals)

@@ -18,6 +18,7 @@ from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.platform.errors import AgreedError, IntegrityError
 from megatron_encdec.platform.watchdog import LONG, mark
 from megatron_encdec.rundir.lineage import changed_keys, history_hash
+from megatron_encdec.rundir.lock import Claim
 from megatron_encdec.training.origin import Origin
 from megatron_encdec.training.plan import Plan
 from megatron_encdec.training.step import StepResult, Trainer
@@ -91,8 +92,8 @@ class Run:
         self.saved_step = self.step
 
 
-def start(plan: Plan, topology: Topology, origin: Origin) -> Run:
-    """The run of `plan` with the state that `origin` names; collective."""
+def start(plan: Plan, topology: Topology, origin: Origin, claim: Claim | None = None) -> Run:
+    """The run of `plan` with the state that `origin` names; collective. claim: on the run directory."""
     config = plan.config
     mark("building the trunk", limit=LONG)
     performance, precision = config.performance, config.precision
@@ -110,7 +111,7 @@ def start(plan: Plan, topology: Topology, origin: Origin) -> Run:
         mark(f"loading {origin.checkpoint}", limit=LONG)
         _load(origin, trunk, trainer.optimizer)
     saver = Saver(Path(config.run.dir) / "checkpoints", trunk, trainer.optimizer, config.checkpoint.keep,
-                  config.checkpoint.async_)
+                  config.checkpoint.async_, claim=claim)
     if origin.kind not in ("resume", "fork"):
         return Run(plan, topology, trainer, saver, origin)
     state = origin.state

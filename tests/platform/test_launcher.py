@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from megatron_encdec.platform import launcher
+from megatron_encdec.platform import errors, launcher
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.launcher import Nodes, check_srun, read_nodes
 from megatron_encdec.platform.meeting import Met
@@ -32,6 +32,8 @@ def _ends(how: int | None, after_another: bool, another_ends) -> None:
     ([(1, True), (0, False)], 1, "rank 0 (pid {0}) ended with exit code 1"),
     ([(0, False), (2, False)], 2, ""),
     ([(0, False), (0, False)], 0, ""),
+    ([(85, False), (85, True)], 85, ""),  # stopped, in good order
+    ([(85, False), (1, True)], 1, "rank 1 (pid {1}) ended with exit code 1"),
     ([(None, False), (1, False)], 1, "rank 1 (pid {1}) ended with exit code 1"),  # rank 0 is ended
     ([(launcher.LOST_CONTACT, False), (3, True)], 3, "rank 1 (pid {1}) ended with exit code 3"),  # which rank 0 missed
     ([(launcher.LOST_CONTACT, False), (0, True)], 1, "rank 0 (pid {0}) lost contact with another rank"),
@@ -40,6 +42,7 @@ def test_the_rank_that_began_it_is_named(ends, code, said, capsys, monkeypatch):
     monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.5)
     if (None, False) not in ends:  # so that the second one is there before the first is named, however busy the machine
         monkeypatch.setattr(launcher, "SETTLE_SECONDS", 300)
+    monkeypatch.setattr(errors, "_stopped_code", 85)
     context = multiprocessing.get_context("spawn")
     first = context.Event()
     processes = [context.Process(target=_ends, args=(*arguments, first)) for arguments in ends]

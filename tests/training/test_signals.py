@@ -97,6 +97,15 @@ def test_one_rank_alone_is_told_as_under_srun(root, tmp_path, expected):
     continues(root, run, expected)
 
 
+def test_stopped_and_finished_can_be_told_apart(root, tmp_path):
+    for until, limit, code in ((5, "10m", 0), (4000, "1s", 85)):  # what was asked for is done; it is stopped
+        run_cli("pretrain", root / "config.yaml", f"run.dir={tmp_path / 'run'}", *LONG, "--until", until,
+                "--nproc", "2", "--time-limit", limit, "--stopped-exit-code", "85", code=code)
+    for code in ("2", "126", "-1"):
+        said = run_cli("pretrain", root / "config.yaml", "--stopped-exit-code", code, code=2).stderr
+        assert f"--stopped-exit-code {code}: a code from 3 to 125" in said
+
+
 def test_a_second_signal_ends_at_once(begin):
     process, run, output = begin("--nproc", "2")
     stuck = ranks_of(process)[1]
@@ -112,10 +121,10 @@ def test_a_second_signal_ends_at_once(begin):
     assert not (run / "checkpoints/latest").exists()
 
 
-def test_one_process_saves_and_exits_0(begin):
-    process, run, output = begin()
+def test_one_process_saves_and_exits_as_it_was_told(begin):
+    process, run, output = begin("--stopped-exit-code", "85")
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(PATIENCE) == 0, output.read_text()
+    assert process.wait(PATIENCE) == 85, output.read_text()
     assert "stopped by SIGUSR1" in output.read_text()
 
 
