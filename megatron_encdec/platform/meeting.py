@@ -15,7 +15,6 @@ SIGTERM and SIGUSR1 end a meeting at once, for all that have come: nothing is to
 
 import contextlib
 import json
-import math
 import os
 import resource
 import selectors
@@ -38,8 +37,8 @@ NOTICE_SECONDS = 30.0  # between two lines that say who has not come
 _PORTS = 8  # that are tried, from the first one on
 _TELL_SECONDS = 10.0  # for telling the others of a mistake, if they come
 _STOP_SECONDS = 1.0  # and of a signal
-_REPLY_SECONDS = 5.0  # for an answer at a port; what listens there may be no meeting at all
-_POLL_SECONDS = 0.05
+_REPLY_SECONDS = 10.0  # for an answer at a port; what listens there may be no meeting at all
+_PAUSES = 0.05, 2.0  # seconds, the first and the longest, between two tries of all ports
 _LONGEST = 1 << 22  # bytes of a message
 
 
@@ -297,17 +296,16 @@ class _Host:
         notice = begun + NOTICE_SECONDS
         seconds = until - begun
         while len(self._come) < self.party.members - 1:
-            for key, _ in self._selector.select(_POLL_SECONDS):
+            for key, _ in self._selector.select(max(0.0, min(until, notice) - time.monotonic())):
                 self._accept() if key.fileobj is self._listener else self._hear(key.fileobj)
             now = time.monotonic()
             if self._end:
                 until = min(until, now + (_TELL_SECONDS if self._end["code"] == 2 else _STOP_SECONDS))
             if now > until:
                 break
-            if now > notice and not self._end:
+            if now > notice:
                 notice += NOTICE_SECONDS
-                print(f"megatron-encdec: after {now - begun:.0f} s {self._missing()}; giving up after {seconds:.0f} s",
-                      file=sys.stderr, flush=True)
+                self._say(f"after {now - begun:.0f} s {self._missing()}; giving up after {seconds:.0f} s")
         if self._end:
             _raise(self._end)
         if len(self._come) < self.party.members - 1:
@@ -332,7 +330,7 @@ class _Host:
 
     def _hear(self, link: Link) -> None:
         for message in link.received():
-            if "job" in message:
+            if "job" in message and isinstance(message.get("member"), int):
                 self._receive(link, message)
             elif "end" in message and link in self._come.values():
                 self._finish(message["end"])
@@ -341,8 +339,8 @@ class _Host:
             link.close()
             for member in [member for member, other in self._come.items() if other is link and not self._end]:
                 del self._come[member]
-                print(f"megatron-encdec: {self.party.unit} {member} on {self._hosts.pop(member)} had come and is gone; "
-                      "waiting for it to come again", file=sys.stderr, flush=True)
+                self._say(f"{self.party.unit} {member} on {self._hosts.pop(member)} had come and is gone; waiting for "
+                          "it to come again")
 
     def _receive(self, link: Link, hello: dict) -> None:
         """Someone says who it is."""
@@ -374,6 +372,10 @@ class _Host:
             self._end = end
             self.tell(end=end)
 
+    def _say(self, text: str) -> None:
+        if self._end is None:
+            print(f"megatron-encdec: {text}", file=sys.stderr, flush=True)
+
     def _missing(self) -> str:
         party = self.party
         missing = [member for member in range(1, party.members) if member not in self._come]
@@ -388,7 +390,8 @@ class _Host:
     def _go(self) -> Met:
         ends = [link.addresses() for link in self._come.values()]
         ours = next((own for own, _ in ends if not _is_loopback(own)), ends[0][0])
-        hosts = {other: host for (_, other), host in zip(ends, self._hosts.values(), strict=True)}
+        hosts = {other: host for (_, other), host in zip(ends, self._hosts.values(), strict=True)
+                 if _is_loopback(other) == _is_loopback(ours)}
         hosts[ours] = host_name()
         self.tell(go={"address": ours, "offer": self._offer, "hosts": hosts})
         return Met(ours, self._offer, hosts, self._come)
@@ -406,7 +409,7 @@ class _Guest:
     def complete(self, until: float) -> Met:
         """Find member 0, and wait until it says that all are there."""
         begun = time.monotonic()
-        notice, pause, attempt = begun + NOTICE_SECONDS, _POLL_SECONDS, 0
+        notice, pause, attempt = begun + NOTICE_SECONDS, _PAUSES[0], 0
         while time.monotonic() < until:
             port = self.party.port + attempt % _PORTS
             answer = self._ask(port, min(until, time.monotonic() + _REPLY_SECONDS))
@@ -417,13 +420,13 @@ class _Guest:
             attempt = attempt + 1 if answer.get("next") else 0
             if attempt % _PORTS == 0:  # all were tried
                 time.sleep(pause)
-                pause = min(1.5 * pause, 2.0)
+                pause = min(1.5 * pause, _PAUSES[1])
             if time.monotonic() > notice:
                 notice += NOTICE_SECONDS
                 self._say(f"{self._nobody()}, for {time.monotonic() - begun:.0f} s; trying for {until - begun:.0f} s")
         text = f"{self._nobody()}, within {until - begun:.0f} s; MASTER_ADDR has to name the host of " \
                f"{self.party.unit} 0"
-        raise (NotMet if self.party.speaks else RunFailed)(text)
+        raise self._failure(text)
 
     def tell(self, **message) -> None:
         """To member 0, if it has been found."""
@@ -459,19 +462,19 @@ class _Guest:
     def _wait(self) -> Met:
         message = self._next()
         if message is None:
-            raise RunFailed(f"{self.party.unit} 0, at {self.party.address}, is gone before all {self.party.unit}s had "
-                            "come")
+            raise self._failure(f"{self.party.unit} 0, at {self.party.address}, is gone before all {self.party.unit}s "
+                                "had come")
         if "end" in message:
             _raise(message["end"])
         go = message["go"]
         return Met(go["address"], go["offer"], go["hosts"], {0: self._link})
 
-    def _next(self, until: float = math.inf) -> dict | None:
+    def _next(self, until: float | None = None) -> dict | None:
         """The next message of member 0; None where it is gone, or at `until`."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._link, selectors.EVENT_READ)
-            while not self._messages and not self._link.closed and time.monotonic() < until:
-                selector.select(_POLL_SECONDS)
+            while not self._messages and not self._link.closed and (until is None or time.monotonic() < until):
+                selector.select(until and max(0.0, until - time.monotonic()))
                 self._messages += self._link.received()
         return self._messages.pop(0) if self._messages else None
 
@@ -479,6 +482,9 @@ class _Guest:
         party = self.party
         return (f"{party.unit} {party.member} on {host_name()} finds nobody of its job ({party.job}) at "
                 f"{party.place}-{party.port + _PORTS - 1}: {self._last}{self._stranger}")
+
+    def _failure(self, text: str) -> RunFailed:
+        return NotMet(text) if self.party.speaks else RunFailed(text)
 
     def _say(self, text: str) -> None:
         if self.party.speaks:
