@@ -63,14 +63,9 @@ def run_cli(*arguments: str, check: bool = True, code: int = 0, directory: str |
     """`megatron-encdec ARGUMENTS` in a process of its own: the fork of a server that has imported torch and
     megatron.core, seconds less than a new one. Not of this process: gloo's threads, some fifty a run, never end, and a
     fork of a process that has them hangs. check: that it ends with the exit code `code`. directory: where it runs."""
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["small_run", "megatron_encdec.training.execute", "torch._dynamo"])
-    words = [str(word) for word in arguments]
     with tempfile.TemporaryDirectory() as temporary:
         said = [Path(temporary) / "out", Path(temporary) / "err"]
-        child = forks.Process(target=_end_with, args=(
-            words, said, {**os.environ, "OMP_NUM_THREADS": "1", **environment}, str(directory or os.getcwd())))
-        child.start()
+        child = fork_cli(*arguments, said=said, directory=directory, **environment)
         child.join(PATIENCE)
         if child.is_alive():
             child.kill()
@@ -78,7 +73,19 @@ def run_cli(*arguments: str, check: bool = True, code: int = 0, directory: str |
         out, err = (path.read_text() for path in said)
     if check and child.exitcode != code:
         raise AssertionError(f"exit {child.exitcode}\n{out}\n{err}")
-    return subprocess.CompletedProcess(words, child.exitcode, out, err)
+    return subprocess.CompletedProcess(arguments, child.exitcode, out, err)
+
+
+def fork_cli(*arguments: str, said: list[Path], directory: str | Path | None = None,
+             **environment: str) -> multiprocessing.process.BaseProcess:
+    """`run_cli`, running; what it says goes to the two files `said`."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["small_run", "megatron_encdec.training.execute", "torch._dynamo"])
+    child = forks.Process(target=_end_with, args=(
+        [str(word) for word in arguments], said, {**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        str(directory or os.getcwd())))
+    child.start()
+    return child
 
 
 def workspace(directory: Path) -> Path:

@@ -28,6 +28,14 @@ class RunFailed(Exception):
     raise it together; rank 0 alone prints it."""
 
 
+class NotMet(RunFailed):
+    """The other processes of the job are not to be found: each one that looks for them says it."""
+
+
+class Stopped(Exception):
+    """A signal to another process of the job ended it while nothing was to be saved: exit code `stopped_code()`."""
+
+
 _stopped_code = 0
 
 
@@ -39,8 +47,8 @@ def stopped_code() -> int:
 def choose_stopped_code(code: int) -> None:
     """That of this process from now on, and of those that it forks: `--stopped-exit-code`."""
     global _stopped_code
-    if code != 0 and not 3 <= code <= 125:
-        raise UserError(f"--stopped-exit-code {code}: a code from 3 to 125; the others mean something already")
+    if code != 0 and not 3 <= code <= 99:
+        raise UserError(f"--stopped-exit-code {code}: a code from 3 to 99; others mean something already")
     _stopped_code = code
 
 
@@ -58,9 +66,13 @@ def exit_code(work: Callable[..., int], *arguments) -> int:
     except (UserError, RunFailed) as error:
         agreed = isinstance(error, (AgreedError, RunFailed))  # by all ranks: one of them says it
         rank = os.environ.get("RANK")
-        if not agreed or rank in (None, "0"):
+        if not agreed or isinstance(error, NotMet) or rank in (None, "0"):
             print(f"megatron-encdec: {f'rank {rank}: ' if rank and not agreed else ''}{error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except Stopped as stop:
+        if os.environ.get("RANK") in (None, "0"):
+            print(stop)
+        return stopped_code()
     except KeyboardInterrupt:
         print("megatron-encdec: interrupted", file=sys.stderr)
         return 130
