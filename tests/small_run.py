@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import random
 import runpy
 import subprocess
 import sys
@@ -62,14 +63,9 @@ def run_cli(*arguments: str, check: bool = True, code: int = 0, directory: str |
     """`megatron-encdec ARGUMENTS` in a process of its own: the fork of a server that has imported torch and
     megatron.core, seconds less than a new one. Not of this process: gloo's threads, some fifty a run, never end, and a
     fork of a process that has them hangs. check: that it ends with the exit code `code`. directory: where it runs."""
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["small_run", "megatron_encdec.training.execute", "torch._dynamo"])
-    words = [str(word) for word in arguments]
     with tempfile.TemporaryDirectory() as temporary:
         said = [Path(temporary) / "out", Path(temporary) / "err"]
-        child = forks.Process(target=_end_with, args=(
-            words, said, {**os.environ, "OMP_NUM_THREADS": "1", **environment}, str(directory or os.getcwd())))
-        child.start()
+        child = fork_cli(*arguments, said=said, directory=directory, **environment)
         child.join(PATIENCE)
         if child.is_alive():
             child.kill()
@@ -77,7 +73,35 @@ def run_cli(*arguments: str, check: bool = True, code: int = 0, directory: str |
         out, err = (path.read_text() for path in said)
     if check and child.exitcode != code:
         raise AssertionError(f"exit {child.exitcode}\n{out}\n{err}")
-    return subprocess.CompletedProcess(words, child.exitcode, out, err)
+    return subprocess.CompletedProcess(arguments, child.exitcode, out, err)
+
+
+def fork_cli(*arguments: str, said: list[Path], directory: str | Path | None = None,
+             **environment: str) -> multiprocessing.process.BaseProcess:
+    """`run_cli`, running; what it says goes to the two files `said`."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["small_run", "megatron_encdec.training.execute", "torch._dynamo"])
+    child = forks.Process(target=_end_with, args=(
+        [str(word) for word in arguments], said, {**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        str(directory or os.getcwd())))
+    child.start()
+    return child
+
+
+def workspace(directory: Path) -> Path:
+    """Make there `tokenizer/`, `text.*`, `text.validation.*` and `config.yaml` (run.dir left to the test)."""
+    draw = random.Random(0)
+    words = [f"{a}{b}" for a in ("re", "un", "over", "mis", "pre") for b in
+             ("turn", "told", "read", "wind", "made", "take", "cast", "lead")]
+    with open(directory / "corpus.jsonl", "w") as file:
+        for _ in range(400):
+            text = " ".join(draw.choice(words) for _ in range(draw.randint(5, 60)))
+            file.write(json.dumps({"text": text}) + "\n")
+    run_cli("preprocess", "--input", directory / "corpus.jsonl", "--tokenizer", directory / "tokenizer",
+            "--train-tokenizer", "301", "--validation-percent", "10", "--output", directory / "text",
+            "--workers", "1")
+    (directory / "config.yaml").write_text(BASE.format(root=directory))
+    return directory
 
 
 def run_tool(tool: str | Path, *arguments: str) -> int:
@@ -155,6 +179,12 @@ def final_bits(run: Path, step: int) -> list[str]:
     files = sorted((run / "checkpoints" / f"step_{step:08d}").glob("*.distcp"))
     assert files
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+
+def outcome(run: Path) -> tuple[list[dict], list[str]]:
+    """What a finished run is compared by: its train lines, and the bits of its last checkpoint."""
+    lines = metrics(run)
+    return lines, final_bits(run, lines[-1]["step"])
 
 
 def metrics(run: Path, kind: str = "train") -> list[dict]:

@@ -1,5 +1,6 @@
 """The kinds of failure the command line tells apart, and the exit code of each."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -27,6 +28,37 @@ class RunFailed(Exception):
     raise it together; rank 0 alone prints it."""
 
 
+class NotMet(RunFailed):
+    """The other processes of the job are not to be found: each one that looks for them says it."""
+
+
+class Stopped(Exception):
+    """A signal to another process of the job ended it while nothing was to be saved: exit code `stopped_code()`."""
+
+
+_stopped_code = 0
+
+
+def stopped_code() -> int:
+    """Exit code where a signal or a time limit ended the work before its end, in good order."""
+    return _stopped_code
+
+
+def choose_stopped_code(code: int) -> None:
+    """That of this process from now on, and of those that it forks: `--stopped-exit-code`."""
+    global _stopped_code
+    if code != 0 and not 3 <= code <= 99:
+        raise UserError(f"--stopped-exit-code {code}: a code from 3 to 99; others mean something already")
+    _stopped_code = code
+
+
+def add_stopped_code(parser: argparse.ArgumentParser) -> None:
+    """The option of a verb that can be stopped and goes on by the same command."""
+    parser.add_argument("--stopped-exit-code", type=int, default=0, metavar="N",
+                        help="exit code where it was stopped before its end: how a script knows that the same command "
+                             "is to be given again (default: 0, as if it were finished)")
+
+
 def exit_code(work: Callable[..., int], *arguments) -> int:
     """What `work(*arguments)` returns; where it fails, the failure's line is printed and this is its exit code."""
     try:
@@ -34,9 +66,13 @@ def exit_code(work: Callable[..., int], *arguments) -> int:
     except (UserError, RunFailed) as error:
         agreed = isinstance(error, (AgreedError, RunFailed))  # by all ranks: one of them says it
         rank = os.environ.get("RANK")
-        if not agreed or rank in (None, "0"):
+        if not agreed or isinstance(error, NotMet) or rank in (None, "0"):
             print(f"megatron-encdec: {f'rank {rank}: ' if rank and not agreed else ''}{error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except Stopped as stop:
+        if os.environ.get("RANK") in (None, "0"):
+            print(stop)
+        return stopped_code()
     except KeyboardInterrupt:
         print("megatron-encdec: interrupted", file=sys.stderr)
         return 130

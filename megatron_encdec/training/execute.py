@@ -9,7 +9,7 @@ import contextlib
 from dataclasses import dataclass
 
 from megatron_encdec.platform.distributed import Control, Topology
-from megatron_encdec.platform.errors import RunFailed, UserError
+from megatron_encdec.platform.errors import RunFailed, UserError, stopped_code
 from megatron_encdec.platform.signals import StopSignals
 from megatron_encdec.platform.watchdog import LONG, Watchdog, mark
 from megatron_encdec.rundir.files import write_atomic
@@ -80,7 +80,7 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
         if claim is None:
             if topology.rank == 0:
                 print(note)
-            return 0
+            return stopped_code()
         check_shared(claim, control, settings.dir)
         mark("looking for a checkpoint", limit=LONG)
         found = control.from_first(lambda: origin.find(plan, options.fallback))
