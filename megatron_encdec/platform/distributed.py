@@ -125,7 +125,7 @@ def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 1800.0, name
                signals: StopSignals | None = None) -> Topology:
     """Join the process group (NCCL on GPU, gloo on CPU) and form Megatron's groups. timeout: seconds until a collective
     of training that does not finish is an error; longer than the watchdog's, which can name the rank that is missing.
-    name: of the job, where it has none from its launcher. signals: those that end the wait for other ranks.
+    name, signals: of `join`, where that has not been called.
     """
     from megatron_encdec.platform import megatron as mcore
 

@@ -47,8 +47,8 @@ def stopped_code() -> int:
 def choose_stopped_code(code: int) -> None:
     """That of this process from now on, and of those that it forks: `--stopped-exit-code`."""
     global _stopped_code
-    if code != 0 and not 3 <= code <= 125:
-        raise UserError(f"--stopped-exit-code {code}: a code from 3 to 125; the others mean something already")
+    if code != 0 and not 3 <= code <= 99:
+        raise UserError(f"--stopped-exit-code {code}: a code from 3 to 99; others mean something already")
     _stopped_code = code
 
 

@@ -97,6 +97,15 @@ def read_nodes(nproc: int | None, nnodes: int | None, node: int | None, master: 
     return nodes if nodes.world_size > 1 else None
 
 
+def add_node_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of a verb that is started on several nodes."""
+    parser.add_argument("--nnodes", type=int, metavar="N", help="this is one of N nodes; the same command on each, "
+                        "with its own --node-rank")
+    parser.add_argument("--node-rank", type=int, metavar="R", help="number of this node, from 0 (default: NODE_RANK)")
+    parser.add_argument("--master", metavar="ADDRESS[:PORT]", help="where node 0 is reached (default: MASTER_ADDR, "
+                        "MASTER_PORT, 29500)")
+
+
 def check_srun(nproc: int | None, nnodes: int | None) -> None:
     """Refuse to be one process of a Slurm job that has room for several, where the command does not say so."""
     if nnodes is not None or "RANK" in os.environ or Step.read():
