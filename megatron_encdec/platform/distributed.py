@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_encdec.platform.device import device, device_type
-from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, Stopped, UserError, stopped_code
+from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, UserError, stopped_code
 from megatron_encdec.platform.launcher import LOST_CONTACT, started
 from megatron_encdec.platform.meeting import Party, RankEnvironment
 from megatron_encdec.platform.signals import StopSignals
@@ -162,11 +162,10 @@ def _lost_contact(error: BaseException) -> str | None:
 @contextlib.contextmanager
 def peers():
     """In a job of several ranks: whatever goes wrong ends this process at once, since the others will not answer
-    any more and threads that wait for them would keep it; an agreed end (`UserError`, `RunFailed`, `Stopped`) goes on
-    up."""
+    any more and threads that wait for them would keep it; an agreed end (`UserError`, `RunFailed`) goes on up."""
     try:
         yield
-    except (UserError, RunFailed, Stopped):
+    except (UserError, RunFailed):
         shutdown()
         raise
     except BaseException as error:

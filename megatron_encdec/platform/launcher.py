@@ -66,15 +66,6 @@ class Nodes:
                      {"--nnodes": self.count, "--nproc": self.ranks})
 
 
-def add_node_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options by which a verb is started on several nodes by hand."""
-    parser.add_argument("--nnodes", type=int, metavar="N",
-                        help="this is one of N nodes; the same command on each, with its own --node-rank")
-    parser.add_argument("--node-rank", type=int, metavar="R", help="number of this node, from 0 (default: NODE_RANK)")
-    parser.add_argument("--master", metavar="ADDRESS[:PORT]",
-                        help="where node 0 is reached (default: MASTER_ADDR, MASTER_PORT, 29500)")
-
-
 def read_nodes(nproc: int | None, nnodes: int | None, node: int | None, master: str | None,
                gpus: Callable[[], int]) -> Nodes | None:
     """What `--nproc`, `--nnodes`, `--node-rank` and `--master` ask for here; None where this process is itself a rank,

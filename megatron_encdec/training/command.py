@@ -163,10 +163,10 @@ def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> 
     from megatron_encdec.platform.watchdog import LONG
     from megatron_encdec.training.agreement import agree, identity
 
+    environment = RankEnvironment.read()
+    store = distributed.join(_name(arguments), signals)
     with distributed.peers():
-        environment = RankEnvironment.read()
-        plan = agree(distributed.join(_name(arguments), signals), environment,
-                     lambda: _plan(arguments, environment.world_size, environment.rank == 0),
+        plan = agree(store, environment, lambda: _plan(arguments, environment.world_size, environment.rank == 0),
                      lambda made: identity(made, arguments.until))
         from megatron_encdec.training.execute import Options, execute
         from megatron_encdec.training.profiling import steps_of
