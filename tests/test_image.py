@@ -1,18 +1,18 @@
 """The image for a CPU is built from the Dockerfile, in OCI format and without Docker, and does its work.
 
-Its base is this machine's own Debian or Ubuntu, made by debootstrap; pip's settings of this machine apply.
+Its base is this machine's own Debian or Ubuntu, made by debootstrap, with pip's settings of this machine.
 """
 
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PIP = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")
 lacking = [name for name in ("buildah", "debootstrap") if not shutil.which(name)]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(
     os.geteuid() != 0 or bool(lacking), reason=f"needs root and {' and '.join(lacking) or 'nothing else'}")]
@@ -23,6 +23,20 @@ def call(*words, seconds: float, **options) -> str:
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=seconds, **options)
     assert done.returncode == 0, f"{words}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout + done.stderr
+
+
+def pip_settings(etc: Path) -> list[Path]:
+    """Write pip's settings of this machine to `etc`/pip.conf; the local folders that they name."""
+    listed = call(sys.executable, "-m", "pip", "config", "list", seconds=60)
+    found = {name.rpartition(".")[2]: value.strip("'") for name, _, value in
+             (line.partition("=") for line in listed.splitlines())}
+    if "cert" in found:
+        shutil.copy(found["cert"], etc / "pip-ca.crt")
+        found["cert"] = "/etc/pip-ca.crt"
+    kept = {name: found[name] for name in ("index-url", "extra-index-url", "find-links", "cert") if name in found}
+    (etc / "pip.conf").write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in kept.items()), ""]))
+    words = " ".join(value for name, value in kept.items() if name != "cert").split()
+    return sorted({Path(word.removeprefix("file://")) for word in words if word.startswith(("/", "file:///"))})
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +60,14 @@ def container(buildah, tmp_path_factory):
     release = dict(re.findall(r'^(\w+)="?(.*?)"?$', Path("/etc/os-release").read_text(), re.MULTILINE))
     base = tmp_path_factory.mktemp("base")
     call("debootstrap", "--variant=minbase", release["VERSION_CODENAME"], base, seconds=600)
+    folders = pip_settings(base / "etc")
     empty = buildah("from", "scratch").strip()
     buildah("add", empty, base, "/", seconds=600)
     buildah("commit", "--format", "oci", empty, "localhost/base", seconds=600)
     shutil.rmtree(base)
-    given = [word for name in PIP if name in os.environ for word in ("--build-arg", f"{name}={os.environ[name]}")]
-    paths = {path for name in PIP for path in os.environ.get(name, "").split() if path.startswith("/")}
-    volumes = [word for path in sorted(paths) for word in ("--volume", f"{path}:{path}:ro")]
+    volumes = [word for folder in folders for word in ("--volume", f"{folder}:{folder}:ro")]
     said = buildah("build", "--isolation", "chroot", "--network", "host", "--format", "oci", "--build-arg",
-                   "DEVICE=cpu", "--build-arg", "BASE_CPU=localhost/base", *given, *volumes, "--tag", "encdec", ROOT,
+                   "DEVICE=cpu", "--build-arg", "BASE_CPU=localhost/base", *volumes, "--tag", "encdec", ROOT,
                    seconds=3000)
     return buildah("from", "--pull-never", "localhost/encdec").strip(), said
 
