@@ -75,32 +75,36 @@ def check_parallel_sizes(world_size: int, tensor: int, pipeline: int) -> int:
 
 
 def join(name: str = "", signals: StopSignals | None = None) -> dist.Store:
-    """Meet the other ranks, once; the store in which they can leave each other messages before any group is there.
-    name: of the job, where it has none from its launcher. signals: those that end the wait for other ranks."""
+    """Meet the other ranks; the store in which they can leave each other messages before any group is there.
+
+    name: of the job, where it has none from its launcher. signals: those that end the wait for other ranks.
+    """
     global _store
     environment = RankEnvironment.read()
     if _store is None and environment.world_size == 1:
         _store = dist.HashStore()
     elif _store is None:
+        environment.publish()
         # It counts nobody: strangers could complete the count. Who knows its port has met the others.
-        timeout = timedelta(seconds=CONNECT_SECONDS)
-        server = dist.TCPStore("127.0.0.1", 0, None, True, timeout, False) if environment.rank == 0 else None
-        met = Party.of_ranks(environment, name).meet({"store": server.port} if server else None, signals)
+        timeout, first = timedelta(seconds=CONNECT_SECONDS), environment.rank == 0
+        server = dist.TCPStore("127.0.0.1", 0, None, True, timeout, False) if first else None
+        met = Party.of_ranks(environment, name).meet({"store": server.port} if first else None, signals)
         met.close()
         _hosts.update(met.hosts)
         os.environ["MASTER_ADDR"] = met.address
         met.choose_interface()
-        with _connecting(environment, signals):
+        with _connecting(signals):
             _store = server or dist.TCPStore(met.address, met.offer["store"], None, False, timeout, False)
     return _store
 
 
 @contextlib.contextmanager
-def _connecting(environment: RankEnvironment, signals: StopSignals | None):
-    """Around connections between ranks that have met: what goes wrong is `NotMet`, and a signal ends a long wait."""
+def _connecting(signals: StopSignals | None):
+    """While ranks that have met connect: a signal is heeded after the first step, or ends this process if that takes
+    long; what fails is one line."""
     begun = time.monotonic()
 
-    def leave(number: int) -> None:  # before, the signal is heeded after the first step
+    def leave(number: int) -> None:
         if time.monotonic() - begun > _HEEDED_SECONDS:
             print(f"stopped by {signal.Signals(number).name} while ranks connected; nothing was to be saved",
                   flush=True)
@@ -110,8 +114,10 @@ def _connecting(environment: RankEnvironment, signals: StopSignals | None):
         with signals.at_once(leave) if signals else contextlib.nullcontext():
             yield
     except RuntimeError as error:
-        raise NotMet(f"rank {environment.rank}: all ranks had met at {os.environ['MASTER_ADDR']}, but cannot connect "
-                     f"over the interface {os.environ.get('GLOO_SOCKET_IFNAME', 'of its name')} (GLOO_SOCKET_IFNAME): "
+        if not _hosts:  # there is one rank
+            raise
+        raise NotMet(f"rank {os.environ.get('RANK', 0)}: all ranks had met at {os.environ.get('MASTER_ADDR')}, but "
+                     f"cannot connect over the interface {os.environ.get('GLOO_SOCKET_IFNAME')} (GLOO_SOCKET_IFNAME): "
                      f"{str(error).splitlines()[0]}") from None
 
 
@@ -132,7 +138,7 @@ def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 1800.0, name
         torch.cuda.set_device(device())
     if not dist.is_initialized():
         store = join(name, signals)
-        with _connecting(environment, signals if environment.world_size > 1 else None):
+        with _connecting(signals):
             dist.init_process_group(
                 "nccl" if device_type() == "cuda" else "gloo", store=store, rank=environment.rank,
                 world_size=environment.world_size, timeout=timedelta(seconds=CONNECT_SECONDS))

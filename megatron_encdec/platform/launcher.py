@@ -8,7 +8,8 @@
        returns the exit code of the one that failed
 
 The launchers of several nodes meet first (`meeting.py`) and keep the connections: failures go over them, node 0's
-passes them on. Signals do not: the ranks agree among themselves to save and stop, and each launcher ends with its own.
+passes them on. Signals do not: the ranks agree among themselves to save and stop, and each launcher ends with its own
+(ranks that were still on their way to a meeting are told when the others have ended).
 
 Ranks whose launcher is gone (kill -9) notice it themselves: `is_orphan`.
 
@@ -219,6 +220,7 @@ class _Crew:
     def __init__(self, nodes: Nodes, met: Met):
         self._nodes, self._links = nodes, met.links
         self.alone = nodes.count == 1
+        self.stopped: list[int] = []  # the signal that has ended another node's ranks before ours had met them
 
     def failure(self, local: int, pid: int, ended: int) -> _Failure:
         """Of a rank of this node. ended: its exit code as Python has it."""
@@ -234,8 +236,8 @@ class _Crew:
         return _Failure(0, f"a second {signal.Signals(number).name} on {host_name()}", 128 + number, self._nodes.node)
 
     def has_been_said(self, failure: _Failure) -> bool:
-        """Whether it is a user's mistake, whose line a rank of this node has printed: its own, or rank 0 for all."""
-        return failure.code == 2 and self._nodes.node == 0 and failure.node == 0
+        """Whether it is a user's mistake, whose line a rank of this node has printed, or one of this job of Slurm."""
+        return failure.code == 2 and (self._nodes.node == failure.node == 0 or Step.read() is not None)
 
     def tell(self, failures: list[_Failure], but: int | None = None) -> None:
         """Tell the other nodes, except node `but`."""
@@ -253,6 +255,7 @@ class _Crew:
                     failures.append(_Failure(*message["failure"]))
                     self.tell(failures[-1:], but=node)
                 elif "done" in message:
+                    self.stopped += message["done"][:1]
                     link.closed = True
                     del self._links[node]
             if link.closed and self._links.pop(node, None):
@@ -260,15 +263,15 @@ class _Crew:
                       file=sys.stderr)
         return failures
 
-    def done(self) -> None:
-        """This node's ranks have ended, and what was to be told is told."""
+    def done(self, received: list[int]) -> None:
+        """This node's ranks have ended, after these signals."""
         for link in self._links.values():
-            link.send(done=True)
+            link.send(done=received)
 
 
 def _wait(processes: list, signals: StopSignals, crew: _Crew) -> int:
-    """Until all ranks of this node have ended; the exit code of the rank to name, or of a second signal, else that
-    of its ranks: `stopped_code()` or 0."""
+    """Until all ranks of this node have ended; the exit code of the rank to name, or of a second signal, or
+    `stopped_code` or 0."""
     failures: list[_Failure] = []
     seen: set[int] = set()
     deadline = failed = None
@@ -292,9 +295,9 @@ def _wait(processes: list, signals: StopSignals, crew: _Crew) -> int:
                 if not crew.has_been_said(worst):
                     print(f"megatron-encdec: {worst.text}; ending the other ranks", file=sys.stderr)
         if not running and (code or not failures):
-            crew.done()
+            crew.done(signals.all)
             return code or max(process.exitcode for process in processes)
-        for number in signals.all[forwarded:]:
+        for number in (signals.all or crew.stopped[:1])[forwarded:]:
             forwarded += 1
             for process in running:
                 os.kill(process.pid, number)

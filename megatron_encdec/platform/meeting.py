@@ -15,7 +15,6 @@ SIGTERM and SIGUSR1 end a meeting at once, for all that have come: nothing is to
 
 import contextlib
 import json
-import math
 import os
 import resource
 import selectors
@@ -37,8 +36,9 @@ PORT = 29500  # where a meeting begins to look for a free port, if nothing says 
 NOTICE_SECONDS = 30.0  # between two lines that say who has not come
 _PORTS = 8  # that are tried, from the first one on
 _TELL_SECONDS = 10.0  # for telling the others of a mistake, if they come
-_REPLY_SECONDS = 5.0  # for an answer at a port; what listens there may be no meeting at all
-_POLL_SECONDS = 0.05
+_STOP_SECONDS = 1.0  # and of a signal
+_REPLY_SECONDS = 10.0  # for an answer at a port; what listens there may be no meeting at all
+_PAUSES = 0.05, 2.0  # seconds, the first and the longest, between two tries of all ports
 _LONGEST = 1 << 22  # bytes of a message
 
 
@@ -93,10 +93,10 @@ class Link:
 
     def send(self, **message) -> None:
         """Send; an end that does not take it is found closed later."""
-        self._connection.settimeout(_REPLY_SECONDS)
         with contextlib.suppress(OSError):
+            self._connection.settimeout(_REPLY_SECONDS)
             self._connection.sendall(json.dumps(message).encode() + b"\n")
-        self._connection.setblocking(False)
+            self._connection.setblocking(False)
 
     def received(self) -> list[dict]:
         """What has come, without waiting."""
@@ -204,6 +204,10 @@ class Party:
         """
         if self.members == 1:
             return Met(offer=offer or {})
+        if signals and signals.received:
+            end = _stop(self, signals.received)
+            self._tell(end, _STOP_SECONDS)
+            _raise(end)
         gathering = _Host(self, offer or {}) if self.member == 0 else _Guest(self)
         with contextlib.closing(gathering), _leaving_at_a_signal(signals, gathering):
             return gathering.complete(time.monotonic() + float(os.environ.get(SECONDS) or 600))
@@ -217,21 +221,19 @@ class Party:
         except UserError as error:
             if self.members == 1:
                 raise
-            if self._tell(str(error)) and self.member:
+            if self._tell({"code": 2, "text": str(error)}, _TELL_SECONDS) == str(error) and self.member:
                 raise AgreedError(str(error)) from None
             raise
 
-    def _tell(self, mistake: str) -> bool:
-        """Tell the others; whether all have made the same mistake as member 0."""
+    def _tell(self, end: dict, seconds: float) -> str:
+        """Tell the others why all end; what member 0 says of it."""
         try:
-            gathering = _Host(self, {}, mistake) if self.member == 0 else _Guest(self, mistake)
+            gathering = _Host(self, {}, end) if self.member == 0 else _Guest(self, end)
             with contextlib.closing(gathering):
-                gathering.complete(time.monotonic() + _TELL_SECONDS)
-        except UserError as agreed:
-            return str(agreed) == mistake
-        except (RunFailed, Stopped):
-            pass  # they are not there, or end for a reason of their own
-        return False
+                gathering.complete(time.monotonic() + seconds)
+        except (UserError, RunFailed, Stopped) as error:
+            return str(error)
+        return ""
 
 
 def of_step(step: Step) -> tuple[str, str, int]:
@@ -252,10 +254,12 @@ def _leaving_at_a_signal(signals: StopSignals | None, gathering: "_Host | _Guest
         if number == signal.SIGINT:
             print("megatron-encdec: interrupted", file=sys.stderr, flush=True)
             os._exit(130)
-        text = f"stopped by {signal.Signals(number).name} before all {gathering.party.unit}s had met"
-        gathering.tell(end={"code": 0, "text": f"{text}, on {host_name()}; nothing was to be saved"})
-        print(f"{text}; nothing was to be saved", flush=True)
-        os._exit(stopped_code())
+        end = _stop(gathering.party, number)
+        try:
+            gathering.tell(end=end)
+        finally:
+            print(end["text"], flush=True)
+            os._exit(stopped_code())
 
     if signals is None:
         yield
@@ -264,16 +268,20 @@ def _leaving_at_a_signal(signals: StopSignals | None, gathering: "_Host | _Guest
         yield
 
 
+def _stop(party: Party, number: int) -> dict:
+    return {"code": 0, "text": f"stopped by {signal.Signals(number).name} on {host_name()} before all {party.unit}s "
+                               "had met; nothing was to be saved"}
+
+
 def _raise(end: dict) -> None:
     raise {0: Stopped, 2: AgreedError}.get(end["code"], RunFailed)(end["text"])
 
 
 class _Host:
-    """Member 0 of a meeting. mistake: of its own, which all that come are told."""
+    """Member 0 of a meeting. end: why all that come have to end."""
 
-    def __init__(self, party: Party, offer: dict, mistake: str | None = None):
-        self.party, self._offer = party, offer
-        self._end = None if mistake is None else {"code": 2, "text": mistake}
+    def __init__(self, party: Party, offer: dict, end: dict | None = None):
+        self.party, self._offer, self._end = party, offer, end
         self._come: dict[int, Link] = {}
         self._hosts: dict[int, str] = {}
         self._strangers: dict[str, str] = {}  # host -> its job
@@ -288,17 +296,16 @@ class _Host:
         notice = begun + NOTICE_SECONDS
         seconds = until - begun
         while len(self._come) < self.party.members - 1:
-            for key, _ in self._selector.select(_POLL_SECONDS):
+            for key, _ in self._selector.select(max(0.0, min(until, notice) - time.monotonic())):
                 self._accept() if key.fileobj is self._listener else self._hear(key.fileobj)
             now = time.monotonic()
             if self._end:
-                until = min(until, now + _TELL_SECONDS)
+                until = min(until, now + (_TELL_SECONDS if self._end["code"] == 2 else _STOP_SECONDS))
             if now > until:
                 break
-            if now > notice and not self._end:
+            if now > notice:
                 notice += NOTICE_SECONDS
-                print(f"megatron-encdec: after {now - begun:.0f} s {self._missing()}; giving up after {seconds:.0f} s",
-                      file=sys.stderr, flush=True)
+                self._say(f"after {now - begun:.0f} s {self._missing()}; giving up after {seconds:.0f} s")
         if self._end:
             _raise(self._end)
         if len(self._come) < self.party.members - 1:
@@ -323,7 +330,7 @@ class _Host:
 
     def _hear(self, link: Link) -> None:
         for message in link.received():
-            if "job" in message:
+            if "job" in message and isinstance(message.get("member"), int):
                 self._receive(link, message)
             elif "end" in message and link in self._come.values():
                 self._finish(message["end"])
@@ -332,8 +339,8 @@ class _Host:
             link.close()
             for member in [member for member, other in self._come.items() if other is link and not self._end]:
                 del self._come[member]
-                print(f"megatron-encdec: {self.party.unit} {member} on {self._hosts.pop(member)} had come and is gone; "
-                      "waiting for it to come again", file=sys.stderr, flush=True)
+                self._say(f"{self.party.unit} {member} on {self._hosts.pop(member)} had come and is gone; waiting for "
+                          "it to come again")
 
     def _receive(self, link: Link, hello: dict) -> None:
         """Someone says who it is."""
@@ -345,9 +352,8 @@ class _Host:
         name = f"{party.unit} {member} on {host}"
         self._come_before(member, host)
         self._come[member], self._hosts[member] = link, host
-        if hello.get("mistake") is not None:
-            self._finish({"code": 2, "text": hello["mistake"] if hello["mistake"] == (self._end or {}).get("text")
-                          else f"{name}: {hello['mistake']}"})
+        if end := hello.get("end"):
+            self._finish({**end, "text": f"{name}: {end['text']}"} if end["code"] == 2 else end)
         elif hello.get("terms") != party.terms:
             self._finish({"code": 2, "text": f"{name} was started with {_words(hello.get('terms'))}, {party.unit} 0 on "
                           f"{host_name()} with {_words(party.terms)}: the same numbers on all"})
@@ -366,6 +372,10 @@ class _Host:
             self._end = end
             self.tell(end=end)
 
+    def _say(self, text: str) -> None:
+        if self._end is None:
+            print(f"megatron-encdec: {text}", file=sys.stderr, flush=True)
+
     def _missing(self) -> str:
         party = self.party
         missing = [member for member in range(1, party.members) if member not in self._come]
@@ -380,17 +390,18 @@ class _Host:
     def _go(self) -> Met:
         ends = [link.addresses() for link in self._come.values()]
         ours = next((own for own, _ in ends if not _is_loopback(own)), ends[0][0])
-        hosts = {other: host for (_, other), host in zip(ends, self._hosts.values(), strict=True)}
+        hosts = {other: host for (_, other), host in zip(ends, self._hosts.values(), strict=True)
+                 if _is_loopback(other) == _is_loopback(ours)}
         hosts[ours] = host_name()
         self.tell(go={"address": ours, "offer": self._offer, "hosts": hosts})
         return Met(ours, self._offer, hosts, self._come)
 
 
 class _Guest:
-    """Any other member. mistake: its own, for member 0 to tell."""
+    """Any other member. end: why all have to end, for member 0 to tell."""
 
-    def __init__(self, party: Party, mistake: str | None = None):
-        self.party, self._hello = party, {**party._hello, "mistake": mistake}
+    def __init__(self, party: Party, end: dict | None = None):
+        self.party, self._hello = party, {**party._hello, "end": end}
         self._link: Link | None = None
         self._messages: list[dict] = []  # that have come and were not looked at
         self._last, self._stranger = "no answer", ""
@@ -398,7 +409,7 @@ class _Guest:
     def complete(self, until: float) -> Met:
         """Find member 0, and wait until it says that all are there."""
         begun = time.monotonic()
-        notice, pause, attempt = begun + NOTICE_SECONDS, _POLL_SECONDS, 0
+        notice, pause, attempt = begun + NOTICE_SECONDS, _PAUSES[0], 0
         while time.monotonic() < until:
             port = self.party.port + attempt % _PORTS
             answer = self._ask(port, min(until, time.monotonic() + _REPLY_SECONDS))
@@ -409,13 +420,13 @@ class _Guest:
             attempt = attempt + 1 if answer.get("next") else 0
             if attempt % _PORTS == 0:  # all were tried
                 time.sleep(pause)
-                pause = min(1.5 * pause, 2.0)
+                pause = min(1.5 * pause, _PAUSES[1])
             if time.monotonic() > notice:
                 notice += NOTICE_SECONDS
                 self._say(f"{self._nobody()}, for {time.monotonic() - begun:.0f} s; trying for {until - begun:.0f} s")
         text = f"{self._nobody()}, within {until - begun:.0f} s; MASTER_ADDR has to name the host of " \
                f"{self.party.unit} 0"
-        raise (NotMet if self.party.speaks else RunFailed)(text)
+        raise self._failure(text)
 
     def tell(self, **message) -> None:
         """To member 0, if it has been found."""
@@ -451,19 +462,19 @@ class _Guest:
     def _wait(self) -> Met:
         message = self._next()
         if message is None:
-            raise RunFailed(f"{self.party.unit} 0, at {self.party.address}, is gone before all {self.party.unit}s had "
-                            "come")
+            raise self._failure(f"{self.party.unit} 0, at {self.party.address}, is gone before all {self.party.unit}s "
+                                "had come")
         if "end" in message:
             _raise(message["end"])
         go = message["go"]
         return Met(go["address"], go["offer"], go["hosts"], {0: self._link})
 
-    def _next(self, until: float = math.inf) -> dict | None:
+    def _next(self, until: float | None = None) -> dict | None:
         """The next message of member 0; None where it is gone, or at `until`."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._link, selectors.EVENT_READ)
-            while not self._messages and not self._link.closed and time.monotonic() < until:
-                selector.select(_POLL_SECONDS)
+            while not self._messages and not self._link.closed and (until is None or time.monotonic() < until):
+                selector.select(until and max(0.0, until - time.monotonic()))
                 self._messages += self._link.received()
         return self._messages.pop(0) if self._messages else None
 
@@ -471,6 +482,9 @@ class _Guest:
         party = self.party
         return (f"{party.unit} {party.member} on {host_name()} finds nobody of its job ({party.job}) at "
                 f"{party.place}-{party.port + _PORTS - 1}: {self._last}{self._stranger}")
+
+    def _failure(self, text: str) -> RunFailed:
+        return NotMet(text) if self.party.speaks else RunFailed(text)
 
     def _say(self, text: str) -> None:
         if self.party.speaks:

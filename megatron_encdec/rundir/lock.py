@@ -110,21 +110,18 @@ class Claim:
 
     def __init__(self, path: Path, token: str):
         self._path, self._token = path, token
-        self._why: str | None = None
 
     def lost(self) -> str | None:
-        """None while the lock file says that the folder is held by this claim, else what it says instead. Once lost, it
-        stays so. A disk that does not answer is no loss: whoever writes there will see."""
-        if self._why is None:
-            try:
-                holder = _read(self._path)
-                if holder is None or holder.token != self._token:
-                    self._why = f"{self._path}: is now held by {holder or 'nobody'}"
-            except FileNotFoundError:
-                self._why = f"{self._path}: is not there any more"
-            except OSError:
-                pass
-        return self._why
+        """None while the lock file says that the folder is held by this claim, else what it says instead. A disk that
+        does not answer is no loss: whoever writes there will see."""
+        try:
+            holder = _read(self._path)
+        except FileNotFoundError:
+            return f"{self._path}: is not there any more"
+        except OSError:
+            return None
+        ours = holder is not None and holder.token == self._token
+        return None if ours else f"{self._path}: is now held by {holder or 'nobody'}"
 
     def check(self) -> None:
         """Raises `InUse` where it is lost."""
@@ -134,7 +131,7 @@ class Claim:
     def appears(self, seconds: float) -> bool:
         """Whether the lock file of this claim can be seen from here, or can within `seconds`."""
         limit = time.monotonic() + seconds
-        while Claim(self._path, self._token).lost():
+        while self.lost():
             if time.monotonic() > limit:
                 return False
             time.sleep(0.1)
@@ -265,10 +262,11 @@ class FolderLock:
         os.fsync(self._descriptor)
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS) and not self.claim.lost():
-            self._holder = replace(self._holder, beat=self._holder.beat + 1)
-            with contextlib.suppress(OSError):  # a full disk, or one that is away: the next one may be seen
-                self._write()
+        while not self._ended.wait(BEAT_SECONDS):
+            if not self.claim.lost():
+                self._holder = replace(self._holder, beat=self._holder.beat + 1)
+                with contextlib.suppress(OSError):  # a full disk, or one that is away: the next one may be seen
+                    self._write()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ finds no GPU, or whose plan fails, could not form one.
 """
 
 import json
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -28,8 +27,9 @@ from megatron_encdec.engine.run_state import versions
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.code import code_hash
 from megatron_encdec.platform.device import device_type
-from megatron_encdec.platform.distributed import Control, RankEnvironment
+from megatron_encdec.platform.distributed import Control
 from megatron_encdec.platform.errors import AgreedError, RunFailed, UserError
+from megatron_encdec.platform.meeting import RankEnvironment, host_name
 from megatron_encdec.platform.optional import CUDA_PACKAGES
 from megatron_encdec.platform.watchdog import LONG
 from megatron_encdec.rundir.lineage import changed_keys, history_hash
@@ -53,7 +53,7 @@ def agree(store: dist.Store, environment: RankEnvironment, make: Callable[[], T]
     """
     if environment.world_size == 1:
         return make()
-    here = f"rank {environment.rank} on {socket.gethostname()}"
+    here = f"rank {environment.rank} on {host_name()}"
     made = mine = problem = failure = None
     try:
         made = make()
@@ -144,7 +144,7 @@ def check_shared(claim: Claim, control: Control, directory: str) -> None:
     unseen = not claim.appears(_SHARED_SECONDS)
     if not control.highest(unseen):
         return
-    found = control.gathered((socket.gethostname(), unseen))
+    found = control.gathered((host_name(), unseen))
     hosts = list(dict.fromkeys(host for host, is_unseen in found if is_unseen))
     others = " and others" if len(hosts) > _SHOWN else ""
     raise AgreedError(f"run.dir: {directory} on {', '.join(hosts[:_SHOWN])}{others} is not the folder that rank 0 on "

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value",
                         help="set a key of the config; list items by number: phases.0.steps=100")
     parser.add_argument("--nproc", type=int, metavar="N", help="start N ranks on this machine; with --nnodes on each "
-                        "(there the default is all its GPUs)")
+                        "(default there: one a GPU)")
     add_node_arguments(parser)
     parser.add_argument("--until", type=int, metavar="STEP",
                         help="stop after this step with a checkpoint, as a cluster's time limit would")
@@ -76,10 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
         nodes = _nodes(arguments)
         if nodes is None:
             return _rank(arguments, began, signals)
-        config = _config(arguments)
-        party = nodes.party(config.run.dir)
+        party = nodes.party(_name(arguments))
         with party.telling():
-            _plan(config, arguments.fallback, nodes.world_size, nodes.node == 0)
+            _plan(arguments, nodes.world_size, nodes.node == 0)
         met = party.meet(where_ranks_meet(), signals)
     if signals.received:
         print("stopped before any rank was started; nothing was to be saved")
@@ -96,6 +95,11 @@ def _nodes(arguments: argparse.Namespace) -> Nodes | None:
         return device.visible_gpus()
 
     return read_nodes(arguments.nproc, arguments.nnodes, arguments.node_rank, arguments.master, gpus)
+
+
+def _name(arguments: argparse.Namespace) -> str:
+    """What a job is called that was started by hand: its run directory, or config, as the command has it."""
+    return next((word for word in reversed(arguments.overrides) if word.startswith("run.dir=")), arguments.config)
 
 
 def import_what_ranks_need() -> None:
@@ -133,14 +137,15 @@ def _config(arguments: argparse.Namespace):
     return load_config(arguments.config, [*arguments.overrides, *_fork(arguments.fork)])
 
 
-def _plan(config, fallback: bool, world_size: int, first: bool):
-    """What is to be done; a mistake is said before anything begins. first: the one that looks where the run goes on."""
+def _plan(arguments: argparse.Namespace, ranks: int, looks: bool):
+    """What is to be done by `ranks`; a mistake is said before anything begins. looks: whether this process is the one
+    that looks where the run goes on from."""
     from megatron_encdec.training.origin import check_origin
     from megatron_encdec.training.plan import make_plan
 
-    plan = make_plan(config, world_size)
-    if first:
-        check_origin(plan, fallback)
+    plan = make_plan(_config(arguments), ranks)
+    if looks:
+        check_origin(plan, arguments.fallback)
     return plan
 
 
@@ -159,12 +164,9 @@ def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> 
     from megatron_encdec.training.agreement import agree, identity
 
     environment = RankEnvironment.read()
-    environment.publish()
-    config = _config(arguments)
-    store = distributed.join(config.run.dir, signals)
+    store = distributed.join(_name(arguments), signals)
     with distributed.peers():
-        plan = agree(store, environment,
-                     lambda: _plan(config, arguments.fallback, environment.world_size, environment.rank == 0),
+        plan = agree(store, environment, lambda: _plan(arguments, environment.world_size, environment.rank == 0),
                      lambda made: identity(made, arguments.until))
         from megatron_encdec.training.execute import Options, execute
         from megatron_encdec.training.profiling import steps_of
@@ -176,5 +178,5 @@ def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> 
             device.use_deterministic_kernels()
         limit = None if arguments.time_limit is None else seconds_of(arguments.time_limit)
         topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline,
-                                          config.run.hang_timeout + LONG, config.run.dir, signals)
+                                          config.run.hang_timeout + LONG, signals=signals)
         return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, began, profile), signals)

@@ -71,8 +71,7 @@ def test_a_dead_rank_is_named_on_every_node(under_way):
         text = words.read_text()
         assert f"rank 1 (pid {victim} on {os.uname().nodename}) was killed by SIGKILL; ending the other ranks" in text
         assert text.count("ending the other ranks") == 1 and "Traceback" not in text
-    assert re.search(rf"rank 0: lost contact with another rank on {os.uname().nodename} \(.*\[127.0.0.1\]:\d+\)",
-                     said[0].read_text())
+    assert f"rank 0: lost contact with another rank on {os.uname().nodename} (" in said[0].read_text()
 
 
 @pytest.mark.parametrize("node", [0, 1])
