@@ -67,8 +67,6 @@ setup(
         "study": ["matplotlib>=3.9"],
         # What tests of fine-tuning compare with.
         "reference": ["pytrec-eval-terrier>=0.5.10", "sentence-transformers>=5.0"],
-        # Slurm, Docker and torchrun executors; nemo-run 0.11.1 does not work with every leptonai.
-        "launch": ["nemo-run==0.11.1", "leptonai>=0.26.6,<0.28"],
         "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.6", "tensorboard>=2.18",
                 "matplotlib>=3.9"],
     },

@@ -17,6 +17,10 @@ if [[ "${1:-}" == "-h" || "${1:-}" == "--help" ]]; then
 fi
 source_model="${1:+$(cd -- "$1" && pwd)}"
 cd "$(dirname "$script")/.."
+[[ -f tools/setup_env.sh ]] || { # sbatch runs a copy, in a folder of its own
+    echo "examples/continue_from_hf.sh is no batch script: sbatch examples/slurm/pretrain.sbatch CONFIG" >&2
+    exit 2
+}
 source tools/setup_env.sh
 
 work=work_dirs/continue

@@ -19,6 +19,10 @@ case "${1:-}" in
         ;;
 esac
 
+[[ -f tools/setup_env.sh ]] || { # sbatch runs a copy, in a folder of its own
+    echo "examples/finetune.sh is no batch script: sbatch examples/slurm/finetune.sbatch CONFIG" >&2
+    exit 2
+}
 ENCDEC_ENV=nemo source tools/setup_env.sh
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 work=work_dirs/demo

@@ -13,9 +13,10 @@
 #
 #   CONFIG=examples/biphasic_610m.yaml bash examples/pretrain_biphasic.sh            one node, all its GPUs
 #   CONFIG=... NNODES=4 NODE_RANK=0 MASTER_ADDR=node0 bash examples/pretrain_biphasic.sh    on each of four nodes
-#   CONFIG=... srun --ntasks-per-node 8 --gpus-per-node 8 bash examples/pretrain_biphasic.sh      a task a rank
+#   CONFIG=... srun --ntasks-per-node 1 --gpus-per-node 8 bash examples/pretrain_biphasic.sh      a task a node,
+#                                                                       or --ntasks-per-node 8: a task a GPU
 #
-#   GPUS_PER_NODE (default: those that nvidia-smi lists), MASTER_PORT (29500), MEGATRON_ENCDEC_PYTHON (an
+#   GPUS_PER_NODE (default: all), MASTER_PORT (29500; under srun by the job's number), MEGATRON_ENCDEC_PYTHON (an
 #   interpreter that has everything, instead of .venv)
 #
 # Arguments are passed on to `pretrain`: dotted.key=value, --until STEP, --dry-run, ...; --help prints this.
@@ -26,7 +27,6 @@ cd "$(dirname "$script")/.."
 
 run_directory=work_dirs/demo/run
 ends_early=false # with --until or --dry-run there is no finished run to export
-dry_run=false
 for argument in "$@"; do
     case "$argument" in
         -h | --help)
@@ -34,35 +34,19 @@ for argument in "$@"; do
             exit 0
             ;;
         run.dir=*) run_directory="${argument#run.dir=}" ;;
-        --until | --until=*) ends_early=true ;;
-        --dry-run) ends_early=true dry_run=true ;;
+        --until | --until=* | --dry-run) ends_early=true ;;
     esac
 done
 
 launch() {
-    local nodes="${NNODES:-1}" gpus="${GPUS_PER_NODE:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}"
-    gpus=$((gpus > 0 ? gpus : 1)) # no GPU: one process on the CPU
+    local nodes=()
+    # Under srun its numbers say how many nodes there are; in a job of several nodes without it they refuse.
+    if [[ -n "${NNODES:-}" || -z "${SLURM_STEP_ID:-}" && "${SLURM_JOB_NUM_NODES:-1}" -eq 1 ]]; then
+        nodes=(--nnodes "${NNODES:-1}")
+    fi
     # Megatron overlaps communication with computation on the assumption of one hardware queue.
     export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
-    if $dry_run; then
-        exec "$PYTHON" -m megatron_encdec pretrain "$CONFIG" --nproc $((nodes * gpus)) "$@"
-    fi
-    if [[ -n "${SLURM_STEP_ID:-}" && -n "${SLURM_PROCID:-}" && "${SLURM_NTASKS:-1}" -gt 1 ]]; then
-        if [[ -z "${MASTER_ADDR:-}" ]] && command -v scontrol >/dev/null; then
-            MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-            export MASTER_ADDR
-        fi
-        exec "$PYTHON" -m megatron_encdec pretrain "$CONFIG" "$@"
-    fi
-    if [[ "$nodes" -gt 1 && ( -z "${NODE_RANK:-}" || -z "${MASTER_ADDR:-}" ) ]]; then
-        echo "pretrain_biphasic: NNODES=$nodes needs NODE_RANK (0 to $((nodes - 1))) and MASTER_ADDR (node 0)" >&2
-        exit 2
-    fi
-    # A mistake in the config is one line and exit 2 here; from torchrun it would be a page a rank.
-    "$PYTHON" -m megatron_encdec pretrain "$CONFIG" --nproc $((nodes * gpus)) "$@" --dry-run >/dev/null
-    exec "$PYTHON" -m torch.distributed.run --nnodes "$nodes" --node-rank "${NODE_RANK:-0}" \
-        --nproc-per-node "$gpus" --master-addr "${MASTER_ADDR:-127.0.0.1}" \
-        --master-port "${MASTER_PORT:-29500}" -m megatron_encdec pretrain "$CONFIG" "$@"
+    exec "$PYTHON" -m megatron_encdec pretrain "$CONFIG" "${nodes[@]}" ${GPUS_PER_NODE:+--nproc "$GPUS_PER_NODE"} "$@"
 }
 
 # Step at which the first phase, CLM, ended; nothing while it has not.
@@ -110,6 +94,10 @@ demo() {
     "${encdec[@]}" inspect run "$run_directory" --model "$models/hf" ${clm_end:+"$models/hf_clm"}
 }
 
+[[ -f tools/setup_env.sh ]] || { # sbatch runs a copy, in a folder of its own
+    echo "examples/pretrain_biphasic.sh is no batch script: sbatch examples/slurm/pretrain.sbatch CONFIG" >&2
+    exit 2
+}
 source tools/setup_env.sh
 if [[ -n "${CONFIG:-}" ]]; then
     launch "$@"

@@ -4,6 +4,7 @@
 #   bash tests/run.sh                      all of them, on two processes
 #   bash tests/run.sh -k order             some
 #   bash tests/run.sh -m slow              the long ones (a later -m replaces ours); also -m gpu, -m te
+#   bash tests/run.sh -m slurm tests/cluster  several hosts and a real Slurm on this machine, by root
 #   ENCDEC_ENV=nemo bash tests/run.sh -m "nemo and not slow" tests/finetune      NeMo's, in .venv-nemo
 #   bash tests/run.sh -n 0 --pdb tests/data/test_order.py
 #
@@ -28,5 +29,5 @@ if [[ -n "${CI:-}" ]]; then
 fi
 # A file's tests stay in one process: they share what its fixtures build. Hypothesis' profile "ci" draws the same
 # examples each time and sets no deadline.
-exec "$PYTHON" -m pytest -n 2 --dist loadfile --hypothesis-profile ci -m "not slow and not gpu and not te" \
+exec "$PYTHON" -m pytest -n 2 --dist loadfile --hypothesis-profile ci -m "not slow and not gpu and not te and not slurm" \
     ${extra[@]+"${extra[@]}"} "$@"

@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import random
 import runpy
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import tempfile
 import textwrap
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -71,21 +72,28 @@ def forks() -> BaseContext:
     return context
 
 
-def fork(work: Callable, *arguments, said: tuple[Path, Path], **environment: str) -> "Running":
+def fork(work: Callable, *arguments, said: Sequence[Path], directory: str | Path | None = None,
+         **environment: str) -> "Running":
     """`work(*arguments)`, whose result is an exit code, in a process of its own. said: the files for what it prints to
-    out and err."""
+    out and err. directory: where it runs."""
     child = forks().Process(target=_end_with, args=(
-        work, arguments, said, {**os.environ, "OMP_NUM_THREADS": "1", **environment}, os.getcwd()))
+        work, arguments, said, {**os.environ, "OMP_NUM_THREADS": "1", **environment}, str(directory or os.getcwd())))
     child.start()
     return Running(child)
 
 
-def run_cli(*arguments: str, check: bool = True, code: int = 0, **environment: str) -> subprocess.CompletedProcess:
-    """`megatron-encdec ARGUMENTS` in a fork. check: that it ends with the exit code `code`."""
-    words = [str(word) for word in arguments]
-    with tempfile.TemporaryDirectory() as directory:
-        said = Path(directory) / "out", Path(directory) / "err"
-        child = fork(_command, words, said=said, **environment)
+def fork_cli(*arguments: str, said: Sequence[Path], directory: str | Path | None = None,
+             **environment: str) -> "Running":
+    """`megatron-encdec ARGUMENTS` in a fork, running."""
+    return fork(_command, [str(word) for word in arguments], said=said, directory=directory, **environment)
+
+
+def run_cli(*arguments: str, check: bool = True, code: int = 0, directory: str | Path | None = None,
+            **environment: str) -> subprocess.CompletedProcess:
+    """`megatron-encdec ARGUMENTS` in a fork that runs in `directory`. check: that its exit code is `code`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        said = Path(temporary) / "out", Path(temporary) / "err"
+        child = fork_cli(*arguments, said=said, directory=directory, **environment)
         try:
             ended = child.wait(PATIENCE)
         finally:
@@ -93,7 +101,23 @@ def run_cli(*arguments: str, check: bool = True, code: int = 0, **environment: s
         out, err = (path.read_text() for path in said)
     if check and ended != code:
         raise AssertionError(f"exit {ended}\n{out}\n{err}")
-    return subprocess.CompletedProcess(words, ended, out, err)
+    return subprocess.CompletedProcess(arguments, ended, out, err)
+
+
+def workspace(directory: Path) -> Path:
+    """Make there `tokenizer/`, `text.*`, `text.validation.*` and `config.yaml` (run.dir left to the test)."""
+    draw = random.Random(0)
+    words = [f"{a}{b}" for a in ("re", "un", "over", "mis", "pre") for b in
+             ("turn", "told", "read", "wind", "made", "take", "cast", "lead")]
+    with open(directory / "corpus.jsonl", "w") as file:
+        for _ in range(400):
+            text = " ".join(draw.choice(words) for _ in range(draw.randint(5, 60)))
+            file.write(json.dumps({"text": text}) + "\n")
+    run_cli("preprocess", "--input", directory / "corpus.jsonl", "--tokenizer", directory / "tokenizer",
+            "--train-tokenizer", "301", "--validation-percent", "10", "--output", directory / "text",
+            "--workers", "1")
+    (directory / "config.yaml").write_text(BASE.format(root=directory))
+    return directory
 
 
 def run_tool(tool: str | Path, *arguments: str) -> int:
@@ -197,6 +221,13 @@ def wait_until(true: Callable[[], bool], what: str, seconds: float = PATIENCE) -
         time.sleep(0.02)
 
 
+def take_over(folder: Path) -> None:
+    """Have the lock of `folder` say that a process of another host holds it."""
+    from megatron_encdec.rundir.lock import Holder
+
+    (folder / "run.lock").write_text(json.dumps({**vars(Holder.this_process()), "host": "elsewhere"}))
+
+
 def steps_done(run: Path) -> int:
     """Train lines in the metrics of a run that may be under way."""
     path = run / "metrics.jsonl"
@@ -213,6 +244,12 @@ def final_bits(run: Path, step: int) -> list[str]:
     files = sorted((run / "checkpoints" / f"step_{step:08d}").glob("*.distcp"))
     assert files
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+
+def outcome(run: Path) -> tuple[list[dict], list[str]]:
+    """What a finished run is compared by: its train lines, and the bits of its last checkpoint."""
+    lines = metrics(run)
+    return lines, final_bits(run, lines[-1]["step"])
 
 
 def metrics(run: Path, kind: str = "train") -> list[dict]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from small_run import take_over
 
 from megatron_encdec.finetune.sweep import Sweep
 from megatron_encdec.platform.errors import UserError
@@ -68,6 +69,8 @@ def go_wrong(run: LogisticRun) -> None:
     if run.how == "is killed" or (run.how == "is killed once" and not marker.exists()):
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if run.how == "is taken over":
+        take_over(run.directory)
     if run.how == "mistake":
         raise UserError("data.train: no such file")
 

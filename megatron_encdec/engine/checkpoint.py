@@ -17,6 +17,7 @@ import json
 import os
 import platform as python_platform
 import shutil
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -144,16 +145,19 @@ def directory_at(path: str, step: int | None) -> Path:
     return found
 
 
-def publish(temporary: Path, final: Path) -> None:
-    """Give a whole, durable checkpoint its name, then let `latest` name it. One process calls this."""
+def publish(temporary: Path, final: Path, check: Callable[[], None] = lambda: None) -> None:
+    """Give a whole, durable checkpoint its name, then let `latest` name it. One process calls this. check: raises where
+    the directory is not this process's any more; called before each of the two."""
     checkpoints = final.parent
     fsync_directory(temporary)
+    check()
     grave = checkpoints / f".{final.name}.deleted"
     if final.exists():  # the same step again, after a resume from an older checkpoint
         _point_elsewhere(checkpoints, final.name)
         shutil.rmtree(grave, ignore_errors=True)
         replace_durably(final, grave)
     replace_durably(temporary, final)
+    check()
     write_atomic(checkpoints / LATEST, final.name + "\n")
     shutil.rmtree(grave, ignore_errors=True)
 

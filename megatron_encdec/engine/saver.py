@@ -8,7 +8,8 @@
     6. outcome               the same on all ranks: `Saver.poll()` and `Saver.wait()` hand it out
 
 The threads talk over a gloo group of their own, so their messages never meet those of training. A failure on any
-rank fails the save on all: the partial directory goes, `latest` stays, and the run decides what to do.
+rank fails the save on all: the partial directory goes, `latest` stays, and the run decides what to do. Where another
+launch has taken the run directory over, no rank writes there, and nothing is removed.
 """
 
 import shutil
@@ -27,6 +28,7 @@ from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text, name_of
 from megatron_encdec.engine.storage import Written, common_state, write_boxes, write_bytes, write_index
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import json_bytes
+from megatron_encdec.rundir.lock import Claim
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,13 @@ class Saver:
 
     asynchronous: `save` returns when the state is copied (docs/checkpoints.md says how much memory that takes); else
     when the checkpoint is there. write_timeout: seconds to wait for the slowest rank's disk until the save has failed.
+    claim: on the run directory, where there is a lock.
     """
 
     def __init__(self, checkpoints: Path, trunk, optimizer, keep: int, asynchronous: bool = True,
-                 write_timeout: float = 1800.0):
-        self._checkpoints, self._trunk, self._optimizer, self._keep = checkpoints, trunk, optimizer, keep
+                 write_timeout: float = 1800.0, claim: Claim | None = None):
+        self._checkpoints, self._trunk, self._optimizer = checkpoints, trunk, optimizer
+        self._keep, self._claim = keep, claim
         self._rank = dist.get_rank()
         alone = dist.get_world_size() == 1
         self._group = None if alone else dist.new_group(backend="gloo", timeout=timedelta(seconds=write_timeout))
@@ -124,7 +128,7 @@ class Saver:
             size, pruned, error = self._write(job, final)
         except Exception as failure:  # a rank died: its peers' messages fail
             size, pruned, error = 0, [], f"rank {self._rank}: {_reason(failure)}"
-            if self._rank == 0:
+            if self._rank == 0 and not self._is_lost():
                 clean(self._checkpoints)
         seconds = time.perf_counter() - job.started
         self._events.append(SaveEvent(job.run_state, final, 0.0, seconds, size, error, pruned))
@@ -142,7 +146,7 @@ class Saver:
                 outcome = None, "; ".join(errors)
             else:
                 outcome = self._attempt(lambda: self._finish(job, temporary, final, [file for file, _ in files]))
-            if outcome[1]:
+            if outcome[1] and not self._is_lost():
                 shutil.rmtree(temporary, ignore_errors=True)
         result, error = self._agree(outcome)
         return *(result or (0, [])), error
@@ -153,16 +157,25 @@ class Saver:
                  write_bytes(temporary / "run_state.json", json_bytes(job.run_state.as_dict()))]
         text = checksums_text({file.name: (file.bytes, file.sha256) for file in files}).encode()
         files.append(write_bytes(temporary / CHECKSUMS, text))
-        publish(temporary, final)
+        publish(temporary, final, self._check)
         pruned = prune(self._checkpoints, self._keep, set(job.always), job.run_state.step) if job.delete else []
         return sum(file.bytes for file in files), pruned
 
     def _attempt(self, work: Callable) -> tuple:
         """(result, None), or (None, what went wrong on this rank)."""
         try:
+            self._check()
             return work(), None
         except Exception as failure:
             return None, f"rank {self._rank}: {_reason(failure)}"
+
+    def _is_lost(self) -> bool:
+        """Whether another launch has taken the run directory."""
+        return self._claim is not None and self._claim.lost() is not None
+
+    def _check(self) -> None:
+        if self._claim is not None:
+            self._claim.check()
 
     def _agree(self, outcome):
         """Rank 0's `outcome`, on every rank."""

@@ -9,7 +9,7 @@ from megatron_encdec.finetune.config import FinetuneConfig, FinetuneRun, load_co
 from megatron_encdec.finetune.results_tree import FAILED, FINISHED, state_of
 from megatron_encdec.finetune.sweep import Outcome, Sweep
 from megatron_encdec.platform.children import available_cores
-from megatron_encdec.platform.errors import RunFailed, UserError
+from megatron_encdec.platform.errors import RunFailed, UserError, add_stopped_code, choose_stopped_code, stopped_code
 from megatron_encdec.platform.optional import INSTALL, is_available
 
 DESCRIPTION = """\
@@ -40,11 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="runs at a time (= sweep.workers; default: one for each GPU, else for each core, up to "
                              f"{MOST_WORKERS})")
     parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (= sweep.retry_failed)")
+    add_stopped_code(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what there is to do; run nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
+    choose_stopped_code(arguments.stopped_exit_code)
     workers = [] if arguments.workers is None else [f"sweep.workers={arguments.workers}"]
     retry = ["sweep.retry_failed=true"] if arguments.retry_failed else []
     config = load_config(arguments.config, [*arguments.overrides, *workers, *retry])
@@ -85,7 +87,7 @@ def _end(config: FinetuneConfig, outcome: Outcome) -> int:
     if outcome.stopped_by is not None:
         print(f"stopped by {signal.Signals(outcome.stopped_by).name}: {outcome.finished} of {outcome.total} runs are "
               "finished; the same command goes on")
-        return 130 if outcome.stopped_by == signal.SIGINT else 0
+        return 130 if outcome.stopped_by == signal.SIGINT else stopped_code()
     if outcome.mistakes:
         raise UserError(f"{'; '.join(outcome.mistakes)}  ({outcome.left} of {outcome.total} runs are left; the same "
                         "command goes on)")

@@ -60,7 +60,7 @@ def _read_run(path: str) -> FinetuneRun:
 class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
     """What the families share; they say what a batch's loss and a feature's output are."""
 
-    report = None  # called as report(step, total) after each step
+    report = None  # called as report(step, total) after each step, and again before the results are written
     per_token = False  # whether an output has a row for each token
     facts: dict[str, int] = {}  # what the family has counted, for record.json
 
@@ -146,6 +146,8 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         total = sum(float(parameter.detach().float().sum()) for parameter in self.encoder.parameters())
         if not math.isfinite(total):  # such weights still give scores
             raise RunFailed(f"training diverged: the weights are not finite after step {self.total_steps}")
+        if self.report is not None:
+            self.report(self.total_steps, self.total_steps)
         if self.dist_env.is_main:
             self._finish()
 

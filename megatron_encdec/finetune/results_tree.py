@@ -3,7 +3,8 @@
     TREE/<model>/<SC|TC|QA|IR>/<dataset>/lr<LR>_sd<seed>/     a run; of retrieval: <train set>_lr<LR>_sd<seed>/
         results.json    {"validation": {"score": 0.92, "scores_i": [...]}, "test": ...}: finished, and never repeated
         failure.json    {"reason", "when", "traceback"}: it failed; repeated only when asked to
-        run.lock        held while a process works on it, let go of however that process ends
+        run.lock        held while a process works on it, let go of however that process ends (rundir/lock.py); also
+                        in the dataset's folder, while grid.json is written
     TREE/<model>/<family>/<dataset>/grid.json                 {"runs": [...]}: all runs planned, so that a report knows
                                                               what it misses (optional)
     TREE/<model>/model.json                                   {"step": 400, "series": "..."} (optional)
@@ -28,11 +29,13 @@ import orjson
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
+from megatron_encdec.rundir.lock import FolderLock
 
 FAMILIES = ("SC", "TC", "QA", "IR")
 RESULTS, FAILURE, GRID, BASELINES = "results.json", "failure.json", "grid.json", "baselines"
 FINISHED, FAILED, TODO = "finished", "failed", "todo"
 _NAME = re.compile(r"(?:(?P<train_set>.+)_)?lr(?P<rate>[0-9.eE+-]+)_sd(?P<seed>\d+)")
+_PATIENCE = 60.0  # seconds for another sweep to write its plan
 _WAY_OUT = "mend it, or delete it and run `megatron-encdec finetune` again"
 
 
@@ -97,18 +100,23 @@ def reason_of(directory: Path) -> str:
 
 
 def plan(directories: Iterable[Path]) -> None:
-    """Add runs to the grid.json of their datasets. Raises `UserError` where one is there that cannot be read."""
+    """Add runs to the grid.json of their datasets, one process at a time. Raises `UserError` where one is there that
+    cannot be read."""
     by_dataset: dict[Path, list[str]] = defaultdict(list)
     for directory in directories:
         by_dataset[directory.parent].append(directory.name)
     for dataset, names in by_dataset.items():
         dataset.mkdir(parents=True, exist_ok=True)
-        try:
-            known = planned(dataset / GRID) if (dataset / GRID).exists() else []
-        except UserError as error:  # what it listed would be lost without a word
-            raise UserError(f"{error} (it then lists the runs of this sweep alone)") from None
-        if set(names) - set(known):
-            write_json_atomic(dataset / GRID, {"runs": list(dict.fromkeys([*known, *names]))})
+        if set(names) - set(_known(dataset / GRID)):
+            with FolderLock(dataset, "results", patience=_PATIENCE):  # other sweeps add theirs meanwhile
+                write_json_atomic(dataset / GRID, {"runs": list(dict.fromkeys([*_known(dataset / GRID), *names]))})
+
+
+def _known(path: Path) -> list[str]:
+    try:
+        return planned(path) if path.exists() else []
+    except UserError as error:  # what it listed would be lost without a word
+        raise UserError(f"{error} (it then lists the runs of this sweep alone)") from None
 
 
 def planned(path: Path) -> list[str]:

@@ -29,8 +29,9 @@ RECIPES = {"SC": "SequenceClassification", "TC": "TokenClassification", "QA": "S
 def run_one(run: FinetuneRun, report: Callable[[int, int], None] | None = None) -> dict:
     """Fine-tune; {"validation": {"score", "scores_i"}, "test": {...}}, which results.json holds too.
 
-    `report(step, total)` is called after each step. With `training.checkpoint_every`, a run that was stopped goes on
-    from its newest checkpoint. Raises `UserError` for what the user can mend, `RunFailed` where training diverged.
+    `report(step, total)` is called after each step, and again before the results are written. With
+    `training.checkpoint_every`, a run that was stopped goes on from its newest checkpoint. Raises `UserError` for what
+    the user can mend, `RunFailed` where training diverged.
     """
     compat.prepare()
     from nemo_automodel.components.config.loader import ConfigNode

@@ -28,7 +28,7 @@ from megatron_encdec.platform.children import Child, tell
 from megatron_encdec.platform.errors import RunFailed, UserError
 from megatron_encdec.platform.progress import Progress, duration
 from megatron_encdec.platform.signals import StopSignals
-from megatron_encdec.rundir.lock import FolderLock, InUse
+from megatron_encdec.rundir.lock import Claim, FolderLock, InUse
 
 GRACE_SECONDS = 20.0  # for workers to end after SIGTERM
 RETRY_SECONDS = 2.0  # between looks at runs that another sweep works on
@@ -71,7 +71,8 @@ class Sweep:
     """Does `runs`, which have a `directory` and pickle, with `function`, a "package.module:name" called in the workers
     as `function(run, report)`.
 
-    It returns what results.json is to hold, which the worker writes; it may call `report(step, total)`. A `UserError`
+    It returns what results.json is to hold, which the worker writes; it may call `report(step, total)`, which raises
+    where another sweep has taken the run over. A `UserError`
     of it is a mistake to mend (nothing is recorded), any other exception a failure of that run. workers: processes at
     a time. gpus: their numbers as CUDA_VISIBLE_DEVICES knows them, dealt out in turn; empty on a CPU, where `threads`
     is each worker's share of the cores.
@@ -185,15 +186,13 @@ class Sweep:
         kind, what = content
         if kind == "finished":
             self._finished(run.directory, what, worker)
-        elif kind == "elsewhere":
-            if run.directory not in self._seen_elsewhere:
-                self._seen_elsewhere.add(run.directory)
-                self._shown.say(f"{name_of(run.directory)}: {what} works on it; waiting for that")
-            self._waiting.append(run)
+        elif kind in ("elsewhere", "taken"):
+            self._elsewhere(run, what)
         elif kind == "mistake":
             self._mistake(run.directory, what)
         else:
             self._failed(run.directory, what, worker)
+        if kind in ("failed", "taken"):
             self._workers.remove(worker)  # whatever the run left behind in its process must not reach the next one
             worker.child.process.send_signal(signal.SIGKILL)
             worker.child.close()
@@ -211,6 +210,12 @@ class Sweep:
         self._outcome.ran += scores is not None
         self._say_ended(directory, "  ".join(f"{split} {100 * score:.2f}" for split, score in scores.items())
                         if scores else "finished by another sweep", worker)
+
+    def _elsewhere(self, run: Any, holder: str) -> None:
+        if run.directory not in self._seen_elsewhere:
+            self._seen_elsewhere.add(run.directory)
+            self._shown.say(f"{name_of(run.directory)}: {holder} works on it; waiting for that")
+        self._waiting.append(run)
 
     def _failed(self, directory: Path, reason: str, worker: _Worker | None = None) -> None:
         self._outcome.failed.append((directory, reason))
@@ -236,10 +241,15 @@ class Sweep:
         if self._deaths[run.directory] < ATTEMPTS:
             self._shown.say(f"{name_of(run.directory)}: its process {how}; once more")
             self._queue.insert(0, run)
-        else:
-            reason = f"its process {how}, {ATTEMPTS} times"
-            results_tree.write_failure(run.directory, reason)
-            self._failed(run.directory, reason, worker)
+            return
+        reason = f"its process {how}, {ATTEMPTS} times"
+        try:
+            with FolderLock(run.directory, "results", patience=None):
+                results_tree.write_failure(run.directory, reason)
+        except InUse as refused:
+            self._elsewhere(run, refused.who)
+            return
+        self._failed(run.directory, reason, worker)
 
     def _end(self, signals: StopSignals) -> None:
         """End the workers: at once where they are idle, with some grace where they work."""
@@ -259,31 +269,40 @@ class Sweep:
 def make_runner(function: str) -> Callable[[Any], tuple[str, Any]]:
     """A function that does a run by calling `function` ("module:name", as in `Sweep`).
 
-    It returns ("finished", scores or None), ("failed", reason), ("mistake", what) or ("elsewhere", who has it). A
-    mistake of the user's (`UserError`, a package that is missing) is no result of the run: nothing is recorded.
+    It returns ("finished", scores or None), ("failed", reason), ("mistake", what), ("elsewhere", who has it) or, where
+    another sweep took the run over meanwhile (this process was stopped, or its disk away, for a minute), ("taken", who
+    has it). A mistake of the user's (`UserError`, a package that is missing) is no result of the run: nothing is
+    recorded.
     """
     def do(run: Any) -> tuple[str, Any]:
         try:
-            with FolderLock(run.directory, "results"):
-                return _do_alone(function, run)
+            with FolderLock(run.directory, "results", patience=None) as lock:
+                try:
+                    return _do_alone(function, run, lock.claim)
+                except InUse as lost:
+                    return "taken", lost.who
         except InUse as refused:
-            return "elsewhere", str(refused.holder or "another process")
+            return "elsewhere", refused.who
 
     return do
 
 
-def _do_alone(function: str, run: Any) -> tuple[str, Any]:
+def _do_alone(function: str, run: Any, claim: Claim) -> tuple[str, Any]:
     if state_of(run.directory) == FINISHED:  # by another sweep, since ours began
         return "finished", None
     try:
         with _output_to(run.directory / LOG):
-            results = pkgutil.resolve_name(function)(run, _reporter())
+            results = pkgutil.resolve_name(function)(run, _reporter(claim))
+    except InUse:
+        raise
     except (UserError, ImportError) as error:
         return "mistake", str(error)
     except Exception as error:  # one run's failure is never another's
+        claim.check()
         reason = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
         results_tree.write_failure(run.directory, reason, traceback.format_exc())
         return "failed", reason
+    claim.check()
     results_tree.write_results(run.directory, results)
     return "finished", {split: results[split]["score"] for split in ("validation", "test")}
 
@@ -310,14 +329,16 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
-def _reporter() -> Callable[[int, int], None]:
-    """What a run calls at each step: `report(step, total)`."""
+def _reporter(claim: Claim) -> Callable[[int, int], None]:
+    """What a run calls at each step, and again before it writes: `report(step, total)`. Raises `InUse` where its folder
+    is another process's now."""
     last = 0.0
 
     def report(step: int, total: int) -> None:
         nonlocal last
         if step == total or time.monotonic() - last >= SECONDS_BETWEEN_STEPS:
             last = time.monotonic()
+            claim.check()
             tell((step, total))
 
     return report

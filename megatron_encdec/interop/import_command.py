@@ -7,7 +7,7 @@ import time
 
 from megatron_encdec.platform import device
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.launcher import launch
+from megatron_encdec.platform.launcher import Nodes, launch
 
 DESCRIPTION = """\
 Take over a released model: Llama, Mistral, Qwen2, Qwen3, SmolLM2/3, EuroBERT, from a directory with config.json,
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--nproc {arguments.nproc}: at least one rank")
     if (arguments.nproc or 1) > 1:
         of_a_rank = argparse.Namespace(**{**vars(arguments), "nproc": None})
-        return launch(run, (of_a_rank,), arguments.nproc, time.time(),
+        return launch(run, (of_a_rank,), Nodes(arguments.nproc), time.time(),
                       lambda: importlib.import_module("megatron_encdec.interop.importing"))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from megatron_encdec.interop.importing import Wish, import_model

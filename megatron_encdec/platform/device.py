@@ -29,6 +29,11 @@ def device_type() -> str:
     return os.environ.get(_VARIABLE) or choose("auto")
 
 
+def visible_gpus() -> int:
+    """How many GPUs this process sees; 0 on a CPU."""
+    return torch.cuda.device_count() if device_type() == "cuda" else 0
+
+
 def device() -> torch.device:
     """The device that holds this rank's tensors."""
     if device_type() == "cpu":

@@ -1,14 +1,17 @@
 """Process groups: who this rank is, how it reaches the others, and what ranks tell each other beside the tensors.
 
-    1. `initialize(...)`     process group, tensor/pipeline/data parallel groups  ->  `Topology`
-    2. `with peers():`       this rank's work; ends at once where another rank is lost, and shuts down
-    3. `Control(...)`        small messages over a gloo group of their own
+    1. `join()`              the store at which all ranks have met
+    2. `initialize(...)`     process group, tensor/pipeline/data parallel groups  ->  `Topology`
+    3. `with peers():`       this rank's work; ends at once where another rank is lost, and shuts down
+    4. `Control(...)`        small messages over a gloo group of their own
 """
 
 import contextlib
 import os
 import re
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,30 +22,19 @@ import torch
 import torch.distributed as dist
 
 from megatron_encdec.platform.device import device, device_type
-from megatron_encdec.platform.errors import AgreedError, RunFailed, UserError
+from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, UserError, stopped_code
+from megatron_encdec.platform.launcher import LOST_CONTACT, started
+from megatron_encdec.platform.meeting import Party, RankEnvironment
+from megatron_encdec.platform.signals import StopSignals
 
 T = TypeVar("T")
-RENDEZVOUS_SECONDS = 600.0  # until a rank that does not come is an error
-_LOST = re.compile(  # what gloo and NCCL say of a rank that is gone
-    r"([Cc]onnection (closed|reset|refused|was)|Broken pipe|[Tt]imed out|remote process|Socket )[^\n.]*")
-
-
-@dataclass(frozen=True)
-class RankEnvironment:
-    """Rank, world size and local rank as the launcher tells them."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-
-    @classmethod
-    def read(cls) -> "RankEnvironment":
-        """From RANK/WORLD_SIZE (torchrun, `--nproc`), else SLURM_PROCID/SLURM_NTASKS (a task a rank), else alone."""
-        for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
-            rank, size, local = (os.environ.get(name) for name in names)
-            if rank is not None and size is not None and (names[0] == "RANK" or int(size) > 1):
-                return cls(int(rank), int(size), int(local or 0))
-        return cls(0, 1, 0)
+CONNECT_SECONDS = 600.0  # for the connections between ranks that have met
+_HEEDED_SECONDS = 5.0  # of these; then a signal ends the process at once
+_LOST = re.compile(  # what gloo and NCCL say of a rank that is gone, to the end of the sentence
+    r"([Cc]onnection (closed|reset|refused|was)|Broken pipe|[Tt]imed out|remote process|Socket )([^\n.]|\.(?=\S))*")
+_ADDRESS = re.compile(r"\[(?:::ffff:)?([0-9a-fA-F.:]+)\]:\d+")
+_hosts: dict[str, str] = {}  # address -> name, of the hosts of this job
+_store: dist.Store | None = None  # of this launch, from `join` to `shutdown`
 
 
 @dataclass(frozen=True)
@@ -82,9 +74,58 @@ def check_parallel_sizes(world_size: int, tensor: int, pipeline: int) -> int:
     return world_size // (tensor * pipeline)
 
 
-def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 1800.0) -> Topology:
+def join(name: str = "", signals: StopSignals | None = None) -> dist.Store:
+    """Meet the other ranks; the store in which they can leave each other messages before any group is there.
+
+    name: of the job, where it has none from its launcher. signals: those that end the wait for other ranks.
+    """
+    global _store
+    environment = RankEnvironment.read()
+    if _store is None and environment.world_size == 1:
+        _store = dist.HashStore()
+    elif _store is None:
+        environment.publish()
+        # It counts nobody: strangers could complete the count. Who knows its port has met the others.
+        timeout, first = timedelta(seconds=CONNECT_SECONDS), environment.rank == 0
+        server = dist.TCPStore("127.0.0.1", 0, None, True, timeout, False) if first else None
+        met = Party.of_ranks(environment, name).meet({"store": server.port} if first else None, signals)
+        met.close()
+        _hosts.update(met.hosts)
+        os.environ["MASTER_ADDR"] = met.address
+        met.choose_interface()
+        with _connecting(signals):
+            _store = server or dist.TCPStore(met.address, met.offer["store"], None, False, timeout, False)
+    return _store
+
+
+@contextlib.contextmanager
+def _connecting(signals: StopSignals | None):
+    """While ranks that have met connect: a signal is heeded after the first step, or ends this process if that takes
+    long; what fails is one line."""
+    begun = time.monotonic()
+
+    def leave(number: int) -> None:
+        if time.monotonic() - begun > _HEEDED_SECONDS:
+            print(f"stopped by {signal.Signals(number).name} while ranks connected; nothing was to be saved",
+                  flush=True)
+            os._exit(130 if number == signal.SIGINT else stopped_code())
+
+    try:
+        with signals.at_once(leave) if signals else contextlib.nullcontext():
+            yield
+    except RuntimeError as error:
+        if not _hosts:  # there is one rank
+            raise
+        raise NotMet(f"rank {os.environ.get('RANK', 0)}: all ranks had met at {os.environ.get('MASTER_ADDR')}, but "
+                     f"cannot connect over the interface {os.environ.get('GLOO_SOCKET_IFNAME')} (GLOO_SOCKET_IFNAME): "
+                     f"{str(error).splitlines()[0]}") from None
+
+
+def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 1800.0, name: str = "",
+               signals: StopSignals | None = None) -> Topology:
     """Join the process group (NCCL on GPU, gloo on CPU) and form Megatron's groups. timeout: seconds until a collective
     of training that does not finish is an error; longer than the watchdog's, which can name the rank that is missing.
+    name, signals: of `join`, where that has not been called.
     """
     from megatron_encdec.platform import megatron as mcore
 
@@ -96,20 +137,26 @@ def initialize(tensor: int = 1, pipeline: int = 1, timeout: float = 1800.0) -> T
         os.environ.setdefault("LOCAL_RANK", str(environment.local_rank))
         torch.cuda.set_device(device())
     if not dist.is_initialized():
-        alone = environment.world_size == 1
-        if not alone:
-            os.environ.setdefault("MASTER_PORT", "29500")
-            os.environ.setdefault("MASTER_ADDR", "localhost")
-        dist.init_process_group(
-            "nccl" if device_type() == "cuda" else "gloo",
-            store=dist.HashStore() if alone else None, rank=environment.rank, world_size=environment.world_size,
-            timeout=timedelta(seconds=RENDEZVOUS_SECONDS))
+        store = join(name, signals)
+        with _connecting(signals):
+            dist.init_process_group(
+                "nccl" if device_type() == "cuda" else "gloo", store=store, rank=environment.rank,
+                world_size=environment.world_size, timeout=timedelta(seconds=CONNECT_SECONDS))
     state = mcore.parallel_state
     state.initialize_model_parallel(tensor, pipeline, distributed_timeout_minutes=max(1, int(timeout / 60)))
     mcore.tensor_parallel.model_parallel_cuda_manual_seed(0)  # no dropout: nothing random is drawn in a step
     return Topology(environment.world_size, environment.rank, tensor, pipeline, data,
                     state.get_tensor_model_parallel_rank(), state.get_pipeline_model_parallel_rank(),
                     state.get_data_parallel_rank())
+
+
+def _lost_contact(error: BaseException) -> str | None:
+    """What is said of a rank that is gone, with its host; None where the error is another one."""
+    lost = isinstance(error, RuntimeError) and _LOST.search(str(error))
+    if not lost:
+        return None
+    where = sorted({_hosts.get(address, address) for address in _ADDRESS.findall(str(error))})
+    return f"another rank{' on ' if where else ''}{', '.join(where)} ({lost.group()})"
 
 
 @contextlib.contextmanager
@@ -125,17 +172,17 @@ def peers():
         environment = RankEnvironment.read()
         if environment.world_size == 1:
             raise
-        lost = isinstance(error, RuntimeError) and _LOST.search(str(error))
+        lost = _lost_contact(error)
         if lost:
-            print(f"megatron-encdec: rank {environment.rank}: lost contact with another rank ({lost.group()}); the "
-                  "same command continues from the newest checkpoint", file=sys.stderr)
+            print(f"megatron-encdec: rank {environment.rank}: lost contact with {lost}; the same command continues "
+                  "from the newest checkpoint", file=sys.stderr)
         elif isinstance(error, KeyboardInterrupt):
             print(f"megatron-encdec: rank {environment.rank}: interrupted", file=sys.stderr)
         else:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+        os._exit(130 if isinstance(error, KeyboardInterrupt) else LOST_CONTACT if lost and started() else 1)
     shutdown()
 
 
@@ -143,6 +190,8 @@ def shutdown() -> None:
     """Leave the groups; safe to call twice."""
     from megatron_encdec.platform import megatron as mcore
 
+    global _store
+    _store = None
     mcore.parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()

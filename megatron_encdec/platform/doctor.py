@@ -1,7 +1,8 @@
 """The verb `doctor`: can this machine train, with what, and which command brings what is missing.
 
 Needs nothing but Python's own library to say what is missing, and changes nothing on the machine. Packages are imported
-in child processes: a broken one is a line, not a traceback.
+in child processes: a broken one is a line, not a traceback. `--nodes` is doctor_nodes.py: do the nodes of a job fit
+together.
 """
 
 import argparse
@@ -18,12 +19,20 @@ from pathlib import Path
 
 from megatron_encdec import __version__
 from megatron_encdec.platform.children import available_cores
+from megatron_encdec.platform.launcher import add_node_arguments, read_nodes
 from megatron_encdec.platform.optional import CUDA_PACKAGES, install_command
 from megatron_encdec.platform.signals import how_it_ended
 
 DESCRIPTION = """\
 Say what this machine can train with: versions, device, backends, and for each thing that is missing the
 command that installs it. Exit code 0 if training can start here, 1 if not.
+
+  megatron-encdec doctor
+  srun --ntasks-per-node 1 megatron-encdec doctor --nodes --directory runs/      all nodes of a job, side by side
+  megatron-encdec doctor --nodes --nnodes 2 --node-rank 0 --master HOST          the same by hand, on each node
+
+With --nodes: versions, code, devices, clocks, the network between them, the folder that they share. What differs from
+the others is named, and then the exit code is 1.
 """
 _PROBE_SECONDS = 120
 _PROBE = """
@@ -182,14 +191,39 @@ def fp8_recipes(device: dict, transformer_engine: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `doctor`."""
+    parser.add_argument("--nodes", action="store_true", help="compare the nodes of this job")
+    parser.add_argument("--directory", default=".", metavar="DIR", help="with --nodes: where runs will be")
+    add_node_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; 0 where training can start, else 1."""
+    """Run the verb; 0 where training can start, or all nodes fit together, else 1."""
+    if arguments.nodes:
+        return _run_nodes(arguments)
     report = examine()
     print(json.dumps(report, indent=2) if arguments.json else "\n".join(report_lines(report)))
     return 0 if report["can_train"] else 1
+
+
+def _run_nodes(arguments: argparse.Namespace) -> int:
+    from megatron_encdec.platform import device
+    from megatron_encdec.platform.doctor_nodes import examine_nodes, odd_ones, table
+
+    device.choose("auto")
+    by_hand = read_nodes(None, arguments.nnodes, arguments.node_rank, arguments.master, lambda: 1)
+    if by_hand:  # this process is the node's one rank
+        os.environ.update(RANK=str(by_hand.node), WORLD_SIZE=str(by_hand.count), LOCAL_RANK="0",
+                          MASTER_ADDR=by_hand.address, MASTER_PORT=str(by_hand.port))
+    nodes = examine_nodes(arguments.directory, [package.distribution or package.name for package in PACKAGES])
+    odd = odd_ones(nodes, arguments.directory)
+    if os.environ["RANK"] == "0":
+        if arguments.json:
+            print(json.dumps({"nodes": [asdict(node) for node in nodes], "odd": odd}, indent=2))
+        else:
+            print("\n".join([*table(nodes), "", *(odd or [f"all {len(nodes)} fit together"])]))
+    return 1 if odd else 0
 
 
 def report_lines(report: dict) -> list[str]:

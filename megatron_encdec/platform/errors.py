@@ -1,5 +1,6 @@
 """The kinds of failure the command line tells apart, and the exit code of each."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -21,10 +22,47 @@ class Gone(IntegrityError):
 class AgreedError(UserError):
     """A `UserError` that all ranks raise together: rank 0 alone prints it."""
 
+    is_said = False  # whether another process has printed it, to the same place
+
 
 class RunFailed(Exception):
     """Training cannot go on, and not by a mistake in the command: printed without a traceback, exit code 1. All ranks
     raise it together; rank 0 alone prints it."""
+
+    is_said = False
+
+
+class NotMet(RunFailed):
+    """The other processes of the job are not to be found: each one that looks for them says it."""
+
+
+class Stopped(Exception):
+    """A signal to another process of the job ended it while nothing was to be saved: exit code `stopped_code`."""
+
+    is_said = False
+
+
+_stopped_code = 0
+
+
+def stopped_code() -> int:
+    """Exit code where a signal or a time limit ended the work before its end, in good order."""
+    return _stopped_code
+
+
+def choose_stopped_code(code: int) -> None:
+    """That of this process from now on, and of those that it forks: `--stopped-exit-code`."""
+    global _stopped_code
+    if code != 0 and not 3 <= code <= 99:
+        raise UserError(f"--stopped-exit-code {code}: a code from 3 to 99; others mean something already")
+    _stopped_code = code
+
+
+def add_stopped_code(parser: argparse.ArgumentParser) -> None:
+    """The option of a verb that can be stopped and goes on by the same command."""
+    parser.add_argument("--stopped-exit-code", type=int, default=0, metavar="N",
+                        help="exit code where it was stopped before its end: how a script knows that the same command "
+                             "is to be given again (default: 0, as if it were finished)")
 
 
 def exit_code(work: Callable[..., int], *arguments) -> int:
@@ -34,9 +72,13 @@ def exit_code(work: Callable[..., int], *arguments) -> int:
     except (UserError, RunFailed) as error:
         agreed = isinstance(error, (AgreedError, RunFailed))  # by all ranks: one of them says it
         rank = os.environ.get("RANK")
-        if not agreed or rank in (None, "0"):
+        if not agreed or isinstance(error, NotMet) or rank in (None, "0") and not error.is_said:
             print(f"megatron-encdec: {f'rank {rank}: ' if rank and not agreed else ''}{error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except Stopped as stop:
+        if os.environ.get("RANK") in (None, "0") and not stop.is_said:
+            print(stop)
+        return stopped_code()
     except KeyboardInterrupt:
         print("megatron-encdec: interrupted", file=sys.stderr)
         return 130

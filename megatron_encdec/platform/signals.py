@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 REPEAT_SECONDS = 1.0  # a signal that comes again sooner is the same one (to a process group and forwarded as well)
 
@@ -29,6 +29,19 @@ class StopSignals:
         self.all: list[int] = []
         self.received: int | None = None
         self.repeated: int | None = None
+        self._action: Callable[[int], None] | None = None
+
+    @contextlib.contextmanager
+    def at_once(self, action: Callable[[int], None]) -> Iterator[None]:
+        """As long as the context lasts, the first signal (now, if it has come) also calls `action(number)`, in another
+        thread; so does a Ctrl-C that the main thread has not taken after a second."""
+        self._action = action
+        if self.received:
+            action(self.received)
+        try:
+            yield
+        finally:
+            self._action = None
 
     def __enter__(self) -> "StopSignals":
         read, self._write = os.pipe()
@@ -51,6 +64,10 @@ class StopSignals:
         while data := os.read(read, 64):
             for number in self._numbers.intersection(data):
                 self._note(number)
+            if signal.SIGINT in data and signal.SIGINT not in self._numbers and self._action:
+                time.sleep(1.0)
+                if self._action:
+                    self._action(signal.SIGINT)
         os.close(read)
 
     def _note(self, number: int) -> None:
@@ -58,6 +75,8 @@ class StopSignals:
         now = time.monotonic()
         if self.received is None:
             self.received, self._first = number, now
+            if self._action:
+                self._action(number)
         elif now - self._first >= REPEAT_SECONDS:
             self.repeated = number
             if self._second_ends:

@@ -8,9 +8,10 @@
     finished.json   the manifests, while the finished files get their names
 
     1. `PartialRun(prefix, plan)`      locks the folder; `resumed` says whether it holds this very plan
-    2. `finished_chunks()`             the journal, without a last line that a crash cut short; `record(...)` adds one
-    3. `publish(prefixes, written)`    finished files get their names, manifests last; `left_to_publish` after a crash
-    4. `remove()`                      at the end; `remove_left(prefix, plan)` where a run was killed just before that
+    2. `finished_chunks()`             the journal, without a last line that a crash cut short
+    3. `check()`, `record(...)`        whether the lock is still ours, before ids are appended; a line more
+    4. `publish(prefixes, written)`    finished files get their names, manifests last; `left_to_publish` after a crash
+    5. `remove()`                      at the end; `remove_left(prefix, plan)` where a run was killed just before that
 
 `Tally` makes a journal's line of a worker's account, and sums the lines: nothing is lost between input and manifest. A
 chunk is recorded after its ids are appended, so after the recorded ones the files may hold more, never less: after
@@ -63,7 +64,7 @@ class PartialRun:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(FolderLock(self.folder, "--output"))
+                self._claim = stack.enter_context(FolderLock(self.folder, "--output")).claim
                 self.resumed = self.read_plan() == self.plan
                 if not self.resumed:
                     self._refuse_others_work()
@@ -79,6 +80,10 @@ class PartialRun:
 
     def __exit__(self, *_) -> None:
         self._stack.close()
+
+    def check(self) -> None:
+        """Raises `InUse` where another process has taken the folder meanwhile."""
+        self._claim.check()
 
     def read_plan(self) -> dict | None:
         """The plan of the run whose folder this is, None where there is none."""
@@ -114,6 +119,7 @@ class PartialRun:
 
     def publish(self, prefixes: Mapping[str, Path], written: Mapping[str, Manifest]) -> None:
         """Give NAME.bin and NAME.idx of the folder, all on disk already, their names, for each NAME in `prefixes`."""
+        self.check()
         write_json_atomic(self._finished, {name: to_dict(manifest) for name, manifest in written.items()})
         waiting = [prefix for name, prefix in prefixes.items() if bin_path(self.folder / name).exists()]
         for path in [path(prefix) for path in (manifests.manifest_path, idx_path) for prefix in waiting]:
@@ -143,6 +149,7 @@ class PartialRun:
 
     def remove(self) -> None:
         """Take the folder away. The journal goes first: without it nothing left behind counts as unfinished work."""
+        self.check()
         (self.folder / "journal").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 

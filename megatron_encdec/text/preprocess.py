@@ -82,6 +82,7 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
         remove_left(output_prefix, run.plan)
         _say(progress, f"{output_prefix}: complete already for these inputs and settings; nothing to do")
         return found
+    run.refuse_other_share()
     _tell_what_is_replaced(run, progress)
     goes_on = f"the same command continues from {output_prefix}.partial"
     try:
@@ -132,6 +133,19 @@ class _Run:
                 manifests.write(manifests.manifest_path(self.prefixes[split]), found[split])
         return found[TRAIN]
 
+    def refuse_other_share(self) -> None:
+        """Raises `UserError` where another part of `--shard` has its finished output under this very name."""
+        for prefix in self.prefixes.values():
+            path = manifests.manifest_path(prefix)
+            try:
+                there, ours = manifests.read(prefix).settings.share, self._settings[TRAIN].share
+            except UserError:
+                continue  # none, or none that can be read
+            if there != ours and there.partition("/")[2] == ours.partition("/")[2]:
+                raise UserError(f"--output {self.prefixes[TRAIN]}: {path} is of --shard {there}, which --shard {ours} "
+                                f"would replace; give each part an output of its own, such as {self.prefixes[TRAIN]}-"
+                                f"{ours.partition('/')[0]}, then --merge them")
+
     def publish(self, output: "_Output", encoder: EncoderRecord) -> Manifest:
         """Refuse empty outputs; bring all to disk; then, and only then, replace what was there before."""
         _check_unchanged(self.files)
@@ -160,6 +174,7 @@ def _make(run: _Run, tokenizer_path: str, progress: bool) -> Manifest:
     settings = run.settings
     with ExitStack() as stack:
         partial = stack.enter_context(PartialRun(run.prefixes[TRAIN], run.plan))
+        run.refuse_other_share()  # again: parts at the same time get the lock one after the other
         if partial.outdated:
             _say(progress, f"note: {partial.folder}: {partial.outdated} chunks were finished, but the input files have "
                  "changed since; starting over")
@@ -229,6 +244,7 @@ class _Output:
     def append(self, answer: ChunkAccount, chunk: Chunk) -> None:
         """Add the next chunk's ids, then its line in the journal."""
         record = self.tally.named(answer, chunk)
+        self.partial.check()
         for split, writer in self.writers.items():
             writer.append_file(ids_path(self.partial.folder, answer.number, split), answer.lengths[split])
             writer.flush()

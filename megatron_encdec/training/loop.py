@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from megatron_encdec.engine.optimizer import reset_moments, whole_parameters
 from megatron_encdec.engine.saver import SaveEvent
-from megatron_encdec.platform.errors import RunFailed
+from megatron_encdec.platform.errors import RunFailed, stopped_code
 from megatron_encdec.platform.watchdog import LONG, mark
 from megatron_encdec.training.nonfinite import Guard
 from megatron_encdec.training.profiling import Profiler
@@ -41,6 +41,7 @@ def train(job: "Job") -> None:
     job.profiler.close(run.step)
     mark("waiting for the last checkpoint", limit=LONG)
     job.tell_saves(run.saver.wait())
+    job.stopper.check_claim()
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Job:
             self.stopper.saved(event.seconds_total)
 
     def finish(self) -> int:
-        """Say how it ended; the exit code."""
+        """Say how it ended; the exit code. `RunFailed` where something could not be written."""
         run, total = self.run, self.run.plan.timeline.total_steps
         if self.stopper.reason:
             kept = "checkpoint saved" if run.saved_step == run.step else "nothing was to be saved"
@@ -116,4 +117,4 @@ class Job:
             what = "the last checkpoint" if self.report.save_failed else "metrics.jsonl"
             raise RunFailed(f"{run.directory}: {what} could not be written; make room and give the same command "
                             f"again: it goes on from the last good checkpoint, not from step {run.step}")
-        return 0
+        return stopped_code() if self.stopper.reason and run.step < total else 0

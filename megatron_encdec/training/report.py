@@ -9,6 +9,7 @@ from megatron_encdec.model.config import training_flops
 from megatron_encdec.platform.device import peak_flops
 from megatron_encdec.platform.optional import why_unusable
 from megatron_encdec.platform.progress import Progress
+from megatron_encdec.rundir.lock import Claim
 from megatron_encdec.rundir.metrics import MetricsLog
 from megatron_encdec.training.state import Run
 from megatron_encdec.training.step import StepResult
@@ -17,11 +18,13 @@ from megatron_encdec.training.stretches import Stretch
 
 class Report:
     """Made on every rank; one of them writes and speaks.
-    A line that the disk has no room for is held back and written with the next one; training goes on meanwhile.
+    A line that the disk has no room for is held back and written with the next one; training goes on meanwhile. Nothing
+    is written or said of the run once another launch has taken its directory (`claim`).
     `save_failed`: the newest save has. `metrics_safe`: every line so far is on disk for good."""
 
-    def __init__(self, run: Run, last: int, log: MetricsLog | None, lock_note: str | None = None):
-        self._run, self._last, self._log, settings = run, last, log, run.plan.config.logging
+    def __init__(self, run: Run, last: int, log: MetricsLog | None, claim: Claim, lock_note: str | None = None):
+        self._run, self._last, self._log, self._claim = run, last, log, claim
+        settings = run.plan.config.logging
         self._every, speaks = settings.every, run.topology.rank == 0
         self._peak = peak_flops(run.plan.dtype) * run.topology.world_size
         self._progress = Progress("step", last, speaks, run.step, counts=True, stream=sys.stdout)
@@ -101,6 +104,8 @@ class Report:
         """Checkpoints that are on disk now, or that could not be written."""
         for event in events:
             self.save_failed = event.error is not None
+            if self._log and self._claim.lost():
+                return
             state = event.state
             found = {"error": event.error} if event.error else {
                 "bytes": event.bytes, "seconds_blocked": event.seconds_blocked, "seconds_total": event.seconds_total}
@@ -128,7 +133,7 @@ class Report:
         self._progress.close()
 
     def _write(self, kind: str, **values) -> None:
-        if self._log:
+        if self._log and not self._claim.lost():
             self._safely(lambda: self._log.write(kind, **values))
 
     def _draw(self, scalars: dict[str, float | None]) -> None:

@@ -14,6 +14,7 @@ from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.platform.errors import AgreedError, IntegrityError
 from megatron_encdec.platform.watchdog import LONG, mark
 from megatron_encdec.rundir.lineage import changed_keys, history_hash
+from megatron_encdec.rundir.lock import Claim
 from megatron_encdec.training.origin import Origin
 from megatron_encdec.training.plan import Plan
 from megatron_encdec.training.step import StepResult, Trainer
@@ -77,8 +78,8 @@ class Run:
         self.saved_step = self.step
 
 
-def start(plan: Plan, topology: Topology, origin: Origin) -> Run:
-    """The run of `plan` with the state that `origin` names; collective."""
+def start(plan: Plan, topology: Topology, origin: Origin, claim: Claim | None = None) -> Run:
+    """The run of `plan` with the state that `origin` names; collective. claim: on the run directory."""
     config = plan.config
     performance, precision = config.performance, config.precision
     mark("building the trunk", limit=LONG)
@@ -100,7 +101,7 @@ def start(plan: Plan, topology: Topology, origin: Origin) -> Run:
         except IntegrityError as error:
             raise AgreedError(str(error)) from None  # checked by all ranks together
     saver = Saver(Path(config.run.dir) / "checkpoints", trunk, trainer.optimizer, config.checkpoint.keep,
-                  config.checkpoint.async_)
+                  config.checkpoint.async_, claim=claim)
     if origin.kind not in ("resume", "fork"):
         return Run(plan, topology, trainer, saver, origin)
     state = origin.state

@@ -1,4 +1,5 @@
-"""Ending before the last step: a signal, a time limit, a launcher that is gone. All ranks stop after the same step."""
+"""Ending before the last step: a signal, a time limit, a launcher that is gone, a run directory that another launch has
+taken over. All ranks stop after the same step."""
 
 import math
 import re
@@ -8,16 +9,17 @@ from collections import deque
 
 from megatron_encdec.platform.device import device_type
 from megatron_encdec.platform.distributed import Control
-from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.errors import RunFailed, UserError
 from megatron_encdec.platform.launcher import is_orphan
 from megatron_encdec.platform.signals import StopSignals
+from megatron_encdec.rundir.lock import Claim
 
 _UNITS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
 _END_SECONDS = 5.0  # for what comes after the last save: closing files, leaving the groups
 _GUESSED_BYTES_PER_SECOND = 100e6  # of a rank's disk, before the first save has been timed
 
-_TIME, _ORPHAN, _SIGNAL = 1, 2, 100  # a signal is _SIGNAL + its number
+_TIME, _ORPHAN, _SIGNAL, _LOST = 1, 2, 100, 1000  # a signal is _SIGNAL + its number
 
 
 def seconds_of(text: str | None) -> float | None:
@@ -54,11 +56,12 @@ class TimeLimit:
 class Stopper:
     """Why this run ends before its last step, if it does; `reason` is a line for people, the same on all ranks.
     seconds: how long the ranks go on without asking each other, where a step is shorter: 0 on a CPU. On a GPU they
-    would wait for the device after every step; a second still leaves a signal's grace time to the save."""
+    would wait for the device after every step; a second still leaves a signal's grace time to the save. claim: on the
+    run directory, given to the one rank that looks whether it still holds."""
 
     def __init__(self, control: Control, signals: StopSignals | None, limit: TimeLimit | None,
-                 seconds: float | None = None):
-        self._control, self._signals, self._limit = control, signals, limit
+                 seconds: float | None = None, claim: Claim | None = None):
+        self._control, self._signals, self._limit, self._claim = control, signals, limit, claim
         self._seconds = (1.0 if device_type() == "cuda" else 0.0) if seconds is None else seconds
         self._last_step = time.monotonic()
         self._slowest: deque[float] = deque([0.0], maxlen=20)  # seconds of the last steps
@@ -66,7 +69,8 @@ class Stopper:
         self.reason: str | None = None
 
     def agree(self) -> None:
-        """After a step: set `reason`, the most pressing one of any rank, on all of them; collective."""
+        """After a step: set `reason`, the most pressing one of any rank, on all of them; collective. Raises `RunFailed`
+        where the run directory is another launch's now."""
         now = time.monotonic()
         self._slowest.append(now - self._last_step)
         self._last_step = now
@@ -80,19 +84,32 @@ class Stopper:
             self._steps_left = max(1, int(1000 * self._seconds / max(1, milliseconds)))
 
     def agree_now(self, out_of_time: bool = False) -> None:
-        """Set `reason`, whatever the steps; collective."""
+        """The same, whatever the steps."""
         self._last_step = time.monotonic()
-        code = self._control.highest(self._mine(out_of_time))
+        code = self._agreed(out_of_time)
         if code >= _SIGNAL:
             self.reason = f"stopped by {signal.Signals(code - _SIGNAL).name}"
         elif code:
             self.reason = "stopped: the launcher is gone" if code == _ORPHAN else "stopped before the time limit"
 
+    def check_claim(self) -> None:
+        """Raises `RunFailed` on all ranks where the run directory is another launch's now; collective."""
+        self._agreed()
+
     def saved(self, seconds: float) -> None:
         if self._limit:
             self._limit.saved(seconds)
 
+    def _agreed(self, out_of_time: bool = False) -> int:
+        code = self._control.highest(self._mine(out_of_time))
+        if code == _LOST:
+            why = self._claim.lost() if self._claim else "the run directory is another launch's"
+            raise RunFailed(f"{why}; this launch held it before, and stops without writing more")
+        return code
+
     def _mine(self, out_of_time: bool) -> int:
+        if self._claim is not None and self._claim.lost():
+            return _LOST
         if self._signals is not None and self._signals.received:
             return _SIGNAL + self._signals.received
         if is_orphan():

@@ -14,6 +14,7 @@ from sweep_runs import grid, scores, train
 
 from megatron_encdec.finetune.results_tree import plan, state_of, write_failure, write_results
 from megatron_encdec.finetune.sweep import Sweep, make_runner
+from megatron_encdec.platform.children import Child
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.lock import FolderLock
 
@@ -208,6 +209,34 @@ def test_a_run_that_another_process_holds_is_left_to_it(tmp_path):
         kind, holder = make_runner(FUNCTION)(run)
     assert kind == "elsewhere" and str(os.getpid()) in holder
     assert state_of(run.directory) == "todo"
+
+
+def test_a_run_that_is_taken_over_meanwhile_writes_nothing(tmp_path):
+    """Its sweep was stopped for a while, and one on another host has gone on with the run."""
+    run, answer = grid(tmp_path, (0.4,), (0,), "is taken over")[0], None
+    child = Child()
+    child.begin("megatron_encdec.finetune.sweep:make_runner", (FUNCTION,))
+    child.send(run)
+    while answer is None:
+        kind, content = child.receive()
+        answer = content if kind == "answer" else None
+    child.close()
+    assert answer[0] == "taken" and "on elsewhere" in answer[1]
+    assert state_of(run.directory) == "todo" and "elsewhere" in (run.directory / "run.lock").read_text()
+
+
+def test_plans_of_many_processes_at_once_add_up(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from megatron_encdec.finetune.results_tree import plan
+for seed in range(10):
+    plan([Path(sys.argv[1], "a", f"lr{sys.argv[2]}_sd{seed}")])
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(rate)]) for rate in range(1, 5)]
+    assert [process.wait(300) for process in processes] == [0] * 4
+    planned = json.loads((tmp_path / "a/grid.json").read_text())["runs"]
+    assert sorted(planned) == sorted(f"lr{rate}_sd{seed}" for rate in range(1, 5) for seed in range(10))
 
 
 def test_plans_add_up(tmp_path):

@@ -44,6 +44,7 @@ def test_several_ranks_are_refused(environment, tmp_path, capsys):
 def test_inside_a_slurm_allocation_it_is_one_process(environment, run_directory, tmp_path):
     environment.setenv("SLURM_PROCID", "0")
     environment.setenv("SLURM_NTASKS", "8")
+    environment.setenv("SLURM_STEP_ID", "0")
     assert main(["export", str(run_directory), str(tmp_path / "model"), "--dtype", "bf16"]) == 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from small_run import wait_until
+from small_run import take_over, wait_until
 
 from megatron_encdec.cli import main
 from megatron_encdec.text import chunks, preprocess
@@ -357,3 +357,20 @@ def test_two_at_once_on_one_output(half):
     first.communicate(timeout=300)
     assert first.returncode == 0
     assert outputs(partial.parent) == expected
+
+
+def test_an_output_that_is_taken_over_meanwhile_is_left_to_the_other(half):
+    """As after a process that was stopped for a while, when another host has gone on with its work."""
+    command, expected, partial = half
+    with held(*command) as process:
+        take_over(partial)
+        before = everything(partial)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2, errors
+    assert errors.splitlines()[-1].startswith(f"megatron-encdec: {partial}/run.lock: is now held by pid "), errors
+    assert not outputs(partial.parent) and "elsewhere" in (partial / "run.lock").read_text()
+    after = everything(partial)
+    assert {name: after[name] for name in before if name.startswith(("journal", "plan", "train.", "validation."))} == {
+        name: before[name] for name in before if name.startswith(("journal", "plan", "train.", "validation."))}
+    (partial / "run.lock").write_text("")
+    assert run(*command).returncode == 0 and outputs(partial.parent) == expected

@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -73,6 +75,30 @@ def test_shares_put_together_are_one_run(corpus, tokenizer_dir, tmp_path, percen
     assert list(tmp_path.glob("*.partial")) == []
     again = merge(parts, tmp_path / "merged")
     assert again == merged
+
+
+@pytest.mark.parametrize("percent", [0, 20])
+def test_two_shares_do_not_share_an_output(corpus, tokenizer_dir, tmp_path, percent):
+    settings = {"tokenizer_path": tokenizer_dir, "workers": 1, "progress": False, "validation_percent": percent}
+    preprocess([corpus], output_prefix=tmp_path / "out", share=(1, 2), **settings)
+    before = {path: path.read_bytes() for path in tmp_path.glob("out*")}
+    with pytest.raises(UserError, match=r"out\.manifest\.json is of --shard 1/2, which --shard 2/2 would .*out-2"):
+        preprocess([corpus], output_prefix=tmp_path / "out", share=(2, 2), **settings)
+    assert before == {path: path.read_bytes() for path in tmp_path.glob("out*")}
+    preprocess([corpus], output_prefix=tmp_path / "out", share=(1, 3), **settings)  # cut anew: that is meant
+    preprocess([corpus], output_prefix=tmp_path / "out", **settings)
+
+
+def test_shares_at_once_on_one_output(corpus, tokenizer_dir, tmp_path):
+    """An array whose script names one --output for all: one is done, the others are refused, whatever the order."""
+    command = [sys.executable, "-m", "megatron_encdec", "preprocess", "--input", str(corpus), "--tokenizer",
+               str(tokenizer_dir), "--output", str(tmp_path / "out"), "--workers", "1"]
+    started = [subprocess.Popen([*command, "--shard", f"{part}/3"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                text=True) for part in (1, 2, 3)]
+    said = [process.communicate(timeout=300)[1] for process in started]
+    assert sorted(process.returncode for process in started) == [0, 2, 2], said
+    done = [process.returncode for process in started].index(0)
+    assert manifests.check_files(tmp_path / "out").settings.share == f"{done + 1}/3"
 
 
 def test_merged_outputs_of_different_inputs_and_merged_again(corpus, tokenizer_dir, tmp_path):

@@ -5,10 +5,22 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
-from small_run import PATIENCE, final_bits, metrics, ranks_of, run_cli, start_cli, start_code, steps_done, wait_until
+from small_run import (
+    PATIENCE,
+    final_bits,
+    metrics,
+    ranks_of,
+    run_cli,
+    start_cli,
+    start_code,
+    steps_done,
+    take_over,
+    wait_until,
+)
 
 LONG = ("phases.0.steps=2000", "phases.1.steps=2000", "checkpoint.every=5")
 
@@ -124,6 +136,46 @@ def test_a_second_launch_on_the_directory_is_refused_and_harmless(begin, root):
     third = run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--until", newest(run) + 1)
     assert "took over the lock of a launch that ended without letting go" in third.stdout
     assert [line["step"] for line in metrics(run)] == list(range(1, len(metrics(run)) + 1))
+
+
+def test_a_launch_whose_directory_was_taken_over_writes_nothing_more(begin):
+    """As after a host that stood still for a minute, when another one has gone on with the run."""
+    process, run, output = begin()
+    take_over(run)
+    before = (run / "metrics.jsonl").read_bytes(), sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert process.wait(PATIENCE) == 1
+    said = output.read_text()
+    assert said.count(f"megatron-encdec: {run}/run.lock: is now held by pid {os.getpid()} on elsewhere") == 1
+    assert "Traceback" not in said and "FAILED" not in said and "elsewhere" in (run / "run.lock").read_text()
+    more = (run / "metrics.jsonl").read_bytes().removeprefix(before[0])
+    assert more.count(b"\n") <= 2  # what was on its way
+    assert (run / "checkpoints/latest").read_text().strip() in before[1]
+
+
+PATIENT = """
+import sys
+from megatron_encdec.rundir import lock
+lock.STILL_SECONDS = float(sys.argv[1])
+from megatron_encdec.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_requeue_waits_for_the_lock_of_a_host_that_is_gone(root, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    command = [sys.executable, "-c", PATIENT, "3", "pretrain", root / "config.yaml", f"run.dir={run}", "--until", "2"]
+    take_over(run)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == 0, ended.stderr
+    assert "on elsewhere" in ended.stderr and "taken over if that stands still for 3 s" in ended.stderr
+    assert "its heartbeat stood still for 3 s" in ended.stdout and len(metrics(run)) == 2
+    take_over(run)
+    command[3] = "300"
+    waiting = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "on elsewhere" in waiting.stderr.readline()
+    waiting.send_signal(signal.SIGTERM)
+    assert "nothing was to be saved" in waiting.communicate(timeout=PATIENCE)[0] and waiting.returncode == 0
 
 
 @pytest.fixture

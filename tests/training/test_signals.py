@@ -88,13 +88,22 @@ def test_a_signal_before_the_first_step_ends_with_nothing_done(root, tmp_path):
 def test_one_rank_alone_is_told_as_under_srun(root, tmp_path, expected):
     run, port = tmp_path / "run", 20000 + os.getpid() % 20000
     ranks = [start_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, output=tmp_path / f"rank{rank}",
-                       SLURM_PROCID=str(rank), SLURM_NTASKS="2", SLURM_LOCALID=str(rank), MASTER_ADDR="127.0.0.1",
-                       MASTER_PORT=str(port)) for rank in range(2)]
+                       SLURM_JOB_ID="1", SLURM_STEP_ID="0", SLURM_PROCID=str(rank), SLURM_NTASKS="2",
+                       SLURM_LOCALID=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)) for rank in range(2)]
     wait_until(lambda: steps_done(run) >= 3, "the first steps")
     ranks[1].send_signal(signal.SIGUSR1)  # rank 0 hears of it from rank 1
     assert [rank.wait(PATIENCE) for rank in ranks] == [0, 0], (tmp_path / "rank0").read_text()
     assert "stopped by SIGUSR1" in (tmp_path / "rank0").read_text()
     continues(root, run, expected)
+
+
+def test_stopped_and_finished_can_be_told_apart(root, tmp_path):
+    for until, limit, code in ((5, "10m", 0), (4000, "1s", 85)):  # what was asked for is done; it is stopped
+        run_cli("pretrain", root / "config.yaml", f"run.dir={tmp_path / 'run'}", *LONG, "--until", until,
+                "--nproc", "2", "--time-limit", limit, "--stopped-exit-code", "85", code=code)
+    for code in ("2", "113", "-1"):
+        said = run_cli("pretrain", root / "config.yaml", "--stopped-exit-code", code, code=2).stderr
+        assert f"--stopped-exit-code {code}: a code from 3 to 99" in said
 
 
 def test_a_second_signal_ends_at_once(begin):
@@ -112,10 +121,10 @@ def test_a_second_signal_ends_at_once(begin):
     assert not (run / "checkpoints/latest").exists()
 
 
-def test_one_process_saves_and_exits_0(begin):
-    process, run, output = begin()
+def test_one_process_saves_and_exits_as_it_was_told(begin):
+    process, run, output = begin("--stopped-exit-code", "85")
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(PATIENCE) == 0, output.read_text()
+    assert process.wait(PATIENCE) == 85, output.read_text()
     assert "stopped by SIGUSR1" in output.read_text()
 
 

@@ -1,0 +1,545 @@
+"""How the processes of a job find each other, before there is any process group. Plain sockets, nothing of torch.
+
+    1. `RankEnvironment.read()`             who this process is, as our launcher, torchrun or srun tell it
+    2. `Party.of_ranks(...)`                who meets, where, and what their job is called
+    3. `with party.telling():`              around what may fail before: the others are told, and do not wait
+    4. `party.meet(offer)`  ->  `Met`       once all are there; else a line that says who is not
+
+Member 0 listens at the first free port from an agreed one on. The others try these ports in turn and say what their job
+is called before they count: two jobs that begin at the same port both find their own, and nobody joins another's.
+What has to be equal for all (how many they are) is compared; then member 0 tells everyone its offer (the port of the
+store that the process group is made with) and its address as the others reach it, which decides the interface.
+
+SIGTERM and SIGUSR1 end a meeting at once, for all that have come: nothing is to be saved yet.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, Stopped, UserError, stopped_code
+from megatron_encdec.platform.signals import StopSignals
+from megatron_encdec.platform.slurm_step import Step
+
+JOB = "MEGATRON_ENCDEC_JOB"  # variable: what the job of these ranks is called; our launcher sets it
+SECONDS = "MEGATRON_ENCDEC_MEETING_SECONDS"  # variable: until a meeting that is not complete fails; 600
+PORT = 29500  # where a meeting begins to look for a free port, if nothing says otherwise
+NOTICE_SECONDS = 30.0  # between two lines that say who has not come
+_PORTS = 8  # that are tried, from the first one on
+_TELL_SECONDS = 10.0  # for telling the others of a mistake, if they come
+_STOP_SECONDS = 1.0  # and of a signal
+_REPLY_SECONDS = 10.0  # for an answer at a port; what listens there may be no meeting at all
+_PAUSES = 0.05, 2.0  # seconds, the first and the longest, between two tries of all ports
+_LONGEST = 1 << 22  # bytes of a message
+
+
+@dataclass(frozen=True)
+class RankEnvironment:
+    """Rank, world size and local rank as what launched it tells them."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @classmethod
+    def read(cls) -> "RankEnvironment":
+        """From RANK/WORLD_SIZE (torchrun, our launcher), else of a task of srun's step (a task a rank), else alone."""
+        rank, size, local = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if rank is not None and size is not None:
+            return cls(int(rank), int(size), int(local or 0))
+        step = Step.read()
+        return cls(step.task, step.tasks, step.local) if step else cls(0, 1, 0)
+
+    def publish(self) -> None:
+        """Set RANK, WORLD_SIZE and LOCAL_RANK of one of several, as srun does not."""
+        if self.world_size > 1:
+            os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.world_size), LOCAL_RANK=str(self.local_rank))
+
+
+def host_name() -> str:
+    """Of this host, in full; under Slurm the node's name there."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+class Link:
+    """Messages, a line of JSON each, over a connected socket. closed: the other end is gone, or talks otherwise."""
+
+    def __init__(self, connection: socket.socket):
+        connection.setblocking(False)
+        for level, option, value in ((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),  # a host without power: a minute
+                                     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+                                     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+                                     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)):
+            connection.setsockopt(level, option, value)
+        self._connection, self._text, self.closed = connection, b"", False
+
+    def fileno(self) -> int:
+        """Of the socket, for selectors."""
+        return self._connection.fileno()
+
+    def addresses(self) -> tuple[str, str]:
+        """(this end's, the other end's)."""
+        return tuple(name[0].removeprefix("::ffff:")
+                     for name in (self._connection.getsockname(), self._connection.getpeername()))
+
+    def send(self, **message) -> None:
+        """Send; an end that does not take it is found closed later."""
+        with contextlib.suppress(OSError):
+            self._connection.settimeout(_REPLY_SECONDS)
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+            self._connection.setblocking(False)
+
+    def received(self) -> list[dict]:
+        """What has come, without waiting."""
+        try:
+            while len(self._text) < _LONGEST and (data := self._connection.recv(1 << 16)):
+                self._text += data
+            self.closed = True
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.closed = True
+        *lines, self._text = self._text.split(b"\n")
+        try:
+            messages = [json.loads(line) for line in lines]
+        except ValueError:
+            messages, self.closed = [], True
+        return [message for message in messages if isinstance(message, dict)]
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._connection.close()
+
+
+@dataclass(frozen=True)
+class Met:
+    """What a meeting found: member 0's address as others reach it, its offer, the hosts by address; the connections
+    that stand: at member 0 one to each other member, elsewhere one to member 0."""
+
+    address: str = "127.0.0.1"
+    offer: dict = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)
+    links: dict[int, Link] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        for link in self.links.values():
+            link.close()
+
+    def choose_interface(self) -> str:
+        """Name the network interface on the way to member 0 to gloo and NCCL, unless the user has named one; the one
+        that gloo takes. By itself gloo takes what the host's own name resolves to, which may be 127.0.1.1."""
+        interface = interface_towards(self.address)
+        if interface:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+            if not self.address.startswith("127."):
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
+        return os.environ.get("GLOO_SOCKET_IFNAME", "of the host's name")
+
+
+def interface_towards(address: str) -> str | None:
+    """The network interface by which packets go to `address`; where that is this host's own, the one that has it."""
+    import psutil
+
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))
+        except OSError:
+            return None
+        own = probe.getsockname()[0]
+    return next((name for name, addresses in psutil.net_if_addrs().items()
+                 if own in [one.address.partition("%")[0] for one in addresses]), None)
+
+
+@dataclass(frozen=True)
+class Party:
+    """Who meets where: `member` of `members`, each one a `unit` ("rank", "node"), of the job called `job`, at `address`
+    from `port` on. terms: what has to be equal for all. speaks: whether this member says that it waits."""
+
+    job: str
+    unit: str
+    member: int
+    members: int
+    address: str
+    port: int
+    terms: dict = field(default_factory=dict)
+    speaks: bool = True
+
+    @classmethod
+    def of_ranks(cls, environment: RankEnvironment, name: str) -> "Party":
+        """All ranks of the job. name: what it is called where no launcher has a name for it."""
+        get, step = os.environ.get, Step.read()
+        job, address, port = get(JOB) or name, get("MASTER_ADDR") or "127.0.0.1", int(get("MASTER_PORT") or PORT)
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # whose agent has taken the port itself
+            job = f"torchrun {get('TORCHELASTIC_RUN_ID')} {port} {get('TORCHELASTIC_RESTART_COUNT')}"
+            port += 1
+        elif JOB not in os.environ and step and step.tasks > 1:
+            job, address, port = of_step(step)
+        return cls(job, "rank", environment.rank, environment.world_size, address, port,
+                   {"ranks": environment.world_size}, environment.local_rank == 0)
+
+    @property
+    def place(self) -> str:
+        """Where they meet, for people."""
+        return f"{self.address}:{self.port}"
+
+    @property
+    def _hello(self) -> dict:
+        return {"job": self.job, "member": self.member, "host": host_name(), "terms": self.terms}
+
+    def meet(self, offer: dict | None = None, signals: StopSignals | None = None) -> Met:
+        """Wait until all are there. offer: of member 0 to all.
+
+        Raises `NotMet` after the time that `SECONDS` says, `AgreedError` where terms differ or another member has
+        found a mistake, `Stopped` where another one got a signal; at a signal this process ends.
+        """
+        if self.members == 1:
+            return Met(offer=offer or {})
+        if signals and signals.received:
+            end = _stop(self, signals.received)
+            self._tell(end, _STOP_SECONDS)
+            raise self.told(end)
+        gathering = _Host(self, offer or {}) if self.member == 0 else _Guest(self)
+        with contextlib.closing(gathering), _leaving_at_a_signal(signals, gathering):
+            return gathering.complete(time.monotonic() + float(os.environ.get(SECONDS) or 600))
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """A `UserError` inside is told to all members that come within some seconds, so that they end too; where
+        member 0 makes the same mistake, it alone prints it."""
+        try:
+            yield
+        except UserError as error:
+            if self.members == 1:
+                raise
+            if self._tell({"code": 2, "text": str(error)}, _TELL_SECONDS) == str(error) and self.member:
+                raise self.told({"code": 2, "text": str(error)}) from None
+            raise
+
+    def _tell(self, end: dict, seconds: float) -> str:
+        """Tell the others why all end; what member 0 says of it."""
+        try:
+            gathering = _Host(self, {}, end) if self.member == 0 else _Guest(self, end)
+            with contextlib.closing(gathering):
+                gathering.complete(time.monotonic() + seconds)
+        except (UserError, RunFailed, Stopped) as error:
+            return str(error)
+        return ""
+
+    def told(self, end: dict) -> Exception:
+        """The error that `end` is to this member. It is printed once where all write to one place: by rank 0; by the
+        launchers under srun too, but on nodes started by hand each launcher says it."""
+        error = {0: Stopped, 2: AgreedError}.get(end["code"], RunFailed)(end["text"])
+        error.is_said = self.unit == "node" and self.member > 0 and Step.read() is not None
+        return error
+
+
+def of_step(step: Step) -> tuple[str, str, int]:
+    """What a job of srun is called, the address where it meets, and from which port on: another for each step."""
+    address = os.environ.get("MASTER_ADDR") or (step.hosts[0] if step.hosts else "127.0.0.1")
+    return f"Slurm {step.name}", address, int(os.environ.get("MASTER_PORT") or port_of(step.name))
+
+
+def port_of(job: str) -> int:
+    """Where a job begins to look for a free port: below those that the system gives to connections."""
+    return 20000 + zlib.crc32(job.encode()) % 12000
+
+
+@contextlib.contextmanager
+def _leaving_at_a_signal(signals: StopSignals | None, gathering: "_Host | _Guest") -> Iterator[None]:
+    """At the first signal tell the others and end this process, whatever its main thread waits for."""
+    def leave(number: int) -> None:
+        if number == signal.SIGINT:
+            print("megatron-encdec: interrupted", file=sys.stderr, flush=True)
+            os._exit(130)
+        end = _stop(gathering.party, number)
+        try:
+            gathering.tell(end=end)
+        finally:
+            print(end["text"], flush=True)
+            os._exit(stopped_code())
+
+    if signals is None:
+        yield
+        return
+    with signals.at_once(leave):
+        yield
+
+
+def _stop(party: Party, number: int) -> dict:
+    return {"code": 0, "text": f"stopped by {signal.Signals(number).name} on {host_name()} before all {party.unit}s "
+                               "had met; nothing was to be saved"}
+
+
+class _Host:
+    """Member 0 of a meeting. end: why all that come have to end."""
+
+    def __init__(self, party: Party, offer: dict, end: dict | None = None):
+        self.party, self._offer, self._end = party, offer, end
+        self._come: dict[int, Link] = {}
+        self._hosts: dict[int, str] = {}
+        self._strangers: dict[str, str] = {}  # host -> its job
+        _allow_files(4 * party.members)
+        self._selector = selectors.DefaultSelector()
+        self._listener = _listen(party)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+
+    def complete(self, until: float) -> Met:
+        """Wait for all the others."""
+        begun = time.monotonic()
+        notice = begun + NOTICE_SECONDS
+        seconds = until - begun
+        while len(self._come) < self.party.members - 1:
+            for key, _ in self._selector.select(max(0.0, min(until, notice) - time.monotonic())):
+                self._accept() if key.fileobj is self._listener else self._hear(key.fileobj)
+            now = time.monotonic()
+            if self._end:
+                until = min(until, now + (_TELL_SECONDS if self._end["code"] == 2 else _STOP_SECONDS))
+            if now > until:
+                break
+            if now > notice:
+                notice += NOTICE_SECONDS
+                self._say(f"after {now - begun:.0f} s {self._missing()}; giving up after {seconds:.0f} s")
+        if self._end:
+            raise self.party.told(self._end)
+        if len(self._come) < self.party.members - 1:
+            text = f"after {seconds:.0f} s {self._missing()}"
+            self.tell(end={"code": 1, "text": text})
+            raise NotMet(text)
+        return self._go()
+
+    def tell(self, **message) -> None:
+        """To all that have come."""
+        for link in list(self._come.values()):
+            link.send(**message)
+
+    def close(self) -> None:
+        """Stop listening; the connections stay with `Met`."""
+        self._selector.close()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            self._selector.register(Link(self._listener.accept()[0]), selectors.EVENT_READ)
+
+    def _hear(self, link: Link) -> None:
+        for message in link.received():
+            if "job" in message and isinstance(message.get("member"), int):
+                self._receive(link, message)
+            elif "end" in message and link in self._come.values():
+                self._finish(message["end"])
+        if link.closed:
+            self._selector.unregister(link)
+            link.close()
+            for member in [member for member, other in self._come.items() if other is link and not self._end]:
+                del self._come[member]
+                self._say(f"{self.party.unit} {member} on {self._hosts.pop(member)} had come and is gone; waiting for "
+                          "it to come again")
+
+    def _receive(self, link: Link, hello: dict) -> None:
+        """Someone says who it is."""
+        party, member, host = self.party, hello.get("member"), hello.get("host")
+        if hello["job"] != party.job:
+            self._strangers[host] = hello["job"]
+            link.send(stranger=party.job)
+            return
+        name = f"{party.unit} {member} on {host}"
+        self._come_before(member, host)
+        self._come[member], self._hosts[member] = link, host
+        if end := hello.get("end"):
+            self._finish({**end, "text": f"{name}: {end['text']}"} if end["code"] == 2 else end)
+        elif hello.get("terms") != party.terms:
+            self._finish({"code": 2, "text": f"{name} was started with {_words(hello.get('terms'))}, {party.unit} 0 on "
+                          f"{host_name()} with {_words(party.terms)}: the same numbers on all"})
+        link.send(**({"end": self._end} if self._end else {"welcome": True}))
+
+    def _come_before(self, member: int, host: str) -> None:
+        """Two that say they are the same member: the job is ended."""
+        if member in self._come or not 0 < member < self.party.members:
+            other = self._hosts.get(member, host_name())
+            self._finish({"code": 2, "text": f"two processes say they are {self.party.unit} {member} of "
+                          f"{self.party.members}: on {other} and on {host}"})
+
+    def _finish(self, end: dict) -> None:
+        """The meeting ends with the first reason for it."""
+        if self._end is None:
+            self._end = end
+            self.tell(end=end)
+
+    def _say(self, text: str) -> None:
+        if self._end is None:
+            print(f"megatron-encdec: {text}", file=sys.stderr, flush=True)
+
+    def _missing(self) -> str:
+        party = self.party
+        missing = [member for member in range(1, party.members) if member not in self._come]
+        step = Step.read()
+        hosts = set(step.hosts if step else ()) - {host_name(), *self._hosts.values()}
+        nobody = f" (none from {', '.join(sorted(hosts)[:20])})" if hosts else ""
+        strangers = "".join(f"; {host} came for another job, {job}" for host, job in self._strangers.items())
+        elsewhere = "" if _is_ours(party.address) else f"; {party.address} is no address of this host, {host_name()}"
+        return (f"{len(missing)} of {party.members} {party.unit}s have not come to {party.place}: {party.unit} "
+                f"{_spans(missing)}{nobody}{strangers}{elsewhere}")
+
+    def _go(self) -> Met:
+        ends = [link.addresses() for link in self._come.values()]
+        ours = next((own for own, _ in ends if not _is_loopback(own)), ends[0][0])
+        hosts = {other: host for (_, other), host in zip(ends, self._hosts.values(), strict=True)
+                 if _is_loopback(other) == _is_loopback(ours)}
+        hosts[ours] = host_name()
+        self.tell(go={"address": ours, "offer": self._offer, "hosts": hosts})
+        return Met(ours, self._offer, hosts, self._come)
+
+
+class _Guest:
+    """Any other member. end: why all have to end, for member 0 to tell."""
+
+    def __init__(self, party: Party, end: dict | None = None):
+        self.party, self._hello = party, {**party._hello, "end": end}
+        self._link: Link | None = None
+        self._messages: list[dict] = []  # that have come and were not looked at
+        self._last, self._stranger = "no answer", ""
+
+    def complete(self, until: float) -> Met:
+        """Find member 0, and wait until it says that all are there."""
+        begun = time.monotonic()
+        notice, pause, attempt = begun + NOTICE_SECONDS, _PAUSES[0], 0
+        while time.monotonic() < until:
+            port = self.party.port + attempt % _PORTS
+            answer = self._ask(port, min(until, time.monotonic() + _REPLY_SECONDS))
+            if "end" in answer:
+                raise self.party.told(answer["end"])
+            if "welcome" in answer:
+                return self._wait()
+            attempt = attempt + 1 if answer.get("next") else 0
+            if attempt % _PORTS == 0:  # all were tried
+                time.sleep(pause)
+                pause = min(1.5 * pause, _PAUSES[1])
+            if time.monotonic() > notice:
+                notice += NOTICE_SECONDS
+                self._say(f"{self._nobody()}, for {time.monotonic() - begun:.0f} s; trying for {until - begun:.0f} s")
+        text = f"{self._nobody()}, within {until - begun:.0f} s; MASTER_ADDR has to name the host of " \
+               f"{self.party.unit} 0"
+        raise self._failure(text)
+
+    def tell(self, **message) -> None:
+        """To member 0, if it has been found."""
+        if self._link:
+            self._link.send(**message)
+
+    def close(self) -> None:
+        """Nothing; the connection stays with `Met`."""
+
+    def _ask(self, port: int, until: float) -> dict:
+        """What is said at `port`; {"next": True} if that is nothing of ours, {} if the host cannot be reached."""
+        try:
+            connection = socket.create_connection((self.party.address, port), timeout=_REPLY_SECONDS)
+            if connection.getsockname() == connection.getpeername():  # where nobody listens the system may do that
+                connection.close()
+                return {"next": True}
+        except OSError as error:
+            self._last = error.strerror or str(error)
+            return {"next": True} if isinstance(error, ConnectionRefusedError) else {}
+        self._link = Link(connection)
+        self._link.send(**self._hello)
+        message = self._next(until)
+        if message and "stranger" not in message:
+            return message
+        if message:
+            self._stranger = f"; another job meets at port {port}: {message['stranger']}"
+        else:
+            self._last = f"what listens at port {port} is no meeting of this program"
+        self._link.close()
+        self._link = None
+        return {"next": True}
+
+    def _wait(self) -> Met:
+        message = self._next()
+        if message is None:
+            raise self._failure(f"{self.party.unit} 0, at {self.party.address}, is gone before all {self.party.unit}s "
+                                "had come")
+        if "end" in message:
+            raise self.party.told(message["end"])
+        go = message["go"]
+        return Met(go["address"], go["offer"], go["hosts"], {0: self._link})
+
+    def _next(self, until: float | None = None) -> dict | None:
+        """The next message of member 0; None where it is gone, or at `until`."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._link, selectors.EVENT_READ)
+            while not self._messages and not self._link.closed and (until is None or time.monotonic() < until):
+                selector.select(until and max(0.0, until - time.monotonic()))
+                self._messages += self._link.received()
+        return self._messages.pop(0) if self._messages else None
+
+    def _nobody(self) -> str:
+        party = self.party
+        return (f"{party.unit} {party.member} on {host_name()} finds nobody of its job ({party.job}) at "
+                f"{party.place}-{party.port + _PORTS - 1}: {self._last}{self._stranger}")
+
+    def _failure(self, text: str) -> RunFailed:
+        return NotMet(text) if self.party.speaks else RunFailed(text)
+
+    def _say(self, text: str) -> None:
+        if self.party.speaks:
+            print(f"megatron-encdec: {text}", file=sys.stderr, flush=True)
+
+
+def _listen(party: Party) -> socket.socket:
+    """At the first free port, on all interfaces."""
+    families = [{"family": socket.AF_INET6, "dualstack_ipv6": True}] if socket.has_dualstack_ipv6() else []
+    for port in range(party.port, party.port + _PORTS):
+        for family in [*families, {}]:
+            try:
+                return socket.create_server(("", port), backlog=min(party.members, 4096), **family)
+            except OSError:
+                pass
+    raise UserError(f"ports {party.port} to {party.port + _PORTS - 1} of {host_name()} are all taken; set MASTER_PORT "
+                    "to another one, the same on all hosts")
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have so many sockets, where the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count + 256:
+        wanted = count + 256 if hard == resource.RLIM_INFINITY else min(count + 256, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
+
+
+def _is_ours(address: str) -> bool:
+    """Whether a socket of this host can have `address`; also where its name cannot be resolved here."""
+    try:
+        family, kind, _, _, end = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(end)
+    except OSError as error:
+        return isinstance(error, socket.gaierror)
+    return True
+
+
+def _spans(numbers: list[int]) -> str:
+    """1, 2, 3, 7 -> "1-3, 7"."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][-1] == number - 1:
+            spans[-1][1:] = [number]
+        else:
+            spans.append([number])
+    return ", ".join("-".join(map(str, span)) for span in spans)
+
+
+def _words(terms: dict | None) -> str:
+    return ", ".join(f"{name} {value}" for name, value in (terms or {}).items()) or "nothing"

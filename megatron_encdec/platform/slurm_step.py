@@ -1,0 +1,57 @@
+"""The step of srun that this process is a task of, as Slurm's variables tell it.
+
+Only inside a step do they count: a batch script sees SLURM_NTASKS and SLURM_PROCID too, and is one process.
+"""
+
+import itertools
+import os
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """name: of job, step and requeue. task: of `tasks`, on node number `node`. local: the task's number on its node.
+    tasks_of_node: how many tasks each node has. hosts: names of the nodes, in Slurm's order."""
+
+    name: str
+    task: int
+    tasks: int
+    node: int
+    local: int
+    tasks_of_node: tuple[int, ...]
+    hosts: tuple[str, ...]
+
+    @classmethod
+    def read(cls) -> "Step | None":
+        """The step; None outside of one."""
+        get = os.environ.get
+        if get("SLURM_PROCID") is None or not (get("SLURM_STEP_ID") or get("SLURM_STEP_NODELIST")):
+            return None
+        tasks = int(get("SLURM_STEP_NUM_TASKS") or get("SLURM_NTASKS") or 1)
+        return cls(f"{get('SLURM_JOB_ID')}.{get('SLURM_STEP_ID')}.{get('SLURM_RESTART_COUNT', '0')}",
+                   int(os.environ["SLURM_PROCID"]), tasks, int(get("SLURM_NODEID") or 0),
+                   int(get("SLURM_LOCALID") or 0), _counts(get("SLURM_STEP_TASKS_PER_NODE") or str(tasks)),
+                   hosts_of(get("SLURM_STEP_NODELIST") or get("SLURM_JOB_NODELIST") or ""))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """`2(x3),1` -> 2, 2, 2, 1."""
+    return tuple(int(number) for number, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+                 for _ in range(int(times or 1)))
+
+
+def hosts_of(nodelist: str) -> tuple[str, ...]:
+    """`a[1-2,07]b,c` -> a1b, a2b, a07b, c: what `scontrol show hostnames` prints, which a container may not have."""
+    names = []
+    for part in re.findall(r"(?:[^,\[]|\[[^]]*\])+", nodelist):
+        pieces = re.split(r"\[([^]]*)\]", part)  # text and ranges by turns
+        choices = [_numbers(piece) if index % 2 else [piece] for index, piece in enumerate(pieces)]
+        names += map("".join, itertools.product(*choices))
+    return tuple(names)
+
+
+def _numbers(ranges: str) -> list[str]:
+    spans = [span.partition("-") for span in ranges.split(",")]
+    return [str(number).zfill(len(first)) for first, _, last in spans
+            for number in range(int(first), int(last or first) + 1)]

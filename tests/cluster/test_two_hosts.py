@@ -1,0 +1,129 @@
+"""A run on two hosts, started by hand on each: the bits of one host, and what goes wrong between hosts is named."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from small_run import outcome, steps_done, wait_until
+from virtual_cluster import PRETRAIN, ROOT, SOME_SECONDS
+
+pytestmark = pytest.mark.slurm
+
+
+def ends(pair, seconds: float = 60) -> list[tuple[int, str]]:
+    """(exit code, output) of each."""
+    return [(process.wait(seconds), output.read_text()) for process, output in pair]
+
+
+def test_two_hosts_give_the_bits_of_one(on_two, on_one_host, nodes, tmp_path):
+    nodes[0].names.write_text(nodes[0].names.read_text() + "127.0.1.1 node1\n")  # Debian's way
+    try:
+        ended = ends(on_two())
+    finally:
+        nodes[0].names.write_text(nodes[0].names.read_text().replace("127.0.1.1 node1\n", ""))
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert outcome(tmp_path / "run") == on_one_host()
+
+
+def test_a_cut_cable_is_named_on_both_sides(on_two, nodes, tmp_path):
+    pair = on_two("run.hang_timeout=4", "phases.0.steps=5000")
+    wait_until(lambda: steps_done(tmp_path / "run") >= 3, "the first steps", 60)
+    nodes[1].plug(False)
+    try:
+        (code, said), (other, there) = ends(pair)
+    finally:
+        nodes[1].plug(True)
+    assert code != 0 and other != 0
+    assert "rank 1" in said and "node2" in said, said
+    assert "node1" in there, there
+
+
+def test_a_disk_that_is_not_shared_is_named(on_two, nodes, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    nodes[1].run("mount", "-t", "tmpfs", "none", disk)
+    try:
+        ended = ends(on_two(run=disk / "run"))
+    finally:
+        nodes[1].run("umount", disk)
+    assert [code for code, _ in ended] == [2, 2], ended
+    assert f"run.dir: {disk / 'run'} on node2 is not the folder that rank 0 on node1 writes to" in ended[0][1]
+
+
+def other_data(root, tmp_path):
+    """Other tokens under the same path, seen by node 2 alone: its text, a byte of it changed."""
+    folder = tmp_path / "other"
+    shutil.copytree(root, folder)
+    manifest = json.loads((folder / "text.manifest.json").read_text())
+    assert manifest["documents"] > 1
+    with open(folder / "corpus.jsonl", "a") as file:
+        file.write(json.dumps({"text": "one more document"}) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("what", ["data", "config", "code"])
+def test_hosts_that_differ_do_not_begin(what, on_two, nodes, root, tmp_path):
+    second, words, mounted = {}, [], None
+    if what == "data":
+        folder = other_data(root, tmp_path)
+        nodes[1].run(sys.executable, "-m", "megatron_encdec", "preprocess", "--input", folder / "corpus.jsonl",
+                     "--tokenizer", folder / "tokenizer", "--validation-percent", "10", "--workers", "1",
+                     "--output", folder / "new")
+        for path in folder.glob("new*"):
+            path.rename(path.with_name(path.name.replace("new", "text", 1)))
+        mounted = (folder, root)
+    elif what == "config":
+        (tmp_path / "config").mkdir()
+        text = (root / "config.yaml").read_text().replace("lr: 5.0e-3", "lr: 6.0e-3")
+        (tmp_path / "config" / "config.yaml").write_text(text)
+        mounted = (tmp_path / "config" / "config.yaml", root / "config.yaml")
+    else:
+        shutil.copytree(ROOT / "megatron_encdec", tmp_path / "code" / "megatron_encdec",
+                        ignore=shutil.ignore_patterns("__pycache__"))
+        with open(tmp_path / "code/megatron_encdec/training/loop.py", "a") as file:
+            file.write("# another version\n")
+        second = {"PYTHONPATH": str(tmp_path / "code")}
+        mounted = (tmp_path / "code" / "megatron_encdec", ROOT / "megatron_encdec")
+    nodes[1].run("mount", "--bind", *mounted)
+    try:
+        ended = ends(on_two(*words, second=second))
+    finally:
+        nodes[1].run("umount", mounted[1])
+    assert [code for code, _ in ended] == [2, 2], ended
+    line = " ".join(said for _, said in ended)
+    named = {"data": "data.train.0", "config": "optimizer.lr is 0.006 instead of 0.005", "code": "the code of"}[what]
+    assert named in line and "rank 1 on node2 differs from rank 0 on node1" in line, line
+    assert steps_done(tmp_path / "run") == 0
+
+
+@pytest.mark.skipif(not shutil.which("bindfs"), reason="needs bindfs, for a disk whose flock stays on each host")
+def test_a_second_launch_is_refused_where_flock_reaches_no_other_host(nodes, root, tmp_path, begin):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for node in nodes[:2]:
+        node.run("bindfs", disk, disk)
+    try:
+        run = disk / "run"
+        words = (*PRETRAIN, root / "config.yaml", f"run.dir={run}", "phases.0.steps=100000")
+        first, _ = begin(nodes[0], *words)
+        wait_until(lambda: steps_done(run) >= 1, "the first step", 60)
+        second, output = begin(nodes[1], *words)
+        assert second.wait(60) == 2, output.read_text()
+        assert "is in use by pid" in output.read_text() and "on node1" in output.read_text()
+        assert first.poll() is None
+        first.kill()
+    finally:
+        for node in nodes[:2]:
+            node.run("umount", "--lazy", disk)
+
+
+def test_a_run_of_two_hosts_saves_when_one_is_told_to_stop(on_two, on_one_host, nodes, tmp_path):
+    pair = on_two(*SOME_SECONDS, "--stopped-exit-code", "85")
+    wait_until(lambda: steps_done(tmp_path / "run") >= 3, "the first steps", 60)
+    nodes[1].signal(pair[1][0], 15)
+    ended = ends(pair)
+    assert [code for code, _ in ended] == [85, 85], ended
+    assert "stopped by SIGTERM after step" in ended[0][1] and "checkpoint saved" in ended[0][1]
+    step = steps_done(tmp_path / "run")
+    assert outcome(tmp_path / "run")[0] == on_one_host(*SOME_SECONDS)[0][:step]

@@ -1,0 +1,102 @@
+"""The image for a CPU is built from the Dockerfile, in OCI format and without Docker, and does its work.
+
+Its base is this machine's own Debian or Ubuntu, made by debootstrap, with pip's settings of this machine.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+lacking = [name for name in ("buildah", "debootstrap") if not shutil.which(name)]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    os.geteuid() != 0 or bool(lacking), reason=f"needs root and {' and '.join(lacking) or 'nothing else'}")]
+
+
+def call(*words, seconds: float, **options) -> str:
+    """What the command says, which ends well."""
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=seconds, **options)
+    assert done.returncode == 0, f"{words}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout + done.stderr
+
+
+def pip_settings(etc: Path) -> list[Path]:
+    """Write pip's settings of this machine to `etc`/pip.conf; the local folders of packages that they name. An index in
+    a folder stays out: its files may lie elsewhere."""
+    listed = call(sys.executable, "-m", "pip", "config", "list", seconds=60)
+    found = {name.rpartition(".")[2]: value.strip("'") for name, _, value in
+             (line.partition("=") for line in listed.splitlines())}
+    if "cert" in found:
+        shutil.copy(found["cert"], etc / "pip-ca.crt")
+        found["cert"] = "/etc/pip-ca.crt"
+    kept = {name: found[name] for name in ("index-url", "extra-index-url", "find-links", "cert")
+            if name in found and not ("index" in name and "file://" in found[name])}
+    (etc / "pip.conf").write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in kept.items()), ""]))
+    words = " ".join(value for name, value in kept.items() if name != "cert").split()
+    return sorted({Path(word.removeprefix("file://")) for word in words if word.startswith(("/", "file:///"))})
+
+
+@pytest.fixture(scope="module")
+def buildah(tmp_path_factory):
+    """A function: `buildah WORDS`, with images of its own that are gone after the module."""
+    store = tmp_path_factory.mktemp("images")
+
+    def buildah(*words, seconds: float = 120) -> str:
+        return call("buildah", "--root", store / "root", "--runroot", store / "run", "--storage-driver", "vfs",
+                    *words, seconds=seconds)
+
+    yield buildah
+    buildah("rm", "--all")
+    buildah("rmi", "--all", "--force")
+    shutil.rmtree(store)
+
+
+@pytest.fixture(scope="module")
+def container(buildah, tmp_path_factory):
+    """The name of a container of the image, and what the build said."""
+    release = dict(re.findall(r'^(\w+)="?(.*?)"?$', Path("/etc/os-release").read_text(), re.MULTILINE))
+    base = tmp_path_factory.mktemp("base")
+    call("debootstrap", "--variant=minbase", release["VERSION_CODENAME"], base, seconds=600)
+    folders = pip_settings(base / "etc")
+    empty = buildah("from", "scratch").strip()
+    buildah("add", empty, base, "/", seconds=600)
+    buildah("commit", "--format", "oci", empty, "localhost/base", seconds=600)
+    shutil.rmtree(base)
+    volumes = [word for folder in folders for word in ("--volume", f"{folder}:{folder}:ro")]
+    said = buildah("build", "--isolation", "chroot", "--network", "host", "--format", "oci", "--build-arg",
+                   "DEVICE=cpu", "--build-arg", "BASE_CPU=localhost/base", *volumes, "--tag", "encdec", ROOT,
+                   seconds=3000)
+    return buildah("from", "--pull-never", "localhost/encdec").strip(), said
+
+
+def test_nothing_of_the_dockerfile_is_lost_in_oci_format(container):
+    assert "not supported for OCI" not in container[1] and "will be ignored" not in container[1]
+
+
+def run(buildah, container, *words) -> str:
+    """As the entry point would, by user 1000."""
+    return buildah("run", "--isolation", "chroot", "--user", "1000", container[0], "--", "tini", "-s", "--", *words)
+
+
+def test_it_can_train_as_an_ordinary_user(buildah, container):
+    assert "training can start here" in run(buildah, container, "megatron-encdec", "doctor")
+    said = run(buildah, container, "bash", "-c", "id -u && touch made && python tools/build_docstring_corpus.py "
+               "corpus.jsonl --workers 2 >/dev/null && head -n 2000 corpus.jsonl >small.jsonl && megatron-encdec "
+               "preprocess --input small.jsonl --tokenizer work_dirs/demo/tokenizer --train-tokenizer 4096 --output "
+               "work_dirs/demo/data/docstrings --validation-percent 10 && megatron-encdec pretrain "
+               "examples/biphasic_tiny.yaml --nproc 2 --until 2 evaluation.every=0")
+    assert said.startswith("1000\n") and "step" in said
+    config = buildah("inspect", "--type", "image", "--format", "{{.OCIv1.Config.Entrypoint}} {{.OCIv1.Config.User}}",
+                     "localhost/encdec")
+    assert config.strip() == "[tini -- megatron-encdec] 1000"
+
+
+def test_sigterm_reaches_the_command_through_tini(buildah, container):
+    said = run(buildah, container, "bash", "-c", "tini -s -- megatron-encdec pretrain examples/biphasic_tiny.yaml "
+               "run.dir=work_dirs/second & sleep 25; kill -TERM $!; wait $!; echo code $?")
+    assert "stopped by SIGTERM" in said and said.rstrip().endswith("code 0")
