@@ -56,7 +56,7 @@ def learning_rate(step: int, total_steps: int, peak: float, schedule: ScheduleSe
     return peak
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def learning_rates(total_steps: int, peak: float, schedule: ScheduleSettings) -> np.ndarray:
     """`learning_rate` of every update 1 .. total_steps, float64 (little-endian: it is hashed)."""
     return np.array([learning_rate(step, total_steps, peak, schedule) for step in range(1, total_steps + 1)], "<f8")

@@ -1,7 +1,6 @@
 """The verb `finetune`: run the sweep that a config lists, or what is left of it."""
 
 import argparse
-import os
 import shlex
 import signal
 
@@ -63,21 +62,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _sweep(config: FinetuneConfig, runs: list[FinetuneRun], todo: int) -> Sweep:
-    gpus, cores = _gpus(), available_cores()
+    from megatron_encdec.platform.device import visible_gpus  # imports torch
+
+    gpus, cores = visible_gpus(), available_cores()
     workers = min(todo, config.sweep.workers or len(gpus) or min(MOST_WORKERS, cores))
     threads = max(1, cores // workers)
     where = f"{len(gpus)} GPU{'s' * (len(gpus) != 1)}" if gpus else f"{threads} of {cores} cores each"
     print(f"{workers} worker{'s' * (workers != 1)}, {where}", flush=True)
     return Sweep(runs, FUNCTION, workers, gpus, threads, config.sweep.retry_failed)
-
-
-def _gpus() -> list[str]:
-    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
 def _end(config: FinetuneConfig, outcome: Outcome) -> int:

@@ -42,6 +42,12 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
+    named, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
+
+
 def use_deterministic_kernels() -> None:
     """`run.deterministic`: the same bits from the same inputs on a GPU too; a CPU always gives them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
