@@ -25,7 +25,6 @@ from megatron_encdec.study.tree import Branch
 from megatron_encdec.training.config import From
 
 
-
 @dataclass(frozen=True)
 class Job:
     """One process, or one for each rank, to be started by an executor.
@@ -56,19 +55,15 @@ def jobs_of(status: Status) -> dict[str, Job]:
     """By key, those that others wait for first."""
     plan, store = status.plan, status.store
     jobs = [_stretch(plan, store, branch) for branch in plan.branches if branch in status.stretches]
-    training = {job.key for job in jobs}
-    lost = set(status.lost)
+    training, lost = {job.key for job in jobs}, set(status.lost)
     for point in plan.points:
-        key = f"stretches/{point.branch.id}"
-        exporting = point in status.exports
         if point in lost:
             continue
+        key, exporting = f"stretches/{point.branch.id}", point in status.exports
         if exporting:
             jobs.append(_export(store, point, [key] if key in training else []))
-        if plan.study.finetune:
-            config = finetune_config(plan, store, point)
-            if any(state_of(run.directory) == TODO for run in config.runs()):
-                jobs.append(_finetune(plan, store, point, config, [f"models/{point.name}"] if exporting else []))
+        if plan.study.finetune and not _is_scored(plan, store, point):
+            jobs.append(_finetune(plan, store, point, [f"models/{point.name}"] if exporting else []))
     return {job.key: job for job in jobs}
 
 
@@ -138,14 +133,29 @@ def finetune_config(plan: StudyPlan, store: Store, point: Point) -> FinetuneConf
         "models": [{"path": str(store.export_of(point)), "name": point.name}]}, "finetune")
 
 
-def _finetune(plan: StudyPlan, store: Store, point: Point, config: FinetuneConfig, needs: list[str]) -> Job:
-    folder, runs = store.folder("jobs/results", point.name), config.runs()
+def _finetune(plan: StudyPlan, store: Store, point: Point, needs: list[str]) -> Job:
+    folder = store.folder("jobs/results", point.name)
 
     def prepare() -> None:
+        config = finetune_config(plan, store, point)
         write_atomic(folder / "config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False))
 
     def position() -> tuple[int, int]:
-        return sum(state_of(run.directory) != TODO for run in runs), len(runs)
+        return _scores(plan, store, point)
 
     return Job(f"results/{point.name}", folder, ["finetune", str(folder / "config.yaml")], needs, prepare,
-               lambda: position()[0] == len(runs), position)
+               lambda: position()[0] == position()[1], position)
+
+
+def _is_scored(plan: StudyPlan, store: Store, point: Point) -> bool:
+    if point.name in store.exports and point.name not in store.scored:
+        ended, runs = _scores(plan, store, point)
+        if ended == runs:
+            store.scored.add(point.name)
+    return point.name in store.scored
+
+
+def _scores(plan: StudyPlan, store: Store, point: Point) -> tuple[int, int]:
+    """Fine-tuning runs of the point that have ended, one way or the other, of how many."""
+    runs = finetune_config(plan, store, point).runs()
+    return sum(state_of(run.directory) != TODO for run in runs), len(runs)

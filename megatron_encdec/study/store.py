@@ -28,17 +28,20 @@ from megatron_encdec.study.tree import Branch
 
 @dataclass
 class Store:
-    """available: history hash -> run directory and step of a checkpoint with that state. pruned: hashes of those that
-    were deleted."""
+    """exports: names of those there. available: history hash -> run directory and step of a checkpoint with that state.
+    pruned: hash -> the record of one that was deleted. scored: names whose fine-tuning is known to have ended."""
 
     output: Path
+    exports: set[str] = field(default_factory=set)
     available: dict[str, tuple[Path, int]] = field(default_factory=dict)
     pruned: dict[str, Path] = field(default_factory=dict)
+    scored: set[str] = field(default_factory=set)
     _read: dict[Path, tuple[int, str]] = field(default_factory=dict)  # run_state.json -> its time, the hash in it
 
     def look(self) -> None:
         """Find what there is now."""
         self.available, self.pruned = {}, {}
+        self.exports = {path.name for path in (self.output / "models").glob("*")}
         for run in sorted((self.output / "stretches").glob("*")):
             for record in (run / "pruned").glob("step_*.json"):
                 self.pruned[json.loads(record.read_text(encoding="utf-8"))["history_hash"]] = record
@@ -79,7 +82,7 @@ class Status:
     def __init__(self, plan: StudyPlan, store: Store):
         store.look()
         self.plan, self.store = plan, store
-        self.exports = [point for point in plan.points if not self._is_exported(point)]
+        self.exports = {point: None for point in plan.points if not self._is_exported(point)}  # in their order
         unexported = {(point.branch, point.step) for point in self.exports}
         self.stretches: set[Branch] = set()
         for branch in reversed(plan.branches):
@@ -96,6 +99,8 @@ class Status:
                 and point.branch.hash_at(point.step) not in self.store.available]
 
     def _is_exported(self, point: Point) -> bool:
+        if point.name not in self.store.exports:
+            return False
         try:
             record = json.loads((self.store.export_of(point) / "export.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -118,18 +123,14 @@ class Status:
 def prune(status: Status, running: set[str]) -> list[str]:
     """Delete the checkpoints of finished stretches that nothing to do needs; what they were stays in `pruned/`.
     Returns `STRETCH@STEP` of each."""
+    finished = {status.store.folder("stretches", branch.id) for branch in status.plan.branches
+                if branch not in status.stretches and branch.id not in running}
     gone = []
-    for branch in status.plan.branches:
-        run = status.store.folder("stretches", branch.id)
-        if branch in status.stretches or branch.id in running or not run.is_dir():
-            continue
-        checkpoints = run / "checkpoints"
-        for name in saved_names(checkpoints):
-            found = read_run_state(checkpoints / name)
-            if found.history_hash in status.needed:
-                continue
+    for state, (run, step) in status.store.available.items():
+        if run in finished and state not in status.needed:
+            found = read_run_state(run / "checkpoints" / name_of(step))
             (run / "pruned").mkdir(exist_ok=True)
-            write_json_atomic(run / "pruned" / f"{name}.json", found.as_dict())
-            remove(checkpoints, name)
-            gone.append(f"{run.name}@{found.step}")
+            write_json_atomic(run / "pruned" / f"{name_of(step)}.json", found.as_dict())
+            remove(run / "checkpoints", name_of(step))
+            gone.append(f"{run.name}@{step}")
     return gone

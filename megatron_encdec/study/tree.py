@@ -163,7 +163,7 @@ def _add(tree: Tree, recipe: Recipe, facts: Facts, names: list[str]) -> Branch:
     before, at = (parent.before + parent.end if parent else 0), 0
     while at < path.timeline.total_steps:
         siblings = parent.children if parent else tree.roots
-        shared, branch = max(((_common(one.leading, path), one) for one in siblings), key=lambda pair: pair[0],
+        shared, branch = max(((_common(one.leading, path, at), one) for one in siblings), key=lambda pair: pair[0],
                              default=(0, None))
         if shared <= at:
             branch = Branch(path, at, path.timeline.total_steps, parent, before)
@@ -187,21 +187,24 @@ def _split(branch: Branch, step: int, tree: Tree) -> None:
     branch.end, branch.children, branch.ending = step, [rest], []
 
 
-def _common(one: Path, other: Path) -> int:
-    """The last step up to which the histories are equal; 0 where they begin with other states."""
+def _common(one: Path, other: Path, at: int) -> int:
+    """The last step up to which the histories are equal, `at` or later: up to there they are known to be."""
     a, b = one.timeline, other.timeline
-    if (a.beginning, a.model) != (b.beginning, b.model):
+    if at == 0 and (a.beginning, a.model) != (b.beginning, b.model):
         return 0
-    shared = 0
+    shared = at
     for (start, end, identity, rates), (*theirs, other_rates) in zip(one.pieces, other.pieces, strict=False):
-        if [start, identity] != [theirs[0], theirs[2]]:
+        both = min(end, theirs[1])
+        if max(end, theirs[1]) <= at:
+            continue
+        if both <= shared or [start, identity] != [theirs[0], theirs[2]]:
             break
-        shared = min(end, theirs[1])
-        different = np.flatnonzero(rates[: shared - start] != other_rates[: shared - start])
+        if rates[shared - start] != other_rates[shared - start]:  # mostly seen here, without a look at all the others
+            break
+        different = np.flatnonzero(rates[shared - start:both - start] != other_rates[shared - start:both - start])
         if different.size:
-            return start + int(different[0])
-        if end != theirs[1]:
-            break
+            return shared + int(different[0])
+        shared = both
     return shared
 
 

@@ -20,8 +20,8 @@ STATES = {"done": (3.0, "-"), "running": (3.0, "--"), "failed": (2.0, ":"), "to 
 
 
 def tree_picture(plan: StudyPlan, states: Mapping[str, str]) -> Picture:
-    """A row for each model's end; a fork goes down from the trunk that it leaves. Raises `UserError` where matplotlib is
-    not installed."""
+    """A row for each model's end; a fork goes down from the trunk that it leaves. Raises `UserError` where matplotlib
+    is not installed."""
     with require("matplotlib", "study plan --picture").rc_context(STYLE):
         return Picture("tree", "tree", "The runs of the study",
                        "What models have in common is trained once. Thick: done; dashed: running; dotted: failed.",
@@ -81,5 +81,6 @@ def _draw_branch(axis, branch: Branch, rows: Mapping[Branch, int], names: list[s
         axis.plot(ends, [row, row], color=colour(names.index(short_name(one.objective))), lw=width, ls=style,
                   solid_capstyle="butt", zorder=2)
     if branch.ending:
-        axis.annotate(", ".join(branch.ending), (branch.end + branch.before, row), (5, 0), va="center", fontsize=8,
+        above = 6 if branch.children else 0  # the row goes on to the right
+        axis.annotate(", ".join(branch.ending), (branch.end + branch.before, row), (5, above), va="center", fontsize=8,
                       textcoords="offset points", color=INK)
