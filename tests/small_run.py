@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import random
 import runpy
 import subprocess
 import sys
@@ -34,6 +35,22 @@ checkpoint: {{every: 100, keep: 1}}
 evaluation: {{every: 100, batches: 1}}
 logging: {{tensorboard: false}}
 """
+
+
+def make_workspace(directory: Path) -> Path:
+    """Fill `directory` with `tokenizer/`, `text.*`, `text.validation.*` and `config.yaml` (run.dir is the test's)."""
+    draw = random.Random(0)
+    words = [f"{a}{b}" for a in ("re", "un", "over", "mis", "pre") for b in
+             ("turn", "told", "read", "wind", "made", "take", "cast", "lead")]
+    with open(directory / "corpus.jsonl", "w") as file:
+        for _ in range(400):
+            text = " ".join(draw.choice(words) for _ in range(draw.randint(5, 60)))
+            file.write(json.dumps({"text": text}) + "\n")
+    run_cli("preprocess", "--input", directory / "corpus.jsonl", "--tokenizer", directory / "tokenizer",
+            "--train-tokenizer", "301", "--validation-percent", "10", "--output", directory / "text",
+            "--workers", "1")
+    (directory / "config.yaml").write_text(BASE.format(root=directory))
+    return directory
 
 
 def config_of(*overrides: str):

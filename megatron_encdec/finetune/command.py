@@ -3,9 +3,10 @@
 import argparse
 import shlex
 import signal
+from pathlib import Path
 
 from megatron_encdec.finetune.config import FinetuneConfig, FinetuneRun, load_config
-from megatron_encdec.finetune.results_tree import FAILED, FINISHED, state_of
+from megatron_encdec.finetune.results_tree import FAILED, FINISHED, record_model, state_of
 from megatron_encdec.finetune.sweep import Outcome, Sweep
 from megatron_encdec.platform.children import available_cores
 from megatron_encdec.platform.errors import RunFailed, UserError
@@ -56,6 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
           f"{failed} failed, {todo} to do")
     if arguments.dry_run:
         return 0
+    for model in config.all_models:
+        if model.weights == "pretrained":
+            record_model(Path(config.results), model.label, Path(model.path), model.series)
     if todo and not is_available("nemo_automodel"):
         raise UserError(f"finetune needs the package nemo_automodel; install it: {INSTALL['nemo_automodel']}")
     return _end(config, _sweep(config, runs, todo).run() if todo else Sweep(runs, FUNCTION).run())

@@ -4,7 +4,7 @@ Scores are fractions inside and per cent in every file. Markdown rounds to four 
 the pointer, CSV not at all; an interval is `mean ± half width` there and two columns in CSV. A dash: not known.
 
     1. `Column(name, kind)`       text, count, percent, printed (per cent with two decimals), interval, signed (an
-                                  interval of a difference), rate
+                                  interval of a difference), rate, number (four digits)
     2. `Table(...)`               rows of raw values
     3. `markdown`, `csv_text`; `as_markdown(text)` for names in a note
 """
@@ -93,6 +93,8 @@ def text_of(value: Any, kind: str, digits: int) -> str:
         return f"{100 * value:.{digits if kind == 'percent' else 2}f}"
     if kind == "rate":
         return rate_text(value)
+    if kind == "number":
+        return f"{value:.4g}"
     return f"{value:,}" if kind == "count" else str(value)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
@@ -82,18 +83,19 @@ def run(arguments: argparse.Namespace) -> int:
     return {"plan": _plan, "run": _run, "report": _report}[arguments.thing](arguments)
 
 
-def _plan_of(arguments: argparse.Namespace):
+def plan_of(study: Path, overrides: Sequence[str] = ()):
+    """The plan of the study file."""
     with interrupts_end_the_process():
         from megatron_encdec.platform import device
         from megatron_encdec.study.config import load_study
         from megatron_encdec.study.plan import plan_study
 
     device.choose("auto")
-    return plan_study(load_study(arguments.study, arguments.overrides))
+    return plan_study(load_study(study, overrides))
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    plan = _plan_of(arguments)
+    plan = plan_of(arguments.study, arguments.overrides)
     from megatron_encdec.study.store import Status, Store
 
     states = Status(plan, Store(Path(plan.study.output))).states()
@@ -108,7 +110,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.jobs < 1:
         raise UserError(f"--jobs {arguments.jobs}: at least one")
-    plan = _plan_of(arguments)
+    plan = plan_of(arguments.study, arguments.overrides)
     from megatron_encdec.platform.device import visible_gpus
     from megatron_encdec.study.driver import Driver
     from megatron_encdec.study.local import LocalExecutor
@@ -121,8 +123,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     with interrupts_end_the_process():
-        from megatron_encdec.study.report import report
+        from megatron_encdec.study.report import report, report_study
 
+    first, *more = arguments.trees
+    if first.is_file() and not more:
+        report_study(plan_of(first), arguments.output, arguments.reference)
+        return 0
     if arguments.output is None:
         raise UserError("--output DIR: where the report goes")
     report(arguments.trees, arguments.output, arguments.reference)

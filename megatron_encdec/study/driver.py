@@ -21,6 +21,7 @@ from megatron_encdec.rundir.lock import FolderLock
 from megatron_encdec.study.jobs import Job, jobs_of
 from megatron_encdec.study.local import LocalExecutor
 from megatron_encdec.study.plan import StudyPlan
+from megatron_encdec.study.report import report_study
 from megatron_encdec.study.store import Status, Store, prune
 
 SECONDS = 1.0  # between looks at what runs
@@ -56,11 +57,15 @@ class Driver:
                     self._show()
                 if signals.received is not None:
                     self._stop(signals)
+                    return
+        if self._plan.study.finetune and any((self._store.output / "results").glob("*/*/*/*/results.json")):
+            report_study(self._plan)
         if self._failed:
-            left = [key for key in self._jobs if key not in self._failed]
+            left = len(self._jobs) - len(self._failed)
             raise RunFailed("\n".join([*(f"{key}: {why}" for key, why in self._failed.items()),
-                                       f"{len(self._failed)} failed, {len(left)} wait for them; what else there was is "
-                                       "done. Mend it and give the same command again"]))
+                                       f"{len(self._failed)} failed, {left} wait for them; all else is done. Mend it "
+                                       "and give the same command again"]))
+        self._say(f"{self._store.output}: all is done")
 
     def _look(self) -> None:
         """What is to do, as the disk says; what nothing needs goes."""

@@ -115,11 +115,10 @@ def _last_step(run: Path, start: int) -> int:
 
 def _export(store: Store, point: Point, needs: list[str]) -> Job:
     folder, out = store.folder("jobs/models", point.name), store.export_of(point)
-    state = point.branch.hash_at(point.step)
     words = ["export", "", str(out), "--force"]
 
     def prepare() -> None:
-        path, step = store.available[state]
+        path, step = store.available[point.branch.hash_at(point.step)]
         words[1] = f"{path}@{step}"
 
     return Job(f"models/{point.name}", folder, words, needs, prepare, lambda: (out / "export.json").exists(),
@@ -130,7 +129,7 @@ def finetune_config(plan: StudyPlan, store: Store, point: Point) -> FinetuneConf
     """Of one model: the study's grid, datasets and protocol."""
     return schema.build(FinetuneConfig, {
         **plan.study.finetune, "results": str(store.output / "results"),
-        "models": [{"path": str(store.export_of(point)), "name": point.name}]}, "finetune")
+        "models": [{"path": str(store.export_of(point)), "name": point.name, "series": point.models}]}, "finetune")
 
 
 def _finetune(plan: StudyPlan, store: Store, point: Point, needs: list[str]) -> Job:

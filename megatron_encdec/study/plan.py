@@ -16,7 +16,7 @@ from megatron_encdec.platform.progress import short_count
 from megatron_encdec.study.config import Resources, StudyConfig
 from megatron_encdec.study.curves import short_steps
 from megatron_encdec.study.recipes import Recipe, planned_models
-from megatron_encdec.study.tree import Branch, Facts, Tree, grow, short_name
+from megatron_encdec.study.tree import Branch, Facts, Tree, grow
 
 SHOWN_MISSING = 4
 
@@ -97,7 +97,7 @@ class StudyPlan:
     def _model(self, recipe: Recipe, states: Mapping[str, str]) -> dict[str, Any]:
         path = self.tree.path(recipe.name)
         done = all(states.get(branch.id) == "done" for branch in path)
-        phases = [{"objective": short_name(one.objective), "steps": one.steps}
+        phases = [{"objective": one.objective.short_name(), "steps": one.steps}
                   for part in filter(None, (recipe.before, recipe)) for one in part.stretches]
         return {"size": recipe.size, "seed": recipe.seed, "steps": recipe.steps, "phases": phases,
                 "tokens": sum(branch.tokens for branch in path), "stretches": [branch.id for branch in path],
@@ -106,7 +106,7 @@ class StudyPlan:
     def _stretch(self, branch: Branch, states: Mapping[str, str]) -> dict[str, Any]:
         start, end = branch.start + branch.before, branch.end + branch.before
         return {"id": branch.id, "parent": branch.parent and branch.parent.id, "start": start, "end": end,
-                "steps": branch.steps, "objectives": [short_name(one.objective) for one in branch.stretches],
+                "steps": branch.steps, "objectives": [one.objective.short_name() for one in branch.stretches],
                 "models": branch.models, "ending": branch.ending, "tokens": branch.tokens, "flops": _flops(branch),
                 "gpu_hours": self.gpu_hours(branch), "checkpoint_bytes": _checkpoint_bytes(branch),
                 "state": states.get(branch.id, "to do")}
@@ -132,7 +132,7 @@ class StudyPlan:
     def _place(self, branch: Branch, depth: int) -> str:
         start, end = branch.start + branch.before, branch.end + branch.before
         size = f"{branch.recipe.size} " if branch.parent is None and branch.recipe.size else ""
-        words = " ".join(short_name(one.objective) for one in branch.stretches)
+        words = " ".join(one.objective.short_name() for one in branch.stretches)
         return f"{'  ' * depth}{size}{words} {start:,}..{end:,}"
 
     def _costs(self, states: Mapping[str, str]) -> list[str]:
@@ -200,6 +200,6 @@ def _count(number: int, name: str, plural: str = "s") -> str:
 
 def describe_path(plan: StudyPlan, model: str) -> str:
     """`clm 0..10k → mlm40 10k..42k` of a model."""
-    return " → ".join(f"{' '.join(short_name(one.objective) for one in branch.stretches)} "
+    return " → ".join(f"{' '.join(one.objective.short_name() for one in branch.stretches)} "
                       f"{short_steps(branch.start + branch.before)}..{short_steps(branch.end + branch.before)}"
                       for branch in plan.tree.path(model))

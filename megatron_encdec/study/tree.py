@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from megatron_encdec.objectives import Objective, Vocabulary
+from megatron_encdec.objectives import Vocabulary
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.study.curves import short_steps
 from megatron_encdec.study.recipes import Recipe
@@ -91,7 +91,7 @@ class Branch:
     @cached_property
     def id(self) -> str:
         """Its folder: size and objectives up to its end, and what tells it from all others."""
-        stages = [f"{short_name(one.objective)}-{short_steps(min(one.end, self.end) + self.before)}"
+        stages = [f"{one.objective.short_name()}-{short_steps(min(one.end, self.end) + self.before)}"
                   for one in self.leading.timeline.stretches if one.start < self.end]
         return f"{'-'.join(filter(None, [self.recipe.size, *stages]))}_{self.hash_at(self.end)[:8]}"
 
@@ -206,8 +206,3 @@ def _common(one: Path, other: Path, at: int) -> int:
             return shared + int(different[0])
         shared = both
     return shared
-
-
-def short_name(objective: Objective) -> str:
-    """`mlm40`, as the paper writes it."""
-    return f"{objective.name}{100 * getattr(objective, objective.short):g}" if objective.short else objective.name

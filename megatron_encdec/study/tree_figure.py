@@ -13,7 +13,7 @@ from megatron_encdec.platform.optional import require
 from megatron_encdec.rundir.files import write_atomic
 from megatron_encdec.study.curves import short_steps
 from megatron_encdec.study.plan import StudyPlan, drawn
-from megatron_encdec.study.tree import Branch, short_name
+from megatron_encdec.study.tree import Branch
 
 ROW, MARGIN, WIDTH = 0.24, 1.1, 9.5  # inches: a row, above and below all of them, the whole
 STATES = {"done": (3.0, "-"), "running": (3.0, "--"), "failed": (2.0, ":"), "to do": (1.6, "-")}  # line width, style
@@ -41,7 +41,7 @@ def _draw(plan: StudyPlan, states: Mapping[str, str]):
 
     rows = _rows(plan)
     count = max(rows.values()) + 1
-    names = list(dict.fromkeys(short_name(one.objective) for branch in plan.branches for one in branch.stretches))
+    names = list(dict.fromkeys(one.objective.short_name() for branch in plan.branches for one in branch.stretches))
     figure = Figure(figsize=(WIDTH, MARGIN + ROW * count), layout="constrained")
     axis = figure.subplots()
     for branch in plan.branches:
@@ -78,7 +78,7 @@ def _draw_branch(axis, branch: Branch, rows: Mapping[Branch, int], names: list[s
         axis.plot([first, first], [rows[branch.parent], row], color=MUTED, lw=0.8, zorder=1)
     for one in branch.stretches:
         ends = [max(one.start, branch.start) + branch.before, min(one.end, branch.end) + branch.before]
-        axis.plot(ends, [row, row], color=colour(names.index(short_name(one.objective))), lw=width, ls=style,
+        axis.plot(ends, [row, row], color=colour(names.index(one.objective.short_name())), lw=width, ls=style,
                   solid_capstyle="butt", zorder=2)
     if branch.ending:
         above = 6 if branch.children else 0  # the row goes on to the right

@@ -1,30 +1,16 @@
 """A corpus, a tokenizer and token files made once, then `megatron-encdec pretrain` as real processes."""
 
-import json
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from small_run import BASE, run_cli
+from small_run import make_workspace, run_cli
 
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory) -> Path:
-    """A directory with `tokenizer/`, `text.*`, `text.validation.*` and `config.yaml` (run.dir left to the test)."""
-    directory = tmp_path_factory.mktemp("workspace")
-    draw = random.Random(0)
-    words = [f"{a}{b}" for a in ("re", "un", "over", "mis", "pre") for b in
-             ("turn", "told", "read", "wind", "made", "take", "cast", "lead")]
-    with open(directory / "corpus.jsonl", "w") as file:
-        for _ in range(400):
-            text = " ".join(draw.choice(words) for _ in range(draw.randint(5, 60)))
-            file.write(json.dumps({"text": text}) + "\n")
-    run_cli("preprocess", "--input", directory / "corpus.jsonl", "--tokenizer", directory / "tokenizer",
-            "--train-tokenizer", "301", "--validation-percent", "10", "--output", directory / "text",
-            "--workers", "1")
-    (directory / "config.yaml").write_text(BASE.format(root=directory))
-    return directory
+    """`small_run.make_workspace`, once."""
+    return make_workspace(tmp_path_factory.mktemp("workspace"))
 
 
 @pytest.fixture
