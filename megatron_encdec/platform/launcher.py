@@ -2,7 +2,7 @@
 
     1. start N ranks with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT set; on a CPU by fork, so that
        the imports are done once; with a GPU as new processes, since CUDA does not survive a fork
-    2. pass SIGINT, SIGTERM and SIGUSR1 on to every rank; a second one ends them at once
+    2. pass SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 on to every rank; a second one ends them at once
     3. when a rank fails, name it, give the others a moment, end them; return the exit code of the one that failed
 
 Ranks whose launcher is gone (kill -9) notice it themselves: `is_orphan`.
@@ -25,7 +25,7 @@ from megatron_encdec.platform.signals import REPEAT_SECONDS, StopSignals, how_it
 
 SETTLE_SECONDS = 0.5  # a rank that was killed may take longer to be gone than those that miss it
 GRACE_SECONDS = 3.0  # for the other ranks when one has failed: long enough for what they have to say
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 # Of this process, where it is a rank that was launched by `launch` or by torchrun; else None.
 _launcher_pid: int | None = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None

@@ -114,10 +114,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from megatron_encdec.platform.device import visible_gpus
     from megatron_encdec.study.driver import Driver
     from megatron_encdec.study.local import LocalExecutor
+    from megatron_encdec.study.slurm import SlurmExecutor
 
-    if (arguments.executor or plan.study.executor) == "slurm":
-        raise UserError("executor: slurm is not there yet; use local")
-    Driver(plan, LocalExecutor(arguments.jobs, visible_gpus()), arguments.keep_all).run()
+    slurm = (arguments.executor or plan.study.executor) == "slurm"
+    executor = SlurmExecutor(plan.study.slurm) if slurm else LocalExecutor(arguments.jobs, visible_gpus())
+    Driver(plan, executor, arguments.keep_all).run()
     return 0
 
 

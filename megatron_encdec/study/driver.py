@@ -22,6 +22,7 @@ from megatron_encdec.study.jobs import Job, jobs_of
 from megatron_encdec.study.local import LocalExecutor
 from megatron_encdec.study.plan import StudyPlan
 from megatron_encdec.study.report import report_study
+from megatron_encdec.study.slurm import SlurmExecutor
 from megatron_encdec.study.store import Status, Store, prune
 
 SECONDS = 1.0  # between looks at what runs
@@ -33,7 +34,7 @@ LOG_LINES = 3
 class Driver:
     """Does `plan` with `executor`. keep_all: no checkpoint of a finished stretch is deleted."""
 
-    def __init__(self, plan: StudyPlan, executor: LocalExecutor, keep_all: bool = False):
+    def __init__(self, plan: StudyPlan, executor: LocalExecutor | SlurmExecutor, keep_all: bool = False):
         self._plan, self._executor, self._keep_all = plan, executor, keep_all
         self._store = Store(Path(plan.study.output))
         self._failed: dict[str, str] = {}  # key -> why
@@ -80,7 +81,8 @@ class Driver:
         """Start what can start; whether anything was."""
         started = False
         for key, job in self._jobs.items():
-            waits = any(need in self._jobs for need in job.needs)
+            under_way = self._executor.running if self._executor.waits_itself else ()
+            waits = any(need in self._jobs and need not in under_way for need in job.needs)
             if waits or key in self._failed or key in self._executor.running or not self._executor.has_room(job):
                 continue
             job.folder.mkdir(parents=True, exist_ok=True)
@@ -117,13 +119,9 @@ class Driver:
             self._say(f"{job.key}: {how} before its end; once more")
 
     def _stop(self, signals: StopSignals) -> None:
-        """Have all jobs save and end; a second signal leaves them to it."""
-        self._say(f"{signal.Signals(signals.received).name}: {len(self._executor.running)} jobs save and end")
-        self._executor.stop(signal.SIGTERM)
-        while self._executor.running and signals.repeated is None:
-            self._executor.ended()
-            time.sleep(SECONDS / 5)
-        self._say("stopped; the same command goes on")
+        """Have local jobs save and end."""
+        self._say(f"{signal.Signals(signals.received).name}: {len(self._executor.running)} jobs are under way")
+        self._say(f"stopped: {self._executor.stop(signal.SIGTERM)}; the same command goes on")
 
     def _show(self) -> None:
         for key, job in self._executor.running.items():

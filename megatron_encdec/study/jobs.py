@@ -85,7 +85,7 @@ def _stretch_config(plan: StudyPlan, store: Store, branch: Branch, run: Path) ->
     config, parent = branch.recipe.config, branch.parent
     origin = None
     if parent is not None:
-        path, step = store.available[parent.hash_at(parent.end)]
+        path, step = store.available.get(parent.hash_at(parent.end), (store.run_of(parent), parent.end))
         origin = From(str(path), step, "all" if branch.start else "weights")
     scored = [point.step for point in plan.points if point.branch is branch and point.step < branch.end]
     return yaml.safe_dump(schema.to_dict(replace(
@@ -118,7 +118,7 @@ def _export(store: Store, point: Point, needs: list[str]) -> Job:
     words = ["export", "", str(out), "--force"]
 
     def prepare() -> None:
-        path, step = store.available[point.branch.hash_at(point.step)]
+        path, step = store.available.get(point.branch.hash_at(point.step), (store.run_of(point.branch), point.step))
         words[1] = f"{path}@{step}"
 
     return Job(f"models/{point.name}", folder, words, needs, prepare, lambda: (out / "export.json").exists(),

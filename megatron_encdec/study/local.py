@@ -15,15 +15,20 @@ import fcntl
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.study.jobs import Job
 
+SECONDS = 0.2  # between two looks at jobs that are to end
+
 
 class LocalExecutor:
     """At most `places` jobs at a time; each rank of one gets a GPU of its own where there are `gpus`."""
+
+    waits_itself = False  # a job is started when those that it needs have ended
 
     def __init__(self, places: int, gpus: list[str]):
         self._places, self._gpus = places, gpus
@@ -86,12 +91,16 @@ class LocalExecutor:
             found.append((job, process and process.returncode))
         return found
 
-    def stop(self, number: int) -> None:
-        """Send a signal to all that run."""
+    def stop(self, number: int) -> str:
+        """Send a signal to all that run, and wait for their ends; in words, what became of them."""
         for key, job in self.running.items():
             pid = process.pid if (process := self._processes[key]) else _record(job.folder).get("pid")
             with contextlib.suppress(ProcessLookupError, TypeError):
                 os.kill(pid, number)
+        while self.running:
+            self.ended()
+            time.sleep(SECONDS)
+        return "its jobs have ended"
 
 
 def _lock(folder: Path) -> int | None:
