@@ -37,6 +37,13 @@ moment, the same command goes on; jobs that still run are found again. Ctrl-C or
 A stretch that fails stops only what depends on it. Checkpoints that nothing needs any more are deleted.
 
 """
+ADVISE = """\
+For a size and a budget: which share of CLM, which mask ratio, which fine-tuning rates to try, with the numbers that
+say so and what is not known. The evidence is the paper's, or trees of your own results.
+
+  megatron-encdec study advise --size 610m --budget 100B
+  megatron-encdec study advise --size tiny --budget 5M work_dirs/study_tiny/results
+"""
 REPORT = """\
 Read trees of fine-tuning results and write what they come to, in the paper's way: for each seed the learning rate
 with the best validation score, then mean and interval (1.96 * std / sqrt(n)) of those test scores over seeds.
@@ -53,7 +60,7 @@ Runs that failed or are missing are listed, and never averaged away. The same re
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sub-commands and options of `study`."""
-    things = parser.add_subparsers(dest="thing", metavar="plan|run|report", required=True)
+    things = parser.add_subparsers(dest="thing", metavar="plan|run|report|advise", required=True)
 
     def command(name: str, summary: str, description: str) -> argparse.ArgumentParser:
         return things.add_parser(name, help=summary, description=description,
@@ -69,6 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for child in (plan, run):
         child.add_argument("study", metavar="STUDY.yaml", help="base, output, models, ...")
         child.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="set a key of the study")
+    advise = command("advise", "what to try for a size and a budget, and what says so", ADVISE)
+    advise.add_argument("--size", required=True, metavar="SIZE", help="a preset, such as 610m")
+    advise.add_argument("--budget", required=True, metavar="TOKENS", help="input tokens, such as 100B or 5e9")
+    advise.add_argument("trees", nargs="*", metavar="TREE", type=Path, help="own results (default: the paper's)")
     report = command("report", "tables, figures and a page from results", REPORT)
     add = report.add_argument
     add("trees", nargs="+", metavar="STUDY.yaml|TREE", type=Path,
@@ -80,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
-    return {"plan": _plan, "run": _run, "report": _report}[arguments.thing](arguments)
+    return {"plan": _plan, "run": _run, "report": _report, "advise": _advise}[arguments.thing](arguments)
 
 
 def plan_of(study: Path, overrides: Sequence[str] = ()):
@@ -120,6 +131,28 @@ def _run(arguments: argparse.Namespace) -> int:
     executor = SlurmExecutor(plan.study.slurm) if slurm else LocalExecutor(arguments.jobs, visible_gpus())
     Driver(plan, executor, arguments.keep_all).run()
     return 0
+
+
+def _advise(arguments: argparse.Namespace) -> int:
+    from megatron_encdec.model.config import PRESETS
+    from megatron_encdec.platform.schema import one_of
+    from megatron_encdec.study.advice import advise
+
+    one_of(tuple(PRESETS), arguments.size, "--size")
+    print("\n".join(advise(arguments.size, _tokens_of(arguments.budget), arguments.trees)))
+    return 0
+
+
+def _tokens_of(text: str) -> float:
+    """`100B` -> 1e11."""
+    number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
+    try:
+        tokens = float(number) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}[unit]
+    except (ValueError, KeyError):
+        tokens = 0.0
+    if not 0 < tokens < float("inf"):
+        raise UserError(f"--budget {text}: a number of tokens, such as 100B, 500M or 5e9")
+    return tokens
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -97,7 +97,7 @@ def _is_state(run: Path, branch: Branch) -> bool:
     """Whether the run has the state that the branch ends with."""
     try:
         state = read_run_state(run / "checkpoints" / name_of(branch.end))
-    except UserError:
+    except (OSError, UserError):
         return False
     return state.history_hash == branch.hash_at(branch.end)
 
