@@ -56,7 +56,7 @@ class Analysis:
     def average(self, family: str, model: str) -> Interval | None:
         """A model's average over the datasets of a family; None where it lacks one."""
         found = [self.summary(task, model) for task in self.tasks(family)]
-        return average(found) if all(found) else None
+        return average(found) if found and all(found) else None
 
     def baselines(self, task: Task) -> dict[str, float]:
         """Test scores of the task's baselines."""

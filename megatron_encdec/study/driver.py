@@ -25,7 +25,7 @@ from megatron_encdec.study.report import report_study
 from megatron_encdec.study.slurm import SlurmExecutor
 from megatron_encdec.study.store import Status, Store, prune
 
-SECONDS = 1.0  # between looks at what runs
+SECONDS, SHOWN_SECONDS = 1.0, 5.0  # between looks at what runs: whether it has ended, and how far it has come
 SECONDS_BETWEEN_LINES = 30.0  # of what runs, where there is no terminal
 ATTEMPTS = 2  # of a job that does not get on
 LOG_LINES = 3
@@ -39,6 +39,7 @@ class Driver:
         self._store = Store(Path(plan.study.output))
         self._failed: dict[str, str] = {}  # key -> why
         self._attempts: dict[str, int] = {}  # without getting on
+        self._seen = 0.0
         self._began: dict[str, tuple[float, int]] = {}  # when, and from which position
 
     def run(self) -> None:
@@ -124,6 +125,9 @@ class Driver:
         self._say(f"stopped: {self._executor.stop(signal.SIGTERM)}; the same command goes on")
 
     def _show(self) -> None:
+        if time.monotonic() - self._seen < SHOWN_SECONDS:
+            return
+        self._seen = time.monotonic()
         for key, job in self._executor.running.items():
             self._shown.part(key, key, *job.position())
 

@@ -11,6 +11,7 @@
     3. `prune(status)`              deletes checkpoints that nothing needs any more
 """
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -44,7 +45,8 @@ class Store:
         self.exports = {path.name for path in (self.output / "models").glob("*")}
         for run in sorted((self.output / "stretches").glob("*")):
             for record in (run / "pruned").glob("step_*.json"):
-                self.pruned[json.loads(record.read_text(encoding="utf-8"))["history_hash"]] = record
+                with contextlib.suppress(OSError, ValueError, KeyError):  # written whole, or somebody's own
+                    self.pruned[json.loads(record.read_text(encoding="utf-8"))["history_hash"]] = record
             for name in saved_names(run / "checkpoints"):
                 if (found := self._hash_of(run / "checkpoints" / name)) is not None:
                     self.available.setdefault(found, (run, step_of(name)))
