@@ -179,10 +179,16 @@ def prune(checkpoints: Path, keep: int, always: set[int], up_to: int | None = No
     names = [name for name in saved_names(checkpoints) if up_to is None or step_of(name) <= up_to]
     old = [name for name in names[:-keep] if step_of(name) not in always]
     for name in old:
-        grave = checkpoints / f".{name}.deleted"
-        os.replace(checkpoints / name, grave)  # so that a crash halfway leaves no half checkpoint under its name
-        shutil.rmtree(grave, ignore_errors=True)
+        remove(checkpoints, name)
     return old
+
+
+def remove(checkpoints: Path, name: str) -> None:
+    """Delete one checkpoint; `latest` then names an earlier one, or goes with the last."""
+    _point_elsewhere(checkpoints, name)
+    grave = checkpoints / f".{name}.deleted"
+    os.replace(checkpoints / name, grave)  # so that a crash halfway leaves no half checkpoint under its name
+    shutil.rmtree(grave, ignore_errors=True)
 
 
 def clean(checkpoints: Path) -> None:

@@ -27,11 +27,13 @@ def _is_folder_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A Hugging Face directory. `weights: random` keeps its shape and tokenizer and draws new weights."""
+    """A Hugging Face directory. `weights: random` keeps its shape and tokenizer and draws new weights. series: names of
+    the curves that its scores are points of, in reports."""
 
     path: str
     name: str | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
+    series: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not _is_folder_name(self.label) or self.label == BASELINES:

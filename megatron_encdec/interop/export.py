@@ -30,8 +30,10 @@ from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.source_files import copy_tokenizer_files, read_object
 from megatron_encdec.interop.tokenizer_files import about_empty_texts, bos_id, write_tokenizer
+from megatron_encdec.model.config import training_flops, whole_pairs
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import fsync_tree, replace_durably, write_json_atomic
+from megatron_encdec.training.stretches import lay_out
 
 RECORD = "export.json"
 _NO_TOKENIZER = "there is no tokenizer with it"
@@ -68,7 +70,7 @@ def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", fo
     work.mkdir(parents=True)
     try:
         difference = _write(work, source, target, dtype, file_size, say)
-        write_json_atomic(work / RECORD, {**record, "files": _files(work)})
+        write_json_atomic(work / RECORD, {**record, "run": _about(source), "files": _files(work)})
         for name in _files(work):  # safetensors leaves its files to their owner alone
             (work / name).chmod((work / RECORD).stat().st_mode)
         fsync_tree(work)
@@ -86,6 +88,23 @@ def _goes_back(source: Source, target: Target) -> bool:
     return bool(imported) and (imported["as"], imported["architecture"]) == (target.name, target.model_class)
 
 
+def _about(source: Source) -> dict:
+    """What the run did up to there, for studies: its phases, of `total` steps planned; counters; FLOPs with attention
+    over whole windows. A phase is `decayed` where its learning rate ended below half of the peak."""
+    state, config, phases, pairs = source.state, source.config, [], 0.0
+    for one in lay_out(config) if config.phases else ():
+        end = min(one.end, state.step)
+        if one.start < end:
+            phases.append({"name": one.objective.short_name(), "objective": one.objective.to_yaml(),
+                           "start": one.start, "end": end,
+                           "decayed": one.learning_rate(end) < 0.5 * one.optimizer.lr})
+            pairs += whole_pairs((end - one.start) * one.tokens_per_step, one.data.sequence_length,
+                                 one.objective.attention)
+    return {"size": config.model.preset, "seed": config.run.seed, "parameters": config.model.parameter_count(),
+            "phases": phases, "total": config.run.total.steps, "samples": state.samples, "tokens": state.tokens,
+            "targets": state.targets, "flops": training_flops(config.model, state.tokens, pairs, state.targets)}
+
+
 def _is_there(out: Path, record: dict, force: bool) -> bool:
     """Whether `out` is this very export; `UserError` where it is something else, not to be overwritten."""
     if out.exists() and not out.is_dir():
@@ -98,7 +117,7 @@ def _is_there(out: Path, record: dict, force: bool) -> bool:
         found = {}
     if not found:
         raise UserError(f"{out}: holds other files and no export of ours; name another directory")
-    files = found.pop("files", None)
+    files, _ = found.pop("files", None), found.pop("run", None)
     if found == record:
         return True
     if files is not None and (foreign := sorted(set(_files(out)) - {RECORD, *files})):

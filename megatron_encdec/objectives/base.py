@@ -115,6 +115,10 @@ class Objective:
         """For people: `clm`, `mlm:0.4`."""
         return f"{self.name}:{getattr(self, self.short):g}" if self.short else self.name
 
+    def short_name(self) -> str:
+        """In names of models: `clm`, `mlm40` (the setting in per cent)."""
+        return f"{self.name}{100 * getattr(self, self.short):g}" if self.short else self.name
+
     def to_yaml(self) -> dict[str, Any]:
         return {"name": self.name, **self.settings()}
 

@@ -88,6 +88,8 @@ def text_of(value: Any, kind: str, digits: int) -> str:
         return f"{100 * value:.{digits if kind == 'percent' else 2}f}"
     if kind == "rate":
         return rate_text(value)
+    if kind == "number":
+        return f"{value:.4g}"
     return f"{value:,}" if kind == "count" else str(value)
 
 

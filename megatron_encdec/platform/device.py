@@ -29,16 +29,17 @@ def device_type() -> str:
     return os.environ.get(_VARIABLE) or choose("auto")
 
 
-def visible_gpus() -> int:
-    """How many GPUs this process sees; 0 on a CPU."""
-    return torch.cuda.device_count() if device_type() == "cuda" else 0
-
-
 def device() -> torch.device:
     """The device that holds this rank's tensors."""
     if device_type() == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
+    named, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count() if device_type() == "cuda" else 0
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
 def use_deterministic_kernels() -> None:

@@ -26,6 +26,7 @@ INSTALL = {
     "nemo_automodel": "pip install -e '.[nemo]'",
     "seqeval": "pip install -e '.[nemo]'",
     "matplotlib": "pip install 'megatron_encdec[study]'",
+    "submitit": "pip install 'megatron_encdec[study]'",
 }
 # Packages of CUDA kernels that megatron.core imports where it finds them, and the module that shows if they work. They
 # are linked to libraries that torch brings and loads: torch is imported first.

@@ -14,6 +14,7 @@ Why not OmegaConf, pydantic or dacite: one line for a mistake, with the dotted k
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import types
@@ -113,6 +114,7 @@ def _kinds(hint: Any) -> tuple[list, bool]:
     return kinds, len(kinds) < len(typing.get_args(hint))
 
 
+@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     """The types of a dataclass's fields by their names in YAML."""
     hints = typing.get_type_hints(cls)

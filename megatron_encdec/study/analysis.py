@@ -9,7 +9,7 @@ from megatron_encdec.finetune.results_tree import name_of_run
 from megatron_encdec.page.tables import Interval
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.study import published
-from megatron_encdec.study.curves import Curves, curves, shares
+from megatron_encdec.study.curves import Curves, curves, ratios, shares
 from megatron_encdec.study.results import CellKey, Results
 from megatron_encdec.study.statistics import Comparison, Summary, average, compare, summarise
 
@@ -26,6 +26,7 @@ class Analysis:
     comparisons: dict[Task, list[Comparison]]
     curves: Curves
     shares: Curves
+    ratios: Curves
 
     @property
     def families(self) -> list[str]:
@@ -48,7 +49,7 @@ class Analysis:
     def average(self, family: str, model: str) -> Interval | None:
         """A model's average over the datasets of a family; None where it lacks one."""
         found = [self.summary(task, model) for task in self.tasks(family)]
-        return average(found) if all(found) else None
+        return average(found) if found and all(found) else None
 
     def baselines(self, task: Task) -> dict[str, float]:
         return self.results.baselines.get(task[:2], {})
@@ -69,7 +70,8 @@ def analyse(results: Results, reference: str | None = None) -> Analysis:
     summaries = {key: summarise(cell) for key, cell in results.cells.items()}
     comparisons = {task: _comparisons([summaries[cell.key] for cell in results.of_task(task)], reference)
                    for task in results.tasks}
-    return Analysis(results, reference, summaries, comparisons, curves(models, results.records), shares(models))
+    return Analysis(results, reference, summaries, comparisons, curves(models, results.records),
+                    shares(models, results.records), ratios(models, results.records))
 
 
 def _comparisons(summaries: Sequence[Summary], reference: str | None) -> list[Comparison]:

@@ -31,6 +31,7 @@ def all_figures(analysis: Analysis) -> list[Picture]:
              ("differences", "comparisons", "differences over the same seeds", _differences),
              ("checkpoints", "checkpoints", "over checkpoints", _checkpoints),
              ("shares", "checkpoints", "over the CLM share", _shares),
+             ("ratios", "checkpoints", "over the mask ratio", _ratios),
              ("learning_rates", "sensitivity", "over learning rates", _rates))
     with require("matplotlib", "study report").rc_context(STYLE):
         return [Picture(f"{name}_{family}", section, f"{FAMILY_NAMES[family]}: {title}", *drawn)
@@ -119,6 +120,11 @@ def _shares(analysis: Analysis, family: str) -> Drawn:
 
     return _curves(analysis, family, analysis.shares, 3, label_shares,
                    "From MLM alone (0 %) to CLM alone (100 %) on one budget.")
+
+
+def _ratios(analysis: Analysis, family: str) -> Drawn:
+    return _curves(analysis, family, analysis.ratios, 2, lambda axis: axis.set_xlabel("masked tokens, %"),
+                   "Models that mask from the first step on.")
 
 
 def _curves(analysis: Analysis, family: str, curves: Curves, least: int, label_axis: Callable, caption: str) -> Drawn:

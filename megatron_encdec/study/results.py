@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megatron_encdec.finetune import results_tree
 from megatron_encdec.finetune.results_tree import FAMILIES
@@ -73,10 +74,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """What a model's `model.json` says: the pretraining step it was taken at, and the curve that it is a point of."""
+    """What a model's `model.json` says: the pretraining step it was taken at, the curves that it is a point of, and
+    what its run did up to there (the `run` of export.json)."""
 
     step: int
-    series: str | None
+    series: tuple[str, ...] = ()
+    run: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -148,7 +151,7 @@ def _datasets(model: Path, results: Results) -> list[Path]:
         results.ignored.append(f"{model}: no folder {', '.join(FAMILIES)} in it, so no model's results")
         return []
     results.ignored += [f"{folder}: not a family ({', '.join(FAMILIES)})" for folder in others]
-    if (record := model / "model.json").is_file():
+    if (record := model / results_tree.MODEL).is_file():
         results.records[model.name] = _record(record)
     return [dataset for family in families for dataset in _folders(family)]
 
@@ -158,9 +161,10 @@ def _record(path: Path) -> ModelRecord:
     step, series = record.get("step"), record.get("series")
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise UserError(f"{path}: step: expected the number of pretraining steps, found {step!r}")
-    if series is not None and not isinstance(series, str):
-        raise UserError(f"{path}: series: expected a name, found {series!r}")
-    return ModelRecord(step, series)
+    series = [series] if isinstance(series, str) else series or []
+    if not isinstance(series, list) or not all(isinstance(name, str) for name in series):
+        raise UserError(f"{path}: series: expected a name or a list of names, found {series!r}")
+    return ModelRecord(step, tuple(series), record.get("run") or {})
 
 
 def _read_dataset(results: Results, dataset: Path) -> int:

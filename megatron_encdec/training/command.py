@@ -34,8 +34,8 @@ another run, or checkpoints that no file `latest` names, is refused.
 The value of a key that wants a string, such as a path, is taken as it stands; any other is YAML. A directory that is
 called RUN_DIR@STEP goes before step STEP of RUN_DIR, which is then RUN_DIR/@STEP.
 
-SIGTERM or SIGUSR1, to the command or to any rank, saves and ends with exit code 0 (or that of --stopped-exit-code);
-a second one ends at once.
+SIGTERM, SIGUSR1 or SIGUSR2, to the command or to any rank, saves and ends with exit code 0 (or that of
+--stopped-exit-code); a second one ends at once.
 What is done cannot change: a config with another past is refused, with what differs. What is still to come may.
 """
 
@@ -92,7 +92,7 @@ def _nodes(arguments: argparse.Namespace) -> Nodes | None:
         from megatron_encdec.platform import device
 
         device.choose(arguments.device)
-        return device.visible_gpus()
+        return len(device.visible_gpus())
 
     return read_nodes(arguments.nproc, arguments.nnodes, arguments.node_rank, arguments.master, gpus)
 

@@ -69,7 +69,10 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class PhaseSettings:
-    """One phase: an objective for some of the run. Exactly one of steps, tokens, fraction gives its length."""
+    """One phase: an objective for some of the run. Exactly one of steps, tokens, fraction gives its length.
+
+    lr: the peak learning rate from here on, until a later phase gives another. schedule: of this phase alone.
+    """
 
     name: str
     objective: Objective
@@ -77,6 +80,7 @@ class PhaseSettings:
     tokens: int | None = None
     fraction: float | None = None
     optimizer_state: Literal["carry", "reset"] = "carry"
+    lr: float | None = None
     schedule: ScheduleSettings | None = None
 
     def __post_init__(self):
@@ -84,7 +88,7 @@ class PhaseSettings:
         if len(given) != 1:
             raise ValueError(f"steps: phase {self.name!r} gives {' and '.join(given) or 'no length'}; "
                              "give exactly one of steps, tokens, fraction")
-        schema.above(self, 0, *given)
+        schema.above(self, 0, *given, "lr")
         if self.fraction is not None and self.fraction > 1:
             raise ValueError(f"fraction: {self.fraction} is more than the whole run")
 

@@ -74,7 +74,7 @@ class Job:
         evaluation = [Every(config.evaluation.every, self.evaluate, ends)] if self.run.plan.validation else []
         return [Every(1, lambda: self.profiler.after(self.run.step)), *evaluation,
                 Every(0, self.report.phase_end, ends), Every(1, self.stop_if_asked),
-                Every(config.checkpoint.every, self.save, ends | {self.last}),
+                Every(config.checkpoint.every, self.save, ends | {self.last, *config.checkpoint.steps}),
                 Every(1, lambda: self.tell_saves(self.run.saver.poll()))]
 
     def evaluate(self) -> None:

@@ -74,7 +74,7 @@ class Run:
             metrics_position=metrics_position, history_hash=history_hash(history), history=history,
             data_fingerprints=timeline.fingerprints, tokenizer_fingerprint=self.plan.tokenizer.fingerprint,
             topology=self.topology.as_dict(), versions=versions()),
-            always=timeline.phase_ends, delete=not self.last_was_skipped)
+            always=timeline.phase_ends.union(self.plan.config.checkpoint.steps), delete=not self.last_was_skipped)
         self.saved_step = self.step
 
 

@@ -8,12 +8,13 @@ Steps are optimizer updates counted from 1; a stretch covers the steps start + 1
 
 import hashlib
 import math
-import struct
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from megatron_encdec.data.config import DataConfig
-from megatron_encdec.engine.config import OptimizerSettings, ScheduleSettings, learning_rate
+from megatron_encdec.engine.config import OptimizerSettings, ScheduleSettings, learning_rate, learning_rates
 from megatron_encdec.objectives.base import Objective, Vocabulary
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
@@ -58,6 +59,12 @@ class Stretch:
         """That of update `step`."""
         return learning_rate(step - self.schedule_start, self.schedule_steps, self.optimizer.lr, self.schedule)
 
+    @property
+    def learning_rates(self) -> np.ndarray:
+        """Those of its updates, float64 [steps]; not to be written to."""
+        rates = learning_rates(self.schedule_steps, self.optimizer.lr, self.schedule)
+        return rates[self.start - self.schedule_start:self.end - self.schedule_start]
+
     def identity(self, fingerprints: list[str], vocabulary: Vocabulary) -> dict[str, Any]:
         """What of it determines a state, but for how far it goes and the learning rates on the way."""
         data = schema.to_dict(self.data)
@@ -88,14 +95,15 @@ def lay_out(config: Config) -> list[Stretch]:
         raise UserError(f"phases: their steps {lengths} = {ends[-1]} do not add up to the run's total of {total} "
                         "steps; change the phases or run.total")
     _check_schedule("schedule", config.schedule, ends[-1])
-    stretches = []
+    stretches, optimizer = [], config.optimizer
     for index, (settings, start, end) in enumerate(zip(config.phases, ends, ends[1:], strict=False)):
         if settings.schedule is not None:
             _check_schedule(f"phases.{index}.schedule", settings.schedule, end - start)
+        optimizer = replace(optimizer, lr=settings.lr or optimizer.lr)
         own = (settings.schedule, start, end - start) if settings.schedule else (config.schedule, 0, ends[-1])
         stretches.append(Stretch(
             index, settings.name, start, end, start * config.batch.global_size, settings.objective,
-            settings.optimizer_state, config.data, config.batch.global_size, config.optimizer, *own,
+            settings.optimizer_state, config.data, config.batch.global_size, optimizer, *own,
             config.precision.identity()))
     return stretches
 
@@ -168,8 +176,7 @@ class Timeline:
         done, digest = self._rates.get(stretch.start, (stretch.start, hashlib.sha256()))
         if done > end:
             done, digest = stretch.start, hashlib.sha256()
-        for step in range(done + 1, end + 1):
-            digest.update(struct.pack("<d", stretch.learning_rate(step)))
+        digest.update(stretch.learning_rates[done - stretch.start:end - stretch.start].tobytes())
         self._rates[stretch.start] = end, digest
         return digest.hexdigest()
 

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# A controlled study from one file: plan, runs that share what they have in common, scores, a page. Minutes on two
+# cores, nothing to download; the same command goes on where it was stopped.
+#
+#   bash examples/study.sh                                a few models of examples/study_tiny.yaml
+#   bash examples/study.sh --jobs 2                       options of `megatron-encdec study run`
+#   WHOLE=1 bash examples/study.sh --jobs 2               all of examples/study_tiny.yaml: hours
+#
+# Installs the recipes of NeMo AutoModel into .venv-nemo (or takes MEGATRON_ENCDEC_PYTHON, which has to have them).
+# Text, tokenizer and tasks are the demo's, in work_dirs/demo; the study goes to work_dirs/study_tiny.
+set -euo pipefail
+unset CDPATH
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+case "${1:-}" in
+    -h | --help)
+        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' examples/study.sh
+        exit 0
+        ;;
+esac
+
+ENCDEC_ENV=nemo source tools/setup_env.sh
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+work=work_dirs/demo encdec=("$PYTHON" -m megatron_encdec)
+
+"$PYTHON" tools/build_docstring_corpus.py "$work/corpus.jsonl"
+"${encdec[@]}" preprocess --input "$work/corpus.jsonl" --tokenizer "$work/tokenizer" --train-tokenizer 4096 \
+    --validation-percent 10 --output "$work/data/docstrings"
+"$PYTHON" tools/docstring_tasks.py "$work/corpus.jsonl" "$work/data/docstrings.manifest.json" "$work/tasks"
+
+cut=()
+if [[ -z "${WHOLE:-}" ]]; then
+    cut=(output=../work_dirs/study_tiny/cut "models=[mlm40-100, 'clm-{25,50}-mlm40-100', clm-100, mlm20-100]"
+        seeds=[] checkpoints=[50] "finetune.grid={learning_rates: [3.0e-3], seeds: [0, 1]}"
+        "finetune.training={batch_size: 16, micro_batch_size: 16, max_steps: 20}")
+fi
+"${encdec[@]}" study plan examples/study_tiny.yaml ${cut[@]+"${cut[@]}"}
+"${encdec[@]}" study run examples/study_tiny.yaml "$@" ${cut[@]+"${cut[@]}"}
