@@ -18,10 +18,8 @@ from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.study.curves import short_steps
 from megatron_encdec.study.recipes import Recipe
 from megatron_encdec.training.config import Config
-from megatron_encdec.training.plan import missing_inputs, resolve
+from megatron_encdec.training.plan import ASSUMED_VOCABULARY, missing_inputs, resolve
 from megatron_encdec.training.stretches import Stretch, Timeline, lay_out
-
-ASSUMED_VOCABULARY = 128_256  # the Llama 3 tokenizer's (arXiv 2507.00994), while there is none
 
 
 @dataclass(frozen=True)

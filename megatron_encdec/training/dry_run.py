@@ -1,7 +1,6 @@
 """`pretrain --dry-run`: what a config comes to, on any machine, also where data and tokenizer are still to be made."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.model.config import training_flops, whole_pairs
@@ -9,25 +8,28 @@ from megatron_encdec.platform.distributed import check_parallel_sizes
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config
 from megatron_encdec.training.origin import check_origin
-from megatron_encdec.training.plan import check_kernels, check_topology, resolve, resolved_yaml, with_dtype
+from megatron_encdec.training.plan import (
+    ASSUMED_VOCABULARY,
+    check_kernels,
+    check_topology,
+    missing_inputs,
+    resolve,
+    resolved_yaml,
+    with_dtype,
+)
 from megatron_encdec.training.stretches import Stretch, lay_out, with_phase_steps
-
-_ASSUMED_VOCABULARY = 128_256  # the Llama 3 tokenizer's, which the presets were made for (arXiv 2507.00994)
 
 
 def describe(config: Config, ranks: int, fallback: bool = False) -> str:
     """The resolved config, its phases, estimates of parameters, compute and memory on `ranks` ranks; what is missing or
     not for this machine. Raises `UserError` for what no machine could do, and where run.dir holds another run."""
     check_topology(config, ranks)
-    inputs = [("tokenizer.path", config.tokenizer.path, "")]
-    inputs += [(f"data.{split}.{number}.path", source.path, ".idx") for split in ("train", "validation")
-               for number, source in enumerate(getattr(config.data, split))]
-    notes = [f"missing: {key}: {path}" for key, path, ending in inputs if not Path(f"{path}{ending}").exists()]
+    notes = [f"missing: {line}" for line in missing_inputs(config)]
     if notes:
         train, config = None, with_phase_steps(with_dtype(config), lay_out(config))
         if config.model.vocabulary_size is None:
-            config = replace(config, model=replace(config.model, vocabulary_size=_ASSUMED_VOCABULARY))
-            notes.append(f"model.vocabulary_size: {_ASSUMED_VOCABULARY:,} is assumed, the tokenizer will tell")
+            config = replace(config, model=replace(config.model, vocabulary_size=ASSUMED_VOCABULARY))
+            notes.append(f"model.vocabulary_size: {ASSUMED_VOCABULARY:,} is assumed, the tokenizer will tell")
     else:
         plan = resolve(config)
         check_origin(plan, fallback)

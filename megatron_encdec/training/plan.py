@@ -27,6 +27,7 @@ from megatron_encdec.training.config import Config, From, RunSettings
 from megatron_encdec.training.stretches import Timeline, lay_out, with_phase_steps
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+ASSUMED_VOCABULARY = 128_256  # the Llama 3 tokenizer's (arXiv 2507.00994), while there is none
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,14 @@ def resolve(config: Config) -> Plan:
     timeline = Timeline(lay_out(config), beginning(config), config.model.identity(), train.fingerprints, vocabulary)
     return Plan(config, tokenizer, vocabulary, train, validation, timeline,
                 evaluated(objectives, tokenizer.mask_id is not None))
+
+
+def missing_inputs(config: Config) -> list[str]:
+    """A line for the tokenizer and each source of `config` that is not there."""
+    inputs = [("tokenizer.path", config.tokenizer.path, "")]
+    inputs += [(f"data.{split}.{number}.path", source.path, ".idx") for split in ("train", "validation")
+               for number, source in enumerate(getattr(config.data, split))]
+    return [f"{key}: {path}" for key, path, ending in inputs if not Path(f"{path}{ending}").exists()]
 
 
 def _filled_in(config: Config, tokenizer: Tokenizer) -> Config:
