@@ -6,8 +6,9 @@
 #   bash examples/study.sh --jobs 2                       options of `megatron-encdec study run`
 #   WHOLE=1 bash examples/study.sh --jobs 2               all of examples/study_tiny.yaml: hours
 #
-# Installs the recipes of NeMo AutoModel into .venv-nemo (or takes MEGATRON_ENCDEC_PYTHON, which has to have them).
-# Text, tokenizer and tasks are the demo's, in work_dirs/demo; the study goes to work_dirs/study_tiny.
+# Text, tokenizer and tasks are the demo's, in work_dirs/demo, made with .venv if they are not there; the study goes to
+# work_dirs/study_tiny. Trains and fine-tunes in .venv-nemo, which has the recipes of NeMo AutoModel, or with
+# MEGATRON_ENCDEC_PYTHON, which has to have them.
 set -euo pipefail
 unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -19,13 +20,14 @@ case "${1:-}" in
         ;;
 esac
 
-ENCDEC_ENV=nemo source tools/setup_env.sh
+source tools/setup_env.sh
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-work=work_dirs/demo encdec=("$PYTHON" -m megatron_encdec)
+work=work_dirs/demo
 
 "$PYTHON" tools/build_docstring_corpus.py "$work/corpus.jsonl"
-"${encdec[@]}" preprocess --input "$work/corpus.jsonl" --tokenizer "$work/tokenizer" --train-tokenizer 4096 \
-    --validation-percent 10 --output "$work/data/docstrings"
+"$PYTHON" -m megatron_encdec preprocess --input "$work/corpus.jsonl" --tokenizer "$work/tokenizer" \
+    --train-tokenizer 4096 --validation-percent 10 --output "$work/data/docstrings"
+ENCDEC_ENV=nemo source tools/setup_env.sh
 "$PYTHON" tools/docstring_tasks.py "$work/corpus.jsonl" "$work/data/docstrings.manifest.json" "$work/tasks"
 
 cut=()
@@ -34,5 +36,5 @@ if [[ -z "${WHOLE:-}" ]]; then
         seeds=[] checkpoints=[50] "finetune.grid={learning_rates: [3.0e-3], seeds: [0, 1]}"
         "finetune.training={batch_size: 16, micro_batch_size: 16, max_steps: 20}")
 fi
-"${encdec[@]}" study plan examples/study_tiny.yaml ${cut[@]+"${cut[@]}"}
-"${encdec[@]}" study run examples/study_tiny.yaml "$@" ${cut[@]+"${cut[@]}"}
+"$PYTHON" -m megatron_encdec study plan examples/study_tiny.yaml ${cut[@]+"${cut[@]}"}
+"$PYTHON" -m megatron_encdec study run examples/study_tiny.yaml "$@" ${cut[@]+"${cut[@]}"}
