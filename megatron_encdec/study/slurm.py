@@ -27,7 +27,7 @@ from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.study.jobs import Job
 
 LIMIT = 3  # requeues without a new checkpoint
-SECONDS = 10.0  # between two calls of squeue
+SECONDS = 5.0  # between two calls of squeue
 FOR_EVER = 1_000_000  # submitit's own limit counts preemptions as well
 
 
