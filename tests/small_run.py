@@ -21,7 +21,6 @@ from pathlib import Path
 
 PATIENCE = 300.0  # seconds: what is waited for comes, however busy the machine is; only a fault lets it pass
 TIMING = ("tokens_per_second", "tokens_per_second_per_device", "mfu", "seconds_blocked", "seconds_total")
-SHORT = ("data.sequence_length=16", "batch.global_size=2")  # windows for bf16, which a CPU may do very slowly
 BASE = """
 run: {{dir: RUN, seed: 3}}
 tokenizer: {{path: {root}/tokenizer}}

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from small_run import SHORT, final_bits, metrics
+from small_run import final_bits, metrics
 
 from megatron_encdec.cli import main
 
@@ -91,10 +91,10 @@ def test_weights_alone_begin_a_new_history(here, begun):
 
 
 def test_weights_cross_precisions(here):
-    parent = here("parent", *SHORT, "precision.dtype=bf16", "--until", "6").run
+    parent = here("parent", "precision.dtype=bf16", "--until", "6").run
     only = ("phases=[{name: only, objective: clm, steps: 1}]", "schedule={name: constant}", "run.from.state=weights",
             f"run.from.path={parent}", "run.from.step=6")
-    full, half = (metrics(here(dtype, *SHORT, f"precision.dtype={dtype}", *only).run)[0]["loss"]
+    full, half = (metrics(here(dtype, f"precision.dtype={dtype}", *only).run)[0]["loss"]
                   for dtype in ("fp32", "bf16"))
     assert full == pytest.approx(half, rel=1e-2) and full != half and full < 5
 

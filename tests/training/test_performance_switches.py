@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from small_run import SHORT, final_bits, metrics
+from small_run import final_bits, metrics
 
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.checkpoint import read_run_state
@@ -53,30 +53,30 @@ def test_speed_is_no_part_of_the_past(here):
 
 
 def test_precision_may_change_at_a_resume_and_the_history_keeps_both(here, pretrain):
-    run = here("mixed", *SHORT, "--until", "4").run
-    ended = here("mixed", *SHORT, "precision.dtype=bf16", "--until", "8")
+    run = here("mixed", "--until", "4").run
+    ended = here("mixed", "precision.dtype=bf16", "--until", "8")
     assert "changed: precision.dtype: 'fp32' -> 'bf16'" in ended.out
     resumed = metrics(run, "resume")[-1]
     assert resumed["changed"]["precision.dtype"] == ["fp32", "bf16"]
-    here("mixed", *SHORT, "precision.dtype=bf16", "--until", "10")  # nothing new: the same precision goes on
-    here("mixed", *SHORT)  # and back
+    here("mixed", "precision.dtype=bf16", "--until", "10")  # nothing new: the same precision goes on
+    here("mixed")  # and back
     assert [line["step"] for line in metrics(run)] == list(range(1, 13))
     history = read_run_state(checkpoint.directory_of(str(run))).history
     assert [(part["start"], part["end"], part["precision"]["dtype"]) for part in history["stretches"]] == [
         (0, 4, "fp32"), (4, 6, "bf16"), (6, 10, "bf16"), (10, 12, "fp32")]
     losses = [line["loss"] for line in metrics(run)]
     assert all(one < losses[0] + 0.2 for one in losses)  # weights came over whole
-    assert "nothing is left to do" in here("mixed", *SHORT).out
+    assert "nothing is left to do" in here("mixed").out
 
 
 def test_weights_that_change_dtype_come_from_the_masters(here):
     """bf16 -> fp32: the fp32 weights are the masters' bits, not those of the rounded weights."""
     from megatron_encdec.engine.storage import stored_dtypes
 
-    run = here("wider", *SHORT, "precision.dtype=bf16", "--until", "3").run
-    ended = here("wider", *SHORT, "--until", "4")
+    run = here("wider", "precision.dtype=bf16", "--until", "3").run
+    ended = here("wider", "--until", "4")
     assert "changed: precision.dtype: 'bf16' -> 'fp32'" in ended.out
-    unbroken = here("narrow", *SHORT, "precision.dtype=bf16", "--until", "4").run
+    unbroken = here("narrow", "precision.dtype=bf16", "--until", "4").run
     assert metrics(run)[-1]["loss"] == pytest.approx(metrics(unbroken)[-1]["loss"], rel=5e-3)
     dtypes = stored_dtypes(run / "checkpoints" / "step_00000004")
     assert {str(dtype) for dtype in dtypes.values()} == {"torch.float32"}
