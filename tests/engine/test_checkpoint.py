@@ -28,7 +28,7 @@ READ_AND_WRITE = """
     from pathlib import Path
     import torch
     from trunk_states import give_fp8_state, make, state_at, wrong
-    from megatron_encdec.engine import checkpoint
+    from megatron_encdec.engine import checkpoint, loading
     from megatron_encdec.engine.optimizer import update_count
     from megatron_encdec.engine.saver import Saver
     from megatron_encdec.platform import distributed, megatron
