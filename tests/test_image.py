@@ -26,14 +26,16 @@ def call(*words, seconds: float, **options) -> str:
 
 
 def pip_settings(etc: Path) -> list[Path]:
-    """Write pip's settings of this machine to `etc`/pip.conf; the local folders that they name."""
+    """Write pip's settings of this machine to `etc`/pip.conf; the local folders of packages that they name. An index in
+    a folder stays out: its files may lie elsewhere."""
     listed = call(sys.executable, "-m", "pip", "config", "list", seconds=60)
     found = {name.rpartition(".")[2]: value.strip("'") for name, _, value in
              (line.partition("=") for line in listed.splitlines())}
     if "cert" in found:
         shutil.copy(found["cert"], etc / "pip-ca.crt")
         found["cert"] = "/etc/pip-ca.crt"
-    kept = {name: found[name] for name in ("index-url", "extra-index-url", "find-links", "cert") if name in found}
+    kept = {name: found[name] for name in ("index-url", "extra-index-url", "find-links", "cert")
+            if name in found and not ("index" in name and "file://" in found[name])}
     (etc / "pip.conf").write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in kept.items()), ""]))
     words = " ".join(value for name, value in kept.items() if name != "cert").split()
     return sorted({Path(word.removeprefix("file://")) for word in words if word.startswith(("/", "file:///"))})

@@ -22,10 +22,14 @@ class Gone(IntegrityError):
 class AgreedError(UserError):
     """A `UserError` that all ranks raise together: rank 0 alone prints it."""
 
+    is_said = False  # whether another process has printed it, to the same place
+
 
 class RunFailed(Exception):
     """Training cannot go on, and not by a mistake in the command: printed without a traceback, exit code 1. All ranks
     raise it together; rank 0 alone prints it."""
+
+    is_said = False
 
 
 class NotMet(RunFailed):
@@ -34,6 +38,8 @@ class NotMet(RunFailed):
 
 class Stopped(Exception):
     """A signal to another process of the job ended it while nothing was to be saved: exit code `stopped_code`."""
+
+    is_said = False
 
 
 _stopped_code = 0
@@ -66,19 +72,13 @@ def exit_code(work: Callable[..., int], *arguments) -> int:
     except (UserError, RunFailed) as error:
         agreed = isinstance(error, (AgreedError, RunFailed))  # by all ranks: one of them says it
         rank = os.environ.get("RANK")
-        if not agreed or isinstance(error, NotMet) or _is_first():
+        if not agreed or isinstance(error, NotMet) or rank in (None, "0") and not error.is_said:
             print(f"megatron-encdec: {f'rank {rank}: ' if rank and not agreed else ''}{error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except Stopped as stop:
-        if _is_first():
+        if os.environ.get("RANK") in (None, "0") and not stop.is_said:
             print(stop)
         return stopped_code()
     except KeyboardInterrupt:
         print("megatron-encdec: interrupted", file=sys.stderr)
         return 130
-
-
-def _is_first() -> bool:
-    """Whether this process is the one of its job that says what all of them know: rank 0, the first task of srun."""
-    task = os.environ.get("SLURM_PROCID") if "SLURM_STEP_ID" in os.environ else None
-    return os.environ.get("RANK", task) in (None, "0")

@@ -207,7 +207,7 @@ class Party:
         if signals and signals.received:
             end = _stop(self, signals.received)
             self._tell(end, _STOP_SECONDS)
-            _raise(end)
+            raise self.told(end)
         gathering = _Host(self, offer or {}) if self.member == 0 else _Guest(self)
         with contextlib.closing(gathering), _leaving_at_a_signal(signals, gathering):
             return gathering.complete(time.monotonic() + float(os.environ.get(SECONDS) or 600))
@@ -222,7 +222,7 @@ class Party:
             if self.members == 1:
                 raise
             if self._tell({"code": 2, "text": str(error)}, _TELL_SECONDS) == str(error) and self.member:
-                raise AgreedError(str(error)) from None
+                raise self.told({"code": 2, "text": str(error)}) from None
             raise
 
     def _tell(self, end: dict, seconds: float) -> str:
@@ -234,6 +234,13 @@ class Party:
         except (UserError, RunFailed, Stopped) as error:
             return str(error)
         return ""
+
+    def told(self, end: dict) -> Exception:
+        """The error that `end` is to this member. It is printed once where all write to one place: by rank 0; by the
+        launchers under srun too, but on nodes started by hand each launcher says it."""
+        error = {0: Stopped, 2: AgreedError}.get(end["code"], RunFailed)(end["text"])
+        error.is_said = self.unit == "node" and self.member > 0 and Step.read() is not None
+        return error
 
 
 def of_step(step: Step) -> tuple[str, str, int]:
@@ -273,10 +280,6 @@ def _stop(party: Party, number: int) -> dict:
                                "had met; nothing was to be saved"}
 
 
-def _raise(end: dict) -> None:
-    raise {0: Stopped, 2: AgreedError}.get(end["code"], RunFailed)(end["text"])
-
-
 class _Host:
     """Member 0 of a meeting. end: why all that come have to end."""
 
@@ -307,7 +310,7 @@ class _Host:
                 notice += NOTICE_SECONDS
                 self._say(f"after {now - begun:.0f} s {self._missing()}; giving up after {seconds:.0f} s")
         if self._end:
-            _raise(self._end)
+            raise self.party.told(self._end)
         if len(self._come) < self.party.members - 1:
             text = f"after {seconds:.0f} s {self._missing()}"
             self.tell(end={"code": 1, "text": text})
@@ -414,7 +417,7 @@ class _Guest:
             port = self.party.port + attempt % _PORTS
             answer = self._ask(port, min(until, time.monotonic() + _REPLY_SECONDS))
             if "end" in answer:
-                _raise(answer["end"])
+                raise self.party.told(answer["end"])
             if "welcome" in answer:
                 return self._wait()
             attempt = attempt + 1 if answer.get("next") else 0
@@ -465,7 +468,7 @@ class _Guest:
             raise self._failure(f"{self.party.unit} 0, at {self.party.address}, is gone before all {self.party.unit}s "
                                 "had come")
         if "end" in message:
-            _raise(message["end"])
+            raise self.party.told(message["end"])
         go = message["go"]
         return Met(go["address"], go["offer"], go["hosts"], {0: self._link})
 

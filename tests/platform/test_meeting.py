@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from small_run import wait_until
@@ -248,3 +249,17 @@ def test_a_step_counts_and_a_batch_script_does_not(monkeypatch):
 def test_names_of_hosts():
     assert hosts_of("a[1-2,07]b,c,n[01-02]x[1-2]") == ("a1b", "a2b", "a07b", "c", "n01x1", "n01x2", "n02x1", "n02x2")
     assert hosts_of("") == ()
+
+
+def test_launchers_under_srun_say_a_common_mistake_once(party, at_once, monkeypatch, capfd):
+    """All write to one place there; by hand each has a place of its own."""
+    def ends(job: str) -> int:
+        nodes = [replace(party(member, 2, job), unit="node") for member in range(2)]
+        both = [at_once(exit_code, mistaken, node, "no data") for node in nodes]
+        assert [one.result() for one in both] == [2, 2]
+        return capfd.readouterr().err.count("no data")
+
+    assert ends("by hand") == 2
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    assert ends("srun") == 1
