@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from small_run import wait_until
+from small_run import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[1]
 NETWORK = "10.77.0"
@@ -133,7 +133,7 @@ class Host:
         self.power_off()
         subprocess.run(["ip", "netns", "del", self._space], capture_output=True)
 
-    def run(self, *words, code: int | None = 0, timeout: float = 120,
+    def run(self, *words, code: int | None = 0, timeout: float = PATIENCE,
             **environment: str) -> subprocess.CompletedProcess:
         """The words as a command on this host, from its start to its end with exit code `code` (None: any)."""
         done = subprocess.run(self._command(words), capture_output=True, text=True, timeout=timeout,
@@ -220,7 +220,7 @@ class Slurm:
         def idle() -> int:
             said = self.hosts.head.run("sinfo", "--noheader", "--states", "idle", "--format", "%D", code=None).stdout
             return sum(map(int, re.findall(r"\d+", said)))
-        wait_until(lambda: idle() == count, f"{count} idle nodes", 60)
+        wait_until(lambda: idle() == count, f"{count} idle nodes")
 
     def sbatch(self, *words, **environment: str) -> int:
         """Submit a batch script; the job's number."""
@@ -235,7 +235,7 @@ class Slurm:
         said = self.hosts.head.run("scontrol", "show", "job", "--oneliner", job).stdout
         return dict(re.findall(r"(\w+)=(\S*)", said.splitlines()[0]))
 
-    def wait_for(self, job: int | str, *states: str, seconds: float = 120) -> dict[str, str]:
+    def wait_for(self, job: int | str, *states: str, seconds: float = PATIENCE) -> dict[str, str]:
         """Until the job is in one of `states`; what scontrol says then. It must not end in another."""
         final = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"} - set(states)
         found = {}

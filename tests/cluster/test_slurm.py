@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from small_run import outcome, steps_done, wait_until
+from small_run import PATIENCE, outcome, steps_done, wait_until
 from virtual_cluster import PRETRAIN, ROOT, SOME_SECONDS
 
 pytestmark = pytest.mark.slurm
@@ -42,14 +42,14 @@ def test_srun_on_a_part_of_a_larger_job(cluster, root, tmp_path, on_one_host, su
     words = " ".join(map(str, [*PRETRAIN, root / "config.yaml", f"run.dir={tmp_path / 'run'}"]))
     job = submit("--nodes", "3", "--ntasks-per-node", "2", "--output", tmp_path / "output", "--wrap",
                  f"srun --nodes 1 --ntasks 2 --nodelist node2 {words}")
-    cluster.wait_for(job, "COMPLETED", seconds=60)
+    cluster.wait_for(job, "COMPLETED")
     assert outcome(tmp_path / "run") == on_one_host()
 
 
 def test_a_command_that_forgot_srun_says_so(cluster, root, tmp_path, submit):
     words = " ".join(map(str, [*PRETRAIN, root / "config.yaml", f"run.dir={tmp_path / 'run'}"]))
     job = submit("--nodes", "2", "--ntasks-per-node", "1", "--output", tmp_path / "output", "--wrap", words)
-    assert cluster.wait_for(job, "FAILED", seconds=60)["ExitCode"] == "2:0"
+    assert cluster.wait_for(job, "FAILED")["ExitCode"] == "2:0"
     assert "put srun before the command" in (tmp_path / "output").read_text()
 
 
@@ -59,7 +59,7 @@ def test_two_jobs_with_one_head_node_do_not_meet(cluster, nodes, root, tmp_path,
     jobs = [begin(head, "srun", "--nodelist", f"node1,{other}", "--ntasks-per-node", "1", *PRETRAIN,
                   root / "config.yaml", f"run.dir={tmp_path / other}", MASTER_PORT="29500")
             for other in ("node2", "node3")]
-    assert [process.wait(90) for process, _ in jobs] == [0, 0], [output.read_text() for _, output in jobs]
+    assert [process.wait(PATIENCE) for process, _ in jobs] == [0, 0], [output.read_text() for _, output in jobs]
     assert outcome(tmp_path / "node2") == outcome(tmp_path / "node3") == on_one_host()
 
 
@@ -67,7 +67,7 @@ def test_a_script_that_is_no_batch_script_names_the_one_to_submit(cluster, submi
     for script, right in (("pretrain_biphasic.sh", "pretrain.sbatch"), ("continue_from_hf.sh", "pretrain.sbatch"),
                           ("finetune.sh", "finetune.sbatch")):
         job = submit("--output", tmp_path / script, ROOT / "examples" / script)
-        assert cluster.wait_for(job, "FAILED", seconds=30)["ExitCode"] == "2:0"
+        assert cluster.wait_for(job, "FAILED")["ExitCode"] == "2:0"
         said = (tmp_path / script).read_text()
         assert f"sbatch examples/slurm/{right} CONFIG" in said and len(said.splitlines()) == 1
 
@@ -78,11 +78,11 @@ def test_a_run_survives_a_power_cut_and_a_requeue_with_the_same_bits(cluster, no
     expected, run, output = on_one_host(*SOME_SECONDS), tmp_path / "run", tmp_path / "output"
     job = submit("--nodes", "2", "--output", output, SCRIPTS / "pretrain.sbatch",
                  root / "config.yaml", f"run.dir={run}", "run.hang_timeout=5", *SOME_SECONDS, "--nproc", "1")
-    wait_until(lambda: steps_done(run) >= 30, "a checkpoint", 60)
+    wait_until(lambda: steps_done(run) >= 30, "a checkpoint")
     victim = next(node for node in nodes[::-1] if node.name in names_of(cluster.job(job)["NodeList"]))
     victim.power_off()
     try:
-        cluster.wait_for(job, "COMPLETED", seconds=120)
+        cluster.wait_for(job, "COMPLETED")
     finally:
         cluster.power_on(victim)
         cluster.wait_for_nodes(3)
@@ -104,14 +104,14 @@ def test_a_run_that_makes_no_progress_is_not_requeued_for_ever(cluster, root, tm
     job = submit("--nodes", "1", "--output", output, SCRIPTS / "pretrain.sbatch", root / "config.yaml",
                  f"run.dir={tmp_path / 'run'}", "--nproc", "2", LAUNCHES="2",
                  PYTHONPATH=f"{tmp_path}:{ROOT}")
-    assert cluster.wait_for(job, "FAILED", seconds=60)["Restarts"] == "2"
+    assert cluster.wait_for(job, "FAILED")["Restarts"] == "2"
     assert "2 launches in a row came no further than no checkpoint" in output.read_text()
 
 
 def test_a_mistake_ends_the_job_at_once(cluster, root, tmp_path, submit):
     job = submit("--nodes", "2", "--output", tmp_path / "output", SCRIPTS / "pretrain.sbatch", root / "config.yaml",
                  f"run.dir={tmp_path / 'run'}", "optimizer.lrr=1", "--nproc", "1")
-    ended = cluster.wait_for(job, "FAILED", seconds=60)
+    ended = cluster.wait_for(job, "FAILED")
     said = (tmp_path / "output").read_text()
     assert (ended["ExitCode"], ended["Restarts"]) == ("2:0", "0"), said
     assert said.count("optimizer.lrr") == 1, said
@@ -122,7 +122,7 @@ def test_an_array_preprocesses_and_a_dependent_job_merges(cluster, root, tmp_pat
     submit("--array", "1-3", "--cpus-per-task", "1", SCRIPTS / "preprocess.sbatch", tmp_path / "text", *words,
            "--workers", "1")
     merged = tmp_path / "text.manifest.json"
-    wait_until(merged.exists, "the merge", 90)
+    wait_until(merged.exists, "the merge")
     assert json.loads(merged.read_text())["documents"] == json.loads((root / "text.manifest.json").read_text())[
         "documents"]
     for name in ("text.bin", "text.idx", "text.validation.bin"):
@@ -132,7 +132,7 @@ def test_an_array_preprocesses_and_a_dependent_job_merges(cluster, root, tmp_pat
 def test_an_array_that_does_not_begin_at_1_is_refused(cluster, tmp_path, submit):
     job = submit("--array", "2-3", "--cpus-per-task", "1", "--output", tmp_path / "output_%a",
                  SCRIPTS / "preprocess.sbatch", tmp_path / "text", "--input", "x")
-    assert cluster.wait_for(f"{job}_2", "FAILED", seconds=30)["ExitCode"] == "2:0"
+    assert cluster.wait_for(f"{job}_2", "FAILED")["ExitCode"] == "2:0"
     assert "sbatch --array 1-N" in (tmp_path / "output_2").read_text()
 
 
@@ -155,7 +155,7 @@ def test_two_sweeps_share_one_tree(cluster, tmp_path, nodes, begin):
     tree = tmp_path / "tree"
     pair = [begin(cluster.hosts.head, "srun", "--nodelist", node.name, sys.executable, "-m", "sweep_runs", tree, "1",
                   rates, "4", "slow") for node, rates in zip(nodes[:2], ("0.1,0.2,0.3", "0.2,0.3,0.5"), strict=True)]
-    assert [process.wait(120) for process, _ in pair] == [0, 0], [output.read_text() for _, output in pair]
+    assert [process.wait(PATIENCE) for process, _ in pair] == [0, 0], [output.read_text() for _, output in pair]
     said = [json.loads(output.read_text().splitlines()[-1]) for _, output in pair]
     assert all(one["finished"] == 12 and one["left"] == 0 for one in said)
     assert sum(one["ran"] for one in said) == 16
@@ -175,12 +175,12 @@ def test_from_sbatch_to_a_finished_run_through_two_time_limits_and_a_power_cut(c
     wait_until(lambda: output.exists() and output.read_text().count("stopped in time, requeued") == 2,
                "two time limits", 300)
     before = steps_done(run)
-    wait_until(lambda: steps_done(run) > before + 60, "further steps", 90)
+    wait_until(lambda: steps_done(run) > before + 60, "further steps")
     victim = next(node for node in nodes if node.name == cluster.job(job)["BatchHost"])
     victim.power_off()
     began = time.monotonic()
     try:
-        cluster.wait_for(job, "COMPLETED", seconds=600)
+        cluster.wait_for(job, "COMPLETED")
     finally:
         cluster.power_on(victim)
         cluster.wait_for_nodes(3)
@@ -190,5 +190,5 @@ def test_from_sbatch_to_a_finished_run_through_two_time_limits_and_a_power_cut(c
 
 def test_finetune_array_is_refused_without_a_config(cluster, submit, tmp_path):
     job = submit("--array", "1", "--cpus-per-task", "1", "--output", tmp_path / "output", SCRIPTS / "finetune.sbatch")
-    assert cluster.wait_for(job, "FAILED", seconds=30)["ExitCode"] == "2:0"
+    assert cluster.wait_for(job, "FAILED")["ExitCode"] == "2:0"
     assert "no CONFIG" in (tmp_path / "output").read_text()

@@ -5,15 +5,15 @@ import shutil
 import sys
 
 import pytest
-from small_run import outcome, steps_done, wait_until
+from small_run import PATIENCE, outcome, steps_done, wait_until
 from virtual_cluster import PRETRAIN, ROOT, SOME_SECONDS
 
 pytestmark = pytest.mark.slurm
 
 
-def ends(pair, seconds: float = 60) -> list[tuple[int, str]]:
+def ends(pair) -> list[tuple[int, str]]:
     """(exit code, output) of each."""
-    return [(process.wait(seconds), output.read_text()) for process, output in pair]
+    return [(process.wait(PATIENCE), output.read_text()) for process, output in pair]
 
 
 def test_two_hosts_give_the_bits_of_one(on_two, on_one_host, nodes, tmp_path):
@@ -28,7 +28,7 @@ def test_two_hosts_give_the_bits_of_one(on_two, on_one_host, nodes, tmp_path):
 
 def test_a_cut_cable_is_named_on_both_sides(on_two, nodes, tmp_path):
     pair = on_two("run.hang_timeout=4", "phases.0.steps=5000")
-    wait_until(lambda: steps_done(tmp_path / "run") >= 3, "the first steps", 60)
+    wait_until(lambda: steps_done(tmp_path / "run") >= 3, "the first steps")
     nodes[1].plug(False)
     try:
         (code, said), (other, there) = ends(pair)
@@ -107,9 +107,9 @@ def test_a_second_launch_is_refused_where_flock_reaches_no_other_host(nodes, roo
         run = disk / "run"
         words = (*PRETRAIN, root / "config.yaml", f"run.dir={run}", "phases.0.steps=100000")
         first, _ = begin(nodes[0], *words)
-        wait_until(lambda: steps_done(run) >= 1, "the first step", 60)
+        wait_until(lambda: steps_done(run) >= 1, "the first step")
         second, output = begin(nodes[1], *words)
-        assert second.wait(60) == 2, output.read_text()
+        assert second.wait(PATIENCE) == 2, output.read_text()
         assert "is in use by pid" in output.read_text() and "on node1" in output.read_text()
         assert first.poll() is None
         first.kill()
@@ -120,7 +120,7 @@ def test_a_second_launch_is_refused_where_flock_reaches_no_other_host(nodes, roo
 
 def test_a_run_of_two_hosts_saves_when_one_is_told_to_stop(on_two, on_one_host, nodes, tmp_path):
     pair = on_two(*SOME_SECONDS, "--stopped-exit-code", "85")
-    wait_until(lambda: steps_done(tmp_path / "run") >= 3, "the first steps", 60)
+    wait_until(lambda: steps_done(tmp_path / "run") >= 3, "the first steps")
     nodes[1].signal(pair[1][0], 15)
     ended = ends(pair)
     assert [code for code, _ in ended] == [85, 85], ended
