@@ -173,7 +173,7 @@ def test_from_sbatch_to_a_finished_run_through_two_time_limits_and_a_power_cut(c
                  SCRIPTS / "pretrain.sbatch", root / "config.yaml", f"run.dir={run}", "run.hang_timeout=5", *steps,
                  "--nproc", "1")
     wait_until(lambda: output.exists() and output.read_text().count("stopped in time, requeued") == 2,
-               "two time limits", 300)
+               "two time limits", 600)
     before = steps_done(run)
     wait_until(lambda: steps_done(run) > before + 60, "further steps")
     victim = next(node for node in nodes if node.name == cluster.job(job)["BatchHost"])
