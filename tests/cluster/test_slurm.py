@@ -77,7 +77,7 @@ def test_a_run_survives_a_power_cut_and_a_requeue_with_the_same_bits(cluster, no
     """The third node takes the dead one's place; nothing in the command or the config says so."""
     expected, run, output = on_one_host(*SOME_SECONDS), tmp_path / "run", tmp_path / "output"
     job = submit("--nodes", "2", "--output", output, SCRIPTS / "pretrain.sbatch",
-                 root / "config.yaml", f"run.dir={run}", "run.hang_timeout=5", *SOME_SECONDS, "--nproc", "1")
+                 root / "config.yaml", f"run.dir={run}", "run.hang_timeout=8", *SOME_SECONDS, "--nproc", "1")
     wait_until(lambda: steps_done(run) >= 30, "a checkpoint")
     victim = next(node for node in nodes[::-1] if node.name in names_of(cluster.job(job)["NodeList"]))
     victim.power_off()
@@ -170,10 +170,10 @@ def test_from_sbatch_to_a_finished_run_through_two_time_limits_and_a_power_cut(c
     steps = ("phases.0.steps=3000", "phases.1.steps=3000", "checkpoint.every=100")
     expected, run, output = on_one_host(*steps), tmp_path / "run", tmp_path / "output"
     job = submit("--nodes", "2", "--time", "1", "--signal", "USR1@20", "--output", output,
-                 SCRIPTS / "pretrain.sbatch", root / "config.yaml", f"run.dir={run}", "run.hang_timeout=5", *steps,
+                 SCRIPTS / "pretrain.sbatch", root / "config.yaml", f"run.dir={run}", "run.hang_timeout=8", *steps,
                  "--nproc", "1")
     wait_until(lambda: output.exists() and output.read_text().count("stopped in time, requeued") == 2,
-               "two time limits", 300)
+               "two time limits", 600)
     before = steps_done(run)
     wait_until(lambda: steps_done(run) > before + 60, "further steps")
     victim = next(node for node in nodes if node.name == cluster.job(job)["BatchHost"])

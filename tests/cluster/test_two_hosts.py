@@ -27,7 +27,7 @@ def test_two_hosts_give_the_bits_of_one(on_two, on_one_host, nodes, tmp_path):
 
 
 def test_a_cut_cable_is_named_on_both_sides(on_two, nodes, tmp_path):
-    pair = on_two("run.hang_timeout=4", "phases.0.steps=5000")
+    pair = on_two("run.hang_timeout=8", "phases.0.steps=5000")
     wait_until(lambda: steps_done(tmp_path / "run") >= 3, "the first steps")
     nodes[1].plug(False)
     try:
