@@ -28,10 +28,12 @@ def test_a_study_goes_on_under_slurm_while_its_driver_is_dead(cluster, root, tmp
     head.run("pkill", "-9", "-f", "study run", code=None)
     ends = [stretches / plan.tree.last[name].id / "checkpoints/step_00000012" for name in ("clm-6-mlm30-12", "clm-12")]
     wait_until(lambda: all(end.exists() for end in ends), "the stretches", 120)  # nobody drives
-    head.run(*command, timeout=180)
+    second = head.start(*command, output=tmp_path / "second")
+    assert second.wait(180) == 0, (tmp_path / "second").read_text()
     for branch in plan.branches:
         assert steps_done(stretches / branch.id) == branch.steps  # none was done twice
     lines = [line for branch in plan.tree.path("clm-6-mlm30-12") for line in metrics(stretches / branch.id)]
-    assert (lines, final_bits(ends[0].parents[1], 12)) == on_one_host(ranks=1)
+    assert (lines, final_bits(ends[0].parents[1], 12)) == on_one_host(
+        "phases.0.name=clm", "phases.1.name=mlm", ranks=1)
     for name in ("clm-6-mlm30-12", "clm-12"):
         assert json.loads((tmp_path / "out/models" / name / "export.json").read_text())["step"] == 12
