@@ -63,8 +63,9 @@ setup(
         # import; it imports wandb where that is installed.
         "nemo": ["nemo-automodel==0.7.0", "seqeval>=1.2.2", "wandb>=0.30",
                  "triton>=3.7,<3.9; sys_platform == 'linux'"],
-        # Figures of `study report`; not for training, so not in the base.
-        "study": ["matplotlib>=3.9"],
+        # Figures of a study, and its jobs under Slurm; not for training, so not in the base. submitit is not in dev:
+        # the docstrings of .venv's packages are the demo's corpus.
+        "study": ["matplotlib>=3.9", "submitit>=1.5.4"],
         # What tests of fine-tuning compare with.
         "reference": ["pytrec-eval-terrier>=0.5.10", "sentence-transformers>=5.0"],
         "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.6", "tensorboard>=2.18",

@@ -68,7 +68,7 @@ def megatron_save(directory: Path, trunk, optimizer) -> float:
 
 def state_at(step: int):
     """A run_state.json."""
-    from megatron_encdec.engine.run_state import RunState, versions
+    from megatron_encdec.engine.checkpoint import RunState, versions
 
     return RunState(step=step, phase=0, phase_name="only", objective="clm", samples=0, tokens=0, targets=0,
                     history_hash="", history={}, data_fingerprints=[], tokenizer_fingerprint=None, topology={},
@@ -79,7 +79,7 @@ def measure(arguments, directory: Path) -> dict | None:
     """All rounds, by one rank; rank 0 returns the seconds by name, a list each."""
     import torch.distributed as dist
 
-    from megatron_encdec.engine import checkpoint
+    from megatron_encdec.engine import loading
     from megatron_encdec.engine.saver import Saver
     from megatron_encdec.platform.distributed import shutdown
 
@@ -100,7 +100,7 @@ def measure(arguments, directory: Path) -> dict | None:
         peer = megatron_save(directory / "megatron", trunk, optimizer)
         dist.barrier()
         start = time.perf_counter()
-        checkpoint.load(later.path, trunk, optimizer)
+        loading.load(later.path, trunk, optimizer)
         dist.barrier()
         if number:  # the first allocates, and meets cold code
             values = (event.seconds_blocked, later.seconds_blocked, later.seconds_total, peer,

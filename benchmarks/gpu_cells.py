@@ -40,14 +40,14 @@ class RandomDocuments:
 
 def objective_of(name: str):
     """`clm`, or `mlm` at 40 %."""
-    from megatron_encdec.objectives import Objective
+    from megatron_encdec.objectives.base import Objective
 
     return Objective.from_yaml({"mlm": f"mlm:{RATIO}"}.get(name, name), "objective")
 
 
 def vocabulary_of(size: int):
     """Eight special tokens, and the mask."""
-    from megatron_encdec.objectives import Vocabulary
+    from megatron_encdec.objectives.base import Vocabulary
 
     return Vocabulary(size, frozenset(range(8)), min(MASK_ID, size - 1))
 
@@ -98,7 +98,7 @@ def throughput(cell: dict) -> dict:
     """Median over steps, after a warm-up."""
     import torch
 
-    from megatron_encdec.model.flops import training_flops
+    from megatron_encdec.model.config import training_flops
     from megatron_encdec.platform.device import device_type, peak_flops
 
     trainer, model = trainer_of(cell), model_of(cell)
@@ -128,7 +128,7 @@ def peer(cell: dict) -> dict:
     import torch
     from transformers import EuroBertConfig, EuroBertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
-    from megatron_encdec.objectives import collate
+    from megatron_encdec.objectives.base import collate
     from megatron_encdec.platform.device import device, device_type
 
     shape = model_of(cell)
@@ -173,7 +173,7 @@ def specs(cell: dict) -> dict:
 
     from megatron_encdec.model.performance import PerformanceSettings
     from megatron_encdec.model.trunk import build_trunk
-    from megatron_encdec.objectives import collate
+    from megatron_encdec.objectives.base import collate
     from megatron_encdec.platform.device import device
     from megatron_encdec.platform.distributed import initialize
 

@@ -34,7 +34,7 @@ import torch
 from megatron_encdec.interop.importing import import_model
 from megatron_encdec.interop.source import find
 from megatron_encdec.model.trunk import Trunk, transformer_config
-from megatron_encdec.engine.checkpoint import load_weights
+from megatron_encdec.engine.loading import load_weights
 from megatron_encdec.platform import distributed
 case, source, run = sys.argv[1:]
 started = time.perf_counter()

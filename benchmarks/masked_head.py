@@ -3,7 +3,7 @@
     python benchmarks/masked_head.py [--ratios 0.15 0.3 0.5] [--width 512] [--vocabulary 32768] [--rounds 5]
 
 A forward and backward pass of a trunk (no optimizer), labels at every position and at a share of them. What the parts
-amount to is the count's (model/flops.py), what they cost the machine's: the trunk without labels and the head with all
+amount to is the count's (model/config.py), what they cost the machine's: the trunk without labels and the head with all
 of them are timed on their own, which gives each part its FLOP rate, and with these rates the count predicts a ratio.
 
 `plain` is the prediction with one rate for all FLOPs.
@@ -38,7 +38,7 @@ def seconds_of(trunk, batch) -> float:
 
 def batch_with(share: float, arguments):
     """A micro-batch of whole windows, bidirectional, with labels at exactly this share of positions."""
-    from megatron_encdec.objectives import MicroBatch
+    from megatron_encdec.objectives.base import MicroBatch
 
     draw = np.random.default_rng(0)
     tokens = arguments.windows * arguments.length
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--json")
     arguments = parser.parse_args()
-    from megatron_encdec.model.flops import training_flops, whole_pairs
+    from megatron_encdec.model.config import training_flops, whole_pairs
 
     model, taken = measure(arguments)
     tokens = arguments.windows * arguments.length

@@ -116,10 +116,10 @@ def commands(arguments, text: Path, tokenizer: Path) -> dict[str, tuple[list[str
 def stages(text: Path, tokenizer_path: Path, megabytes: int) -> dict[str, float]:
     """Seconds a megabyte of input spends in one worker, by what it is spent on."""
     from megatron_encdec.text.chunks import slots
-    from megatron_encdec.text.corpus import list_files
     from megatron_encdec.text.documents import read_chunk
-    from megatron_encdec.text.encode import EncodeSettings, Worker
+    from megatron_encdec.text.encode import Worker
     from megatron_encdec.text.encoder import GIGATOKEN, Encoder
+    from megatron_encdec.text.inputs import list_files
     from megatron_encdec.text.tokenizer import load_tokenizer
 
     chunks = [chunk for chunk, _ in zip(slots(list_files([text]), "text"), range(megabytes // 16), strict=False)]
@@ -135,7 +135,7 @@ def stages(text: Path, tokenizer_path: Path, megabytes: int) -> dict[str, float]
         encoding += time.perf_counter() - middle
         reading += middle - start
     with tempfile.TemporaryDirectory() as folder:
-        worker = Worker(EncodeSettings(str(tokenizer_path), None, None, GIGATOKEN, "text", 0.0, folder))
+        worker = Worker(str(tokenizer_path), None, None, GIGATOKEN, "text", 0.0, folder)
         start = time.perf_counter()
         for number, chunk in enumerate(chunks):
             worker((number, chunk))
@@ -180,8 +180,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="NAME", help="leave out the others")
     parser.add_argument("--json", metavar="PATH")
     arguments = parser.parse_args()
-    from megatron_encdec.text.corpus import list_files
-    from megatron_encdec.text.sample import ensure_tokenizer
+    from megatron_encdec.text.inputs import list_files
+    from megatron_encdec.text.preprocess import ensure_tokenizer
 
     work = Path(arguments.work)
     work.mkdir(parents=True, exist_ok=True)

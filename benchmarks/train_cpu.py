@@ -40,7 +40,7 @@ class RandomDocuments:
 
 def objective_of(name: str):
     """`clm` or `mlm`."""
-    from megatron_encdec.objectives import Objective
+    from megatron_encdec.objectives.base import Objective
 
     return Objective.from_yaml({"mlm": f"mlm:{RATIO}"}.get(name, name), "objective")
 
@@ -53,7 +53,7 @@ def our_step(arguments):
     from megatron_encdec.engine.optimizer import build_optimizer, wrap
     from megatron_encdec.model.config import ModelConfig
     from megatron_encdec.model.trunk import build_trunk
-    from megatron_encdec.objectives import Vocabulary
+    from megatron_encdec.objectives.base import Vocabulary
     from megatron_encdec.platform.distributed import initialize
     from megatron_encdec.training.step import Trainer
 
@@ -74,7 +74,7 @@ def transformers_step(arguments):
     from transformers import EuroBertConfig, EuroBertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
     from megatron_encdec.model.config import ModelConfig
-    from megatron_encdec.objectives import collate
+    from megatron_encdec.objectives.base import collate
 
     shape = ModelConfig.from_yaml(arguments.preset, "model")
     sizes = dict(vocab_size=VOCABULARY, hidden_size=shape.hidden_size, intermediate_size=shape.ffn_hidden_size,

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_encdec.text.chunks import chunks, slots
-from megatron_encdec.text.corpus import list_files
 from megatron_encdec.text.documents import LongDocument, read_chunk
 from megatron_encdec.text.indexed import IndexedFiles, IndexedWriter
+from megatron_encdec.text.inputs import list_files
 
 
 class Document(NamedTuple):
@@ -30,11 +30,11 @@ def documents_of(path, text_key="text") -> list[Document]:
             before, mine = len(found), []
             for part in read_chunk(chunk, text_key):
                 if isinstance(part, LongDocument):
-                    mine.append(Document(part.line, part.size, "".join(part.pieces()), None))
+                    mine.append(Document(part.place.line, part.place.size, "".join(part.pieces()), None))
                     continue
-                mine += [Document(line, size, text.decode(), None) for (_, line), size, text in zip(
-                    part.places_D, part.sizes_D, part.texts_D, strict=True)]
-                mine += [Document(line, size, None, reason) for reason, _, line, size in part.skipped]
+                mine += [Document(place.line, place.size, text.decode(), None)
+                         for place, text in zip(part.places_D, part.texts_D, strict=True)]
+                mine += [Document(place.line, place.size, None, reason) for reason, place in part.skipped]
             found += sorted(document._replace(line=before + document.line) for document in mine)
     return found
 

@@ -89,3 +89,21 @@ def run_of(root: Path, family: str, results: str = "results", model: str = "euro
     settings = dict(batch_size=16, micro_batch_size=8, max_steps=steps, epochs=100, max_length=48)
     return FinetuneRun(ModelSource(str(root / model)), DatasetConfig(**files), 3e-3, 0, str(root / results),
                        TrainingConfig(**{**settings, **training}))
+
+
+def run_one(*arguments):
+    """Imported when a test runs: where NeMo is missing, the tests are collected and skipped."""
+    from megatron_encdec.finetune.run import run_one
+
+    return run_one(*arguments)
+
+
+def record_of(run) -> dict:
+    """Its record.json."""
+    return json.loads((run.directory / "record.json").read_text())
+
+
+def losses(run) -> dict:
+    """{step: loss} of its training.jsonl."""
+    lines = (run.directory / "checkpoints/training.jsonl").read_text().splitlines()
+    return {record["step"]: record["loss"] for record in map(json.loads, lines)}

@@ -1,17 +1,22 @@
 """A run as small as they come: its config, `megatron-encdec` and tools as users call them, what a run logged."""
 
+import faulthandler
 import hashlib
 import json
 import multiprocessing
 import os
 import random
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 PATIENCE = 300.0  # seconds: what is waited for comes, however busy the machine is; only a fault lets it pass
@@ -50,7 +55,7 @@ def config_of(*overrides: str):
 
 def timeline_of(*overrides: str, fingerprints: tuple[str, ...] = ("f",)):
     """The timeline of `config_of(...)`, with a vocabulary of 301 tokens, of which 8 are special and 1 is the mask."""
-    from megatron_encdec.objectives import Vocabulary
+    from megatron_encdec.objectives.base import Vocabulary
     from megatron_encdec.training.stretches import Timeline, lay_out
 
     config = config_of(*overrides)
@@ -58,34 +63,44 @@ def timeline_of(*overrides: str, fingerprints: tuple[str, ...] = ("f",)):
                     Vocabulary(301, frozenset(range(8)), 1))
 
 
+def forks() -> BaseContext:
+    """A server of forks that has imported torch and megatron.core: seconds less than a new process. Not of this one:
+    gloo's threads, some fifty a run, never end, and a fork of a process that has them hangs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["megatron_encdec.training.execute", "torch._dynamo"])
+    return context
+
+
+def fork(work: Callable, *arguments, said: Sequence[Path], directory: str | Path | None = None,
+         **environment: str) -> "Running":
+    """`work(*arguments)`, whose result is an exit code, in a process of its own. said: the files for what it prints to
+    out and err. directory: where it runs."""
+    child = forks().Process(target=_end_with, args=(
+        work, arguments, said, {**os.environ, "OMP_NUM_THREADS": "1", **environment}, str(directory or os.getcwd())))
+    child.start()
+    return Running(child)
+
+
+def fork_cli(*arguments: str, said: Sequence[Path], directory: str | Path | None = None,
+             **environment: str) -> "Running":
+    """`megatron-encdec ARGUMENTS` in a fork, running."""
+    return fork(_command, [str(word) for word in arguments], said=said, directory=directory, **environment)
+
+
 def run_cli(*arguments: str, check: bool = True, code: int = 0, directory: str | Path | None = None,
             **environment: str) -> subprocess.CompletedProcess:
-    """`megatron-encdec ARGUMENTS` in a process of its own: the fork of a server that has imported torch and
-    megatron.core, seconds less than a new one. Not of this process: gloo's threads, some fifty a run, never end, and a
-    fork of a process that has them hangs. check: that it ends with the exit code `code`. directory: where it runs."""
+    """`megatron-encdec ARGUMENTS` in a fork that runs in `directory`. check: that its exit code is `code`."""
     with tempfile.TemporaryDirectory() as temporary:
-        said = [Path(temporary) / "out", Path(temporary) / "err"]
+        said = Path(temporary) / "out", Path(temporary) / "err"
         child = fork_cli(*arguments, said=said, directory=directory, **environment)
-        child.join(PATIENCE)
-        if child.is_alive():
+        try:
+            ended = child.wait(PATIENCE)
+        finally:
             child.kill()
-            child.join()
         out, err = (path.read_text() for path in said)
-    if check and child.exitcode != code:
-        raise AssertionError(f"exit {child.exitcode}\n{out}\n{err}")
-    return subprocess.CompletedProcess(arguments, child.exitcode, out, err)
-
-
-def fork_cli(*arguments: str, said: list[Path], directory: str | Path | None = None,
-             **environment: str) -> multiprocessing.process.BaseProcess:
-    """`run_cli`, running; what it says goes to the two files `said`."""
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["small_run", "megatron_encdec.training.execute", "torch._dynamo"])
-    child = forks.Process(target=_end_with, args=(
-        [str(word) for word in arguments], said, {**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        str(directory or os.getcwd())))
-    child.start()
-    return child
+    if check and ended != code:
+        raise AssertionError(f"exit {ended}\n{out}\n{err}")
+    return subprocess.CompletedProcess(arguments, ended, out, err)
 
 
 def workspace(directory: Path) -> Path:
@@ -118,21 +133,36 @@ def run_tool(tool: str | Path, *arguments: str) -> int:
     return 0
 
 
-def _end_with(command: list[str], said: list[Path], environment: dict[str, str], directory: str) -> None:
-    """End this process, a fork, with the exit code of `megatron-encdec COMMAND`; out and err go to the files `said`."""
+def _command(words: list[str]) -> int:
+    from megatron_encdec.cli import main
+
+    return main(words)
+
+
+def run_code(code: str, *arguments) -> int:
+    """For `fork`: `python -c CODE ARGUMENTS`."""
+    faulthandler.enable(open(2, "w", closefd=False))  # noqa: SIM115
+    sys.argv = ["-c", *map(str, arguments)]
+    exec(compile(textwrap.dedent(code), "<code>", "exec"), {"__name__": "__main__"})
+    return 0
+
+
+def _end_with(work: Callable, arguments: tuple, said: tuple[Path, Path], environment: dict[str, str],
+              directory: str) -> None:
+    """End this process, a fork, with the exit code that `work` returns; out and err go to the files `said`."""
     code = 70
     for descriptor, path in enumerate(said, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     try:
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(directory)
         import torch
 
-        from megatron_encdec.cli import main
-
-        torch.set_num_threads(1)  # as start_cli's processes have it: bits are compared
-        code = main(command)
+        torch.set_num_threads(1)  # as a process of its own has it: bits are compared
+        code = work(*arguments)
+    except SystemExit as end:
+        code = end.code or 0
     except BaseException:
         traceback.print_exc()
     finally:
@@ -141,11 +171,45 @@ def _end_with(command: list[str], said: list[Path], environment: dict[str, str],
         os._exit(code)
 
 
-def start_cli(*arguments: str, output: Path, **environment: str) -> subprocess.Popen:
-    """`megatron-encdec ARGUMENTS`, running; what it says goes to the file `output`."""
+class Running:
+    """A fork under way, in the words of `subprocess.Popen`."""
+
+    def __init__(self, process: BaseProcess):
+        self.pid, self._process = process.pid, process
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        assert self.poll() is not None, f"still running after {timeout} s"
+        return self.poll()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start_cli(*arguments: str, output: Path, **environment: str) -> Running:
+    """`megatron-encdec ARGUMENTS` in a fork, running; what it says goes to the file `output`."""
+    output.write_text("")
+    return fork(_command, [str(word) for word in arguments], said=(output, output), **environment)
+
+
+def start_code(code: str, *arguments: str, output: Path) -> Running:
+    """`python -c CODE ARGUMENTS` likewise."""
+    output.write_text("")
+    return fork(run_code, code, *arguments, said=(output, output))
+
+
+def start_cold(*arguments: str, output: Path) -> subprocess.Popen:
+    """The same in a new process, which has to import everything."""
     with open(output, "w") as file:
         return subprocess.Popen([sys.executable, "-m", "megatron_encdec", *map(str, arguments)], stdout=file,
-                                stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+                                stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def wait_until(true: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
@@ -169,7 +233,7 @@ def steps_done(run: Path) -> int:
     return path.read_bytes().count(b'"kind": "train"') if path.exists() else 0
 
 
-def ranks_of(launcher: subprocess.Popen) -> list[int]:
+def ranks_of(launcher: Running) -> list[int]:
     """Process ids of the ranks that a launcher started, in order of rank."""
     return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
 

@@ -10,7 +10,8 @@ import yaml
 from small_run import run_tool
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path.name for path in (ROOT / "examples").glob("*.yaml") if not path.name.startswith("finetune_"))
+CONFIGS = sorted(path.name for path in (ROOT / "examples").glob("*.yaml")
+                 if not path.name.startswith(("finetune_", "study_")) or path.name.endswith("_base.yaml"))
 FINETUNE = sorted(path.name for path in (ROOT / "examples").glob("finetune_*.yaml"))
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for folder in ("examples", "tests", "tools")
                  for path in (ROOT / folder).glob("*.sh")) + [".ci/run"]

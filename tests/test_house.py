@@ -1,6 +1,7 @@
 """The order of the house: rooms import from rooms before them, nothing goes in a circle, a function fits a screen."""
 
 import ast
+import functools
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -13,10 +14,16 @@ MODULES = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).remo
            for path in PACKAGE.rglob("*.py")}
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@functools.cache
 def names_imported(path: Path) -> set[str]:
     """Names of modules, and of what is in them, that the file imports, wherever in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
@@ -61,6 +68,6 @@ def test_one_module_imports_megatron_core():
 
 def test_a_function_fits_a_screen():
     long = [f"{path.name}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
-            for path in MODULES.values() for node in ast.walk(ast.parse(path.read_text()))
+            for path in MODULES.values() for node in nodes(path)
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 60]
     assert not long

@@ -11,12 +11,13 @@ import yaml
 from small_run import BASE, run_cli, run_tool
 
 from megatron_encdec.cli import main
-from megatron_encdec.engine.names import split_step
+from megatron_encdec.engine.integrity import split_step
 from megatron_encdec.finetune.config import FinetuneConfig
 from megatron_encdec.finetune.config import load_config as load_finetune
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.corpus import hub_name, list_files
+from megatron_encdec.text.corpus import hub_name
+from megatron_encdec.text.inputs import list_files
 from megatron_encdec.training.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent

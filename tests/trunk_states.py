@@ -1,21 +1,19 @@
 """A small trunk and its optimizer whose every number is known from where it stands, and ranks as real processes."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
-import textwrap
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from small_run import fork, run_code
 
 from megatron_encdec.engine.boxes import Box, wanted
+from megatron_encdec.engine.checkpoint import RunState
 from megatron_encdec.engine.config import OptimizerSettings
 from megatron_encdec.engine.optimizer import build_optimizer, set_update_count, wrap
-from megatron_encdec.engine.run_state import RunState
 from megatron_encdec.model.attention import TorchAttention
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.trunk import build_trunk
@@ -70,29 +68,27 @@ def wrong(trunk, optimizer) -> list[str]:
 
 
 def run_ranks(count: int, code: str, *arguments, check: bool = True, timeout: float = 300) -> list[str]:
-    """Run `code` in `count` processes that find each other over gloo; what each wrote to stdout.
+    """Run `code` in `count` forks that find each other over gloo; what each wrote to stdout.
 
     Ranks that hang are told to print where they are, and that is the error.
     """
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
-    environment = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
-                   "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(Path(__file__).parent)])}
-    ranks = [subprocess.Popen([sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(code), *map(str, arguments)],
-                              text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-             for rank in range(count)]
-    limit = time.monotonic() + timeout
-    while any(rank.poll() is None for rank in ranks):
-        failed = check and any(rank.poll() for rank in ranks)
-        if failed or time.monotonic() > limit:
-            check = True
-            for rank in ranks:
-                rank.send_signal(signal.SIGABRT)
-            break
-        time.sleep(0.05)
-    outputs = [rank.communicate() for rank in ranks]
-    if check and any(rank.returncode for rank in ranks):
-        raise AssertionError("\n".join(f"rank {number}: {error}" for number, (_, error) in enumerate(outputs)))
-    return [out for out, _ in outputs]
+    with tempfile.TemporaryDirectory() as directory:
+        said = [(Path(directory) / f"out{rank}", Path(directory) / f"err{rank}") for rank in range(count)]
+        ranks = [fork(run_code, code, *arguments, said=said[rank], WORLD_SIZE=str(count), MASTER_ADDR="localhost",
+                      MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
+        limit = time.monotonic() + timeout
+        while any(rank.poll() is None for rank in ranks):
+            failed = check and any(rank.poll() for rank in ranks)
+            if failed or time.monotonic() > limit:
+                check = True
+                for rank in ranks:
+                    rank.send_signal(signal.SIGABRT)
+                break
+            time.sleep(0.05)
+        codes = [rank.wait(timeout) for rank in ranks]
+        if check and any(codes):
+            raise AssertionError("\n".join(f"rank {rank}: {err.read_text()}" for rank, (_, err) in enumerate(said)))
+        return [out.read_text() for out, _ in said]
+

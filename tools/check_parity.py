@@ -28,14 +28,21 @@ if __name__ == "__main__":
 
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.interop.families import TARGETS, Target
-from megatron_encdec.interop.hugging_face import DTYPES, ParityError, build_model, hugging_face_config, load_model
-from megatron_encdec.interop.names import VOCABULARY, NameTable, canonical_weights, to_hugging_face
-from megatron_encdec.interop.parity import TOLERANCE, logits_difference
+from megatron_encdec.interop.hugging_face import (
+    DTYPES,
+    TOLERANCE,
+    ParityError,
+    build_model,
+    hugging_face_config,
+    load_model,
+    logits_difference,
+)
+from megatron_encdec.interop.names import ROWS, TIED, VOCABULARY, canonical_weights, to_hugging_face
 from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.source_files import read_object
 from megatron_encdec.model.trunk import Trunk
-from megatron_encdec.objectives import AttentionKind, MicroBatch, Vocabulary, collate, evaluated
+from megatron_encdec.objectives.base import AttentionKind, MicroBatch, Vocabulary, collate, evaluated
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import Tokenizer
 
@@ -123,7 +130,7 @@ def text_losses(trunk: Trunk, hugging_face, tokenizer: Tokenizer, texts: Iterabl
     return found
 
 
-def tensor_differences(trunk: Trunk, hugging_face, names: NameTable, but_row: int | None = None) -> list[str]:
+def tensor_differences(trunk: Trunk, hugging_face, but_row: int | None = None) -> list[str]:
     """Names of the HF model's tensors that the trunk's, mapped to it, do not equal bit for bit.
 
     Rows of a vocabulary that only one of them has do not count (a mask that an import added), nor does row `but_row`.
@@ -131,10 +138,10 @@ def tensor_differences(trunk: Trunk, hugging_face, names: NameTable, but_row: in
     rows = min(trunk.model.vocabulary_size, hugging_face.config.vocab_size)
     model, theirs = replace(trunk.model, vocabulary_size=rows), dict(hugging_face.state_dict())
     if model.tied_embeddings:
-        theirs.pop(names.tied[0], None)
-    tables = {row.theirs[0] for row in names.rows if row.layout is VOCABULARY}
+        theirs.pop(TIED[0], None)
+    tables = {row.theirs[0] for row in ROWS if row.layout is VOCABULARY}
     kept = torch.arange(rows) != (-1 if but_row is None else but_row)
-    ours = to_hugging_face(canonical_weights(trunk), model, names)
+    ours = to_hugging_face(canonical_weights(trunk), model)
 
     def same(name: str) -> bool:
         if name not in ours or name not in theirs:
@@ -188,7 +195,7 @@ def what_is(out: Path) -> tuple[Target, str | None]:
 def compare_weights(trunk: Trunk, model, target: Target, source: Source) -> Iterator[Answer]:
     made = (source.imported or {}).get("mask", {"kind": "own"})
     mask = made["id"] if made["kind"] in ("reserved", "added") else None
-    differing = tensor_differences(trunk, model, target.family.names, mask)
+    differing = tensor_differences(trunk, model, mask)
     found = f"{len(differing)} differ, first {differing[0]}" if differing else "all equal"
     yield not differing, f"tensors, mapped back: {found}{'' if mask is None else f' (row {mask}, the mask, apart)'}"
     difference = logits_difference(trunk, model, target.attention, apart=mask)

@@ -44,7 +44,7 @@ def measure(path: str, arguments) -> tuple[float, float, int]:
 
     from megatron_encdec.data.config import DataConfig, SourceConfig
     from megatron_encdec.data.samples import Samples
-    from megatron_encdec.objectives import OBJECTIVES, Vocabulary
+    from megatron_encdec.objectives.base import OBJECTIVES, Vocabulary
     from megatron_encdec.text.tokenizer import load_tokenizer
 
     transformers.logging.set_verbosity_error()

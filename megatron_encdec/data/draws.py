@@ -38,12 +38,10 @@ def uniforms(seed: int, stream: str, index: int, count: int) -> np.ndarray:
 
 
 def permute(position: int, size: int, key: int) -> int:
-    """Where `position` goes in the shuffle of [0, size) under the 64-bit `key`: a bijection for each key.
-
-    An alternating Feistel network permutes [0, 2**b), the smallest such range that holds `size`; walking its cycle
-    until it returns below `size` makes of it a permutation of [0, size) (Black and Rogaway, "Ciphers with arbitrary
-    finite domains", CT-RSA 2002).
-    """
+    """Where `position` goes in the shuffle of [0, size) under the 64-bit `key`: a bijection for each key. An
+    alternating Feistel network permutes [0, 2**b), the smallest such range that holds `size`; walking its cycle until
+    it returns below `size` makes of it a permutation of [0, size) (Black and Rogaway, "Ciphers with arbitrary finite
+    domains", CT-RSA 2002)."""
     if not 0 <= position < size:
         raise ValueError(f"position {position} is outside [0, {size})")
     bits, keys = max(2, (size - 1).bit_length()), _round_keys(key)

@@ -12,7 +12,6 @@ known, are None. Its `inputs` are the two files as they were when hashed.
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.lock import taking_turns
 from megatron_encdec.text import manifest as manifests
-from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, bin_path, idx_path, read_header, size_error
+from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, bin_path, idx_path, read_header
 from megatron_encdec.text.manifest import InputFile, Manifest, check_files, manifest_path
 
 PIECE = 1 << 20  # bytes read at once by each thread
@@ -37,10 +36,8 @@ class Range(NamedTuple):
 
 
 def ranges_of(prefix: str | Path, parts: Sequence[int], shard_bytes: int) -> list[Range]:
-    """What a fingerprint covers: each shard of a `.bin` that was merged from `parts` (bytes each), then the `.idx`.
-
-    A shard never crosses from one part into the next: merging keeps the hashes of what is merged.
-    """
+    """What a fingerprint covers: each shard of a `.bin` that was merged from `parts` (bytes each), then the `.idx`. A
+    shard never crosses from one part into the next: merging keeps the hashes of what is merged."""
     ranges, part_start = [], 0
     for part in parts:
         part_end = part_start + part
@@ -85,7 +82,6 @@ def _hash_range(one: Range) -> str | OSError:
 
 
 def record_path(prefix: str | Path) -> Path:
-    """`PREFIX.fingerprint.json`."""
     return Path(f"{prefix}.fingerprint.json")
 
 
@@ -101,14 +97,13 @@ def compute_record(prefix: str | Path) -> Manifest:
     """Hash the pair. Raises IntegrityError where it cannot be read or changes while it is read."""
     header, states = read_header(prefix), _states(prefix)
     ranges = ranges_of(prefix, [states[0].size], SHARD_SIZE)
-    hashes = hash_ranges(ranges, f"hashing {prefix}")
+    *shards, index = hashes = hash_ranges(ranges, f"hashing {prefix}")
     for one, found in zip(ranges, hashes, strict=True):
         if isinstance(found, OSError):
             raise IntegrityError(f"{one.path}: cannot read bytes {one.start:,}..{one.end:,}: {found.strerror}")
-    *shards, index = hashes
-    files = IndexedFiles(header.documents, header.bin_bytes // header.dtype.itemsize, header.dtype.name, states[0].size,
-                         states[1].size, tuple(shards), index)
-    record = describe_foreign(prefix, files)
+    record = describe_foreign(prefix, IndexedFiles(
+        header.documents, header.bin_bytes // header.dtype.itemsize, header.dtype.name, *(one.size for one in states),
+        tuple(shards), index))
     if record.inputs != states:
         raise IntegrityError(f"{prefix}: its files changed while they were read; try again when they are complete")
     return record
@@ -143,21 +138,11 @@ def manifest_of_foreign(prefix: str | Path) -> tuple[Manifest, str]:
                     f"fingerprint {record.fingerprint[:12]}{where}")
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What was read and found equal."""
-
-    record: str
-    new: bool  # nothing was recorded before, the hashes have only now been kept
-    shards: int
-    bytes: int
-    fingerprint: str
-
-
-def verify(prefix: str | Path) -> Verification:
-    """Is every byte still what was written? Raises IntegrityError naming file and byte range of what differs or cannot
-    be read. Sizes come first; headers and counts need no look: they are what was written if the bytes are.
-    """
+def verify(prefix: str | Path) -> dict:
+    """Is every byte still what was written? The `record` compared with, `shards` and `bytes` that were read, the
+    `fingerprint`; `new`: nothing was recorded before, the hashes have only now been kept. Raises IntegrityError naming
+    file and byte range of what differs or cannot be read. Sizes come first; headers and counts need no look: they are
+    what was written if the bytes are."""
     own = manifest_path(prefix).exists()
     path = manifest_path(prefix) if own else record_path(prefix)
     manifest = manifests.read(prefix) if own else read_record(prefix)
@@ -169,16 +154,12 @@ def verify(prefix: str | Path) -> Verification:
             path = "nowhere: the directory cannot be written"
     else:
         _compare(prefix, manifest, path, "" if own else f" (as {path} says: delete that if the data was replaced)")
-    return Verification(str(path), new, len(manifest.shards), manifest.bin_bytes + manifest.idx_bytes,
-                        manifest.fingerprint)
+    return {"record": str(path), "new": new, "shards": len(manifest.shards),
+            "bytes": manifest.bin_bytes + manifest.idx_bytes, "fingerprint": manifest.fingerprint}
 
 
 def _compare(prefix: str | Path, manifest: Manifest, recorded_in: Path, hint: str) -> None:
-    for path, size in ((bin_path(prefix), manifest.bin_bytes), (idx_path(prefix), manifest.idx_bytes)):
-        if not path.is_file():
-            raise IntegrityError(f"{path}: missing; copy it again, or run preprocess again")
-        if path.stat().st_size != size:
-            raise IntegrityError(f"{size_error(path, size, path.stat().st_size)}{hint}")
+    manifests.check_sizes(prefix, manifest, hint)
     parts = manifest.parts or (manifest.bin_bytes,)
     ranges = ranges_of(prefix, parts, manifest.shard_bytes)
     expected = [*manifest.shards, manifest.idx_sha256]
@@ -187,22 +168,19 @@ def _compare(prefix: str | Path, manifest: Manifest, recorded_in: Path, hint: st
                              f"{len(ranges) - 1} of {manifest.shard_bytes} bytes: it is damaged; copy it again, or run "
                              "preprocess again")
     hashes = hash_ranges(ranges, f"verifying {prefix}")
-    damaged = [_damage(one, len(manifest.shards), k, found)
-               for k, (one, wanted, found) in enumerate(zip(ranges, expected, hashes, strict=True)) if found != wanted]
+    damaged = []
+    for number, (one, wanted, found) in enumerate(zip(ranges, expected, hashes, strict=True), start=1):
+        if found != wanted:
+            which = f"shard {number} of {len(ranges) - 1}" if number < len(ranges) else "the whole file"
+            unread = f" (cannot be read: {found.strerror})" if isinstance(found, OSError) else ""
+            damaged.append(f"{one.path} bytes {one.start:,}..{one.end:,} ({which}){unread}")
     if damaged:
         more = f", and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
         raise IntegrityError(f"{', '.join(damaged[:NAMED])}{more}: not the bytes that {recorded_in} recorded; copy "
                              "the data again, or run preprocess again")
 
 
-def _damage(one: Range, shards: int, number: int, found: str | OSError) -> str:
-    unread = f" (cannot be read: {found.strerror})" if isinstance(found, OSError) else ""
-    which = "the whole file" if number == shards else f"shard {number + 1} of {shards}"
-    return f"{one.path} bytes {one.start:,}..{one.end:,} ({which}){unread}"
-
-
 def _states(prefix: str | Path) -> tuple[InputFile, InputFile]:
     """The pair as it is now, by suffix: it may be moved or renamed with its record."""
-    bin_state, idx_state = (path.stat() for path in (bin_path(prefix), idx_path(prefix)))
-    return (InputFile(".bin", bin_state.st_size, bin_state.st_mtime_ns),
-            InputFile(".idx", idx_state.st_size, idx_state.st_mtime_ns))
+    states = {suffix: Path(f"{prefix}{suffix}").stat() for suffix in (".bin", ".idx")}
+    return tuple(InputFile(suffix, state.st_size, state.st_mtime_ns) for suffix, state in states.items())

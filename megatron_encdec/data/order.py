@@ -22,11 +22,9 @@ STEP = 2654435769  # odd, nearest to 2**32 / golden ratio
 
 
 def floor_sum(count: int, modulus: int, step: int, offset: int) -> int:
-    """Sum of floor((step * j + offset) / modulus) over j in [0, count), exact, in O(log).
-
-    It counts lattice points under a line. Whole multiples of the modulus are taken out; what remains is counted from
-    the other axis, where step and modulus have changed places, as in Euclid's algorithm.
-    """
+    """Sum of floor((step * j + offset) / modulus) over j in [0, count), exact, in O(log). It counts lattice points
+    under a line. Whole multiples of the modulus are taken out; what remains is counted from the other axis, where step
+    and modulus have changed places, as in Euclid's algorithm."""
     total = 0
     for below, whole, rest in _quotients(modulus, step):
         if not count:
@@ -118,5 +116,4 @@ class Order:
 
     def counts(self, samples: int) -> list[int]:
         """How many of samples 0 .. samples - 1 come from each source."""
-        places = sorted(range(len(self._sources)), key=self._sources.__getitem__)
-        return [self._mixture.count(samples, place) for place in places]
+        return [self._mixture.count(samples, self._sources.index(source)) for source in range(len(self._sources))]

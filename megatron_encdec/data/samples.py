@@ -1,8 +1,7 @@
 """Sample i of a run: tokens of one window, and where attention must stop inside it.
 
     1. `Samples(config)`   open the stores, count windows, set up the order
-    2. `sample(i)`         order -> (source, epoch, window) -> tokens_S
-    3. segment ends        document ends (isolate_documents) and random cuts (random_length), always S at last
+    2. `sample(i)`         order -> (source, epoch, window) -> tokens_S, and where its segments end
 
 Windows of S = sequence_length tokens tile each source without overlap; a rest shorter than S at a source's
 end is not used. Legend: S tokens of a window, E segments of it.
@@ -24,12 +23,9 @@ EPOCHS_WITHOUT_NOTE = 4  # up to there repeated text is nearly as good as new (M
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One window and where it came from.
-
-    `tokens_S` int64; `segment_ends_E` int64, ascending, the last is S: segment k is
-    tokens_S[segment_ends_E[k-1] : segment_ends_E[k]], attention and CLM targets stay inside it. Segments end where
-    documents do (isolate_documents), at random cuts (random_length), and at S.
-    """
+    """One window and where it came from. `tokens_S` int64; `segment_ends_E` int64, ascending, the last is S: segment k
+    is tokens_S[segment_ends_E[k-1] : segment_ends_E[k]], attention and CLM targets stay inside it. Segments end where
+    documents do (isolate_documents), at random cuts (random_length), and at S."""
 
     index: int
     source: int
@@ -58,8 +54,7 @@ class Samples:
         self.fingerprints = [store.fingerprint for store in self.stores]
         self._check()
         try:
-            weights = [source.weight for source in sources]
-            self._order = Order(self.windows, weights, self.seed, self.fingerprints)
+            self._order = Order(self.windows, [source.weight for source in sources], self.seed, self.fingerprints)
         except ValueError as error:
             raise UserError(f"{self._key}: {error}") from None
 
@@ -107,10 +102,8 @@ class Samples:
 
 
 def random_cuts(seed: int, index: int, length: int, law: RandomLength) -> np.ndarray:
-    """Cuts strictly inside a window of `length` tokens (int64, ascending), a function of (seed, index).
-
-    The last segment is cut at the window's end and, if shorter than law.min, joined to the one before.
-    """
+    """Cuts strictly inside a window of `length` tokens (int64, ascending), a function of (seed, index). The last
+    segment is cut at the window's end and, if shorter than law.min, joined to the one before."""
     words = draws(seed, "length", index, -(-length // law.min))  # enough even if all are law.min long
     lengths = law.min + (words % np.uint64(law.max - law.min + 1)).astype(np.int64)
     cuts = np.cumsum(lengths)

@@ -37,7 +37,6 @@ class Box:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Its extent."""
         return tuple(self.values.shape)
 
 
@@ -71,19 +70,19 @@ def tiles(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple
         yield (start,), (stop - start,), start
         return
     row = math.prod(shape[1:])
+
+    def in_row(number: int, start: int, stop: int):
+        for offset, size, position in tiles(shape[1:], start - number * row, stop - number * row):
+            yield (number, *offset), (1, *size), number * row + position
+
     first, last = -(-start // row), stop // row  # rows that lie inside as a whole
     if first > last:  # inside one row
-        yield from _in_row(shape, last, start, stop, row)
+        yield from in_row(last, start, stop)
         return
-    yield from _in_row(shape, first - 1, start, first * row, row)
+    yield from in_row(first - 1, start, first * row)
     if last > first:
         yield (first, *(0,) * (len(shape) - 1)), (last - first, *shape[1:]), first * row
-    yield from _in_row(shape, last, last * row, stop, row)
-
-
-def _in_row(shape, number: int, start: int, stop: int, row: int):
-    for offset, size, position in tiles(shape[1:], start - number * row, stop - number * row):
-        yield (number, *offset), (1, *size), number * row + position
+    yield from in_row(last, last * row, stop)
 
 
 def pieces(trunk) -> list[Piece]:
@@ -122,9 +121,8 @@ def owned(trunk, optimizer) -> list[Box]:
             boxes += piece.cut(piece.key, flat[state.start : state.stop], state.start)
             boxes += _state_boxes(piece, state)
     groups = mcore.parallel_state  # FP8's numbers are the same on all tensor and data ranks: the first ones write
-    if optimizer is None or groups.get_tensor_model_parallel_rank() or groups.get_data_parallel_rank():
-        return boxes
-    return boxes + _fp8_boxes(trunk)
+    writes_fp8 = not groups.get_tensor_model_parallel_rank() and not groups.get_data_parallel_rank()
+    return boxes + (_fp8_boxes(trunk) if optimizer is not None and writes_fp8 else [])
 
 
 def wanted(trunk, optimizer) -> list[Box]:
@@ -163,11 +161,9 @@ def make_fp8_state(trunk) -> None:
 
 def fp8_state(trunk) -> dict[str, torch.Tensor]:
     """Live tensors by their names in a checkpoint: fp8.LAYER.MODULE.scaling_fwd|scaling_bwd.scale|amax_history.
-
     Layers are numbered over the whole trunk, from 0. Transformer Engine saves `fp8_meta` as a pickle, which could run
     anything when it is read. Attention has one too, though its products stay in bf16: linear layers are those with a
-    weight. Largest values are reduced over tensor- and data-parallel ranks: the same numbers on any topology.
-    """
+    weight. Largest values are reduced over tensor- and data-parallel ranks: the same numbers on any topology."""
     found = {}
     for layer in getattr(getattr(trunk, "decoder", None), "layers", ()):
         for name, module in layer.named_modules():
@@ -208,7 +204,7 @@ class HostCopy:
         return copies
 
 
-def _place(box: Box) -> tuple:
+def _place(box: Box) -> tuple[int, int, torch.dtype]:
     return box.values.data_ptr(), box.values.nbytes, box.values.dtype
 
 

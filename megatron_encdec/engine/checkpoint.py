@@ -2,30 +2,90 @@
 
     step_00001000/           written as .step_00001000.tmp, renamed when whole and durable
         *.distcp, .metadata, common.pt, metadata.json      weights and optimizer, reshardable (storage.py)
-        run_state.json                                      step, phase, counters, history hash, ... (run_state.py)
+        run_state.json                                      step, phase, counters, history hash, ... (`RunState`)
         checksums.json                                      size and sha256 of every file (integrity.py)
     latest                   name of the newest, written last
 
-    1. `newest`, `pointed`, `directory_of`     finding one (names.py: `saved_names`, `name_of`)
-    2. `load(...)`, `load_weights(...)`         into a trunk and optimizer of any topology
+Loading one into a trunk is loading.py's: this module needs no megatron.core, so that a plan is made in a moment.
+
+    1. `RunState`, `read_run_state`             where a run stood, what determined that state, and what wrote it
+    2. `newest`, `pointed`, `directory_of`     finding one (integrity.py: `saved_names`, `name_of`)
     3. `publish`, `prune`, `clean`              the directory's part of saving (saver.py)
 """
 
+import json
 import os
+import platform as python_platform
 import shutil
-from collections.abc import Callable, Collection
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from megatron_encdec.engine import integrity
-from megatron_encdec.engine.boxes import FP8_PREFIX, STATE_PREFIX, Box, wanted
-from megatron_encdec.engine.names import LATEST, listed, name_of, saved_names, split_step, step_of
-from megatron_encdec.engine.optimizer import set_update_count
-from megatron_encdec.engine.storage import read_boxes, read_update_count, stored_dtypes
+import numpy
+import torch
+
+from megatron_encdec import __version__
+from megatron_encdec.engine.integrity import LATEST, gone, listed, name_of, saved_names, split_step, step_of
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
 
-_MASTERS = f"{STATE_PREFIX}.param."
+FORMAT = 2  # of a checkpoint; 1 had no checksums
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The state after `step`; samples, tokens and targets are those consumed so far, over all phases.
+    phase: its number, from 0. history: what determined this state (training/stretches.py), history_hash its sha256.
+    skipped: steps without an update. metrics_position: how long metrics.jsonl was. imported: an import's notes."""
+
+    step: int
+    phase: int
+    phase_name: str
+    objective: str
+    samples: int
+    tokens: int
+    targets: int
+    history_hash: str
+    history: dict[str, Any]
+    data_fingerprints: list[str]
+    tokenizer_fingerprint: str | None
+    topology: dict[str, Any]
+    versions: dict[str, str]
+    skipped: int = 0
+    metrics_position: dict[str, int] | None = None
+    imported: dict[str, Any] | None = None
+    format: int = FORMAT
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "imported" or value is not None}
+
+
+def read_run_state(checkpoint: Path) -> RunState:
+    """run_state.json of `checkpoint`. Raises `IntegrityError` where it is missing or damaged."""
+    path = checkpoint / "run_state.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not checkpoint.exists():
+            raise gone(checkpoint) from None
+        raise IntegrityError(f"{path}: missing; this checkpoint is not whole") from None
+    except ValueError as error:  # not JSON, or not even text
+        raise IntegrityError(f"{path}: not valid JSON ({error}); this checkpoint is damaged") from None
+    recorded = found.get("format") if isinstance(found, dict) else None
+    if recorded != FORMAT:
+        raise UserError(f"{path}: checkpoint format {recorded!r}; this version reads {FORMAT}")
+    if missing := [field.name for field in fields(RunState) if field.default is MISSING and field.name not in found]:
+        raise IntegrityError(f"{path}: has no {', '.join(missing)}; this checkpoint is damaged")
+    return RunState(**{field.name: found[field.name] for field in fields(RunState) if field.name in found})
+
+
+def versions() -> dict[str, str]:
+    """Package versions that bit-equality depends on."""
+    from megatron_encdec.platform import megatron as mcore
+
+    return {"megatron_encdec": __version__, "torch": torch.__version__, "megatron_core": mcore.__version__,
+            "numpy": numpy.__version__, "python": python_platform.python_version()}
 
 
 def newest(checkpoints: Path) -> Path | None:
@@ -85,45 +145,6 @@ def directory_at(path: str, step: int | None) -> Path:
     return found
 
 
-def load(checkpoint: Path, trunk, optimizer=None) -> None:
-    """Fill `trunk` (and `optimizer`, if given) from `checkpoint`, whatever topology wrote it; collective.
-
-    Every byte is checked first: `IntegrityError` on every rank, naming the file and the newest intact checkpoint.
-    Weights of another dtype come from the fp32 masters. FP8's scales begin anew where the checkpoint has none.
-    """
-    integrity.check(checkpoint)
-    dtypes = stored_dtypes(checkpoint)
-
-    def source(box):
-        other = dtypes.get(box.key) not in (None, box.values.dtype)
-        return _from_master(box, dtypes) if other and not box.key.startswith(STATE_PREFIX) else box
-
-    read_boxes(checkpoint, [source(box) for box in wanted(trunk, optimizer)
-                            if box.key in dtypes or not box.key.startswith(f"{FP8_PREFIX}.")])
-    if optimizer is not None:
-        set_update_count(optimizer, read_update_count(checkpoint))
-
-
-def load_weights(checkpoint: Path, trunk, optimizer=None) -> None:
-    """Fill `trunk`, and the fp32 masters in `optimizer`, with the weights of `checkpoint` alone; collective.
-
-    They come from the masters, which they were rounded from, where there are some. Moments and update count stay as
-    they are; a checkpoint without any, such as an import's, will do.
-    """
-    integrity.check(checkpoint)
-    names = stored_dtypes(checkpoint)
-    read_boxes(checkpoint, [_from_master(box, names) for box in wanted(trunk, None)])
-    if optimizer is not None:  # by itself: where it holds an fp32 run's weights, its boxes are the same
-        read_boxes(checkpoint, [_from_master(box, names) for box in wanted(trunk, optimizer)
-                                if box.key.startswith(_MASTERS)])
-
-
-def _from_master(box: Box, names: Collection[str]) -> Box:
-    """The box of a weight or master, read from the checkpoint's master if that is among its `names`."""
-    weight = box.key.removeprefix(_MASTERS)
-    return replace(box, key=_MASTERS + weight if _MASTERS + weight in names else weight)
-
-
 def publish(temporary: Path, final: Path, check: Callable[[], None] = lambda: None) -> None:
     """Give a whole, durable checkpoint its name, then let `latest` name it. One process calls this. check: raises where
     the directory is not this process's any more; called before each of the two."""
@@ -143,29 +164,31 @@ def publish(temporary: Path, final: Path, check: Callable[[], None] = lambda: No
 
 def _point_elsewhere(checkpoints: Path, name: str) -> None:
     """`latest` must name a whole checkpoint at every moment, also while the one of `name` is replaced."""
-    pointer = checkpoints / LATEST
-    if not pointer.exists() or pointer.read_text(errors="replace").strip() != name:
+    if pointed(checkpoints) != name:
         return
-    earlier = [other for other in saved_names(checkpoints) if step_of(other) < step_of(name)]
-    if earlier:
-        write_atomic(pointer, earlier[-1] + "\n")
+    if earlier := [other for other in saved_names(checkpoints) if step_of(other) < step_of(name)]:
+        write_atomic(checkpoints / LATEST, earlier[-1] + "\n")
     else:
-        pointer.unlink()
+        (checkpoints / LATEST).unlink()
         fsync_directory(checkpoints)
 
 
 def prune(checkpoints: Path, keep: int, always: set[int], up_to: int | None = None) -> list[str]:
     """Delete all but the newest `keep` checkpoints, those of the steps in `always` apart; returns names.
-
-    Steps beyond `up_to` are neither counted nor deleted: a run that went on from an older one will write them again.
-    """
+    Steps beyond `up_to` are neither counted nor deleted: a run that went on from an older one will write them again."""
     names = [name for name in saved_names(checkpoints) if up_to is None or step_of(name) <= up_to]
     old = [name for name in names[:-keep] if step_of(name) not in always]
     for name in old:
-        grave = checkpoints / f".{name}.deleted"
-        os.replace(checkpoints / name, grave)  # so that a crash halfway leaves no half checkpoint under its name
-        shutil.rmtree(grave, ignore_errors=True)
+        remove(checkpoints, name)
     return old
+
+
+def remove(checkpoints: Path, name: str) -> None:
+    """Delete one checkpoint; `latest` then names an earlier one, or goes with the last."""
+    _point_elsewhere(checkpoints, name)
+    grave = checkpoints / f".{name}.deleted"
+    os.replace(checkpoints / name, grave)  # so that a crash halfway leaves no half checkpoint under its name
+    shutil.rmtree(grave, ignore_errors=True)
 
 
 def clean(checkpoints: Path) -> None:

@@ -2,7 +2,10 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
+
+import numpy as np
 
 from megatron_encdec.platform import schema
 
@@ -53,6 +56,12 @@ def learning_rate(step: int, total_steps: int, peak: float, schedule: ScheduleSe
     return peak
 
 
+@lru_cache(maxsize=64)
+def learning_rates(total_steps: int, peak: float, schedule: ScheduleSettings) -> np.ndarray:
+    """`learning_rate` of every update 1 .. total_steps, float64 (little-endian: it is hashed)."""
+    return np.array([learning_rate(step, total_steps, peak, schedule) for step in range(1, total_steps + 1)], "<f8")
+
+
 @dataclass(frozen=True)
 class BatchSettings:
     """Windows of a global batch (one optimizer step) and of a micro-batch on one data-parallel rank."""
@@ -85,12 +94,15 @@ class ParallelSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """Save every `every` steps and at each phase's end; keep the newest `keep` besides those ends.
+    """Save every `every` steps, at each phase's end and after the `steps`; keep the newest `keep` besides those two.
     async: write beside training, from a copy in host memory; false frees that memory and waits for the disk."""
 
     every: int = 1000
     keep: int = 2
+    steps: list[int] = field(default_factory=list)
     async_: bool = field(default=True, metadata={"key": "async"})
 
     def __post_init__(self):
         schema.at_least(self, 1, "every", "keep")
+        if any(step < 1 for step in self.steps):
+            raise ValueError(f"steps: expected steps from 1, found {self.steps}")

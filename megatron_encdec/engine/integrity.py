@@ -1,38 +1,76 @@
-"""Every byte of a checkpoint is covered by a checksum, and wrong ones are named before anything is loaded.
+"""What checkpoints are called, and whether they are whole.
 
+Every byte of a checkpoint is covered by a checksum, and wrong ones are named before anything is loaded.
 `checksums.json` holds size and sha256 of every other file, and the sha256 of that list. It is written in one exact
 form, and a file in any other form is refused, so that it covers itself.
 
-    1. `checksums_text(files)`    its bytes
-    2. `verify(checkpoint)`       problems of one checkpoint, by one process; `[]` is intact
-    3. `check(checkpoint)`        the same by all ranks, each hashing a share; `IntegrityError` on every rank
-    4. `newest_intact(...)`       what to go on from instead
-    5. `fair_shares(...)`         work of known size, split over the ranks
+    1. `name_of(step)`, `saved_names(...)`   step_00001000 for step 1000, `latest` for the newest; RUN_DIR[@STEP]
+    2. `checksums_text(files)`    the bytes of checksums.json
+    3. `verify(checkpoint)`       problems of one checkpoint, by one process; `[]` is intact
+    4. `check(checkpoint)`        the same by all ranks, each hashing a share; `IntegrityError` on every rank
+    5. `newest_intact(...)`       what to go on from instead
 """
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-import torch.distributed as dist
-
-from megatron_encdec.engine.names import is_name, saved_names, step_of
 from megatron_encdec.platform.children import available_cores
-from megatron_encdec.platform.errors import Gone, IntegrityError
+from megatron_encdec.platform.errors import Gone, IntegrityError, UserError
 from megatron_encdec.rundir.files import sha256_file
 
-CHECKSUMS = "checksums.json"
+LATEST, CHECKSUMS = "latest", "checksums.json"
+_NAME = re.compile(r"step_\d{8,}")
 Key = TypeVar("Key")
+
+
+def name_of(step: int) -> str:
+    """Directory name of the checkpoint of `step`."""
+    return f"step_{step:08d}"
+
+
+def step_of(name: str) -> int:
+    """The step of a checkpoint's directory name."""
+    return int(name.removeprefix("step_"))
+
+
+def split_step(run: str) -> tuple[str, int | None]:
+    """`RUN_DIR[@STEP]` as path and step (None: the newest). A directory that is there under the whole name is meant.
+    Raises `UserError` where there is none and what follows the last @ is no step number."""
+    path, at, step = run.rpartition("@")
+    if not at or os.path.isdir(run):
+        return run, None
+    if not (path and step.isascii() and step.isdigit()):
+        raise UserError(f"{run}: there is no such directory, and read as RUN_DIR@STEP it has no step number after the "
+                        f"last @ ({step!r})" if path else f"{run}: there is no such directory, and none is named "
+                        "before the @")
+    return path, int(step)
+
+
+def listed(names: list[str], most: int = 5) -> str:
+    """`names` for people: the newest ones, and how many more there are."""
+    earlier = f"{len(names) - most} earlier ones and " if len(names) > most else ""
+    return earlier + ", ".join(names[-most:]) if names else "none"
+
+
+def saved_names(checkpoints: Path) -> list[str]:
+    """Names of the finished checkpoints, oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted((entry.name for entry in checkpoints.iterdir() if _NAME.fullmatch(entry.name) and entry.is_dir()),
+                  key=step_of)
 
 
 def checksums_text(files: dict[str, tuple[int, str]]) -> str:
     """The content of checksums.json for `files`: name -> (bytes, sha256)."""
-    listed = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(files.items())}
-    own = hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"files": listed, "sha256": own}, indent=2) + "\n"
+    entries = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(files.items())}
+    own = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"files": entries, "sha256": own}, indent=2) + "\n"
 
 
 def verify(checkpoint: Path) -> list[str]:
@@ -43,6 +81,8 @@ def verify(checkpoint: Path) -> list[str]:
 
 def check(checkpoint: Path) -> None:
     """`verify` by all ranks, each hashing a share of the files; collective. Raises `damaged`'s error on every rank."""
+    import torch.distributed as dist  # here: names of checkpoints are wanted before a command loads torch
+
     files, problems = _recorded(checkpoint)
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if not problems:
@@ -58,7 +98,7 @@ def check(checkpoint: Path) -> None:
 
 def damaged(checkpoint: Path, problems: list[str]) -> IntegrityError:
     """The error to raise for `checkpoint`: what is wrong with it, and the newest intact one before it."""
-    if is_name(checkpoint.name) and not checkpoint.exists():
+    if _NAME.fullmatch(checkpoint.name) and not checkpoint.exists():
         return gone(checkpoint)
     shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
     intact = newest_intact(checkpoint.parent, before=checkpoint.name)
@@ -70,13 +110,13 @@ def damaged(checkpoint: Path, problems: list[str]) -> IntegrityError:
 def gone(checkpoint: Path) -> Gone:
     """The error to raise where `checkpoint` was there a moment ago: its run goes on, and has deleted it."""
     return Gone(f"{checkpoint}: was deleted while it was read (a run keeps its newest checkpoint.keep and "
-                          "those at the ends of phases); give the command again")
+                "those at the ends of phases); give the command again")
 
 
-def newest_intact(checkpoints: Path, before: str | None = None) -> Path | None:
+def newest_intact(checkpoints: Path, before: str = "") -> Path | None:
     """The newest checkpoint in `checkpoints` that `verify` finds nothing wrong with; if `before` is the name of one, of
     earlier steps only: later ones were left by a run that has gone on from an older one since."""
-    limit = step_of(before) if before is not None and is_name(before) else None
+    limit = step_of(before) if _NAME.fullmatch(before) else None
     earlier = [name for name in saved_names(checkpoints) if limit is None or step_of(name) < limit]
     return next((checkpoints / name for name in reversed(earlier) if not verify(checkpoints / name)), None)
 
@@ -101,8 +141,7 @@ def _recorded(checkpoint: Path) -> tuple[dict, list[str]]:
 
 
 def fair_shares(sizes: Mapping[Key, int], ranks: int) -> list[list[Key]]:
-    """The keys of `sizes` in `ranks` sorted lists of about equal size, the same on every rank: the largest first,
-    each to the list that has least."""
+    """The keys of `sizes` in `ranks` sorted lists of about equal size: the largest first, each to the smallest list."""
     shares, filled = [[] for _ in range(ranks)], [0] * ranks
     for key in sorted(sizes, key=lambda key: (-sizes[key], key)):
         least = filled.index(min(filled))

@@ -21,10 +21,8 @@ from megatron_encdec.platform import megatron as mcore
 
 def wrap(trunk: Trunk, overlap_gradients: bool = False, overlap_parameters: bool = False) -> torch.nn.Module:
     """The trunk in megatron.core's DistributedDataParallel.
-
     overlap_gradients: each bucket of gradients is reduced while the backward pass goes on to the next;
-    overlap_parameters: updated weights are gathered while the next forward pass begins (`whole_parameters`).
-    """
+    overlap_parameters: updated weights are gathered while the next forward pass begins (`whole_parameters`)."""
     settings = mcore.DistributedDataParallelConfig(
         use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=overlap_gradients,
         overlap_param_gather=overlap_gradients and overlap_parameters)
@@ -162,6 +160,5 @@ def nonfinite_gradients(trunk: Trunk, optimizer) -> list[tuple[str, bool]]:
 
 
 def set_learning_rate(optimizer, value: float) -> None:
-    """Use `value` in the next update."""
     for group in optimizer.param_groups:
         group["lr"] = value

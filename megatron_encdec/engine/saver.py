@@ -23,10 +23,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_encdec.engine.boxes import Box, HostCopy, owned
-from megatron_encdec.engine.checkpoint import clean, prune, publish
-from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text
-from megatron_encdec.engine.names import name_of
-from megatron_encdec.engine.run_state import RunState
+from megatron_encdec.engine.checkpoint import RunState, clean, prune, publish
+from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text, name_of
 from megatron_encdec.engine.storage import Written, common_state, write_boxes, write_bytes, write_index
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import json_bytes
@@ -36,10 +34,8 @@ from megatron_encdec.rundir.lock import Claim
 @dataclass(frozen=True)
 class SaveEvent:
     """A finished save of `state`. `error` is None, or why there is no checkpoint; equal on all ranks but for times.
-
     seconds_blocked: how long `save` kept training; seconds_total: until the checkpoint was durable. bytes: of all
-    files. pruned: names of the checkpoints deleted for it.
-    """
+    files. pruned: names of the checkpoints deleted for it."""
 
     state: RunState
     path: Path
@@ -86,14 +82,11 @@ class Saver:
 
     def save(self, run_state: RunState, always: set[int] = frozenset(), delete: bool = True) -> None:
         """Save the state as it is now as that of `run_state.step`; collective. Waits for an earlier save first.
-
-        always: steps whose checkpoints are never deleted. delete: whether older ones make way for this one.
-        """
+        always: steps whose checkpoints are never deleted. delete: whether older ones make way for this one."""
         started = time.perf_counter()
         self._join()
         boxes = owned(self._trunk, self._optimizer)
-        if self._host is not None:
-            boxes = self._host.take(boxes)
+        boxes = boxes if self._host is None else self._host.take(boxes)
         job = _Job(run_state, boxes, common_state(self._optimizer), frozenset(always), delete, started)
         if self._host is None:
             self._run(job)
@@ -137,8 +130,8 @@ class Saver:
             size, pruned, error = 0, [], f"rank {self._rank}: {_reason(failure)}"
             if self._rank == 0 and not self._is_lost():
                 clean(self._checkpoints)
-        self._events.append(SaveEvent(job.run_state, final, 0.0, time.perf_counter() - job.started, size, error,
-                                      pruned))
+        seconds = time.perf_counter() - job.started
+        self._events.append(SaveEvent(job.run_state, final, 0.0, seconds, size, error, pruned))
 
     def _write(self, job: _Job, final: Path) -> tuple[int, list[str], str | None]:
         """Bytes of all files, names of the checkpoints deleted, and what went wrong: the same on all ranks."""

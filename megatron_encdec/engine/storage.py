@@ -24,16 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_encdec.engine.boxes import SHARDING, Box
@@ -150,19 +143,19 @@ def stored_dtypes(directory: Path) -> dict[str, torch.dtype | None]:
         raise IntegrityError(f"{path}: {error}; this checkpoint is damaged or foreign") from None
 
 
-def _index(files: list[Written]) -> Metadata:
+def _index(files: list[Written]) -> dcp.Metadata:
     tensors, places = {}, {}
     for file in files:
         for box, place in file.boxes:
-            about = tensors.setdefault(box.key, TensorStorageMetadata(
+            about = tensors.setdefault(box.key, dcp.TensorStorageMetadata(
                 TensorProperties(dtype=box.values.dtype), torch.Size(box.shape), []))
-            about.chunks.append(ChunkStorageMetadata(torch.Size(box.offset), torch.Size(box.size)))
+            about.chunks.append(dcp.ChunkStorageMetadata(torch.Size(box.offset), torch.Size(box.size)))
             places[MetadataIndex(box.key, box.offset)] = place
     for key, about in tensors.items():
         held = sum(chunk.sizes.numel() for chunk in about.chunks)
         if held != about.size.numel():
             raise RuntimeError(f"{key}: the ranks hold {held} of its {about.size.numel()} elements")
-    return Metadata(state_dict_metadata=tensors, storage_data=places, version="1.0.0")
+    return dcp.Metadata(state_dict_metadata=tensors, storage_data=places, version="1.0.0")
 
 
 def read_boxes(directory: Path, boxes: list[Box]) -> None:
@@ -178,10 +171,10 @@ def read_boxes(directory: Path, boxes: list[Box]) -> None:
             _beside(directory, metadata.storage_data[item.storage_index].relative_path)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path}: {error}; this checkpoint is damaged, or of another model") from None
-    reader = FileSystemReader(directory)  # its read_metadata, which unpickles anything, is not called
+    reader = dcp.FileSystemReader(directory)  # its read_metadata, which unpickles anything, is not called
     reader.set_up_storage_reader(metadata, is_coordinator=True)
     try:
-        reader.read_data(LoadPlan(items), _Filling(boxes))
+        reader.read_data(dcp.LoadPlan(items), _Filling(boxes))
     except FileNotFoundError as error:
         if not directory.exists():
             raise gone(directory) from None
@@ -198,20 +191,20 @@ def _beside(directory: Path, name: str) -> Path:
     return directory / name
 
 
-def _read_items(key: str, boxes: list[Box], metadata: Metadata) -> list:
+def _read_items(key: str, boxes: list[Box], metadata: dcp.Metadata) -> list:
     about = metadata.state_dict_metadata.get(key)
-    if not isinstance(about, TensorStorageMetadata):
+    if not isinstance(about, dcp.TensorStorageMetadata):
         raise ValueError(f"{key} is not in it")
     if tuple(about.size) != boxes[0].shape:
         raise ValueError(f"{key} has the shape {tuple(about.size)} in it, not {boxes[0].shape}")
-    chunks = [ChunkStorageMetadata(torch.Size(box.offset), torch.Size(box.size)) for box in boxes]
+    chunks = [dcp.ChunkStorageMetadata(torch.Size(box.offset), torch.Size(box.size)) for box in boxes]
     items = create_read_items_for_chunk_list(key, about, chunks)
     if sum(math.prod(item.lengths) for item in items) != sum(chunk.sizes.numel() for chunk in chunks):
         raise ValueError(f"{key} is not whole in it")
     return items
 
 
-class _Filling(DefaultLoadPlanner):
+class _Filling(dcp.DefaultLoadPlanner):
     """torch's planner, which finds where to put what is read among our boxes."""
 
     def __init__(self, boxes: list[Box]):

@@ -8,9 +8,7 @@ Names of baselines are free; `test.score`, from 0 to 1 and in the runs' metric, 
          scikit-learn's leaves out)
     TC   majority (no entity), word_tag (a word's most frequent tag in training)
     QA   no_answer (of use where questions may have none), random_span (a seeded guess of five words)
-    IR   bm25 (Okapi, k1 = 1.2, b = 0.75, over the same documents)
-
-    1. `ensure_baselines(run, task)`     RESULTS/baselines/<family>/<dataset>.json, if it is not there
+    IR   bm25 (Okapi, k1 = 1.2, b = 0.75, over the same documents; Robertson and Zaragoza 2009)
 """
 
 import math
@@ -22,126 +20,99 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_encdec.finetune import metrics
 from megatron_encdec.finetune.config import FinetuneRun
-from megatron_encdec.finetune.examples import Examples, positives_of
+from megatron_encdec.finetune.examples import Examples, Question, Text, Words
 from megatron_encdec.finetune.features import SPLITS, Task
+from megatron_encdec.finetune.metrics import RANKS
 from megatron_encdec.finetune.results_tree import BASELINES
 from megatron_encdec.rundir.files import write_json_atomic
 
 K1, B = 1.2, 0.75
-Scorer = Callable[[list], dict]  # examples -> {"score", "scores_i"}
+Baselines = dict[str, Callable[[list], list]]  # name -> the answers (`Task.grade`) to examples of a split
 
 
 def ensure_baselines(run: FinetuneRun, task: Task) -> None:
-    """Compute and write the baselines of the run's dataset, unless an earlier run did."""
+    """Write RESULTS/baselines/<family>/<dataset>.json, unless an earlier run did."""
     path = Path(run.results) / BASELINES / run.family / f"{run.dataset.name}.json"
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = {"SC": _classification, "TC": _tagging, "QA": _spans, "IR": _retrieval}[run.family](task.examples)
+    made = {"SC": _classification, "TC": _tagging, "QA": _spans, "IR": _retrieval}[run.family](task.examples)
     write_json_atomic(path, {"metric": task.metric, "baselines": {
-        name: {split: {"score": of(getattr(task.examples, split))["score"]} for split in SPLITS}
-        for name, of in found.items()}})
+        name: {split: {"score": task.grade(split, answers(getattr(task.examples, split)))["score"]}
+               for split in SPLITS} for name, answers in made.items()}})
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def _classification(examples: Examples) -> dict[str, Scorer]:
-    def text(example) -> str:
-        return f"{example.text} {example.pair or ''}"
+def _classification(examples: Examples) -> Baselines:
+    def words(example: Text) -> list[str]:
+        return _words(f"{example.text} {example.pair or ''}")
 
-    def score(rows: list, label_of: Callable) -> dict:
-        return metrics.accuracy([label_of(one) for one in rows], [one.label for one in rows])
+    labels = Counter(example.label for example in examples.train)
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for example in examples.train:
+        counts[example.label].update(words(example))
+    priors = {label: math.log(count / len(examples.train)) for label, count in labels.items()}
+    known = len({word for of_label in counts.values() for word in of_label})
+    totals = {label: of_label.total() + known for label, of_label in counts.items()}
 
-    most = Counter(example.label for example in examples.train).most_common(1)[0][0]
-    bayes = NaiveBayes([text(one) for one in examples.train], [one.label for one in examples.train])
-    return {"majority": lambda rows: score(rows, lambda one: most),
-            "naive_bayes": lambda rows: score(rows, lambda one: bayes.label(text(one)))}
+    def likeliest(example: Text) -> str:
+        found = words(example)
+        return max(sorted(priors), key=lambda label: priors[label] + sum(
+            math.log((counts[label][word] + 1) / totals[label]) for word in found))
 
-
-class NaiveBayes:
-    """Multinomial naive Bayes with add-one smoothing."""
-
-    def __init__(self, texts: Sequence[str], labels: Sequence[str]):
-        self._counts: dict[str, Counter] = defaultdict(Counter)
-        for text, label in zip(texts, labels, strict=True):
-            self._counts[label].update(_words(text))
-        self._priors = {label: math.log(count / len(labels)) for label, count in Counter(labels).items()}
-        known = len({word for counts in self._counts.values() for word in counts})
-        self._totals = {label: counts.total() + known for label, counts in self._counts.items()}
-
-    def label(self, text: str) -> str:
-        """The likeliest label."""
-        words = _words(text)
-        return max(sorted(self._priors), key=lambda label: self._priors[label] + sum(
-            math.log((self._counts[label][word] + 1) / self._totals[label]) for word in words))
+    return {"majority": lambda rows: [labels.most_common(1)[0][0]] * len(rows),
+            "naive_bayes": lambda rows: [likeliest(one) for one in rows]}
 
 
-def _tagging(examples: Examples) -> dict[str, Scorer]:
+def _tagging(examples: Examples) -> Baselines:
     tags: dict[str, Counter] = defaultdict(Counter)
     for example in examples.train:
         for word, tag in zip(example.words, example.tags, strict=True):
             tags[word][tag] += 1
     usual = {word: counts.most_common(1)[0][0] for word, counts in tags.items()}
 
-    def score(rows: list, tag_of: Callable[[str], str]) -> dict:
-        return metrics.entity_f1([[tag_of(word) for word in one.words] for one in rows], [one.tags for one in rows])
+    def answers(rows: list[Words], tag_of: dict[str, str]) -> list[list[str]]:
+        return [[tag_of.get(word, "O") for word in one.words] for one in rows]
 
-    return {"majority": lambda rows: score(rows, lambda word: "O"),
-            "word_tag": lambda rows: score(rows, lambda word: usual.get(word, "O"))}
+    return {"majority": lambda rows: answers(rows, {}), "word_tag": lambda rows: answers(rows, usual)}
 
 
-def _spans(_: Examples) -> dict[str, Scorer]:
-    def score(rows: list, guess: Callable) -> dict:
-        return metrics.answer_f1([guess(one) for one in rows], [[text for text, _ in one.answers] for one in rows])
-
-    def random_span(rows: list) -> dict:
-        draw = random.Random(0)
-
-        def guess(example) -> str:
-            words = example.context.split()
+def _spans(_: Examples) -> Baselines:
+    def random_span(rows: list[Question]) -> list[str]:
+        draw, answers = random.Random(0), []
+        for words in (one.context.split() for one in rows):
             first = draw.randrange(len(words))
-            return " ".join(words[first : first + 5])
+            answers.append(" ".join(words[first : first + 5]))
+        return answers
 
-        return score(rows, guess)
-
-    return {"no_answer": lambda rows: score(rows, lambda one: ""), "random_span": random_span}
-
-
-def _retrieval(examples: Examples) -> dict[str, Scorer]:
-    def score(rows: list) -> dict:
-        corpus = examples.corpus(rows)
-        numbers = {text: number for number, text in enumerate(corpus)}
-        ranked = Bm25(corpus)
-        return metrics.ndcg([ranked.best(one.query, metrics.RANKS) for one in rows],
-                            [{numbers[text] for text in positives} for positives in positives_of(rows)])
-
-    return {"bm25": score}
+    return {"no_answer": lambda rows: [""] * len(rows), "random_span": random_span}
 
 
-class Bm25:
-    """Okapi BM25 (Robertson and Zaragoza 2009) by an inverted index."""
+def _retrieval(examples: Examples) -> Baselines:
+    return {"bm25": lambda rows: _bm25([one.query for one in rows], examples.corpus(rows))}
 
-    def __init__(self, documents: Sequence[str]):
-        self._postings: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        lengths = []
-        for number, text in enumerate(documents):
-            counts = Counter(_words(text))
-            lengths.append(counts.total())
-            for word, count in counts.items():
-                self._postings[word].append((number, count))
-        self._lengths_D = np.array(lengths, dtype=float)
-        self._norm_D = K1 * (1 - B + B * self._lengths_D / max(self._lengths_D.mean(), 1e-9))
 
-    def best(self, query: str, count: int) -> list[int]:
-        """Numbers of the `count` best documents, best first; ties by number."""
-        scores_D = np.zeros(len(self._lengths_D))
+def _bm25(queries: Sequence[str], documents: Sequence[str]) -> list[list[int]]:
+    """Numbers of the best documents of each query, by an inverted index; best first, ties by number."""
+    postings: dict[str, list[tuple[int, int]]] = defaultdict(list)  # word -> (document, how often)
+    lengths_D = np.zeros(len(documents))
+    for number, text in enumerate(documents):
+        counts = Counter(_words(text))
+        lengths_D[number] = counts.total()
+        for word, count in counts.items():
+            postings[word].append((number, count))
+    norm_D = K1 * (1 - B + B * lengths_D / max(lengths_D.mean(), 1e-9))
+    ranked = []
+    for query in queries:
+        scores_D = np.zeros(len(documents))
         for word in _words(query):
-            postings = self._postings.get(word, ())
-            weight = math.log(1 + (len(scores_D) - len(postings) + 0.5) / (len(postings) + 0.5))
-            for number, frequency in postings:
-                scores_D[number] += weight * frequency * (K1 + 1) / (frequency + self._norm_D[number])
-        return np.argsort(-scores_D, kind="stable")[:count].tolist()
+            found = postings.get(word, ())
+            weight = math.log(1 + (len(documents) - len(found) + 0.5) / (len(found) + 0.5))
+            for number, count in found:
+                scores_D[number] += weight * count * (K1 + 1) / (count + norm_D[number])
+        ranked.append(np.argsort(-scores_D, kind="stable")[:RANKS].tolist())
+    return ranked

@@ -3,17 +3,15 @@
     1. `read_csv(path, lines)`, `read_tsv(...)`     [(line where the record begins, {column: text})]
     2. `read_conll(path, lines)`                    [(line where the sentence begins, {"tokens": [...], "tags": [...]})]
 
-CSV is RFC 4180. In a TSV a quotation mark is a character like any other (GLUE), but CSV writers write TSV too. So a TSV
-is read with quoting where only that gives every row the header's columns, or changes no row: each field that holds a
-quotation mark, tab or line end is quoted, its marks doubled (or the header is quoted: a writer that quotes all). Where
-both ways fit and give other rows, and where the lines inside one quoted field look like rows themselves, nobody can
-know: refused, except that lines which look like rows are rows in a TSV. pandas would take all lines up to the next
-stray quotation mark as one field, without a word.
+The rules are those of docs/finetune.md. CSV is RFC 4180. In a TSV a quotation mark is a character like any other
+(GLUE), but CSV writers write TSV too. So a TSV is read with quoting where only that gives every row the header's
+columns, or changes no row. Where both ways fit and give other rows, and where the lines inside one quoted field look
+like rows themselves, nobody can know: refused, except that lines which look like rows are rows in a TSV. pandas would
+take all lines up to the next stray quotation mark as one field, without a word.
 
-CoNLL: the word first, its tag last, a blank line (or `-DOCSTART-`) between sentences. The first word's line says how
-columns are separated (by tabs if it has one, else by blanks) and how many there are, so that no tag is taken from the
-wrong column. A comment stands before a sentence's first word, begins with `#`, and is `# name = value` or does not end
-in a tag.
+In CoNLL the first word's line says how columns are separated (by tabs if it has one, else by blanks) and how many there
+are, so that no tag is taken from the wrong column. A comment stands before a sentence's first word, begins with `#`,
+and is `# name = value` or does not end in a tag.
 """
 
 import csv
@@ -43,7 +41,7 @@ _TAG = re.compile(r"O|[BI]-.+")
 
 
 class Record(NamedTuple):
-    """A row's fields, the line where it begins, and its lines as they stand in the file."""
+    """A row: the line where it begins, its fields, and its lines as they stand in the file."""
 
     line: int
     fields: list[str]
@@ -63,7 +61,7 @@ def read_csv(path: Path, lines: Iterable[str]) -> list[tuple[int, dict[str, str]
 
 
 def read_tsv(path: Path, lines: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
-    """The rows after the header, like `read_csv`."""
+    """The same of a TSV."""
     return _under_header(path, _tsv_records(path, list(lines)))
 
 
@@ -112,7 +110,8 @@ def _quoted(path: Path, lines: list[str], delimiter: str) -> Iterator[Record]:
 
 
 def _as_a_writer_quotes(path: Path, lines: list[str]) -> list[Record] | None:
-    """The rows read with quoting, or None where no CSV writer writes quotation marks like that."""
+    """The rows read with quoting, or None where no CSV writer writes quotation marks like that: each field that holds a
+    quotation mark, tab or line end is quoted, its marks doubled (where the header is quoted, others may be too)."""
     try:
         records = list(_quoted(path, lines, "\t"))
     except UserError:

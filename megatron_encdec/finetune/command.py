@@ -1,12 +1,12 @@
 """The verb `finetune`: run the sweep that a config lists, or what is left of it."""
 
 import argparse
-import os
 import shlex
 import signal
+from pathlib import Path
 
 from megatron_encdec.finetune.config import FinetuneConfig, FinetuneRun, load_config
-from megatron_encdec.finetune.results_tree import FAILED, FINISHED, state_of
+from megatron_encdec.finetune.results_tree import FAILED, FINISHED, record_model, state_of
 from megatron_encdec.finetune.sweep import Outcome, Sweep
 from megatron_encdec.platform.children import available_cores
 from megatron_encdec.platform.errors import RunFailed, UserError, add_stopped_code, choose_stopped_code, stopped_code
@@ -59,27 +59,23 @@ def run(arguments: argparse.Namespace) -> int:
           f"{failed} failed, {todo} to do")
     if arguments.dry_run:
         return 0
+    for model in config.all_models:
+        if model.weights == "pretrained":
+            record_model(Path(config.results), model.label, Path(model.path), model.series)
     if todo and not is_available("nemo_automodel"):
         raise UserError(f"finetune needs the package nemo_automodel; install it: {INSTALL['nemo_automodel']}")
     return _end(config, _sweep(config, runs, todo).run() if todo else Sweep(runs, FUNCTION).run())
 
 
 def _sweep(config: FinetuneConfig, runs: list[FinetuneRun], todo: int) -> Sweep:
-    gpus, cores = _gpus(), available_cores()
+    from megatron_encdec.platform.device import visible_gpus  # imports torch
+
+    gpus, cores = visible_gpus(), available_cores()
     workers = min(todo, config.sweep.workers or len(gpus) or min(MOST_WORKERS, cores))
     threads = max(1, cores // workers)
     where = f"{len(gpus)} GPU{'s' * (len(gpus) != 1)}" if gpus else f"{threads} of {cores} cores each"
     print(f"{workers} worker{'s' * (workers != 1)}, {where}", flush=True)
     return Sweep(runs, FUNCTION, workers, gpus, threads, config.sweep.retry_failed)
-
-
-def _gpus() -> list[str]:
-    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
 def _end(config: FinetuneConfig, outcome: Outcome) -> int:

@@ -2,8 +2,6 @@
 
 The package is nemo-automodel, not nemo-toolkit: since version 3.0 that one is for speech alone.
 
-    1. `prepare()`     once a process, before anything of NeMo is used; calling it again costs nothing
-
 On a GPU nothing is replaced. On a CPU its recipe asks CUDA for two things that do not exist there: to reset memory
 statistics, and the current device while the model is wrapped. A version that was not tested is refused by name:
 its inside may differ where we replace or override something.
@@ -21,7 +19,7 @@ _INSTALL = INSTALL["nemo_automodel"]
 
 
 def prepare() -> None:
-    """Once a process, before NeMo is used (again costs nothing): check the version; on a CPU, replace both."""
+    """Before anything of NeMo is used (again costs nothing): check the version; on a CPU, replace both."""
     try:
         check_version(importlib.metadata.version("nemo-automodel"))
     except importlib.metadata.PackageNotFoundError:

@@ -17,8 +17,6 @@ from megatron_encdec.finetune.results_tree import BASELINES, name_of_run
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.schema import above, apply_override, at_least, build, load_yaml
 
-RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4)
-SEEDS = (0, 1, 2, 3, 4)
 MAX_LENGTH = round(0.99 * 2048)
 
 
@@ -29,11 +27,13 @@ def _is_folder_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A Hugging Face directory. `weights: random` keeps its shape and tokenizer and draws new weights."""
+    """A Hugging Face directory. `weights: random` keeps its shape and tokenizer and draws new weights. series: names of
+    the curves that its scores are points of, in reports."""
 
     path: str
     name: str | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
+    series: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not _is_folder_name(self.label) or self.label == BASELINES:
@@ -49,29 +49,22 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """A labelled set (docs/finetune.md): files, or splits of `hub` NAME[:CONFIG].
-
-    Without `validation` it is 5 % of train, drawn with seed 42, as the paper's. `local`: a folder with <split>.parquet
-    (or .jsonl, .csv) in place of the hub. `train_hub`, `train_columns`: where training is on another set of the hub.
-    `documents` (retrieval): further texts to search; `train_set` names what was trained on.
-    `columns` maps our names to the file's: text, text_pair, label | tokens, tags | question, context, answers |
-    query, positive. `labels` (SC, TC) fixes the labels and their order, for a set whose training file lacks one of
-    them; else they are those of the whole training set.
-    """
+    """A labelled set (docs/finetune.md)."""
 
     name: str
     family: Literal["SC", "TC", "QA", "IR"]
-    train: str
+    train: str  # a file, or a split of `hub`, as the next three
     test: str
-    validation: str | None = None
-    documents: str | None = None
-    hub: str | None = None
-    train_hub: str | None = None
-    local: str | None = None
+    validation: str | None = None  # else 5 % of train, drawn with seed 42, as the paper's
+    documents: str | None = None  # of retrieval: further texts to search
+    hub: str | None = None  # NAME[:CONFIG]
+    train_hub: str | None = None  # where training is on another set, which may have its own `train_columns`
+    local: str | None = None  # a folder with <split>.parquet (or .jsonl, .csv) in place of the hub
+    # our names (text, text_pair, label | tokens, tags | question, context, answers | query, positive) -> the file's
     columns: dict[str, str] = field(default_factory=dict)
     train_columns: dict[str, str] | None = None
-    labels: tuple[str | int, ...] | None = None
-    train_set: str | None = None
+    labels: tuple[str | int, ...] | None = None  # all of SC or TC in order; else those of the whole training set
+    train_set: str | None = None  # of retrieval: the name of what was trained on
     max_train: int | None = None
     max_eval: int | None = None
 
@@ -83,40 +76,33 @@ class DatasetConfig:
             raise ValueError("train: give `train` and `test` (files, or splits of `hub`)")
         if self.labels is not None:  # 0 and "0" name one class
             object.__setattr__(self, "labels", tuple(map(str, self.labels)))
-        if self.labels is not None and len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels: one is given twice")
+            if len(set(self.labels)) != len(self.labels):
+                raise ValueError("labels: one is given twice")
         at_least(self, 1, "max_train", "max_eval")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One run's protocol. `batch_size` is global (pairs in retrieval), in micro-batches of `micro_batch_size` a rank.
+    """One run's protocol."""
 
-    max_steps and epochs: whichever ends first. `warmup` is the share of steps in which the rate rises from 0.
-    `max_length` is in tokens; null: 0.99 of the model's positions, at most the paper's 2028. `precision` null: bf16 on
-    a GPU, else fp32. `temperature` divides the cosines of retrieval. `doc_stride`: tokens that two windows of a
-    question's context share. `checkpoint_every` steps a run can be continued from (null: one that was killed begins
-    again).
-    """
-
-    batch_size: int = 32
-    micro_batch_size: int = 32
+    batch_size: int = 32  # of all ranks: texts, in retrieval pairs
+    micro_batch_size: int = 32  # of a rank
     retrieval_micro_batch_size: int = 4
     max_steps: int = 1000
-    epochs: int = 1
-    warmup: float = 0.1
+    epochs: int = 1  # or max_steps, whichever ends first
+    warmup: float = 0.1  # share of the steps in which the rate rises from 0
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-5
     weight_decay: float = 0.1
     clip_grad: float = 1.0
-    max_length: int | None = None
-    precision: Literal["fp32", "bf16"] | None = None
-    temperature: float = 0.05
+    max_length: int | None = None  # tokens; null: 0.99 of the model's positions, at most the paper's 2028
+    precision: Literal["fp32", "bf16"] | None = None  # null: bf16 on a GPU, else fp32
+    temperature: float = 0.05  # divides the cosines of retrieval
     query_prefix: str = "Query: "
     document_prefix: str = "Document: "
-    doc_stride: int = 128
-    max_answer_length: int = 30
-    checkpoint_every: int | None = None
+    doc_stride: int = 128  # tokens that two windows of a question's context share
+    max_answer_length: int = 30  # tokens
+    checkpoint_every: int | None = None  # steps; null: a run that was killed begins again
     save_model: bool = False
 
     def __post_init__(self):
@@ -131,8 +117,8 @@ class TrainingConfig:
 class GridConfig:
     """The sweep: learning rates x seeds."""
 
-    learning_rates: tuple[float, ...] = RATES
-    seeds: tuple[int, ...] = SEEDS
+    learning_rates: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
     def __post_init__(self):
         if not self.learning_rates or any(rate <= 0 for rate in self.learning_rates):
@@ -147,9 +133,9 @@ class GridConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """How runs are spread. `workers` null: one for each GPU, else for each core, up to 8."""
+    """How runs are spread."""
 
-    workers: int | None = None
+    workers: int | None = None  # null: one for each GPU, else for each core, up to 8
     retry_failed: bool = False
 
     def __post_init__(self):

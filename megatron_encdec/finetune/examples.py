@@ -11,7 +11,7 @@ numbers by value, names by letter. Without a validation set, 5 % of train are it
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -61,15 +61,14 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Examples:
-    """`labels` of SC (classes) and TC (tags), in order; `documents` (IR): texts to search beside all positives;
-    `unlabelled`: rows of a split that the hub marks as having no label, and that were left out."""
+    """All of a dataset."""
 
     train: list
     validation: list
     test: list
-    labels: tuple[str, ...] = ()
-    documents: list[str] = field(default_factory=list)
-    unlabelled: dict[str, int] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()  # classes (SC) or tags (TC), in order
+    documents: list[str] = field(default_factory=list)  # of retrieval: texts to search beside all positives
+    unlabelled: dict[str, int] = field(default_factory=dict)  # split -> rows left out, for the hub gives them no label
 
     def corpus(self, pairs: Sequence[Pair]) -> list[str]:
         """What the queries of `pairs` are searched in: all their positives, then `documents`, each text once."""
@@ -81,8 +80,10 @@ def load_examples(dataset: DatasetConfig) -> Examples:
     unlabelled: dict[str, int] = {}
     found = {split: _read(dataset, split, unlabelled) for split in SPLITS if getattr(dataset, split)}
     labels = _labels(dataset, found) if dataset.family in ("SC", "TC") else ()
-    if dataset.family == "SC":
-        _check_pairs([example for split in found.values() for example in split])
+    if dataset.family == "SC":  # all texts have a second one, or none has
+        alone = [example for split in found.values() for example in split if example.pair is None]
+        if 0 < len(alone) < sum(map(len, found.values())):
+            raise UserError(f"{alone[0].where}: no text_pair, which other rows of the set have")
     if "validation" not in found:
         if len(found["train"]) < 2:
             raise UserError(f"{dataset.train}: one example is too few to take a validation set from; give `validation`")
@@ -115,14 +116,8 @@ def _read(dataset: DatasetConfig, split: str, unlabelled: dict[str, int]) -> lis
     if not kept:
         raise UserError(f"{getattr(dataset, split)}: none of its {len(rows)} rows has a label (all are -1); name "
                         f"another split as `{split}`")
-    return [_PARSERS[dataset.family](row, columns, dataset) for row in kept]
-
-
-def _check_pairs(examples: list[Text]) -> None:
-    """All texts have a second one, or none has."""
-    if len({example.pair is None for example in examples}) > 1:
-        lonely = next(example for example in examples if example.pair is None)
-        raise UserError(f"{lonely.where}: no text_pair, which other rows of the set have")
+    parse = {"SC": _parse_text, "TC": _parse_words, "QA": _parse_question, "IR": _parse_pair}[dataset.family]
+    return [parse(row, columns, dataset) for row in kept]
 
 
 def _labels(dataset: DatasetConfig, found: dict[str, list]) -> tuple[str, ...]:
@@ -188,7 +183,7 @@ def _text(row: Row, columns: dict[str, str], role: str) -> str:
 def _parse_text(row: Row, columns: dict[str, str], dataset: DatasetConfig) -> Text:
     pair = _text(row, columns, "text_pair") if _value(row, columns, "text_pair", False) is not None else None
     try:
-        label = class_name(_value(row, columns, "label"), dataset.labels)
+        label = class_name(_value(row, columns, "label"), dataset.labels or ())
     except ValueError as error:
         raise UserError(f"{row[0]}: {error}") from None
     return Text(row[0], _text(row, columns, "text"), pair, label)
@@ -226,7 +221,3 @@ def _parse_pair(row: Row, columns: dict[str, str], _: DatasetConfig) -> Pair:
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(f"{row[0]}: positive: expected a text or a list of them, found {positives!r}")
     return Pair(row[0], _text(row, columns, "query"), texts)
-
-
-_PARSERS: dict[str, Callable[[Row, dict[str, str], DatasetConfig], Any]] = {
-    "SC": _parse_text, "TC": _parse_words, "QA": _parse_question, "IR": _parse_pair}

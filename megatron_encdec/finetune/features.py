@@ -6,9 +6,9 @@
 
 A feature: `ids` (tokens) and `labels` (SC: one class; TC: a label a token, -100 where none; QA: start, end). Retrieval
 has a feature for each query and positive in training (`ids`, `document_ids`, and the numbers of the document and of all
-the query's positives), `ids` alone when texts are embedded. Longest inputs: `max_length` tokens; a text of
-classification or retrieval that is longer is cut, a context goes into windows, and a sentence of token classification
-is refused, for its last words would have no tags. What happened to texts stands in `Task.counts`, and in record.json.
+the query's positives), `ids` alone when texts are embedded. Of what is longer than `max_length` tokens, a text of
+classification or retrieval is cut, a context goes into windows, and a sentence of token classification is refused, for
+its last words would have no tags. What happened to texts stands in `Task.counts`, and in record.json.
 """
 
 from collections import Counter
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from megatron_encdec.finetune import metrics
 from megatron_encdec.finetune.config import MAX_LENGTH, FinetuneRun
-from megatron_encdec.finetune.examples import Examples, Question, Text, Words, load_examples, positives_of
+from megatron_encdec.finetune.examples import Examples, Pair, Question, Text, Words, load_examples, positives_of
 from megatron_encdec.finetune.models import encoder_config
 from megatron_encdec.platform.errors import UserError
 
@@ -48,7 +48,74 @@ def load_task(run: FinetuneRun) -> "Task":
     return _TASKS[key]
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+class Task:
+    """What a family does with examples. `labels` are those of the model's head."""
+
+    metric = ""
+
+    def __init__(self, run: FinetuneRun, examples: Examples):
+        self.training, self.examples, self.labels = run.training, examples, examples.labels
+        self.numbers = {label: number for number, label in enumerate(self.labels)}
+        self.tokenizer = _load_tokenizer(run.model.path)
+        self.pad = self.tokenizer.pad_token_id
+        self.separator = self.pad if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
+        positions, asked = encoder_config(run.model.path).max_position_embeddings, run.training.max_length
+        if asked is not None and asked > positions:
+            raise UserError(f"training.max_length: {asked} tokens, but {run.model.path} has {positions} positions")
+        self.max_length = asked or min(MAX_LENGTH, round(0.99 * positions))
+        self.counts: Counter[str] = Counter(cut_texts=0)
+        if examples.unlabelled:
+            self.counts["rows_without_label"] = sum(examples.unlabelled.values())
+        self.train: list[Feature] = self._train()
+        self._evaluated: dict[str, list[Feature]] = {}
+
+    def features(self, split: str) -> list[Feature]:
+        """Of `validation` or `test`, made once."""
+        if split not in self._evaluated:
+            self._evaluated[split] = self._features(getattr(self.examples, split))
+        return self._evaluated[split]
+
+    def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        """Tokens of each text, cut at `max_length`; one that the tokenizer makes nothing of is a token of padding."""
+        rows = self._tokens(texts, add_special_tokens=special)["input_ids"]
+        self.counts["cut_texts"] += sum(len(row) > self.max_length for row in rows)
+        if empty := sum(not row for row in rows):
+            self.counts["texts_without_tokens"] += empty
+        return [row[: self.max_length] or [self.pad] for row in rows]
+
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
+        """A batch, padded on the right: input_ids and attention_mask [B, S], and `labels` where there are some."""
+        batch = self._padded(features, "ids")
+        if "labels" in features[0]:
+            labels = [torch.tensor(feature["labels"]) for feature in features]
+            batch["labels"] = (pad_sequence(labels, batch_first=True, padding_value=IGNORED) if labels[0].dim()
+                               else torch.stack(labels))
+        return batch
+
+    def score(self, split: str, outputs: list) -> dict:
+        """{"score", "scores_i"} by `metric` of the model's outputs, one for each of `features(split)`."""
+        raise NotImplementedError
+
+    def grade(self, split: str, answers: list) -> dict:
+        """The same of answers, one for each example of `split`, whoever gave them."""
+        raise NotImplementedError
+
+    def _train(self) -> list[Feature]:
+        return self._features(self.examples.train)
+
+    def _features(self, examples: list) -> list[Feature]:
+        raise NotImplementedError
+
+    def _tokens(self, texts: Sequence[str], add_special_tokens: bool = False, **options) -> dict[str, list]:
+        return self.tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False, **options)
+
+    def _padded(self, features: Sequence[Feature], key: str) -> dict[str, torch.Tensor]:
+        rows = [torch.tensor(feature[key]) for feature in features]
+        return {"input_ids": pad_sequence(rows, batch_first=True, padding_value=self.pad),
+                "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)}
+
+
+def _load_tokenizer(path: str):
     """The tokenizer of the model in `path`, with something to pad with."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -62,74 +129,12 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-class Task:
-    """What a family does with examples. `labels` are those of the model's head."""
-
-    metric = ""
-
-    def __init__(self, run: FinetuneRun, examples: Examples):
-        self.training = run.training
-        self.examples, self.labels = examples, examples.labels
-        self.numbers = {label: number for number, label in enumerate(self.labels)}
-        self.tokenizer = load_tokenizer(run.model.path)
-        self.pad = self.tokenizer.pad_token_id
-        self.separator = self.pad if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
-        self.max_length = self._length(run)
-        self.counts: Counter[str] = Counter(cut_texts=0)
-        if examples.unlabelled:
-            self.counts["rows_without_label"] = sum(examples.unlabelled.values())
-        self.train: list[Feature] = self._train()
-        self._features: dict[str, list[Feature]] = {}
-
-    def _length(self, run: FinetuneRun) -> int:
-        positions = encoder_config(run.model.path).max_position_embeddings
-        asked = run.training.max_length
-        if asked is not None and asked > positions:
-            raise UserError(f"training.max_length: {asked} tokens, but {run.model.path} has {positions} positions")
-        return asked or min(MAX_LENGTH, round(0.99 * positions))
-
-    def features(self, split: str) -> list[Feature]:
-        """Of `validation` or `test`, made once."""
-        if split not in self._features:
-            self._features[split] = self._evaluated(getattr(self.examples, split))
-        return self._features[split]
-
-    def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-        """Tokens of each text, cut at `max_length`; one that the tokenizer makes nothing of is a token of padding."""
-        rows = self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
-        self.counts["cut_texts"] += sum(len(row) > self.max_length for row in rows)
-        if empty := sum(not row for row in rows):
-            self.counts["texts_without_tokens"] += empty
-        return [row[: self.max_length] or [self.pad] for row in rows]
-
-    def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, torch.Tensor]:
-        """A batch, padded on the right: input_ids and attention_mask [B, S], and `labels` where there are some."""
-        rows = [torch.tensor(feature[key]) for feature in features]
-        batch = {"input_ids": pad_sequence(rows, batch_first=True, padding_value=self.pad),
-                 "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)}
-        if "labels" in features[0]:
-            labels = [torch.tensor(feature["labels"]) for feature in features]
-            batch["labels"] = (pad_sequence(labels, batch_first=True, padding_value=IGNORED) if labels[0].dim()
-                               else torch.stack(labels))
-        return batch
-
-    def _train(self) -> list[Feature]:
-        return self._evaluated(self.examples.train)
-
-    def _evaluated(self, examples: list) -> list[Feature]:
-        raise NotImplementedError
-
-    def score(self, split: str, outputs: list) -> dict:
-        """{"score", "scores_i"} by `metric` of the model's outputs, one for each of `features(split)`."""
-        raise NotImplementedError
-
-
 class Classification(Task):
-    """SC: outputs are class numbers."""
+    """SC: outputs are class numbers, answers class names."""
 
     metric = "accuracy"
 
-    def _evaluated(self, examples: list[Text]) -> list[Feature]:
+    def _features(self, examples: list[Text]) -> list[Feature]:
         rows = self.encode([example.text for example in examples])
         if any(example.pair is not None for example in examples):
             pairs = self.encode([example.pair or "" for example in examples], special=False)
@@ -144,18 +149,21 @@ class Classification(Task):
         return [*first[:keep], self.separator, *second[: room - keep]]
 
     def score(self, split: str, outputs: list) -> dict:
-        return metrics.accuracy([self.labels[int(one)] for one in outputs],
-                                [example.label for example in getattr(self.examples, split)])
+        return self.grade(split, [self.labels[int(one)] for one in outputs])
+
+    def grade(self, split: str, answers: list[str]) -> dict:
+        return metrics.accuracy(answers, [example.label for example in getattr(self.examples, split)])
 
 
 class Tagging(Task):
-    """TC: a word's tag stands at its first token (arXiv 2507.00994 follows CoNLL); outputs are a label a token."""
+    """TC: a word's tag stands at its first token (arXiv 2507.00994 follows CoNLL); outputs are a label a token,
+    answers a tag a word."""
 
     metric = "entity F1 (seqeval)"
 
-    def _evaluated(self, examples: list[Words]) -> list[Feature]:
+    def _features(self, examples: list[Words]) -> list[Feature]:
         words = [(" " if place else "") + word for example in examples for place, word in enumerate(example.words)]
-        tokens = iter(self.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"])
+        tokens = iter(self._tokens(words)["input_ids"])
         features = []
         for example in examples:
             ids, labels = [], []
@@ -170,17 +178,19 @@ class Tagging(Task):
         return features
 
     def score(self, split: str, outputs: list) -> dict:
-        predicted = [[self.labels[int(label)] for label, place in zip(output, feature["labels"], strict=True)
-                      if place != IGNORED]
-                     for output, feature in zip(outputs, self.features(split), strict=True)]
-        return metrics.entity_f1(predicted, [example.tags for example in getattr(self.examples, split)])
+        return self.grade(split, [
+            [self.labels[int(one)] for one, label in zip(output, feature["labels"], strict=True) if label != IGNORED]
+            for output, feature in zip(outputs, self.features(split), strict=True)])
+
+    def grade(self, split: str, answers: list[list[str]]) -> dict:
+        return metrics.entity_f1(answers, [example.tags for example in getattr(self.examples, split)])
 
 
 class Spans(Task):
     """QA: question, separator, a window of the context. Position 0 stands for "no answer here".
 
     Outputs are (start, end) logits, a row for each token. The answer is the best pair over all windows of a question;
-    none, where the training set has questions without answers and position 0 beats it (SQuAD 2.0).
+    none ("") where the training set has questions without answers and position 0 beats it (SQuAD 2.0).
     """
 
     metric = "answer F1 (SQuAD)"
@@ -191,19 +201,16 @@ class Spans(Task):
         makes nothing of it): they would be learnt as questions without an answer. They are counted."""
         features, examples = super()._train(), self.examples.train
         held = {feature["example"] for feature in features if feature["labels"] != [0, 0]}
-        lost = {number for number, example in enumerate(examples) if example.answers} - held
-        if lost:
+        if lost := {number for number, example in enumerate(examples) if example.answers} - held:
             self.counts["answers_in_no_window"] = len(lost)
         if len(lost) == len(examples):
             raise UserError(f"{examples[0].where}: no window of {self.max_length} tokens holds the answer, of this or "
                             "any other question; raise training.max_length or training.doc_stride")
         return [feature for feature in features if feature["example"] not in lost]
 
-    def _evaluated(self, examples: list[Question]) -> list[Feature]:
-        questions = self.tokenizer([example.question for example in examples], add_special_tokens=False,
-                                   verbose=False)["input_ids"]
-        contexts = self.tokenizer([example.context for example in examples], add_special_tokens=False,
-                                  return_offsets_mapping=True, verbose=False)
+    def _features(self, examples: list[Question]) -> list[Feature]:
+        questions = self._tokens([example.question for example in examples])["input_ids"]
+        contexts = self._tokens([example.context for example in examples], return_offsets_mapping=True)
         return [window for number, each in enumerate(zip(examples, questions, contexts["input_ids"],
                                                          contexts["offset_mapping"], strict=True))
                 for window in self._windows(number, *each)]
@@ -213,21 +220,22 @@ class Spans(Task):
         prefix = [*question[: self.max_length // 2], self.separator]
         room = self.max_length - len(prefix)
         step = max(1, room - min(self.training.doc_stride, room // 2))
-        span = _token_span(example.answers[0], offsets) if example.answers else None
+        text, start = example.answers[0] if example.answers else ("", 0)
+        touched = [place for place, (first, last) in enumerate(offsets) if first < start + len(text) and last > start]
         windows = []
         for begin in range(0, max(len(context), 1), step):
             end = min(begin + room, len(context))
-            inside = span is not None and begin <= span[0] and span[1] < end
-            labels = [place - begin + len(prefix) for place in span] if inside else [0, 0]
+            inside = bool(touched) and begin <= touched[0] and touched[-1] < end
+            labels = [place - begin + len(prefix) for place in (touched[0], touched[-1])] if inside else [0, 0]
             windows.append({"ids": prefix + context[begin:end], "labels": labels, "example": number,
                             "prefix": len(prefix), "offsets": offsets[begin:end]})
             if end == len(context):
                 break
         return windows
 
-    def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, torch.Tensor]:
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """With `allowed` [B, S]: where an answer may start and end (the context, and position 0)."""
-        batch = super().collate(features, key)
+        batch = super().collate(features)
         allowed = batch["attention_mask"].bool()
         for row, feature in enumerate(features):
             allowed[row, 1 : feature["prefix"]] = False
@@ -245,8 +253,12 @@ class Spans(Task):
             if value > best[number][0]:
                 offsets = feature["offsets"]
                 best[number] = value, examples[number].context[offsets[first][0] : offsets[last][1]]
-        answers = ["" if may_be_none and null[number] > value else text for number, (value, text) in enumerate(best)]
-        return metrics.answer_f1(answers, [[text for text, _ in example.answers] for example in examples])
+        return self.grade(split, ["" if may_be_none and null[number] > value else text
+                                  for number, (value, text) in enumerate(best)])
+
+    def grade(self, split: str, answers: list[str]) -> dict:
+        gold = [[text for text, _ in example.answers] for example in getattr(self.examples, split)]
+        return metrics.answer_f1(answers, gold)
 
     def _best_span(self, logits_T2: np.ndarray) -> tuple[float, int, int]:
         starts = np.argsort(-logits_T2[:, 0])[: self.BEST]
@@ -256,24 +268,18 @@ class Spans(Task):
         return max(pairs, default=(-np.inf, 0, 0))
 
 
-def _token_span(answer: tuple[str, int], offsets: list[tuple[int, int]]) -> tuple[int, int] | None:
-    """First and last token that touch the answer's characters."""
-    text, start = answer
-    touched = [place for place, (first, last) in enumerate(offsets) if first < start + len(text) and last > start]
-    return (touched[0], touched[-1]) if touched else None
-
-
 class Retrieval(Task):
-    """IR: outputs are embeddings of unit length; every positive of the split and all `documents` are searched."""
+    """IR: outputs are embeddings of unit length, answers the best documents' numbers in the corpus: every positive of
+    the split and all `documents` are searched."""
 
     metric = "NDCG@10"
 
     def _train(self) -> list[Feature]:
         """A feature for each positive of each query. Documents are told apart by what the model sees of them."""
         examples = self.examples.train
-        queries = self.encode([self.training.query_prefix + example.query for example in examples])
+        queries = self._queries(examples)
         texts = list(dict.fromkeys(text for example in examples for text in example.positives))
-        documents = dict(zip(texts, self.encode([self.training.document_prefix + text for text in texts]), strict=True))
+        documents = dict(zip(texts, self._documents(texts), strict=True))
         numbers: dict[tuple, int] = {}
         number_of = {text: numbers.setdefault(tuple(ids), len(numbers)) for text, ids in documents.items()}
         features = []
@@ -284,17 +290,22 @@ class Retrieval(Task):
         self.counts["queries"], self.counts["positives"] = len(examples), len(features)
         return features
 
-    def _evaluated(self, examples: list) -> list[Feature]:
-        queries = self.encode([self.training.query_prefix + example.query for example in examples])
-        corpus = self.encode([self.training.document_prefix + text for text in self.examples.corpus(examples)])
-        return [{"ids": ids} for ids in [*queries, *corpus]]
+    def _features(self, examples: list[Pair]) -> list[Feature]:
+        return [{"ids": ids} for ids in
+                [*self._queries(examples), *self._documents(self.examples.corpus(examples))]]
 
-    def collate(self, features: Sequence[Feature], key: str = "ids") -> dict[str, torch.Tensor]:
+    def _queries(self, examples: list[Pair]) -> list[list[int]]:
+        return self.encode([self.training.query_prefix + example.query for example in examples])
+
+    def _documents(self, texts: list[str]) -> list[list[int]]:
+        return self.encode([self.training.document_prefix + text for text in texts])
+
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """In training the documents stand beside the queries: `document_input_ids` and its mask [B, S], `document` [B]
         their numbers, `positives` [B, P] the numbers of all the query's positives, -1 after the last."""
-        batch = super().collate(features, key)
-        if "document_ids" in features[0] and key == "ids":
-            documents = super().collate(features, "document_ids")
+        batch = super().collate(features)
+        if "document_ids" in features[0]:
+            documents = self._padded(features, "document_ids")
             batch |= {f"document_{name}": tensor for name, tensor in documents.items()}
             batch["document"] = torch.tensor([feature["document"] for feature in features])
             batch["positives"] = pad_sequence([torch.tensor(feature["positives"]) for feature in features],
@@ -302,12 +313,15 @@ class Retrieval(Task):
         return batch
 
     def score(self, split: str, outputs: list) -> dict:
-        examples = getattr(self.examples, split)
-        embeddings = np.stack(outputs)
-        queries, documents = embeddings[: len(examples)], embeddings[len(examples) :]
-        numbers = {text: number for number, text in enumerate(self.examples.corpus(examples))}
+        count = len(getattr(self.examples, split))
+        queries, documents = np.stack(outputs[:count]), np.stack(outputs[count:])
         ranked = []
-        for begin in range(0, len(queries), 256):
+        for begin in range(0, count, 256):
             scores = queries[begin : begin + 256] @ documents.T
             ranked += np.argsort(-scores, axis=1, kind="stable")[:, : metrics.RANKS].tolist()
-        return metrics.ndcg(ranked, [{numbers[text] for text in positives} for positives in positives_of(examples)])
+        return self.grade(split, ranked)
+
+    def grade(self, split: str, answers: list[list[int]]) -> dict:
+        examples = getattr(self.examples, split)
+        numbers = {text: number for number, text in enumerate(self.examples.corpus(examples))}
+        return metrics.ndcg(answers, [{numbers[text] for text in one} for one in positives_of(examples)])

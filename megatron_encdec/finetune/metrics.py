@@ -24,19 +24,18 @@ def _mean(values: Sequence[float]) -> dict:
 
 
 def accuracy(predicted: Sequence[str], gold: Sequence[str]) -> dict:
-    """Share of examples whose label was found."""
-    return _mean([float(one == other) for one, other in zip(predicted, gold, strict=True)])
+    return _mean([one == other for one, other in zip(predicted, gold, strict=True)])
 
 
 def entity_f1(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict:
-    """Micro F1 of entities over all sentences, by seqeval."""
+    """Micro F1 over all sentences."""
     seqeval = require("seqeval.metrics", "entity F1")
     from seqeval.metrics.sequence_labeling import get_entities
 
     score = float(seqeval.f1_score([list(tags) for tags in gold], [list(tags) for tags in predicted], zero_division=0))
-    exact = [float(get_entities(list(one)) == get_entities(list(other)))
-             for one, other in zip(predicted, gold, strict=True)]
-    return {"score": score, "scores_i": exact}
+    exact = _mean([get_entities(list(one)) == get_entities(list(other))
+                   for one, other in zip(predicted, gold, strict=True)])
+    return {**exact, "score": score}
 
 
 def answer_f1(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict:
@@ -49,9 +48,6 @@ def answer_f1(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict:
 
 def ndcg(ranked: Sequence[Sequence[int]], relevant: Sequence[set[int]]) -> dict:
     """Mean NDCG@10 over queries; `ranked` are document numbers, best first."""
-    values = []
-    for documents, wanted in zip(ranked, relevant, strict=True):
-        gain = sum(1 / math.log2(rank + 2) for rank, one in enumerate(documents[:RANKS]) if one in wanted)
-        best = sum(1 / math.log2(rank + 2) for rank in range(min(RANKS, len(wanted))))
-        values.append(gain / best)
-    return _mean(values)
+    gains = [1 / math.log2(rank + 2) for rank in range(RANKS)]
+    return _mean([sum(gain for gain, one in zip(gains, documents, strict=False) if one in wanted)
+                  / sum(gains[: len(wanted)]) for documents, wanted in zip(ranked, relevant, strict=True)])

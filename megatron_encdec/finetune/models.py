@@ -5,10 +5,6 @@ an MLM phase as EuroBERT): every run is a stock EuroBERT class, so what is saved
 
     SC   EuroBertForSequenceClassification, mean pooling      TC   EuroBertForTokenClassification
     QA   the same with two labels, start and end              IR   EuroBertModel, pooled by mean (sentence-transformers)
-
-    1. `encoder_config(path)`     the EuroBERT config of a directory, or why it cannot be one
-    2. `build_model(...)`         the model
-    3. `mean_pool(...)`           over the tokens, padding left out
 """
 
 import json
@@ -19,7 +15,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from megatron_encdec.interop.tensor_files import TensorFiles
+from megatron_encdec.interop.source_files import TensorFiles
 from megatron_encdec.platform.errors import UserError
 
 _CLASSES = {"SC": "EuroBertForSequenceClassification", "TC": "EuroBertForTokenClassification",

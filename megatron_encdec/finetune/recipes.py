@@ -2,10 +2,11 @@
 
     torchrun --nproc-per-node 2 -m nemo_automodel.cli.app RUN/nemo.yaml      (`prepare_files` in run.py writes it)
 
-NeMo's recipe owns the process group, model and DDP, optimizer, schedule, data loader, step scheduler and checkpoints.
-Ours are what the YAML names as `_target_`, the batches' collation, the scores (computed in shares among ranks), what is
-written at the end, results.json last; and a step whose loss is a sum over targets divided by their number in the
-*global* batch, so ranks and micro-batches change nothing.
+    1. `setup`                         NeMo's: process group, model and DDP, optimizer, schedule, loader, checkpoints;
+                                       `model_of` and `training_features` are what the YAML names as `_target_`
+    2. `_run_train_optim_step`         sum of losses over number of targets, both of the *global* batch, so ranks and
+                                       micro-batches change nothing
+    3. `run_train_validation_loop`     all steps, scores (computed in shares among ranks), record.json, results.json
 
 Legend of shapes: B texts of a micro-batch, S tokens, C classes, H hidden size, N pairs of the global batch.
 """
@@ -17,6 +18,7 @@ import math
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ from nemo_automodel.recipes.llm.train_seq_cls import TrainFinetuneRecipeForSeque
 from megatron_encdec import __version__
 from megatron_encdec.finetune import compat
 from megatron_encdec.finetune.config import FinetuneRun
-from megatron_encdec.finetune.features import IGNORED, SPLITS, Feature, Task, load_task
+from megatron_encdec.finetune.features import IGNORED, SPLITS, Feature, load_task
 from megatron_encdec.finetune.models import build_model, mean_pool
 from megatron_encdec.finetune.results_tree import write_results
 from megatron_encdec.interop.hugging_face import write_pooling
@@ -55,62 +57,33 @@ def _read_run(path: str) -> FinetuneRun:
     return build(FinetuneRun, json.loads(Path(path).read_text(encoding="utf-8")), path)
 
 
-def finish(run: FinetuneRun, task: Task, model: torch.nn.Module, results: dict, facts: dict) -> None:
-    """The model, if it is kept; the record, with `facts` about the run; results.json last."""
-    if run.training.save_model:
-        _save_model(run, task, model)
-    versions = {name: found.version for name in PACKAGES for found in importlib.metadata.distributions(name=name)}
-    write_json_atomic(run.directory / "record.json", {
-        "metric": task.metric, **facts, "train_features": len(task.train), "max_length": task.max_length,
-        **task.counts, "labels": list(task.labels), "versions": {"megatron-encdec": __version__, **versions}})
-    write_results(run.directory, results)
-
-
-def _save_model(run: FinetuneRun, task: Task, model: torch.nn.Module) -> None:
-    """A stock directory under <run>/model; a retriever's is one for sentence-transformers too."""
-    target, unfinished = run.directory / "model", run.directory / ".model.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    task.tokenizer.save_pretrained(unfinished)
-    if run.family == "IR":
-        write_pooling(unfinished, model.config.hidden_size, task.max_length)
-        write_json_atomic(unfinished / "config_sentence_transformers.json", {
-            "prompts": {"query": run.training.query_prefix, "document": run.training.document_prefix},
-            "default_prompt_name": None, "similarity_fn_name": "cosine"})
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)
-
-
 class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
     """What the families share; they say what a batch's loss and a feature's output are."""
 
     report = None  # called as report(step, total) after each step, and again before the results are written
     per_token = False  # whether an output has a row for each token
-    task: Task
+    facts: dict[str, int] = {}  # what the family has counted, for record.json
 
     def __init__(self, cfg):
         self.began = time.perf_counter()
         compat.prepare()
         super().__init__(cfg)
-        self.settings = _read_run(self.cfg.get("settings"))
-        self.task = load_task(self.settings)
+        self.run = _read_run(self.cfg.get("settings"))
+        self.task = load_task(self.run)
 
     def setup(self):
         """NeMo's, then what only we know: the device where there is no GPU, and how features become batches."""
         super().setup()
-        if self.dist_env.device is None:
-            self.dist_env.device = torch.device("cpu")
-        elif isinstance(self.dist_env.device, int):  # what NeMo says when the group was there already
-            self.dist_env.device = torch.device("cuda", self.dist_env.device)
+        device = self.dist_env.device  # None on a CPU; a number where the group was there already
+        if not isinstance(device, torch.device):
+            self.dist_env.device = torch.device("cpu") if device is None else torch.device("cuda", device)
         self.dataloader.collate_fn = self.task.collate
         scheduler = self.step_scheduler
         self.total_steps = min(scheduler.max_steps, scheduler.num_epochs * scheduler.epoch_len)
 
     def _autocast_context(self):
-        precision = self.settings.training.precision or ("bf16" if torch.cuda.is_available() else "fp32")
-        if precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.dist_env.device.type, dtype=torch.bfloat16)
+        precision = self.run.training.precision or ("bf16" if torch.cuda.is_available() else "fp32")
+        return torch.autocast(self.dist_env.device.type, torch.bfloat16, enabled=precision == "bf16")
 
     def _on_device(self, batch: dict) -> dict:
         return {name: tensor.to(self.dist_env.device, non_blocking=True) for name, tensor in batch.items()}
@@ -131,7 +104,6 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         for scheduler in self.lr_scheduler or ():
             scheduler.step(1)
         loss = float(self._dp_allreduce(total.detach().float().cpu())) / count
-        self._count_step()
         return MetricsSample(self.step_scheduler.step, self.step_scheduler.epoch, {
             "loss": loss, "grad_norm": float(norm), "lr": rate, "targets": count,
             "seconds": time.perf_counter() - began})
@@ -145,18 +117,13 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
             (loss * scale).backward()
         return loss.detach()
 
-    def _count_step(self) -> None:
-        """What a family counts over the ranks' micro-batches of a step."""
-
-    def _facts(self) -> dict[str, int]:
-        """What it has counted, for record.json."""
-        return {}
-
     def _targets(self, batch: dict) -> int:
-        return len(batch["labels"])
+        return len(batch["input_ids"])
 
     def _loss_sum(self, model, batch: dict) -> torch.Tensor:
-        raise NotImplementedError
+        """Cross-entropy over classes, added up over the texts, or over the tokens that have a label."""
+        return F.cross_entropy(_logits(model, batch).float().flatten(0, -2), batch["labels"].flatten(),
+                               ignore_index=IGNORED, reduction="sum")
 
     def log_train_metrics(self, log_data: MetricsSample) -> None:
         """A line of training.jsonl, and the progress of whoever asked for it."""
@@ -182,9 +149,33 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         if self.report is not None:
             self.report(self.total_steps, self.total_steps)
         if self.dist_env.is_main:
-            finish(self.settings, self.task, self.encoder, self.results, {
-                "steps": self.total_steps, "ranks": self.dist_env.world_size, **self._facts(),
-                "seconds": time.perf_counter() - self.began})
+            self._finish()
+
+    def _finish(self) -> None:
+        """The model, if it is kept; the record; results.json last."""
+        run, task = self.run, self.task
+        if run.training.save_model:
+            self._save_model(run.directory / "model", run.directory / ".model.unfinished")
+        versions = {name: found.version for name in PACKAGES for found in importlib.metadata.distributions(name=name)}
+        write_json_atomic(run.directory / "record.json", {
+            "metric": task.metric, "steps": self.total_steps, "ranks": self.dist_env.world_size, **self.facts,
+            "seconds": time.perf_counter() - self.began, "train_features": len(task.train),
+            "max_length": task.max_length, **task.counts, "labels": list(task.labels),
+            "versions": {"megatron-encdec": __version__, **versions}})
+        write_results(run.directory, self.results)
+
+    def _save_model(self, target: Path, unfinished: Path) -> None:
+        """A stock directory; a retriever's is one for sentence-transformers too."""
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self.encoder.save_pretrained(unfinished)
+        self.task.tokenizer.save_pretrained(unfinished)
+        if self.run.family == "IR":
+            write_pooling(unfinished, self.encoder.config.hidden_size, self.task.max_length)
+            write_json_atomic(unfinished / "config_sentence_transformers.json", {
+                "prompts": {"query": self.run.training.query_prefix, "document": self.run.training.document_prefix},
+                "default_prompt_name": None, "similarity_fn_name": "cosine"})
+        shutil.rmtree(target, ignore_errors=True)
+        unfinished.rename(target)
 
     @property
     def encoder(self) -> torch.nn.Module:
@@ -203,11 +194,16 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
                 values = self._outputs(model, batch).float().cpu().numpy()
             for row, number in enumerate(numbers):
                 found[number] = values[row, : len(features[number]["ids"])] if self.per_token else values[row]
-        if self.dist_env.world_size > 1:
-            shares = [None] * self.dist_env.world_size
-            torch.distributed.all_gather_object(shares, found)
-            found = {number: value for share in shares for number, value in share.items()}
-        return [found[number] for number in range(len(features))]
+        everywhere = {number: value for share in self._gathered(found) for number, value in share.items()}
+        return [everywhere[number] for number in range(len(features))]
+
+    def _gathered(self, value: Any) -> list[Any]:
+        """`value` of each rank."""
+        if self.dist_env.world_size == 1:
+            return [value]
+        values = [None] * self.dist_env.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def _outputs(self, model, batch: dict) -> torch.Tensor:
         return _logits(model, batch).argmax(-1)  # [B], or [B, S] where `per_token`
@@ -234,24 +230,16 @@ def _logits(model, batch: dict) -> torch.Tensor:
 
 
 class SequenceClassification(EncoderRecipe):
-    """SC: mean pooling, cross-entropy over classes."""
-
-    def _loss_sum(self, model, batch: dict) -> torch.Tensor:
-        return F.cross_entropy(_logits(model, batch).float(), batch["labels"], reduction="sum")
+    """SC: mean pooling, a class for each text."""
 
 
 class TokenClassification(EncoderRecipe):
-    """TC: cross-entropy at the first token of each word."""
+    """TC: a class at the first token of each word."""
 
     per_token = True
 
     def _targets(self, batch: dict) -> int:
         return int((batch["labels"] != IGNORED).sum())
-
-    def _loss_sum(self, model, batch: dict) -> torch.Tensor:
-        logits_BSC = _logits(model, batch).float()
-        return F.cross_entropy(logits_BSC.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED,
-                               reduction="sum")
 
 
 class SpanExtraction(EncoderRecipe):
@@ -271,8 +259,7 @@ class SpanExtraction(EncoderRecipe):
 class _Masked:
     """How many documents were no negatives so far; kept in NeMo's checkpoints."""
 
-    def __init__(self):
-        self.total = 0
+    total = 0
 
     def state_dict(self) -> dict:
         return {"total": self.total}
@@ -296,26 +283,15 @@ class Retrieval(EncoderRecipe):
         super().__init__(cfg)
         self.masked, self.masked_in_step = _Masked(), 0
 
-    def _count_step(self) -> None:
+    def _run_train_optim_step(self, batches: list[dict]) -> MetricsSample:
+        done = super()._run_train_optim_step(batches)
         self.masked.total += int(self._dp_allreduce(torch.tensor(self.masked_in_step)))
         self.masked_in_step = 0
+        return done
 
-    def _facts(self) -> dict[str, int]:
+    @property
+    def facts(self) -> dict[str, int]:
         return {"masked_negatives": self.masked.total}
-
-    def _targets(self, batch: dict) -> int:
-        return len(batch["input_ids"])
-
-    def _chunks(self, batch: dict) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(ids, mask) of queries, then of documents, in micro-batches."""
-        size, chunks = self.settings.training.retrieval_micro_batch_size, []
-        for prefix in ("", "document_"):
-            ids_BS, mask_BS = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"]
-            for begin in range(0, len(ids_BS), size):
-                mask = mask_BS[begin : begin + size]
-                longest = int(mask.sum(1).max())
-                chunks.append((ids_BS[begin : begin + size, :longest], mask[:, :longest]))
-        return chunks
 
     def _embed(self, model, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
         with self._autocast_context():
@@ -323,45 +299,43 @@ class Retrieval(EncoderRecipe):
         return F.normalize(mean_pool(hidden_BSH.float(), mask_BS), dim=-1)
 
     def _backward(self, batch: dict, scale: float, last: bool) -> torch.Tensor:
-        model, batch = self.model_parts[0], self._on_device(batch)
-        chunks = self._chunks(batch)
+        model, batch, size = self.model_parts[0], self._on_device(batch), self.run.training.retrieval_micro_batch_size
+        chunks = []  # (ids, mask) of queries, then of documents, in micro-batches
+        for prefix in ("", "document_"):
+            for ids_BS, mask_BS in zip(batch[f"{prefix}input_ids"].split(size),
+                                       batch[f"{prefix}attention_mask"].split(size), strict=True):
+                longest = int(mask_BS.sum(1).max())
+                chunks.append((ids_BS[:, :longest], mask_BS[:, :longest]))
         once = len(chunks) == 2 and self.dist_env.world_size == 1
         with torch.set_grad_enabled(once):
             parts = [self._embed(self.encoder, *chunk) for chunk in chunks]
         loss, gradient = self._loss_and_gradient(torch.cat(parts).detach(), batch["document"], batch["positives"])
+        gradients = (gradient * scale).split([len(part) for part in parts])
         if once:
-            torch.autograd.backward(parts, (gradient * scale).split([len(part) for part in parts]))
+            torch.autograd.backward(parts, gradients)
             return loss
-        begin = 0
-        for number, chunk in enumerate(chunks):
+        for number, (chunk, own) in enumerate(zip(chunks, gradients, strict=True)):
             with _meeting(model, last and number == len(chunks) - 1):
-                part = self._embed(model, *chunk)
-                (part * gradient[begin : begin + len(part)]).sum().mul(scale).backward()
-            begin += len(part)
+                self._embed(model, *chunk).backward(own)
         return loss
 
     def _loss_and_gradient(self, embeddings: torch.Tensor, numbers_B: torch.Tensor,
                            positives_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The sum of this rank's losses, and the gradient of all ranks' losses at its queries and documents. numbers_B:
         which documents those of this rank are; positives_BP: which answer each query (P at most)."""
-        count = len(numbers_B)
+        count, device = len(numbers_B), embeddings.device
         queries = embeddings[:count].detach().requires_grad_()
-        own = embeddings[count:].detach()
-        documents, numbers_N, first = own, numbers_B, 0
-        if self.dist_env.world_size > 1:
-            shares = [None] * self.dist_env.world_size
-            torch.distributed.all_gather_object(shares, (own.cpu(), numbers_B.cpu()))
-            first = sum(len(share) for share, _ in shares[: self.dist_env.rank])
-            documents = torch.cat([share for share, _ in shares]).to(own.device)
-            numbers_N = torch.cat([numbers for _, numbers in shares]).to(own.device)
-        documents = documents.clone().requires_grad_()
-        targets_B = torch.arange(count, device=own.device) + first
+        shares = self._gathered((embeddings[count:].detach().cpu(), numbers_B.cpu()))
+        first = sum(len(share) for share, _ in shares[: self.dist_env.rank])
+        documents = torch.cat([share for share, _ in shares]).to(device).requires_grad_()
+        numbers_N = torch.cat([numbers for _, numbers in shares]).to(device)
+        targets_B = torch.arange(count, device=device) + first
         others_BN = (positives_BP.unsqueeze(-1) == numbers_N).any(1).scatter(1, targets_B.unsqueeze(1), False)
         self.masked_in_step += int(others_BN.sum())
-        scores_BN = queries @ documents.T / self.settings.training.temperature
+        scores_BN = queries @ documents.T / self.run.training.temperature
         loss = F.cross_entropy(scores_BN.masked_fill(others_BN, -torch.inf), targets_B, reduction="sum")
         loss.backward()
-        of_documents = self._dp_allreduce(documents.grad).to(own.device)
+        of_documents = self._dp_allreduce(documents.grad).to(device)
         return loss.detach(), torch.cat([queries.grad, of_documents[first : first + count]])
 
     def _outputs(self, model, batch: dict) -> torch.Tensor:

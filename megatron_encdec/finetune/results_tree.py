@@ -7,17 +7,22 @@
                         in the dataset's folder, while grid.json is written
     TREE/<model>/<family>/<dataset>/grid.json                 {"runs": [...]}: all runs planned, so that a report knows
                                                               what it misses (optional)
-    TREE/<model>/model.json                                   {"step": 400, "series": "..."} (optional)
+    TREE/<model>/model.json                                   {"step", "series", "run", ...}: what export.json says of
+                                                              the model's pretraining (optional)
     TREE/baselines/<family>/<dataset>.json                    what costs no encoder (baselines.py)
 
 A run with neither results nor a failure was never begun, or was killed: it is done (again).
+
+    1. `plan`, `state_of`                    before a sweep: what there will be, what is to do
+    2. `write_results`, `write_failure`      the end of a run
+    3. `planned`, `read_scores`, `read_reason`, `score_of`      back, checked: `UserError` names file and key
 """
 
 import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,7 @@ from megatron_encdec.rundir.lock import FolderLock
 
 FAMILIES = ("SC", "TC", "QA", "IR")
 RESULTS, FAILURE, GRID, BASELINES = "results.json", "failure.json", "grid.json", "baselines"
+MODEL, EXPORT = "model.json", "export.json"
 FINISHED, FAILED, TODO = "finished", "failed", "todo"
 _NAME = re.compile(r"(?:(?P<train_set>.+)_)?lr(?P<rate>[0-9.eE+-]+)_sd(?P<seed>\d+)")
 _PATIENCE = 60.0  # seconds for another sweep to write its plan
@@ -80,7 +86,7 @@ def write_failure(directory: Path, reason: str, traceback: str | None = None) ->
 
 
 def read_reason(path: Path) -> str:
-    """Why the run failed whose failure.json is at `path`."""
+    """Why a run failed, by its failure.json."""
     reason = read_json(path).get("reason")
     if not isinstance(reason, str) or not reason:
         raise UserError(f"{path}: reason: expected a sentence, found {reason!r}")
@@ -113,6 +119,24 @@ def _known(path: Path) -> list[str]:
         return planned(path) if path.exists() else []
     except UserError as error:  # what it listed would be lost without a word
         raise UserError(f"{error} (it then lists the runs of this sweep alone)") from None
+
+
+def record_model(tree: Path, name: str, export: Path, series: Sequence[str] = ()) -> None:
+    """model.json of the model `name`: which state it is, by the export.json of the directory `export`; nothing where
+    that has none. Raises `UserError` where the results in its folder are of another state."""
+    if not (export / EXPORT).is_file():
+        return
+    exported = read_json(export / EXPORT)
+    record = {key: exported.get(key) for key in ("step", "history_hash", "run")} | {"series": list(series)}
+    path = tree / name / MODEL
+    found = read_json(path) if path.exists() else {}
+    if found.get("history_hash", record["history_hash"]) != record["history_hash"]:
+        raise UserError(f"{path}: the results there are of another model (step {found.get('step')}, history "
+                        f"{found['history_hash'][:8]}; {export} is of step {record['step']}, history "
+                        f"{record['history_hash'][:8]}); give it another `name`, or `results` another folder")
+    if found != record:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(path, record)
 
 
 def planned(path: Path) -> list[str]:

@@ -17,8 +17,7 @@ from megatron_encdec.finetune.columns import read_conll, read_csv, read_tsv
 from megatron_encdec.finetune.config import DatasetConfig
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import refuse_pointer
-from megatron_encdec.text.corpus import hub_name, iter_lines
-from megatron_encdec.text.heads import BYTE_ORDER_MARK, is_utf16
+from megatron_encdec.text.corpus import BYTE_ORDER_MARK, hub_name, is_utf16, iter_lines
 from megatron_encdec.text.parquet import iter_records, schema_of
 
 Row = tuple[str, dict[str, Any]]
@@ -147,13 +146,15 @@ def _named(place: str, records: Iterable[dict[str, Any]], features: dict[str, An
     classes = {column: getattr(kind, "names", None) or getattr(getattr(kind, "feature", None), "names", None)
                for column, kind in features.items()}
 
-    def name(value: Any, names: list[str]) -> Any:
+    def name(value: Any, names: list[str] | None) -> Any:
+        if names is None or value is None:
+            return value
         if isinstance(value, list):
             return [name(one, names) for one in value]
-        return value if value is None else UNLABELLED if value == -1 else names[value]
+        return UNLABELLED if value == -1 else names[value]
 
-    return [(f"{place}: row {number}", {column: name(value, classes[column]) if classes.get(column) else value
-                                        for column, value in row.items()}) for number, row in enumerate(records, 1)]
+    return [(f"{place}: row {number}", {column: name(value, classes.get(column)) for column, value in row.items()})
+            for number, row in enumerate(records, 1)]
 
 
 READERS = {".jsonl": _read_json_lines, ".csv": read_csv, ".tsv": read_tsv, ".parquet": _read_parquet,

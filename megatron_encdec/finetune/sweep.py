@@ -2,51 +2,53 @@
 
     1. what is on disk decides what is to do: a finished run is never repeated (results_tree.py)
     2. workers get runs, those of one dataset to the same worker where possible: models and data stay loaded
-    3. a run that another sweep works on is waited for, and done here if the other gives it up
-    4. a worker that dies is replaced, its run tried once more: one that ends two processes has failed
-    5. SIGTERM or Ctrl-C ends all runs at once, leaving no file half-written; the next launch repeats them
+    3. a worker does a run under the lock of its folder, and writes its results or its failure (`make_runner`)
+    4. a run that another sweep works on is waited for, and done here if the other gives it up
+    5. a worker that dies is replaced, its run tried once more: one that ends two processes has failed
+    6. SIGTERM or Ctrl-C ends all runs at once, leaving no file half-written; the next launch repeats them
 """
 
+import contextlib
+import os
+import pkgutil
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from megatron_encdec.finetune.results_tree import FAILED, FINISHED, TODO, plan, reason_of, state_of, write_failure
-from megatron_encdec.platform.children import Child
+from megatron_encdec.finetune import results_tree
+from megatron_encdec.finetune.results_tree import FAILED, FINISHED, TODO, state_of
+from megatron_encdec.platform.children import Child, tell
+from megatron_encdec.platform.errors import RunFailed, UserError
 from megatron_encdec.platform.progress import Progress, duration
 from megatron_encdec.platform.signals import StopSignals
-from megatron_encdec.rundir.lock import FolderLock, InUse
+from megatron_encdec.rundir.lock import Claim, FolderLock, InUse
 
 GRACE_SECONDS = 20.0  # for workers to end after SIGTERM
 RETRY_SECONDS = 2.0  # between looks at runs that another sweep works on
 SIGNAL_SECONDS = 0.2  # between looks at signals
 SECONDS_BETWEEN_LINES = 30.0  # of runs under way, where there is no terminal
 ATTEMPTS = 2  # of a run whose process died
-
-
-class HasDirectory(Protocol):
-    """What a sweep knows of a run: its folder. It is sent to workers, so it pickles."""
-
-    directory: Path
+LOG = "log.txt"  # in the run's folder: what the run printed
+SECONDS_BETWEEN_STEPS = 0.2  # between a worker's messages of progress
 
 
 @dataclass
 class Outcome:
-    """Of one launch. `finished` and `failed` are of all runs of the grid, `ran` of this launch alone; `mistakes` are
-    what the user must mend before the runs that are left can be done; `stopped_by` is a signal's number."""
+    """Of one launch."""
 
-    total: int
-    finished: int = 0
-    failed: list[tuple[Path, str]] = field(default_factory=list)
-    ran: int = 0
-    mistakes: list[str] = field(default_factory=list)
-    stopped_by: int | None = None
+    total: int  # runs of the grid
+    finished: int = 0  # of all of them
+    failed: list[tuple[Path, str]] = field(default_factory=list)  # of all of them, with the reason
+    ran: int = 0  # by this launch
+    mistakes: list[str] = field(default_factory=list)  # to mend before the runs that are left can be done
+    stopped_by: int | None = None  # a signal's number
 
     @property
     def left(self) -> int:
@@ -66,7 +68,8 @@ class _Worker:
 
 
 class Sweep:
-    """Does `runs` with `function`, a "package.module:name" called in the workers as `function(run, report)`.
+    """Does `runs`, which have a `directory` and pickle, with `function`, a "package.module:name" called in the workers
+    as `function(run, report)`.
 
     It returns what results.json is to hold, which the worker writes; it may call `report(step, total)`, which raises
     where another sweep has taken the run over. A `UserError`
@@ -75,11 +78,10 @@ class Sweep:
     is each worker's share of the cores.
     """
 
-    def __init__(self, runs: Sequence[HasDirectory], function: str, workers: int = 1, gpus: Sequence[str] = (),
+    def __init__(self, runs: Sequence[Any], function: str, workers: int = 1, gpus: Sequence[str] = (),
                  threads: int = 1, retry_failed: bool = False):
-        self._runs, self._function = list(runs), function
-        self._gpus, self._threads = list(gpus), threads
-        self._size, self._retry_failed = workers, retry_failed
+        self._runs, self._function, self._size = list(runs), function, workers
+        self._gpus, self._threads, self._retry_failed = list(gpus), threads, retry_failed
         states = {run.directory: state_of(run.directory) for run in runs}
         again = (TODO, FAILED) if retry_failed else (TODO,)
         self._queue = [run for run in runs if states[run.directory] in again]
@@ -90,8 +92,9 @@ class Sweep:
         self._workers: list[_Worker] = []
         self._outcome = Outcome(len(runs), sum(state == FINISHED for state in states.values()))
         if not retry_failed:
-            self._outcome.failed = [(path, reason_of(path)) for path, state in states.items() if state == FAILED]
-        plan(states)
+            self._outcome.failed = [(path, results_tree.reason_of(path))
+                                    for path, state in states.items() if state == FAILED]
+        results_tree.plan(states)
 
     def run(self) -> Outcome:
         """Work until nothing is left or a signal comes."""
@@ -132,7 +135,7 @@ class Sweep:
         slot = min(set(range(self._size)) - {worker.slot for worker in self._workers})
         gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]} if self._gpus else {}
         worker = _Worker(slot, Child(self._threads, gpu))
-        worker.child.begin("megatron_encdec.finetune.sweep_worker:make_runner", (self._function,))
+        worker.child.begin("megatron_encdec.finetune.sweep:make_runner", (self._function,))
         self._workers.append(worker)
         return worker
 
@@ -163,9 +166,9 @@ class Sweep:
         for run in waiting:
             state = state_of(run.directory)
             if state == FINISHED:
-                self._finished(None, run.directory, None)
+                self._finished(run.directory, None)
             elif state == FAILED and not self._retry_failed:
-                self._failed(None, run.directory, reason_of(run.directory))
+                self._failed(run.directory, results_tree.reason_of(run.directory))
             else:
                 self._queue.append(run)
 
@@ -182,45 +185,44 @@ class Sweep:
         run, worker.run = worker.run, None
         kind, what = content
         if kind == "finished":
-            self._finished(worker, run.directory, what)
+            self._finished(run.directory, what, worker)
         elif kind in ("elsewhere", "taken"):
             self._elsewhere(run, what)
         elif kind == "mistake":
-            self._mistake(run, what)
+            self._mistake(run.directory, what)
         else:
-            self._failed(worker, run.directory, what)
+            self._failed(run.directory, what, worker)
         if kind in ("failed", "taken"):
             self._workers.remove(worker)  # whatever the run left behind in its process must not reach the next one
-            worker.child.send_signal(signal.SIGKILL)
+            worker.child.process.send_signal(signal.SIGKILL)
             worker.child.close()
 
-    def _mistake(self, run: HasDirectory, what: str) -> None:
+    def _mistake(self, directory: Path, what: str) -> None:
         """What the user must mend: the runs of the same dataset would fail alike and stay to be done."""
-        self._queue = [one for one in self._queue if one.directory.parent != run.directory.parent]
+        self._queue = [run for run in self._queue if run.directory.parent != directory.parent]
         if what not in self._outcome.mistakes:
             self._outcome.mistakes.append(what)
-            self._shown.say(f"{name_of(run.directory)}: {what}")
+            self._shown.say(f"{name_of(directory)}: {what}")
 
-    def _finished(self, worker: _Worker | None, directory: Path, scores: dict | None) -> None:
-        """`worker` is None for another sweep's run, and `scores` then too."""
+    def _finished(self, directory: Path, scores: dict | None, worker: _Worker | None = None) -> None:
+        """`scores` and, where it did not begin here, `worker` are None for another sweep's run."""
         self._outcome.finished += 1
         self._outcome.ran += scores is not None
-        self._say_ended(worker, directory, "  ".join(f"{split} {100 * score:.2f}" for split, score in scores.items())
-                        if scores else "finished by another sweep")
+        self._say_ended(directory, "  ".join(f"{split} {100 * score:.2f}" for split, score in scores.items())
+                        if scores else "finished by another sweep", worker)
 
-    def _elsewhere(self, run: HasDirectory, holder: str) -> None:
+    def _elsewhere(self, run: Any, holder: str) -> None:
         if run.directory not in self._seen_elsewhere:
             self._seen_elsewhere.add(run.directory)
             self._shown.say(f"{name_of(run.directory)}: {holder} works on it; waiting for that")
         self._waiting.append(run)
 
-    def _failed(self, worker: _Worker | None, directory: Path, reason: str) -> None:
+    def _failed(self, directory: Path, reason: str, worker: _Worker | None = None) -> None:
         self._outcome.failed.append((directory, reason))
         self._outcome.ran += worker is not None
-        self._say_ended(worker, directory, f"FAILED: {' '.join(reason.split())}")
+        self._say_ended(directory, f"FAILED: {' '.join(reason.split())}", worker)
 
-    def _say_ended(self, worker: _Worker | None, directory: Path, how: str) -> None:
-        """A line for a run that is over; its scores, or why it failed, are in `how`."""
+    def _say_ended(self, directory: Path, how: str, worker: _Worker | None) -> None:
         outcome, shown = self._outcome, self._shown
         done, failed = outcome.total - outcome.left, len(outcome.failed)
         took = f"  {duration(time.monotonic() - worker.began)}" if worker else ""
@@ -229,7 +231,7 @@ class Sweep:
         shown.update(done, f"{failed} failed" if failed else "")
 
     def _died(self, worker: _Worker) -> None:
-        """Replace a worker whose process ended by itself; its run gets another chance."""
+        """Do without a worker whose process ended by itself; its run gets another chance."""
         self._workers.remove(worker)
         run, how = worker.run, worker.child.close()
         if run is None:
@@ -243,25 +245,103 @@ class Sweep:
         reason = f"its process {how}, {ATTEMPTS} times"
         try:
             with FolderLock(run.directory, "results", patience=None):
-                write_failure(run.directory, reason)
+                results_tree.write_failure(run.directory, reason)
         except InUse as refused:
             self._elsewhere(run, refused.who)
             return
-        self._failed(worker, run.directory, reason)
+        self._failed(run.directory, reason, worker)
 
     def _end(self, signals: StopSignals) -> None:
         """End the workers: at once where they are idle, with some grace where they work."""
         children = [worker.child for worker in self._workers]
         for child in children:
-            child.send_signal(signal.SIGTERM)
+            child.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
         while any(child.process.poll() is None for child in children):
             if time.monotonic() > deadline or signals.repeated:
                 for child in children:
-                    child.send_signal(signal.SIGKILL)
+                    child.process.send_signal(signal.SIGKILL)
             time.sleep(0.02)
         for child in children:
             child.close()
+
+
+def make_runner(function: str) -> Callable[[Any], tuple[str, Any]]:
+    """A function that does a run by calling `function` ("module:name", as in `Sweep`).
+
+    It returns ("finished", scores or None), ("failed", reason), ("mistake", what), ("elsewhere", who has it) or, where
+    another sweep took the run over meanwhile (this process was stopped, or its disk away, for a minute), ("taken", who
+    has it). A mistake of the user's (`UserError`, a package that is missing) is no result of the run: nothing is
+    recorded.
+    """
+    def do(run: Any) -> tuple[str, Any]:
+        try:
+            with FolderLock(run.directory, "results", patience=None) as lock:
+                try:
+                    return _do_alone(function, run, lock.claim)
+                except InUse as lost:
+                    return "taken", lost.who
+        except InUse as refused:
+            return "elsewhere", refused.who
+
+    return do
+
+
+def _do_alone(function: str, run: Any, claim: Claim) -> tuple[str, Any]:
+    if state_of(run.directory) == FINISHED:  # by another sweep, since ours began
+        return "finished", None
+    try:
+        with _output_to(run.directory / LOG):
+            results = pkgutil.resolve_name(function)(run, _reporter(claim))
+    except InUse:
+        raise
+    except (UserError, ImportError) as error:
+        return "mistake", str(error)
+    except Exception as error:  # one run's failure is never another's
+        claim.check()
+        reason = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
+        results_tree.write_failure(run.directory, reason, traceback.format_exc())
+        return "failed", reason
+    claim.check()
+    results_tree.write_results(run.directory, results)
+    return "finished", {split: results[split]["score"] for split in ("validation", "test")}
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Everything that is printed, by C code and child processes too, goes to the file at `path`."""
+    _flush()
+    kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    with open(path, "wb") as file:
+        for descriptor in kept:
+            os.dup2(file.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        _flush()
+        for descriptor, old in kept.items():
+            os.dup2(old, descriptor)
+            os.close(old)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _reporter(claim: Claim) -> Callable[[int, int], None]:
+    """What a run calls at each step, and again before it writes: `report(step, total)`. Raises `InUse` where its folder
+    is another process's now."""
+    last = 0.0
+
+    def report(step: int, total: int) -> None:
+        nonlocal last
+        if step == total or time.monotonic() - last >= SECONDS_BETWEEN_STEPS:
+            last = time.monotonic()
+            claim.check()
+            tell((step, total))
+
+    return report
 
 
 def name_of(directory: Path) -> str:

@@ -1,8 +1,5 @@
 """What a field of a row says: the class that a label names, and the answers of a question. ValueError with the cause.
 
-    1. `class_name(value, fixed)`                      a value of the label column -> the class's name
-    2. `read_answers(answers, impossible, context)`    -> [(text, start in characters)], checked against the context
-
 A class is written differently by different tools: 1, 1.0 (pandas, where a value of the column was missing), "1", true.
 Answers are SQuAD's {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"} (or "start"), or of texts
 alone (ReCoRD), each of which is taken where it first stands in the context; CSV holds any of these as JSON, or one
@@ -17,15 +14,14 @@ from typing import Any
 
 Answer = tuple[str, int]
 _DECIMAL = re.compile(r"[+-]?\d+\.\d*|[+-]?\.\d+")
-_FORM = 'SQuAD\'s {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"}, or a list of texts'
 
 
-def class_name(value: Any, fixed: Sequence[str] | None = None) -> str:
+def class_name(value: Any, fixed: Sequence[str] = ()) -> str:
     """The class that `value` names. One that stands so in `fixed`, the dataset's `labels`, is that.
 
     A float that is no whole number (also as text, as in CSV) is a score; only texts, numbers and booleans are labels.
     """
-    if isinstance(value, (str, int, float)) and str(value) in (fixed or ()):
+    if isinstance(value, (str, int, float)) and str(value) in fixed:
         return str(value)
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -43,22 +39,21 @@ def class_name(value: Any, fixed: Sequence[str] | None = None) -> str:
 
 
 def read_answers(answers: Any, impossible: Any, context: str) -> list[Answer]:
-    """The checked answers. `impossible` is SQuAD 2.0's `is_impossible`, or None."""
+    """(text, start in characters) of each, checked. `impossible` is SQuAD 2.0's `is_impossible`, or None."""
     if impossible is not None and impossible not in (0, 1, "true", "false", "True", "False"):
         raise ValueError(f"is_impossible: expected true or false, found {impossible!r}")
     declared = impossible in (1, "true", "True")
     if answers is None and declared:
         return []
-    found = [_checked(text, start, context) for text, start in _pairs(_parsed(answers, context))]
+    if isinstance(answers, str):  # of CSV
+        answers = _parsed(answers, context)
+    found = [_checked(text, start, context) for text, start in _pairs(answers)]
     if impossible is not None and declared == bool(found):
         raise ValueError(f"is_impossible is {impossible!r}, but answers {'has some' if found else 'is empty'}")
     return found
 
 
-def _parsed(answers: Any, context: str) -> Any:
-    """What a field of CSV holds: JSON, or one text."""
-    if not isinstance(answers, str):
-        return answers
+def _parsed(answers: str, context: str) -> Any:
     if answers[:1] in ("{", "["):
         try:
             return json.loads(answers)
@@ -72,19 +67,22 @@ def _parsed(answers: Any, context: str) -> Any:
 def _pairs(answers: Any) -> list[tuple[Any, Any]]:
     """(text, start or None) of each answer; None only for a text that came alone."""
     if isinstance(answers, dict):
-        return _columns(answers)
+        return _pairs([answers]) if isinstance(answers.get("text"), str) else _columns(answers)
+    unknown = ValueError('answers: expected SQuAD\'s {"text": [...], "answer_start": [...]}, a list of {"text", '
+                         f'"answer_start"}}, or a list of texts; found {answers!r}')
     if not isinstance(answers, (list, tuple)):
-        raise ValueError(f"answers: expected {_FORM}; found {answers!r}")
+        raise unknown
     pairs = []
     for answer in answers:
-        if isinstance(answer, dict):
-            pairs.append((answer.get("text"), _start(answer)))
-        elif isinstance(answer, (list, tuple)) and len(answer) == 2:
-            pairs.append((answer[0], _number(answer[1])))
-        elif isinstance(answer, str):
-            pairs.append((answer, None))
-        else:
-            raise ValueError(f"answers: expected {_FORM}; found {answer!r}")
+        match answer:
+            case str():
+                pairs.append((answer, None))
+            case dict():
+                pairs.append((answer.get("text"), _number(_given_start(answer, answer.get("text")))))
+            case [text, start]:
+                pairs.append((text, _number(start)))
+            case _:
+                raise unknown
     return pairs
 
 
@@ -93,8 +91,6 @@ def _columns(answers: dict) -> list[tuple[Any, Any]]:
     if texts is None:
         raise ValueError(f"answers: no text there, only {', '.join(map(str, answers)) or 'nothing'}; a question "
                          "without an answer has an empty list")
-    if isinstance(texts, str):
-        return [(texts, _start(answers))]
     if not isinstance(texts, (list, tuple)):
         raise ValueError(f"answers: text: expected a list, found {texts!r}")
     if not texts and answers.get("answer_start", answers.get("start")) is None:
@@ -105,10 +101,6 @@ def _columns(answers: dict) -> list[tuple[Any, Any]]:
         count = len(starts) if isinstance(starts, (list, tuple)) else f"{starts!r}, no list,"
         raise ValueError(f"answers: {len(texts)} text{'s' * (len(texts) != 1)}, but {count} answer_start")
     return [(text, _number(start)) for text, start in zip(texts, starts, strict=True)]
-
-
-def _start(answer: dict) -> int:
-    return _number(_given_start(answer, answer.get("text")))
 
 
 def _given_start(answer: dict, text: Any, way_out: str = "") -> Any:

@@ -3,10 +3,9 @@
 import argparse
 from pathlib import Path
 
-from megatron_encdec.engine.checkpoint import directory_of
-from megatron_encdec.engine.run_state import read_run_state
+from megatron_encdec.engine.checkpoint import directory_of, read_run_state
 from megatron_encdec.inspection.tables import number, print_facts, print_table, say, size
-from megatron_encdec.objectives import OBJECTIVES
+from megatron_encdec.objectives.base import OBJECTIVES
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.platform.restricted_pickle import load_records
 
@@ -15,20 +14,18 @@ def examine(arguments: argparse.Namespace) -> dict:
     """What is recorded of the checkpoint `arguments.checkpoint`, and what lies on disk."""
     checkpoint = directory_of(arguments.checkpoint)
     state = read_run_state(checkpoint)
-    files = [file for file in checkpoint.iterdir() if file.is_file()]
+    sizes = [file.stat().st_size for file in checkpoint.iterdir() if file.is_file()]
     tensors = {"tensors": read_tensors(checkpoint)} if arguments.tensors else {}
-    return {"checkpoint": str(checkpoint), "files": len(files), "bytes": sum(file.stat().st_size for file in files),
+    return {"checkpoint": str(checkpoint), "files": len(sizes), "bytes": sum(sizes),
             **{key: value for key, value in state.as_dict().items() if key != "history"},
             # earlier versions recorded phases
             "stretches": state.history.get("stretches", state.history.get("phases", [])), **tensors}
 
 
 def read_tensors(checkpoint: Path) -> list[dict]:
-    """Name, global shape (whatever topology wrote it), dtype and bytes of each tensor, the model's weights first.
-
-    From torch's `.metadata`, a pickle that is read without running anything from it; no tensor is loaded. Raises
-    IntegrityError where it is missing or strange.
-    """
+    """Name, global shape (whatever topology wrote it), dtype and bytes of each tensor, the model's weights first. From
+    torch's `.metadata`, a pickle that is read without running anything from it; no tensor is loaded. Raises
+    IntegrityError where it is missing or strange."""
     path = checkpoint / ".metadata"
     records = load_records(path)
     try:
@@ -65,18 +62,13 @@ def print_report(report: dict) -> None:
                        f"{topology.get('device')}, {topology.get('threads')} thread(s)"),
         ("versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items())),
     ])
-    if "tensors" in report:
-        say("")
-        _show_tensors(report["tensors"])
-
-
-def _show_tensors(tensors: list[dict]) -> None:
-    rows = [(tensor["name"], " x ".join(map(str, tensor["shape"])) or "scalar", tensor["dtype"], size(tensor["bytes"]))
-            for tensor in tensors]
-    print_table(f"{len(tensors)} tensors", ("name", "shape", "dtype", "size"), rows)
-    weights = [tensor["bytes"] for tensor in tensors if is_weight(tensor)]
-    say(f"{len(weights)} weights of {size(sum(weights))}, the other {len(tensors) - len(weights)} are the "
-        "optimizer's. Layers are stacked: their number comes first.")
+    if tensors := report.get("tensors"):
+        print_table(f"\n{len(tensors)} tensors", ("name", "shape", "dtype", "size"),
+                    [(tensor["name"], " x ".join(map(str, tensor["shape"])) or "scalar", tensor["dtype"],
+                      size(tensor["bytes"])) for tensor in tensors])
+        weights = [tensor["bytes"] for tensor in tensors if is_weight(tensor)]
+        say(f"{len(weights)} weights of {size(sum(weights))}, the other {len(tensors) - len(weights)} are the "
+            "optimizer's. Layers are stacked: their number comes first.")
 
 
 def _label(identity: dict) -> str:

@@ -5,9 +5,10 @@ A module a thing: `examine(arguments)` gives a report, which `--json` prints as 
 
 import argparse
 import importlib
+import json
+import sys
 from pathlib import Path
 
-from megatron_encdec.inspection.tables import print_json
 from megatron_encdec.platform.errors import UserError
 
 DESCRIPTION = """\
@@ -94,7 +95,11 @@ def run(arguments: argparse.Namespace) -> int:
         _require(arguments.samples >= 0, f"inspect data: --samples {arguments.samples} is negative")
     module = importlib.import_module(f"megatron_encdec.inspection.{name}")
     report = module.examine(arguments)
-    (print_json if arguments.json else module.print_report)(report)
+    if arguments.json:
+        is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+        print(json.dumps(report, indent=2, ensure_ascii=not is_unicode))  # floats in full
+    else:
+        module.print_report(report)
     return 0
 
 
@@ -108,7 +113,7 @@ def _module_for_run(arguments: argparse.Namespace) -> str:
         _require(not models or len(runs) == 1,
                  "inspect run: --model goes with one run; leave it out to compare several")
         arguments.runs = runs
-        return "run" if len(runs) == 1 else "comparison"
+        return "run"
     path, *changes = arguments.runs + [word for word in sample if "=" in word] + arguments.overrides
     others = [word for word in changes if "=" not in word]
     numbers = [word for word in sample if "=" not in word]

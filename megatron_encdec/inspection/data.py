@@ -1,25 +1,35 @@
 """`inspect data PREFIX`: what is in a .bin/.idx pair, in numbers and, with a tokenizer, in words.
 
-    1. `describe(prefix)`   statistics, with what the manifest adds
-    2. `windows(...)`       the first samples as text, with what an objective does to them
+    1. `describe(prefix)`     statistics, with what the manifest adds
+    2. `windows(...)`         the first samples as text, with what an objective does to them
+    3. `unigram_entropy(...)` what a model that knows nothing but token frequencies would lose per token, in nats
+
+Token files are streamed. Legend: L lengths that occur, V vocabulary, E document ends, P tokens of a piece.
 """
 
 import argparse
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from megatron_encdec.data.config import DataConfig, SourceConfig
 from megatron_encdec.data.fingerprint import verify
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.data.store import TokenStore
 from megatron_encdec.inspection.tables import number, print_facts, print_table, say, size
-from megatron_encdec.inspection.token_statistics import document_lengths, length_statistics
 from megatron_encdec.inspection.windows import indented, marks_of, show
-from megatron_encdec.objectives import Objective, Vocabulary
-from megatron_encdec.platform.errors import UserError
+from megatron_encdec.objectives.base import Objective, Vocabulary
+from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.platform.schema import parse_yaml, to_dict
 from megatron_encdec.text.manifest import check_files
 from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer, require_mask
+
+PERCENTILES = (5, 25, 50, 75, 95)
+ENDS_PIECE = 1 << 24  # tokens whose document ends are looked up at once
+PIECE = 1 << 20  # tokens read at once
+SAMPLE_ABOVE = 200_000_000  # tokens of a source; of more than that, about that many are counted
 
 
 def examine(arguments: argparse.Namespace) -> dict:
@@ -28,7 +38,7 @@ def examine(arguments: argparse.Namespace) -> dict:
     for suffix in (".bin", ".idx", ".manifest.json"):  # what a shell completes
         prefix = prefix.removesuffix(suffix)
     verified = verify(prefix) if arguments.verify else None  # first: looking at the data may renew its record
-    found = {**describe(prefix), "verified": asdict(verified) if verified else None}
+    found = {**describe(prefix), "verified": verified}
     return {**found, "windows": windows(arguments, found) if arguments.tokenizer and arguments.samples else []}
 
 
@@ -88,10 +98,9 @@ def _window(samples: Samples, index: int, objective: Objective | None, tokenizer
 def print_report(report: dict) -> None:
     """Print it in words."""
     print_facts(_facts(report))
-    if report["document_lengths"]:
-        say("")
-        print_table("document lengths in tokens", [*report["document_lengths"]],
-                    [[number(value, 1) for value in report["document_lengths"].values()]], left=0)
+    if lengths := report["document_lengths"]:
+        print_table("\ndocument lengths in tokens", list(lengths), [[number(value, 1) for value in lengths.values()]],
+                    left=0)
     for window in report["windows"]:
         targets = "" if window["targets"] is None else \
             f", {window['targets']} targets ({window['targets'] / window['tokens']:.1%})"
@@ -122,3 +131,58 @@ def _facts(report: dict) -> list[tuple[str, str]]:
                for reason, one in report["skipped"].items()]
     lost = [("lost", f"{loss.replace('_', ' ')}: {count:,}") for loss, count in report["losses"].items() if count]
     return facts + (skipped or [("skipped", "nothing")]) + lost
+
+
+def document_lengths(store: TokenStore) -> tuple[np.ndarray, np.ndarray]:
+    """lengths_L ascending, documents_L of that length; empty documents are not among them."""
+    found: Counter[int] = Counter()
+    previous = 0  # where the document under way began
+    for start in range(0, store.tokens, ENDS_PIECE):
+        ends_E = start + store.document_ends(start, min(ENDS_PIECE, store.tokens - start))
+        if len(ends_E):
+            lengths, documents = np.unique(np.diff(ends_E, prepend=previous), return_counts=True)
+            found.update(dict(zip(lengths.tolist(), documents.tolist(), strict=True)))
+            previous = int(ends_E[-1])
+    lengths_L = np.array(sorted(found), dtype=np.int64)
+    return lengths_L, np.array([found[length] for length in lengths_L.tolist()], dtype=np.int64)
+
+
+def length_statistics(lengths_L: np.ndarray, documents_L: np.ndarray) -> dict:
+    """Mean, extremes and percentiles (nearest rank) in tokens; empty where there is no document."""
+    if not len(lengths_L):
+        return {}
+    found = np.percentile(lengths_L, PERCENTILES, weights=documents_L, method="inverted_cdf")
+    return {"mean": float(np.average(lengths_L, weights=documents_L)), "min": int(lengths_L[0]),
+            **{f"p{percent}": int(length) for percent, length in zip(PERCENTILES, found, strict=True)},
+            "max": int(lengths_L[-1])}
+
+
+def count_tokens(store: TokenStore, vocabulary_size: int, limit: int = SAMPLE_ABOVE) -> np.ndarray:
+    """counts_V (int64) of at most about `limit` tokens, in pieces spread evenly over the store; IntegrityError where an
+    id lies outside the vocabulary."""
+    counts_V = np.zeros(vocabulary_size, dtype=np.int64)
+    pieces = -(-store.tokens // PIECE)
+    kept = pieces if store.tokens <= limit else max(1, limit // PIECE)
+    for start in (piece * pieces // kept * PIECE for piece in range(kept)):
+        tokens_P = store.read(start, min(PIECE, store.tokens - start))
+        outside = (tokens_P < 0) | (tokens_P >= vocabulary_size)
+        if outside.any():
+            raise IntegrityError(f"{store.prefix}.bin: token {start + int(outside.argmax())} has the id "
+                                 f"{tokens_P[outside][0]}, outside the vocabulary of {vocabulary_size}")
+        counts_V += np.bincount(tokens_P, minlength=vocabulary_size)
+    return counts_V
+
+
+def unigram_entropy(stores: Sequence[TokenStore], weights: Sequence[float], vocabulary_size: int,
+                    limit: int = SAMPLE_ABOVE) -> dict:
+    """`nats` of one token drawn as training draws it: a source by its weight, then a token of it. `tokens`: of all
+    sources; `counted`: those that were looked at."""
+    counted, share_V = 0, np.zeros(vocabulary_size)
+    for store, weight in zip(stores, weights, strict=True):
+        counts_V = count_tokens(store, vocabulary_size, limit)
+        counted += int(counts_V.sum())
+        share_V += weight * counts_V / max(1, counts_V.sum())
+    share_V /= share_V.sum()
+    present_V = share_V[share_V > 0]
+    return {"nats": float(-(present_V * np.log(present_V)).sum()), "counted": counted,
+            "tokens": sum(store.tokens for store in stores)}

@@ -1,9 +1,11 @@
-"""`inspect run RUN_DIR`: what a run did and where it stands, from its metrics.jsonl and config.yaml.
+"""`inspect run RUN_DIR...`: what a run did and where it stands, from its metrics.jsonl and config.yaml; several runs
+side by side by their final validation losses, and what stands between them.
 
     1. `read_run(directory)`       config and metrics; what is not a run directory is refused
     2. `with_ancestors(records)`   a fork's lines, with those of the runs that it continues before them
     3. `phase_summaries(...)`      per phase: steps, tokens, targets, losses, speed
     4. `corpus_entropy(...)`       of the training data, the yardstick of the losses
+    5. `compare(directories)`      where the runs' bases differ, where one is not finished, what else differs
 
 Losses are in nats per target. Works on a run in progress too.
 """
@@ -13,19 +15,27 @@ import json
 from pathlib import Path
 
 from megatron_encdec.data.store import TokenStore
-from megatron_encdec.engine.checkpoint import newest
-from megatron_encdec.engine.run_state import read_run_state
+from megatron_encdec.engine.checkpoint import newest, read_run_state
+from megatron_encdec.inspection.data import unigram_entropy
 from megatron_encdec.inspection.tables import number, print_facts, print_table, say, short
-from megatron_encdec.inspection.token_statistics import unigram_entropy
+from megatron_encdec.objectives.base import evaluated
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.schema import to_dict
+from megatron_encdec.rundir.lineage import differences
 from megatron_encdec.rundir.metrics import read_metrics
 from megatron_encdec.training.config import Config, load_config
 from megatron_encdec.training.stretches import lay_out
 
+# Not a difference between two experiments: where a run lives, how it was cut over ranks, what it logged.
+_COSMETIC = ("dir", "phases", "checkpoint", "logging", "parallel", "micro_size", "on_nonfinite", "max_skipped",
+             "hang_timeout")
+
 
 def examine(arguments: argparse.Namespace) -> dict:
-    """The run `arguments.runs[0]`, and the exported models `arguments.model`."""
-    (directory,) = arguments.runs
+    """The run `arguments.runs[0]` and the exported models `arguments.model`; or several runs, compared."""
+    directory, *others = arguments.runs
+    if others:
+        return compare(arguments.runs)
     return {**describe(directory, *read_run(directory), with_entropy=True),
             "models": [_model(model) for model in arguments.model]}
 
@@ -149,8 +159,54 @@ def _model(directory: str) -> dict:
     return {"path": directory, "class": architectures[0]}
 
 
+def compare(directories: list[str]) -> dict:
+    """Each run as `inspect run` knows it, with its newest validation losses by objective, and what to know of them."""
+    runs = []
+    for directory, (config, records) in [(run, read_run(run)) for run in directories]:
+        report = describe(directory, config, records, with_entropy=False)
+        newest_losses = next((phase["validation"] for phase in reversed(report["phases"]) if phase["validation"]), {})
+        losses = {name: loss for name, loss in newest_losses.items() if loss is not None}
+        runs.append(({**report, "final_validation": losses}, config))
+    return {"runs": [report for report, _ in runs], "remarks": _remarks(runs)}
+
+
+def _validation_basis(config: Config) -> dict:
+    """What two validation losses must share to be compared, objective settings included."""
+    data, objectives = to_dict(config.data), [phase.objective for phase in config.phases]
+    return {"data": {key: data[key] for key in ("validation", "seed", "sequence_length", "isolate_documents",
+                                                "random_length")},
+            "tokenizer": to_dict(config.tokenizer),
+            "validation windows": config.evaluation.batches * config.batch.global_size,
+            "objectives": {name: to_dict(one) for name, one in evaluated(objectives, has_mask=True).items()}}
+
+
+def _remarks(runs: list[tuple[dict, Config]]) -> list[str]:
+    """One line for each thing to know before comparing; the first run is what the others are held against."""
+    (first, first_config), *others = runs
+    lines = [f"{report['run']} is not finished: step {report['step']:,} of {report['planned_steps']:,}"
+             for report, _ in runs if report["step"] < report["planned_steps"]]
+    for report, config in others:
+        pair = f"{first['run']} -> {report['run']}"
+        basis = differences(_validation_basis(first_config), _validation_basis(config))
+        if basis:
+            lines.append(f"{pair}: validation losses CANNOT be compared: {'; '.join(basis)}")
+        if report["tokens"] != first["tokens"]:
+            lines.append(f"{pair}: not the same budget: {first['tokens']:,} -> {report['tokens']:,} tokens")
+        if rest := [line for line in differences(_essence(first_config), _essence(config)) if line not in basis]:
+            lines.append(f"{pair}: besides the phases they differ in {'; '.join(rest)}")
+    return lines
+
+
+def _essence(config: Config) -> dict:
+    return {name: {key: value for key, value in section.items() if key not in _COSMETIC}
+            for name, section in to_dict(config).items() if name not in _COSMETIC}
+
+
 def print_report(report: dict) -> None:
-    """Print the closing table."""
+    """Print the closing table of a run, or the comparison of several."""
+    if "runs" in report:
+        _print_comparison(report)
+        return
     rows = []
     for phase in report["phases"]:
         left = f"/{phase['planned_steps']:,}" if phase["steps"] < phase["planned_steps"] else ""
@@ -160,14 +216,30 @@ def print_report(report: dict) -> None:
     print_table(f"{report['run']}: step {report['step']:,} of {report['planned_steps']:,}",
                 ("phase", "objective", "steps", "tokens", "targets", "first loss", "last loss", "validation",
                  "tokens/s"), rows, left=2)
-    if evaluated := [phase for phase in report["phases"] if phase["validation"]]:
-        names = list(evaluated[0]["validation"])
+    if phases := [phase for phase in report["phases"] if phase["validation"]]:
+        names = list(phases[0]["validation"])
         print_table("validation loss by objective, where each phase ended or stands", ("phase", "step", *names),
                     [(phase["name"], f"{phase['validation_step']:,}",
-                      *(number(phase["validation"].get(name)) for name in names)) for phase in evaluated])
+                      *(number(phase["validation"].get(name)) for name in names)) for phase in phases])
     else:
         say("no validation losses: no data.validation in the config, or the first is still to come\n")
     print_facts(_facts(report))
+
+
+def _print_comparison(report: dict) -> None:
+    """The lowest loss of each objective is marked."""
+    finals = [run["final_validation"] for run in report["runs"]]
+    lowest = {name: min(losses[name] for losses in finals if name in losses) for name in sorted(set().union(*finals))}
+    rows = []
+    for run, losses in zip(report["runs"], finals, strict=True):
+        phases = " + ".join(f"{phase['objective']} {phase['steps']:,}" for phase in run["phases"])
+        marked = [number(losses.get(name)) + ("*" if losses.get(name) == least else " ")
+                  for name, least in lowest.items()]
+        rows.append((run["run"], phases, short(run["tokens"]), short(run["targets"]), *marked))
+    print_table("final validation losses (* lowest)", ("run", "phases (steps)", "tokens", "targets", *lowest), rows,
+                left=2)
+    for remark in report["remarks"] or ["the runs differ in nothing but their phases"]:
+        say(remark)
 
 
 def _facts(report: dict) -> list[tuple[str, str]]:

@@ -1,15 +1,11 @@
-"""`inspect run CONFIG --sample I`: what the trainer reads, and must predict, at sample I of a run.
-
-    1. `plan_of(path, overrides)`   the trainer's own plan of a config or run directory, on whatever machine
-    2. `describe(plan, index)`      the sample through the trainer's own micro-batch, with where it came from
-"""
+"""`inspect run CONFIG --sample I`: what the trainer reads, and must predict, at sample I of a run."""
 
 import argparse
 from pathlib import Path
 
 from megatron_encdec.inspection.tables import say
 from megatron_encdec.inspection.windows import indented, marks_of, show
-from megatron_encdec.objectives import Labelled
+from megatron_encdec.objectives.base import Labelled
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import load_config
 from megatron_encdec.training.plan import Plan, resolve
@@ -17,24 +13,20 @@ from megatron_encdec.training.step import micro_batches
 
 
 def examine(arguments: argparse.Namespace) -> dict:
-    """The samples `arguments.sample` of the run or config `arguments.runs[0]`."""
+    """The samples `arguments.sample` of the run or config `arguments.runs[0]`; made for a cluster, it can be looked at
+    here."""
     (path,) = arguments.runs
-    plan = plan_of(path, arguments.overrides)
-    return {"run": path, "samples": [describe(plan, index) for index in arguments.sample]}
-
-
-def plan_of(path: str, overrides: list[str]) -> Plan:
-    """The trainer's plan of a config file or run directory; made for a cluster, it can be looked at here."""
     file = Path(path)
     if file.is_dir():
         file /= "config.yaml"
         if not file.is_file():
             raise UserError(f"{path}: not a run directory (it has no config.yaml); name a CONFIG.yaml or a run.dir")
-    return resolve(load_config(file, overrides))
+    plan = resolve(load_config(file, arguments.overrides))
+    return {"run": path, "samples": [describe(plan, index) for index in arguments.sample]}
 
 
 def describe(plan: Plan, index: int) -> dict:
-    """Sample `index` and where it came from; inputs, label positions and labels are the trainer's own batch."""
+    """Sample `index` and where it came from; inputs, label positions and labels are the trainer's own micro-batch."""
     timeline, tokenizer = plan.timeline, plan.tokenizer
     total = timeline.stretches[-1].samples(timeline.total_steps).stop
     if index >= total:

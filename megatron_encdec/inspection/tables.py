@@ -1,6 +1,5 @@
-"""How `inspect` prints: tables and facts, on a terminal as in a log (plain text of 100 columns there), or JSON."""
+"""How `inspect` prints: tables and facts, on a terminal as in a log (plain text of 100 columns there)."""
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -17,8 +16,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     say(title)
     table = Table(box=rich.box.SIMPLE, pad_edge=False)
     for position, column in enumerate(columns):
-        is_name = position < left
-        table.add_column(Text(column), justify="left" if is_name else "right", overflow="fold", no_wrap=not is_name)
+        justify = "left" if position < left else "right"
+        table.add_column(Text(column), justify=justify, overflow="fold", no_wrap=position >= left)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
@@ -32,12 +31,6 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in facts), default=0)
     for name, value in facts:
         say(f"{name:<{width}}  {value}".rstrip())
-
-
-def print_json(report: dict) -> None:
-    """One JSON object, floats in full."""
-    is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-    print(json.dumps(report, indent=2, ensure_ascii=not is_unicode))
 
 
 def say(text: str) -> None:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from megatron_encdec.data.samples import Sample
-from megatron_encdec.objectives import Labelled, Objective
+from megatron_encdec.objectives.base import Labelled, Objective
 from megatron_encdec.text.tokenizer import Tokenizer
 
 END_OF_DOCUMENT = "[END OF DOCUMENT]"

@@ -91,16 +91,13 @@ def _phases(source: Source) -> str:
 
 def _metrics(source: Source) -> str:
     """The last losses that the run noted up to the checkpoint."""
-    lines = []
-    records = [record for record in read_metrics(source.run / "metrics.jsonl", torn_tail=True)
-               if record.get("step", 0) <= source.state.step]
-    trained = [line for line in records if line["kind"] == "train" and line["loss"] is not None]
-    if trained:
-        last = trained[-1]
-        lines.append(f"- training loss ({last['objective']}, step {last['step']}): {last['loss']:.4f}")
-    evaluated = [line for line in records if line["kind"] == "eval"]
-    if evaluated:
-        last = evaluated[-1]
-        shown = ", ".join(f"{name} {loss:.4f}" for name, loss in last["losses"].items() if loss is not None)
-        lines.append(f"- validation loss by objective (step {last['step']}): {shown}")
+    last, lines = {}, []
+    for record in read_metrics(source.run / "metrics.jsonl", torn_tail=True):
+        if record.get("step", 0) <= source.state.step and (record["kind"] != "train" or record["loss"] is not None):
+            last[record["kind"]] = record
+    if trained := last.get("train"):
+        lines.append(f"- training loss ({trained['objective']}, step {trained['step']}): {trained['loss']:.4f}")
+    if evaluated := last.get("eval"):
+        shown = ", ".join(f"{name} {loss:.4f}" for name, loss in evaluated["losses"].items() if loss is not None)
+        lines.append(f"- validation loss by objective (step {evaluated['step']}): {shown}")
     return "\n".join(lines) + "\n\n" if lines else ""

@@ -19,10 +19,10 @@ import torch
 from megatron_encdec.engine.boxes import Box
 from megatron_encdec.engine.integrity import fair_shares
 from megatron_encdec.interop.mask_token import Mask
-from megatron_encdec.interop.names import VOCABULARY, NameTable, Row, check_names, expand
-from megatron_encdec.interop.tensor_files import TensorFiles
+from megatron_encdec.interop.names import TIED, VOCABULARY, Row, check_names, expand
+from megatron_encdec.interop.source_files import TensorFiles
 from megatron_encdec.model.config import ModelConfig
-from megatron_encdec.model.initial import normal_slice
+from megatron_encdec.model.trunk import normal_slice
 from megatron_encdec.platform.errors import UserError
 
 TABLE_BYTES = 64 << 20
@@ -46,33 +46,28 @@ class Unit:
 
 class Conversion:
     """From `files` to the trunk of `model`, whose vocabulary may have more rows than their `source_rows`: the mask's.
-    Making one checks every name and shape against the name table; nothing is read yet.
 
     new_head: the files have no language-model head; an untied trunk gets a random one. `dropped`: tensors that have
     no place in a trunk and are left out (a task's head, by `new_head` alone).
     """
 
-    def __init__(self, files: TensorFiles, names: NameTable, model: ModelConfig, source_rows: int, mask: Mask,
+    def __init__(self, files: TensorFiles, model: ModelConfig, source_rows: int, mask: Mask,
                  known_rows: int, new_head: bool = False):
         self.files, self.model, self.mask = files, model, mask
         self._source_rows, self._known_rows = source_rows, known_rows
-        self._prefix = "" if any(name.startswith("model.") for name in files.places) else "model."
+        prefix = "" if any(name.startswith("model.") for name in files.places) else "model."  # a body saved alone
         source = replace(model, vocabulary_size=source_rows)
-        self._table = list(expand(names, source))
-        self.dropped = self._check(*map(self._there, names.tied), source, new_head)
-        stored = {files.places[name].dtype for _, theirs, _ in self._table for name in map(self._there, theirs)
-                  if name in files.places}
+        self._table = [(ours, tuple(name.removeprefix(prefix) for name in theirs), row)
+                       for ours, theirs, row in expand(source)]
+        self.dropped = self._check(*(name.removeprefix(prefix) for name in TIED), source, new_head)
+        stored = {files.places[name].dtype for _, theirs, _ in self._table for name in theirs if name in files.places}
         # fp32 where they are mixed, so that nothing is rounded
         self.dtype = stored.pop() if len(stored) == 1 else torch.float32
-
-    def _there(self, name: str) -> str:
-        """The name in the files; a body saved alone lacks the prefix."""
-        return name.removeprefix(self._prefix)
 
     def _check(self, head: str, embedding: str, source: ModelConfig, new_head: bool) -> list[str]:
         """Refuse what is missing, has no place, or has the wrong shape; returns the names that are left out."""
         places = self.files.places
-        expected = {self._there(name): shape for _, theirs, row in self._table
+        expected = {name: shape for _, theirs, row in self._table
                     for name, shape in zip(theirs, row.shapes(source), strict=True)}
         found, dropped = {name for name in places if not _BUFFERS.search(name)}, []
         if source.tied_embeddings and head in found:
@@ -101,7 +96,6 @@ class Conversion:
                             "takes them")
 
     def share(self, rank: int, ranks: int) -> list[Unit]:
-        """The units that one rank reads and writes, by size, so that all have about as much."""
         units = {(unit.ours, unit.start): unit for unit in self._units()}
         sizes = {key: unit.bytes for key, unit in units.items()}
         return [units[key] for key in fair_shares(sizes, ranks)[rank]]
@@ -109,7 +103,6 @@ class Conversion:
     def _units(self) -> Iterator[Unit]:
         rows, row_bytes = self.model.padded_vocabulary_size, self.model.hidden_size * self.dtype.itemsize
         for ours, theirs, row in self._table:
-            theirs = tuple(map(self._there, theirs))
             if row.layout is VOCABULARY:
                 for start, stop in _row_ranges(rows, rows * row_bytes):
                     yield Unit(ours, theirs, row, start, stop, (stop - start) * row_bytes)
@@ -117,7 +110,6 @@ class Conversion:
                 yield Unit(ours, theirs, row, 0, 0, sum(self.files.places[name].bytes for name in theirs))
 
     def box(self, unit: Unit) -> Box:
-        """The tensors of `unit` as a box of the checkpoint."""
         key, layer = unit.ours, _LAYER.match(unit.ours)
         if unit.row.layout is VOCABULARY:
             values = self._table_rows(unit)
@@ -163,11 +155,10 @@ class Conversion:
     def replaced_rows(self) -> dict[str, torch.Tensor]:
         """Table name in the name table -> their own row where the mask's stands now: what an exact way back needs."""
         mask, found = self.mask.id, {}
-        for _, theirs, row in self._table:
-            name = self._there(theirs[0])
+        for _, (name, *_), row in self._table:
             if (row.layout is VOCABULARY and mask is not None and mask < self._source_rows
                     and name in self.files.places and self._mask_row(name) is not None):
-                found[theirs[0]] = self.files.read(name, mask, mask + 1)[0]
+                found[row.theirs[0]] = self.files.read(name, mask, mask + 1)[0]
         return found
 
 

@@ -14,49 +14,36 @@ added for an MLM phase, a mask token and its row, has no place in what the model
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from megatron_encdec.interop import hugging_face
 from megatron_encdec.interop.card import model_card
 from megatron_encdec.interop.families import Target, check_fits, choose
-from megatron_encdec.interop.hugging_face import (
-    DTYPES,
-    FILE_SIZE,
-    hugging_face_config,
-    load_model,
-    write_model,
-    write_pooling,
-)
+from megatron_encdec.interop.hugging_face import DTYPES, FILE_SIZE
 from megatron_encdec.interop.importing import REPLACED_ROWS
 from megatron_encdec.interop.names import Tensors, canonical_weights, to_hugging_face
-from megatron_encdec.interop.parity import check_logits
 from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.source_files import copy_tokenizer_files, read_object
 from megatron_encdec.interop.tokenizer_files import about_empty_texts, bos_id, write_tokenizer
+from megatron_encdec.model.config import training_flops, whole_pairs
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import fsync_tree, replace_durably, write_json_atomic
+from megatron_encdec.training.stretches import lay_out
 
 RECORD = "export.json"
 _NO_TOKENIZER = "there is no tokenizer with it"
 Made = tuple[object, Tensors, list[str], int | None]  # config, tensors, remarks, the token whose rows were replaced
 
 
-@dataclass(frozen=True)
-class Export:
-    """What `export` did."""
-
-    path: Path
-    model_class: str
-    difference: float | None  # of logits at most; None where the export was there already
-
-
 def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", force: bool = False,
-           say: Callable[[str], None] = print, file_size: str = FILE_SIZE) -> Export:
-    """Write the checkpoint `RUN_DIR[@STEP]` to the directory `out` as a stock Hugging Face model.
+           say: Callable[[str], None] = print, file_size: str = FILE_SIZE) -> float | None:
+    """Write the checkpoint `RUN_DIR[@STEP]` to the directory `out` as a stock Hugging Face model; the largest
+    difference of its logits from the trunk's, None where `out` is that export already.
 
     The arguments are those of the verb (export_command.py). Raises `UserError` for a mistake, `ParityError` where the
     result would not compute what the trunk computes; `out` is then as it was.
@@ -70,17 +57,20 @@ def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", fo
         raise UserError(f"--dtype {dtype}: not one of auto, {', '.join(DTYPES)}")
     if not _goes_back(source, target):
         check_fits(target, model, source.tokenizer)
-    out, record = Path(os.path.realpath(out)), _record(source, target, dtype)
+    out, state, tokenizer = Path(os.path.realpath(out)), source.state, source.tokenizer
+    record = {"format": 1, "history_hash": state.history_hash, "step": state.step, "as": target.name, "dtype": dtype,
+              "tokenizer_fingerprint": state.tokenizer_fingerprint,
+              "special_ids": tokenizer and {"mask": tokenizer.mask_id, "eod": tokenizer.eod_id}}
     if _is_there(out, record, force):
         say(f"{out}: is the export of {source.checkpoint.name} as {target.model_class} in {dtype} already")
-        return Export(out, target.model_class, None)
+        return None
 
     work = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
     work.mkdir(parents=True)
     try:
         difference = _write(work, source, target, dtype, file_size, say)
-        write_json_atomic(work / RECORD, {**record, "files": _files(work)})
+        write_json_atomic(work / RECORD, {**record, "run": _about(source), "files": _files(work)})
         for name in _files(work):  # safetensors leaves its files to their owner alone
             (work / name).chmod((work / RECORD).stat().st_mode)
         fsync_tree(work)
@@ -89,7 +79,7 @@ def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", fo
         shutil.rmtree(work, ignore_errors=True)
     say(f"{out}: {target.model_class}, {target.attention} attention, {dtype}; logits differ from the trunk's by at "
         f"most {difference:.2g}")
-    return Export(out, target.model_class, difference)
+    return difference
 
 
 def _goes_back(source: Source, target: Target) -> bool:
@@ -98,11 +88,21 @@ def _goes_back(source: Source, target: Target) -> bool:
     return bool(imported) and (imported["as"], imported["architecture"]) == (target.name, target.model_class)
 
 
-def _record(source: Source, target: Target, dtype: str) -> dict:
-    tokenizer = source.tokenizer
-    return {"format": 1, "history_hash": source.state.history_hash, "step": source.state.step,
-            "as": target.name, "dtype": dtype, "tokenizer_fingerprint": source.state.tokenizer_fingerprint,
-            "special_ids": tokenizer and {"mask": tokenizer.mask_id, "eod": tokenizer.eod_id}}
+def _about(source: Source) -> dict:
+    """What the run did up to there, for studies: its phases, of `total` steps planned; counters; FLOPs with attention
+    over whole windows. A phase is `decayed` where its learning rate ended below half of the peak."""
+    state, config, phases, pairs = source.state, source.config, [], 0.0
+    for one in lay_out(config) if config.phases else ():
+        end = min(one.end, state.step)
+        if one.start < end:
+            phases.append({"name": one.objective.short_name(), "objective": one.objective.to_yaml(),
+                           "start": one.start, "end": end,
+                           "decayed": one.learning_rate(end) < 0.5 * one.optimizer.lr})
+            pairs += whole_pairs((end - one.start) * one.tokens_per_step, one.data.sequence_length,
+                                 one.objective.attention)
+    return {"size": config.model.preset, "seed": config.run.seed, "parameters": config.model.parameter_count(),
+            "phases": phases, "total": config.run.total.steps, "samples": state.samples, "tokens": state.tokens,
+            "targets": state.targets, "flops": training_flops(config.model, state.tokens, pairs, state.targets)}
 
 
 def _is_there(out: Path, record: dict, force: bool) -> bool:
@@ -117,7 +117,7 @@ def _is_there(out: Path, record: dict, force: bool) -> bool:
         found = {}
     if not found:
         raise UserError(f"{out}: holds other files and no export of ours; name another directory")
-    files = found.pop("files", None)
+    files, _ = found.pop("files", None), found.pop("run", None)
     if found == record:
         return True
     if files is not None and (foreign := sorted(set(_files(out)) - {RECORD, *files})):
@@ -143,19 +143,19 @@ def _write(work: Path, source: Source, target: Target, dtype: str, file_size: st
         make = _as_it_came if back else _as_target
         config, weights, remarks, apart = make(work, source, target, canonical_weights(trunk))
         weights = {name: tensor.to(DTYPES[dtype]) for name, tensor in weights.items()}
-        write_model(target, config, weights, work, file_size)
+        hugging_face.write_model(target, config, weights, work, file_size)
         del weights
         own = source.run / "source" / "generation_config.json"
         if back and own.is_file():
             shutil.copyfile(own, work / own.name)
         if target.is_encoder:
-            write_pooling(work, model.hidden_size, config.max_position_embeddings)
+            hugging_face.write_pooling(work, model.hidden_size, config.max_position_embeddings)
             remarks += about_empty_texts(work)
         (work / "README.md").write_text(model_card(source, target, dtype, remarks), encoding="utf-8")
         for remark in remarks:
             say(f"note: {remark}")
         say("comparing with the trunk")
-        return check_logits(trunk, load_model(target, work), target.attention, apart)
+        return hugging_face.check_logits(trunk, hugging_face.load_model(target, work), target.attention, apart)
 
 
 def _as_target(work: Path, source: Source, target: Target, weights: Tensors) -> Made:
@@ -164,8 +164,8 @@ def _as_target(work: Path, source: Source, target: Target, weights: Tensors) -> 
     remarks = [_NO_TOKENIZER]
     if tokenizer is not None:
         remarks = write_tokenizer(tokenizer, work, max(length, model.max_positions or 0))
-    config = hugging_face_config(target, model, length, tokenizer, tokenizer and bos_id(tokenizer))
-    return config, to_hugging_face(weights, model, target.family.names), remarks, None
+    config = hugging_face.hugging_face_config(target, model, length, tokenizer, tokenizer and bos_id(tokenizer))
+    return config, to_hugging_face(weights, model), remarks, None
 
 
 def _as_it_came(work: Path, source: Source, target: Target, weights: Tensors) -> Made:
@@ -174,7 +174,7 @@ def _as_it_came(work: Path, source: Source, target: Target, weights: Tensors) ->
     config = read_source(directory, imported["ignore"]).config
     remarks = [] if copy_tokenizer_files(directory, work) else [_NO_TOKENIZER]
     model, mask = replace(source.config.model, vocabulary_size=imported["vocabulary_size"]), imported["mask"]["id"]
-    found = to_hugging_face(weights, model, target.family.names)
+    found = to_hugging_face(weights, model)
     rows = load_file(directory / REPLACED_ROWS) if (directory / REPLACED_ROWS).is_file() else {}
     for name, row in rows.items():
         found[name] = found[name].clone()

@@ -5,16 +5,15 @@
     3. `choose(wish, ...)`         what was asked for, else what the objective trained, as the trunk's family has it
     4. `check_fits(target, ...)`   sizes, features and tokens that the class cannot hold, refused by name
 
-To add a family whose tensors have the names of `names.LLAMA`: add an entry, and its row to the tests' table of
+To add a family whose tensors have the names of names.py: add an entry, and its row to the tests' table of
 random configs (tests/random_models.py). Everything else reads this module.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_encdec.interop.names import LLAMA, NameTable
 from megatron_encdec.model.config import ModelConfig
-from megatron_encdec.objectives import OBJECTIVES, AttentionKind
+from megatron_encdec.objectives.base import OBJECTIVES, AttentionKind
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import Tokenizer
 
@@ -38,7 +37,6 @@ class Family:
     features: dict[str, bool] = field(default_factory=dict)  # keys of `FEATURES` that it can have; True: always has
     whole_heads: bool = False  # its config refuses a hidden size that is no multiple of the heads
     settings: dict[str, Any] = field(default_factory=dict)  # what its config says besides what all have in common
-    names: NameTable = LLAMA
 
     def refuses(self, model: ModelConfig) -> str | None:
         """What of the trunk its classes cannot hold, for people; None where they hold all."""
@@ -123,8 +121,7 @@ def choose(wish: str, objective: str, model: ModelConfig, source: str | None = N
 
 def check_fits(target: Target, model: ModelConfig, tokenizer: Tokenizer | None) -> None:
     """Refuse what the class cannot hold."""
-    reason = target.family.refuses(model)
-    if reason:
+    if reason := target.family.refuses(model):
         raise UserError(f"--as {target.name}: {target.model_class} cannot hold this trunk: {reason}")
     if target.is_encoder and (tokenizer is None or tokenizer.mask_id is None):
         raise UserError(f"--as {target.name}: {target.model_class} needs a mask token and the run's "

@@ -5,10 +5,13 @@
     3. `write_model`           config.json, safetensors, generation_config.json
     4. `write_pooling`         what sentence-transformers reads beside an encoder
     5. `load_model`            back through the Auto class, with every key
+    6. `check_logits`          whether it computes what the trunk computes (tools/check_parity.py asks more)
 
 All classes compute the same function up to the attention: causal in decoders; bidirectional in EuroBERT, and in a
 decoder's class with `is_causal: false`, which transformers 5.18 honours on every attention path that
 tests/interop/test_attention_of_exports.py can reach on a CPU.
+
+Legend: B windows, S tokens of a window, V vocabulary, N positions.
 """
 
 import contextlib
@@ -18,11 +21,15 @@ from pathlib import Path
 import torch
 
 from megatron_encdec.interop.families import CONFIG_KEYS, Target
+from megatron_encdec.interop.names import TIED
 from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.objectives.base import AttentionKind
+from megatron_encdec.platform.device import device
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.text.tokenizer import Tokenizer
 
 FILE_SIZE = "5GB"  # of a safetensors file, at most
+TOLERANCE = 1e-3  # on logits in fp32: two orders above what rounding does, far below what any mistake does
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -80,7 +87,7 @@ def build_model(target: Target, config, weights: dict[str, torch.Tensor]):
     with no_init_weights():  # no time for weights that are replaced
         model = getattr(transformers, target.model_class)(config)
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
-    missing = set(missing) - ({target.family.names.tied[0]} if config.tie_word_embeddings else set())
+    missing = set(missing) - ({TIED[0]} if config.tie_word_embeddings else set())
     if missing or unexpected:
         raise ParityError(f"{target.model_class}: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
     model.tie_weights()
@@ -122,3 +129,42 @@ def load_model(target: Target, directory: Path):
         raise ParityError(f"{directory} loads as {type(model).__name__} with {faults or 'all keys'}; "
                           f"expected {target.model_class} with every key")
     return model.eval()
+
+
+@torch.no_grad()
+def trunk_logits(trunk: torch.nn.Module, tokens_BS: torch.Tensor, kind: AttentionKind) -> torch.Tensor:
+    """Logits [B, S, V] on the CPU of whole windows, vocabulary padding cut off; `trunk` is a whole `Trunk`."""
+    windows, length = tokens_BS.shape
+    starts = torch.arange(0, windows * length + 1, length, dtype=torch.int32, device=device())
+    context = trunk.attention_context(kind, starts, length, False, windows, length)
+    hidden = trunk.hidden_states(tokens_BS.to(device()), context)
+    positions_N = torch.arange(windows * length, device=device())
+    logits_NV = trunk.logits(hidden, positions_N, windows)[:, : trunk.model.vocabulary_size]
+    return logits_NV.view(windows, length, -1).cpu()
+
+
+@torch.no_grad()
+def logits_difference(trunk: torch.nn.Module, hugging_face, kind: AttentionKind, windows: int = 2,
+                      length: int = 64, apart: int | None = None) -> float:
+    """max |trunk - HF| over all logits of `windows` x `length` random tokens; NaN if one is.
+
+    Windows are no longer than the model's positions. The token `apart` is neither read nor predicted: a mask whose
+    rows an import replaced.
+    """
+    length = min(length, hugging_face.config.max_position_embeddings, trunk.max_sequence_length)
+    rows = min(trunk.model.vocabulary_size, hugging_face.config.vocab_size)  # without a mask that an import added
+    generator = torch.Generator().manual_seed(0)
+    read = torch.tensor([token for token in range(rows) if token != apart])
+    tokens_BS = read[torch.randint(0, len(read), (windows, length), generator=generator)]
+    ours_BSV, theirs_BSV = trunk_logits(trunk, tokens_BS, kind), hugging_face(tokens_BS).logits
+    return (ours_BSV[..., read] - theirs_BSV[..., read]).abs().max().item()
+
+
+def check_logits(trunk: torch.nn.Module, hugging_face, kind: AttentionKind, apart: int | None = None) -> float:
+    """`logits_difference`; raises `ParityError` where it is above `TOLERANCE` or NaN."""
+    difference = logits_difference(trunk, hugging_face, kind, apart=apart)
+    if not difference <= TOLERANCE:
+        cause = "the weights hold NaN or infinity" if difference != difference else "the conversion is wrong"
+        raise ParityError(f"logits of {type(hugging_face).__name__} and of the trunk differ by "
+                          f"{difference:.3g} (allowed {TOLERANCE}): {cause}")
+    return difference

@@ -1,6 +1,7 @@
 """The verb `import`: a Hugging Face model directory to a run directory with a checkpoint at step 0."""
 
 import argparse
+import importlib
 import os
 import time
 
@@ -51,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--nproc {arguments.nproc}: at least one rank")
     if (arguments.nproc or 1) > 1:
         of_a_rank = argparse.Namespace(**{**vars(arguments), "nproc": None})
-        return launch(run, (of_a_rank,), Nodes(arguments.nproc), time.time(), _import_what_ranks_need)
+        return launch(run, (of_a_rank,), Nodes(arguments.nproc), time.time(),
+                      lambda: importlib.import_module("megatron_encdec.interop.importing"))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from megatron_encdec.interop.importing import Wish, import_model
     from megatron_encdec.platform.distributed import peers
@@ -60,7 +62,3 @@ def run(arguments: argparse.Namespace) -> int:
     with peers():
         import_model(arguments.model, arguments.run, wish)
     return 0
-
-
-def _import_what_ranks_need() -> None:
-    import megatron_encdec.interop.importing  # noqa: F401

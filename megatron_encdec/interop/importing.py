@@ -28,25 +28,24 @@ import yaml
 from safetensors.torch import save_file
 
 from megatron_encdec.engine.boxes import Box
-from megatron_encdec.engine.run_state import RunState, versions
+from megatron_encdec.engine.checkpoint import RunState, versions
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.interop.conversion import Conversion
 from megatron_encdec.interop.hugging_face import DTYPES
 from megatron_encdec.interop.mask_token import KINDS, Mask, choose_mask, write_with_mask
 from megatron_encdec.interop.source import groups
 from megatron_encdec.interop.source_config import SourceModel, read_source
-from megatron_encdec.interop.source_files import check_files, copy_tokenizer_files
-from megatron_encdec.interop.tensor_files import TensorFiles
+from megatron_encdec.interop.source_files import TensorFiles, check_files, copy_tokenizer_files
 from megatron_encdec.interop.tokenizer_files import tokenizer_remarks
 from megatron_encdec.model.config import ModelConfig
-from megatron_encdec.objectives import of_attention
+from megatron_encdec.objectives.base import of_attention
 from megatron_encdec.platform import distributed, schema
 from megatron_encdec.platform.distributed import Control
 from megatron_encdec.platform.errors import AgreedError, UserError
 from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.files import fsync_tree, replace_durably, sha256_file, write_atomic
 from megatron_encdec.rundir.lineage import history_hash
-from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
+from megatron_encdec.text.tokenizer import AS_OPTION, load_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file
 
 USUAL_LENGTH = 2048  # tokens of a window, where the model has as many positions
@@ -114,8 +113,7 @@ def _open(directory: Path, wish: Wish, prepared: _Prepared | None = None) -> tup
     rows = source.model.vocabulary_size
     prepared = prepared or _Prepared(source.model, Mask("none"), rows)
     files = TensorFiles(directory, source.content.get("transformers_weights"))
-    return source, Conversion(files, source.target.family.names, prepared.model, rows, prepared.mask,
-                              prepared.known_rows, wish.new_head)
+    return source, Conversion(files, prepared.model, rows, prepared.mask, prepared.known_rows, wish.new_head)
 
 
 def _prepare(work: Path, directory: Path, run: Path, wish: Wish) -> _Prepared:
@@ -150,16 +148,14 @@ def _with_tokenizer(work: Path, directory: Path, source: SourceModel, wish: Wish
     remarks = [] if wish.tokenizer else tokenizer_remarks(directory, tokenizer, source.content)
     mask, known = choose_mask(tokenizer, wish.mask), tokenizer.vocabulary_size
     tokenizer, mask = write_with_mask(tokenizer, mask, work / "tokenizer")
+    if mask.kind != "none":
+        remarks.append(f"mask token {mask.token!r} (id {mask.id}): {KINDS[mask.kind]}")
+    elif tokenizer.mask_id is None:
+        remarks.append("no mask token, as was wished: an MLM phase needs one")
+    else:
+        remarks.append(f"the mask token {tokenizer.token(tokenizer.mask_id)!r} stays the tokenizer's")
     model = replace(source.model, vocabulary_size=max(rows, tokenizer.vocabulary_size))
-    return _Prepared(model, mask, known, tokenizer.fingerprint, tokenizer.token(tokenizer.eod_id),
-                     (*remarks, _about_mask(mask, tokenizer)))
-
-
-def _about_mask(mask: Mask, tokenizer: Tokenizer) -> str:
-    if mask.kind == "none":
-        return "no mask token, as was wished: an MLM phase needs one" if tokenizer.mask_id is None else (
-            f"the mask token {tokenizer.token(tokenizer.mask_id)!r} stays the tokenizer's")
-    return f"mask token {mask.token!r} (id {mask.id}): {KINDS[mask.kind]}"
+    return _Prepared(model, mask, known, tokenizer.fingerprint, tokenizer.token(tokenizer.eod_id), tuple(remarks))
 
 
 def _run_state(source: SourceModel, conversion: Conversion, prepared: _Prepared, wish: Wish,
@@ -203,8 +199,7 @@ def _finish(work: Path, run: Path, conversion: Conversion, prepared: _Prepared) 
     if model.rope_scaling is not None:
         config["model"]["rope_scaling"] = model.rope_scaling.given
     write_atomic(work / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    rows = conversion.replaced_rows()
-    if rows:
+    if rows := conversion.replaced_rows():
         save_file(rows, work / "source" / REPLACED_ROWS)
     fsync_tree(work)
     if run.is_dir():

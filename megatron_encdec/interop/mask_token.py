@@ -46,10 +46,12 @@ def choose_mask(tokenizer: Tokenizer, wish: str) -> Mask:
         return Mask("own", tokenizer.token(tokenizer.mask_id), tokenizer.mask_id)
     directory = find_model_file(tokenizer.path).parent
     used = _in_use(tokenizer, directory)
-    free = [token for token in tokenizer.reserved_tokens() if tokenizer.id(token) not in used]
-    if free:
+    if free := [token for token in tokenizer.reserved_tokens() if tokenizer.id(token) not in used]:
         return Mask("reserved", free[0], tokenizer.id(free[0]))
-    if (taken := _named_beside(directory).get(tokenizer.vocabulary_size)) is not None:
+    listed = read_object(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    beside = {id_: token for token, id_ in read_object(directory / "added_tokens.json").items()} | {
+        int(id_): token["content"] for id_, token in listed.items()}
+    if (taken := beside.get(tokenizer.vocabulary_size)) is not None:
         raise UserError(f"{tokenizer.path}: an added mask would have id {tokenizer.vocabulary_size}, which belongs to "
                         f"{taken!r} by added_tokens.json or tokenizer_config.json; name a token with --mask-token, or "
                         "import with --mask-token none")
@@ -62,13 +64,6 @@ def _in_use(tokenizer: Tokenizer, directory: Path) -> set[int]:
              for file in ("tokenizer_config.json", "special_tokens_map.json")
              for key, value in read_object(directory / file).items() if key.endswith("_token")]
     return {tokenizer.eod_id, tokenizer.pad_id, *(tokenizer.id(token) for token in named if isinstance(token, str))}
-
-
-def _named_beside(directory: Path) -> dict[int, str]:
-    """Id -> token, of those that other files than the model's add to the vocabulary."""
-    listed = read_object(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    return {id_: token for token, id_ in read_object(directory / "added_tokens.json").items()} | {
-        int(id_): token["content"] for id_, token in listed.items()}
 
 
 def write_with_mask(tokenizer: Tokenizer, mask: Mask, directory: Path) -> tuple[Tokenizer, Mask]:
@@ -86,11 +81,10 @@ def write_with_mask(tokenizer: Tokenizer, mask: Mask, directory: Path) -> tuple[
         if old.is_file():  # in old layouts it goes before tokenizer_config.json
             write_json_atomic(old, {**read_object(old), "mask_token": mask.token})
     found = load_tokenizer(directory, mask.token, tokenizer.token(tokenizer.eod_id))
-    if mask.kind == "added":
-        for text in SAMPLES:
-            if found.encode(text) != tokenizer.encode(text):
-                raise UserError(f"{tokenizer.path}: with a mask token added it encodes {text!r} differently; name a "
-                                "token that it has with --mask-token")
+    for text in SAMPLES if mask.kind == "added" else ():
+        if found.encode(text) != tokenizer.encode(text):
+            raise UserError(f"{tokenizer.path}: with a mask token added it encodes {text!r} differently; name a token "
+                            "that it has with --mask-token")
     return found, Mask(mask.kind, mask.token, found.mask_id if mask.kind != "none" else None)
 
 

@@ -1,12 +1,12 @@
 """The name table: how each tensor of a Hugging Face model comes from the trunk's, and back.
 
-    1. `canonical_weights(trunk)`            the trunk's tensors under their names in a checkpoint
-    2. `to_hugging_face(weights, ...)`       trunk tensors -> Hugging Face tensors; conversion.py goes the other way
-    3. `expand(names, model)`, `check_names` the rows of one model; what is missing or has no place
+    1. `canonical_weights(trunk)`        the trunk's tensors under their names in a checkpoint
+    2. `to_hugging_face(weights, ...)`   trunk tensors -> Hugging Face tensors; conversion.py goes the other way
+    3. `expand(model)`, `check_names`    the rows of one model; what is missing or has no place
 
-All families of `families.py` share one table: they differ in which rows are there. A family with other names is a
-new `NameTable`. Not megatron-bridge's mappings: it does not import without Transformer Engine, so not without a GPU,
-and of encoders it maps MegatronBERT alone (0.7), no EuroBERT.
+All families of `families.py` share one table: they differ in which rows are there. Not megatron-bridge's mappings: it
+does not import without Transformer Engine, so not without a GPU, and of encoders it maps MegatronBERT alone (0.7), no
+EuroBERT.
 
 Legend: A query heads, G query groups (key/value heads), D head dimension, Q = A * D, K = G * D, H hidden size,
 F feed-forward width, V vocabulary. Rotary positions turn halves on both sides, so no row is permuted for them.
@@ -73,18 +73,10 @@ class Row:
         return tuple(tuple(letters[letter] for letter in size) for size in self.sizes)
 
 
-@dataclass(frozen=True)
-class NameTable:
-    """All tensors of a family."""
-
-    name: str
-    rows: tuple[Row, ...]
-    tied: tuple[str, str]  # in a tied model the first, if it is there at all, repeats the second
-
-
 _OURS, _THEIRS = "decoder.layers.{}.", "model.layers.{}."
+TIED = "lm_head.weight", "model.embed_tokens.weight"  # in a tied model the first, if it is there, repeats the second
 # Llama, Mistral, Qwen2, Qwen3, SmolLM3 and EuroBERT have these names in common.
-LLAMA = NameTable("Llama", tied=("lm_head.weight", "model.embed_tokens.weight"), rows=(
+ROWS = (
     Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), ("VH",), VOCABULARY),
     Row(_OURS + "self_attention.linear_qkv.layer_norm_weight", (_THEIRS + "input_layernorm.weight",), ("H",)),
     Row(_OURS + "self_attention.linear_qkv.weight", tuple(f"{_THEIRS}self_attn.{part}_proj.weight" for part in "qkv"),
@@ -103,7 +95,7 @@ LLAMA = NameTable("Llama", tied=("lm_head.weight", "model.embed_tokens.weight"),
     Row("decoder.final_layernorm.weight", ("model.norm.weight",), ("H",)),
     Row("output_layer.weight", ("lm_head.weight",), ("VH",), VOCABULARY,
         present=lambda model: not model.tied_embeddings),
-))
+)
 
 
 def canonical_name(name: str) -> str:
@@ -120,21 +112,21 @@ def canonical_weights(trunk: torch.nn.Module) -> Tensors:
     return {canonical_name(name): parameter.detach().cpu() for name, parameter in trunk.named_parameters()}
 
 
-def to_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig, names: NameTable = LLAMA) -> Tensors:
+def to_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig) -> Tensors:
     """Hugging Face tensors of a whole trunk's `weights` (canonical names); contiguous, same dtype.
 
     Raises `UserError` naming tensors that are missing or that the table has no place for.
     """
-    table = list(expand(names, model))
-    check_names(weights, [ours for ours, _, _ in table], f"trunk, seen as {names.name}")
+    table = list(expand(model))
+    check_names(weights, [ours for ours, _, _ in table], "trunk, seen as Llama")
     return {name: tensor.contiguous()
             for ours, theirs, row in table
             for name, tensor in zip(theirs, row.layout.split(weights[ours], model), strict=True)}
 
 
-def expand(names: NameTable, model: ModelConfig) -> Iterator[tuple[str, tuple[str, ...], Row]]:
+def expand(model: ModelConfig) -> Iterator[tuple[str, tuple[str, ...], Row]]:
     """(our name, their names, row) of every tensor of `model`."""
-    for row in names.rows:
+    for row in ROWS:
         if row.present(model):
             for layer in range(model.num_layers if "{}" in row.ours else 1):
                 yield row.ours.format(layer), tuple(name.format(layer) for name in row.theirs), row

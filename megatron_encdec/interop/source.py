@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine import checkpoint, loading
 from megatron_encdec.engine.boxes import STATE_PREFIX
-from megatron_encdec.engine.run_state import RunState, read_run_state
+from megatron_encdec.engine.checkpoint import RunState, read_run_state
 from megatron_encdec.engine.storage import stored_dtypes
 from megatron_encdec.model.trunk import Trunk, transformer_config
 from megatron_encdec.platform import distributed, schema
@@ -129,5 +129,5 @@ def whole_trunk(source: Source) -> Iterator[Trunk]:
     with one_rank() as topology:
         settings = transformer_config(model, topology, torch.float32, sequence_parallel=False)
         trunk = Trunk(model, settings, "torch", topology, source.config.data.sequence_length).to(device())
-        checkpoint.load_weights(source.checkpoint, trunk)
+        loading.load_weights(source.checkpoint, trunk)
         yield trunk.eval()

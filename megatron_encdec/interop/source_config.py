@@ -29,10 +29,9 @@ _COSMETIC = {
     "model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "auto_map", "is_llama_config",
     "transformers.js_config", "use_cache", "pretraining_tp", "initializer_range", "classifier_pooling", "clf_pooling",
     "classifier_dropout", "num_labels", "id2label", "label2id", "problem_type", "is_causal", "is_decoder",
-    "unsloth_fixed", "unsloth_version",
-    "rope_theta", "rope_scaling", "rope_parameters", "chunk_size_feed_forward", "output_attentions",
-    "output_hidden_states", "return_dict", "finetuning_task", "task_specific_params", "name_or_path",
-    "max_window_layers", "sep_token_id", "decoder_start_token_id", "attention_dropout", "layer_types",
+    "unsloth_fixed", "unsloth_version", "rope_theta", "rope_scaling", "rope_parameters", "chunk_size_feed_forward",
+    "output_attentions", "output_hidden_states", "return_dict", "finetuning_task", "task_specific_params",
+    "name_or_path", "max_window_layers", "sep_token_id", "decoder_start_token_id", "attention_dropout", "layer_types",
     "no_rope_layer_interval", "head_dim", "transformers_weights", "configuration_files"}
 _MEANT_BY = {
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok",
@@ -77,8 +76,7 @@ def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:
     if isinstance(pad, int) and not -rows <= pad < rows:
         raise UserError(f"{path}: pad_token_id={pad} is not among the {rows} tokens of vocab_size, and transformers "
                         "cannot load such a model; set it to null or to a token's id")
-    refusals = [*_refused_settings(config), *_unknown(content, config, ignore)]
-    if refusals:
+    if refusals := [*_refused_settings(config), *_unknown(content, config, ignore)]:
         raise UserError(f"{path}: {architecture} with {'; '.join(refusals)}: the trunk does not do that, and "
                         "leaving it out would make another model")
     remarks = []
@@ -111,6 +109,7 @@ def _read(path: Path, ignore: Collection[str]) -> dict[str, Any]:
 
 
 def _family(path: Path, content: dict) -> tuple[Family, str]:
+    """The family, and the class that wrote the config."""
     kind, named = content.get("model_type"), content.get("architectures") or []
     if not named and kind in MODEL_FAMILIES:
         return MODEL_FAMILIES[kind], MODEL_FAMILIES[kind].model_class
@@ -121,9 +120,9 @@ def _family(path: Path, content: dict) -> tuple[Family, str]:
                 raise UserError(f"{path}: architectures says {named[0]}, model_type says {kind!r}: one of them is "
                                 "wrong")
             return family, named[0]
-    said = f"architecture {', '.join(map(str, named)) or 'not named'} (model_type {kind!r})"
     known = ", ".join(family.model_class for family in MODEL_FAMILIES.values())
-    raise UserError(f"{path}: {said} is not supported; known are {known}, and their headless classes")
+    raise UserError(f"{path}: architecture {', '.join(map(str, named)) or 'not named'} (model_type {kind!r}) is not "
+                    f"supported; known are {known}, and their headless classes")
 
 
 def _hugging_face(path: Path, family: Family, content: dict):
@@ -158,9 +157,9 @@ def _refused_settings(config) -> list[str]:
 
 def _refused_rope(config) -> list[str]:
     rope, found = config.rope_parameters or {}, []
-    part = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
     if any(isinstance(value, dict) for value in rope.values()):
         return ["rope_parameters that differ between layers"]
+    part = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
     if part not in (None, 1.0):
         found.append(f"partial_rotary_factor={part} (rotary embeddings of a part of each head)")
     if rope.get("rope_type") not in ("default", "linear", "llama3", "yarn"):
@@ -171,16 +170,13 @@ def _refused_rope(config) -> list[str]:
 def _rope_remarks(content: dict, config) -> list[str]:
     """Where config.json says twice, and differently, how positions turn: which of it transformers takes."""
     said = {f"{key}.{name}": value for key in ("rope_parameters", "rope_scaling")
-            for name, value in (content.get(key) or {}).items()}
-    said["rope_theta"] = content.get("rope_theta")
+            for name, value in (content.get(key) or {}).items()} | {"rope_theta": content.get("rope_theta")}
     taken = config.rope_parameters or {}
     passed_over = [f"{key}={value}" for key, value in said.items()
                    if value is not None and taken.get(key.rpartition(".")[2]) != value and not key.endswith(".type")]
-    if not passed_over:
-        return []
     used = ", ".join(f"{name}={value}" for name, value in taken.items())
     return [f"config.json describes rotary embeddings twice; as in transformers, {used} is taken, not "
-            f"{', '.join(passed_over)}"]
+            f"{', '.join(passed_over)}"] if passed_over else []
 
 
 def _unknown(content: dict, config, ignore: Collection[str]) -> list[str]:
@@ -193,9 +189,8 @@ def _unknown(content: dict, config, ignore: Collection[str]) -> list[str]:
         known = key in read or key.startswith("_") or key.endswith(("_token", "_token_id"))
         if known and key != "quantization_config" or value in (None, False, 0, "", [], {}):
             continue
-        meant = f" ({_MEANT_BY[key]})" if key in _MEANT_BY else " (a key this family does not have; --ignore " \
-            f"{key} if it changes nothing)"
-        found.append(f"{key}={json.dumps(value)[:60]}{meant}")
+        meant = _MEANT_BY.get(key, f"a key this family does not have; --ignore {key} if it changes nothing")
+        found.append(f"{key}={json.dumps(value)[:60]} ({meant})")
     return found
 
 

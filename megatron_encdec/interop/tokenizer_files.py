@@ -46,7 +46,7 @@ def _first_difference(theirs, tokenizer: Tokenizer) -> tuple[str, list[int], lis
 
 
 def write_tokenizer(tokenizer: Tokenizer, directory: Path, sequence_length: int) -> list[str]:
-    """Write the tokenizer's files into `directory`; returns remarks for the user, mostly none.
+    """Write the tokenizer's files into `directory`; remarks for the user, mostly none.
 
     Raises `UserError` where a `tokenizer.json` does not give back the ids that training saw.
     """
@@ -63,10 +63,12 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, sequence_length: int)
     _write_config(tokenizer, own, directory, sequence_length)
     if fault := check_tokenizer(tokenizer, directory):
         raise UserError(f"{tokenizer.path}: transformers reads this tokenizer differently ({fault})")
-    if added := _added_around_text(content):
-        return [f"the tokenizer puts {', '.join(added)} around a text; pretraining never did: for the same input call "
-                "it with add_special_tokens=False"]
-    return []
+    processor = content.get("post_processor") or {}
+    parts = [processor, *processor.get("processors", [])]
+    added = [name for part in parts for name in (part.get("special_tokens") or {})]
+    added += [part[key][0] for part in parts for key in ("cls", "sep") if isinstance(part.get(key), list)]
+    return [f"the tokenizer puts {', '.join(added)} around a text; pretraining never did: for the same input call it "
+            "with add_special_tokens=False"] if added else []
 
 
 def _take_blank(content: dict, mask_id: int | None) -> bool:
@@ -85,24 +87,14 @@ def check_tokenizer(tokenizer: Tokenizer, directory: Path) -> str | None:
                                ("padding", tokenizer.pad_id, loaded.pad_token_id)):
         if ours != theirs:
             return f"its {name} has id {theirs}, not {ours}"
-    if difference := _first_difference(loaded, tokenizer):
-        text, theirs, ours = difference
-        return f"{text!r} becomes {theirs}, not {ours}"
-    return None
+    difference = _first_difference(loaded, tokenizer)
+    return difference and f"{difference[0]!r} becomes {difference[1]}, not {difference[2]}"
 
 
 def bos_id(tokenizer: Tokenizer) -> int | None:
     """Id of the token that the tokenizer's own config calls the beginning, if it does."""
     name = own_names(find_model_file(tokenizer.path), ["bos_token"])["bos_token"]
     return None if name is None else tokenizer.id(name)
-
-
-def _added_around_text(content: dict) -> list[str]:
-    processor = content.get("post_processor") or {}
-    parts = [processor, *processor.get("processors", [])]
-    names = [name for part in parts for name in (part.get("special_tokens") or {})]
-    names += [part[key][0] for part in parts for key in ("cls", "sep") if isinstance(part.get(key), list)]
-    return names
 
 
 def _write_config(tokenizer: Tokenizer, own: dict, directory: Path, sequence_length: int) -> None:
@@ -172,8 +164,7 @@ def tokenizer_remarks(directory: Path, tokenizer: Tokenizer, config: dict[str, A
         reason = " ".join(str(error).split())[:150]
         return [f"transformers cannot load this tokenizer ({reason}); training and exports go by {file}"]
     remarks = []
-    more = sorted(token for token in theirs.get_vocab() if tokenizer.id(token) is None)
-    if more:
+    if more := sorted(token for token in theirs.get_vocab() if tokenizer.id(token) is None):
         remarks.append(f"{file} lacks {len(more)} tokens that transformers adds from other files "
                        f"({', '.join(more[:4])}): texts are encoded without them")
     if difference := _first_difference(theirs, tokenizer):

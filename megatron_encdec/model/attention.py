@@ -108,9 +108,8 @@ def _over_windows(query, key, value, context: AttentionContext):
         out_BHSD = _explicit_attention(query_BHSD, key_BGSD, value_BGSD, context.mask_B1SS)
     else:
         out_BHSD = F.scaled_dot_product_attention(
-            query_BHSD, key_BGSD, value_BGSD, attn_mask=context.mask_B1SS,
-            is_causal=context.kind == "causal" and context.mask_B1SS is None,
-            enable_gqa=query.shape[2] != key.shape[2])
+            query_BHSD, key_BGSD, value_BGSD, attn_mask=context.mask_B1SS, enable_gqa=query.shape[2] != key.shape[2],
+            is_causal=context.kind == "causal" and context.mask_B1SS is None)
     return out_BHSD.permute(2, 0, 1, 3)
 
 

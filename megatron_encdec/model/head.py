@@ -59,11 +59,9 @@ def linear_cross_entropy(hidden_NH: torch.Tensor, weight_VH: torch.Tensor, label
                          vocabulary_size: int, group: dist.ProcessGroup, chunk: int | None = None,
                          compile_: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of `hidden_NH @ weight_VH.T`: its sum, a scalar with gradients, and each position's [N], without.
-
     In fp32 (fp64 for fp64 inputs). weight_VH: this rank's rows of the table; ranks of `group` hold equal parts in
     order. labels_N: global ids below `vocabulary_size`; N may be 0. chunk: positions whose logits exist at a time.
-    compile_: torch.compile fuses the passes over them. The gradient of `hidden_NH` is that of this rank's columns.
-    """
+    compile_: torch.compile fuses the passes over them. The gradient of `hidden_NH` is that of this rank's columns."""
     rows = chunk or chunk_rows(weight_VH.shape[0], weight_VH.device.type)
     wanted = torch.is_grad_enabled() and (hidden_NH.requires_grad or weight_VH.requires_grad)
     return _LinearCrossEntropy.apply(hidden_NH, weight_VH, labels_N, vocabulary_size, group, rows, compile_, wanted)

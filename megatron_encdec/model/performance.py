@@ -1,11 +1,6 @@
 """How fast, never what: the config section `performance`, and what it comes to on a machine.
 
 Nothing here changes what a run computes beyond the rounding of sums; it is no part of a run's history.
-
-    1. `PerformanceSettings`                          the keys
-    2. `choose_attention`, `accumulation_fusion`      kernels of the torch layers' attention, and of gradients' sums
-    3. `core_options(...)`                            megatron.core's fields for recomputation, fusion and overlap
-    4. `kernel_notes(...)`                            kernels that are slower here than expected
 """
 
 from dataclasses import dataclass
@@ -33,8 +28,7 @@ class PerformanceSettings:
     adds weight gradients to the fp32 buffer (Transformer Engine, or Apex). recompute: in the backward pass, `mlp` or
     `full` layers (the first recompute_layers of a pipeline stage). overlap_gradients, overlap_parameters:
     data-parallel communication beside computation. overlap_tensor: tensor-parallel communication inside Transformer
-    Engine's products (needs parallel.sequence). prefetch: micro-batches that a thread prepares ahead; 0: none.
-    """
+    Engine's products (needs parallel.sequence). prefetch: micro-batches that a thread prepares ahead; 0: none."""
 
     attention: Attention | None = None
     head_chunk: int | None = None
@@ -96,8 +90,7 @@ def accumulation_fusion(wanted: bool | None, layers: str) -> Literal["transforme
 def core_options(settings: PerformanceSettings, fusion: str | None) -> dict[str, Any]:
     """Fields of megatron.core's TransformerConfig."""
     options = {"bias_activation_fusion": settings.on_gpu("fuse_activation"),
-               "gradient_accumulation_fusion": fusion == "apex",
-               "tp_comm_overlap": settings.overlap_tensor}
+               "gradient_accumulation_fusion": fusion == "apex", "tp_comm_overlap": settings.overlap_tensor}
     if settings.recompute == "mlp":
         options |= {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
     elif settings.recompute == "full":

@@ -5,10 +5,6 @@
     blockwise   one scale a block of 128 (activations) or 128 x 128 (weights), from the block itself
 
 The head, norms, softmax, master weights and the optimizer are never in FP8.
-
-    1. `PrecisionSettings`          the config section `precision`
-    2. `fp8_shape_problems(...)`    products of a trunk that a recipe cannot do, by name
-    3. `fp8_options(...)`           megatron.core's fields for it
 """
 
 from dataclasses import dataclass
@@ -26,10 +22,8 @@ _HISTORY = 1024  # steps whose largest value `delayed` looks back on (Transforme
 @dataclass(frozen=True)
 class PrecisionSettings:
     """dtype: bf16 keeps bf16 parameters with fp32 masters; left out, bf16 where the device has it, else fp32.
-
     fp8: recipe of the layers' products. fp8_bf16_first, fp8_bf16_last: so many layers at the start and end stay in
-    bf16 (not with `delayed`). fp8_evaluation: evaluate in fp8 too, instead of bf16.
-    """
+    bf16 (not with `delayed`). fp8_evaluation: evaluate in fp8 too, instead of bf16."""
 
     dtype: Literal["bf16", "fp32"] | None = None
     fp8: Recipe | None = None

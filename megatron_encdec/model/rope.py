@@ -1,5 +1,9 @@
 """Rotary embedding: the frequencies, and the scalings that released models stretch them with.
 
+    1. `RopeScaling`          a scaling, and which keys belong to it
+    2. `frequencies(...)`     of each pair of a head's dimensions, stretched by it
+    3. `rotary_angles(...)`   position x frequency, for a window
+
 A scaling here is a function of the config alone. `dynamic` and `longrope`, whose frequencies depend on how long the
 text is, are not: isolated documents in one window would ask for several at once.
 
@@ -49,7 +53,6 @@ class RopeScaling:
 
     @property
     def given(self) -> dict:
-        """The keys that have a value."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 

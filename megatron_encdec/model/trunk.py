@@ -3,22 +3,25 @@
 What an objective changes comes with the micro-batch: inputs, labels and the attention kind. Parameter names and
 shapes never change, so a switch of objective is nothing but the next micro-batch.
 
-    1. `Trunk`                 this rank's part (tensor slice, pipeline stage): tokens -> hidden states -> losses
-    2. `build_trunk(...)`      the same with its initial weights
+Initial weights are a function of (run seed, parameter name, global position), the same on any TP/PP/DP: megatron.core's
+sharded state says, for each local tensor, its global name, shape and offset. The global tensor is drawn in blocks of
+rows, each from its own counter-based stream; a rank draws only the blocks that cross its slice, and keeps its part.
+N(0, std) for every matrix (arXiv 2507.00994, training code; its table prints sigma^2 = 0.2); norms 1, biases 0.
 
 Shape suffixes: S window length, B windows of a micro-batch, H hidden size, N labelled positions.
 """
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from megatron_encdec.model.attention import AttentionContext, explicit_is_faster, segment_mask
 from megatron_encdec.model.config import ModelConfig, choose_layers
 from megatron_encdec.model.head import Head
-from megatron_encdec.model.initial import fill_initial_weights
 from megatron_encdec.model.layers import block_spec
 from megatron_encdec.model.performance import PerformanceSettings, accumulation_fusion, choose_attention, core_options
 from megatron_encdec.model.precision import PrecisionSettings, fp8_options
@@ -27,9 +30,11 @@ from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device
 from megatron_encdec.platform.distributed import Topology
 
+_ROWS_PER_BLOCK = 256  # of initial weights
+
 
 class Trunk(mcore.GPTModel):
-    """A GPTModel that computes logits only where a label is and takes attention from the micro-batch.
+    """This rank's part of a GPTModel that computes logits only where a label is; attention comes with the micro-batch.
     packed: activations are [B * S, 1, H], windows end to end, instead of [S, B, H]."""
 
     def __init__(self, model: ModelConfig, config: mcore.TransformerConfig, layers: str, topology: Topology,
@@ -84,8 +89,7 @@ class Trunk(mcore.GPTModel):
 
     def forward(self, inputs_BS, context: AttentionContext, positions_N=None, labels_N=None, summed: bool = False):
         """On the last stage the loss of each labelled position [N] in fp32, without gradients, or, if `summed`, their
-        sum, with gradients; hidden states on the others. inputs_BS: int64 token ids. positions_N: flat positions
-        b * S + s of the labels, ascending."""
+        sum, with gradients; hidden states on the others. positions_N: flat, b * S + s, ascending."""
         hidden = self.hidden_states(inputs_BS, context)
         if not self.post_process:
             return hidden
@@ -134,7 +138,7 @@ def transformer_config(model: ModelConfig, topology: Topology, dtype: torch.dtyp
         qk_layernorm=model.qk_norm, no_rope_freq=without_rope if any(without_rope) else None,
         hidden_dropout=0.0, attention_dropout=0.0,
         # mcore marks a parameter as split over tensor ranks while it initialises it (grad norms depend on the
-        # mark), so let it initialise, with nothing: model/initial.py fills the weights
+        # mark), so let it initialise, with nothing: `fill_initial_weights` comes after
         init_method=_leave, output_layer_init_method=_leave, embedding_init_method=_leave,
         tensor_model_parallel_size=topology.tensor, pipeline_model_parallel_size=topology.pipeline,
         sequence_parallel=sequence_parallel and topology.tensor > 1,
@@ -158,3 +162,40 @@ def build_trunk(model: ModelConfig, topology: Topology, dtype: torch.dtype, sequ
                 module.fuse_wgrad_accumulation = True
     fill_initial_weights(trunk, seed, model.init_std)
     return trunk
+
+
+def fill_initial_weights(trunk: torch.nn.Module, seed: int, std: float) -> None:
+    """Overwrite every parameter of `trunk` in place."""
+    sharded = trunk.sharded_state_dict()
+    mcore.apply_factories(sharded)  # SwiGLU's first layer holds two global tensors' slices in one local tensor
+    with torch.no_grad():
+        for shard in mcore.nested_values(sharded):
+            if isinstance(shard, mcore.ShardedTensor) and shard.data is not None:
+                _fill(shard, seed, std)
+
+
+def _fill(shard: mcore.ShardedTensor, seed: int, std: float) -> None:
+    lead = shard.prepend_axis_num  # the layer number comes as an extra leading axis
+    name = "/".join([shard.key, *map(str, shard.global_offset[:lead])])
+    shape, offset = shard.global_shape[lead:], shard.global_offset[lead:]
+    if len(shape) == 1:
+        shard.data.fill_(0.0 if shard.key.endswith(".bias") else 1.0)
+        return
+    values = normal_slice(seed, name, shape, offset, tuple(shard.data.shape))
+    shard.data.copy_(torch.from_numpy(values).mul_(std))
+
+
+def normal_slice(seed: int, name: str, shape: tuple, offset: tuple, size: tuple) -> np.ndarray:
+    """The part at `offset`, of `size`, of a global [rows, columns] fp32 matrix of standard normals."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    key = np.frombuffer(digest[:16], dtype=np.uint64)
+    (first_row, first_column), (rows, columns) = offset, size
+    pieces = []
+    for block in range(first_row // _ROWS_PER_BLOCK, -(-(first_row + rows) // _ROWS_PER_BLOCK)):
+        start = block * _ROWS_PER_BLOCK
+        stream = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, block]))
+        block_rows = min(_ROWS_PER_BLOCK, shape[0] - start)
+        values = stream.standard_normal((block_rows, shape[1]), dtype=np.float32)
+        low, high = max(first_row - start, 0), min(first_row + rows - start, block_rows)
+        pieces.append(values[low:high, first_column:first_column + columns])
+    return np.concatenate(pieces)

@@ -1,31 +1,76 @@
 """The contract of an objective: its settings, and a pure function from a sample to what the trunk must predict.
 
-    1. `Objective`         what each objective declares and does; a subclass is found by its name in `OBJECTIVES`
-    2. `from_yaml`         `phases.N.objective`: a name, `{name: mlm, mask_ratio: 0.4}`, or the short form `mlm:0.4`
-    3. `evaluated(...)`    which objectives a run's validation measures
+    1. `Vocabulary`        what objectives know of a tokenizer: which tokens may be masked, and what takes their place
+    2. `Objective`         what each objective declares and does; a subclass is found by its name in `OBJECTIVES`
+    3. `from_yaml`         `phases.N.objective`: a name, `{name: mlm, mask_ratio: 0.4}`, or the short form `mlm:0.4`
+    4. `evaluated(...)`    which objectives a run's validation measures
+    5. `collate(...)`      several labelled windows as the arrays that one forward pass reads
+
+Legend: B windows of the micro-batch, S tokens of a window, N labelled positions of all windows (may be 0), E segments
+of all windows. A flat position is b * S + s.
 """
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from megatron_encdec.data.samples import Sample
-from megatron_encdec.objectives.vocabulary import Vocabulary
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.tokenizer import Tokenizer
 
 AttentionKind = Literal["causal", "bidirectional"]
 OBJECTIVES: dict[str, type["Objective"]] = {}  # every objective by its name
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """`size` tokens (padding columns left out); `special_ids` are never masked, and the mask counts as one."""
+
+    size: int
+    special_ids: frozenset[int] = frozenset()
+    mask_id: int | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Vocabulary":
+        return cls(tokenizer.vocabulary_size, frozenset(tokenizer.special_ids), tokenizer.mask_id)
+
+    def __post_init__(self):
+        special = self.special_ids | ({self.mask_id} - {None})
+        object.__setattr__(self, "special_ids", frozenset(special))
+        if special and not 0 <= min(special) <= max(special) < self.size:
+            raise UserError(f"tokenizer: special token ids {min(special)}..{max(special)} are outside its vocabulary "
+                            f"of {self.size}")
+        if len(special) == self.size:
+            raise UserError(f"tokenizer: all {self.size} tokens are special, none can be masked")
+
+    @cached_property
+    def ordinary_V(self) -> np.ndarray:
+        """bool [size]: whether a token may be masked."""
+        ordinary_V = np.ones(self.size, dtype=bool)
+        ordinary_V[list(self.special_ids)] = False
+        return ordinary_V
+
+    @cached_property
+    def ordinary_ids(self) -> np.ndarray:
+        """int64, ascending: the tokens that may be masked, and drawn in the place of one."""
+        return np.flatnonzero(self.ordinary_V)
+
+    @cached_property
+    def identity(self) -> dict:
+        """What masks depend on besides the objective's settings: part of the history of the phases that mask."""
+        ordinary = ",".join(map(str, self.ordinary_ids.tolist()))
+        return {"mask_id": self.mask_id, "ordinary_ids": hashlib.sha256(ordinary.encode()).hexdigest()}
+
+
 @dataclass(frozen=True, eq=False)
 class Labelled:
     """One window, ready for the trunk: S input tokens, N positions with a target (N may be 0).
-
-    `inputs_S` int64; `positions_N` int64, ascending, in [0, S): whose output predicts `labels_N` (int64).
-    """
+    `inputs_S` int64; `positions_N` int64, ascending, in [0, S): whose output predicts `labels_N` (int64)."""
 
     inputs_S: np.ndarray
     positions_N: np.ndarray
@@ -39,8 +84,7 @@ class Objective:
     `attention` travels with each micro-batch and is never set on the model. `predicts`: how far ahead of a labelled
     position its label stands (1: the next token). `hides`: inputs are altered where a label stands, so that the
     tokenizer must have a mask token. `short`: the setting that the short form gives. `yardstick`: every run's
-    validation measures it, at its defaults if no phase trains it.
-    """
+    validation measures it, at its defaults if no phase trains it."""
 
     name: ClassVar[str]
     attention: ClassVar[AttentionKind]
@@ -58,11 +102,9 @@ class Objective:
 
     @classmethod
     def setting_names(cls) -> set[str]:
-        """Names of the settings."""
         return {field.name for field in fields(cls)}
 
     def settings(self) -> dict[str, Any]:
-        """The settings by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def identity(self, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -73,8 +115,11 @@ class Objective:
         """For people: `clm`, `mlm:0.4`."""
         return f"{self.name}:{getattr(self, self.short):g}" if self.short else self.name
 
+    def short_name(self) -> str:
+        """In names of models: `clm`, `mlm40` (the setting in per cent)."""
+        return f"{self.name}{100 * getattr(self, self.short):g}" if self.short else self.name
+
     def to_yaml(self) -> dict[str, Any]:
-        """The mapping of a resolved config."""
         return {"name": self.name, **self.settings()}
 
     @classmethod
@@ -118,9 +163,7 @@ def of_attention(kind: AttentionKind) -> str:
 
 def evaluated(trained: Iterable[Objective], has_mask: bool) -> dict[str, Objective]:
     """What validation measures, by name: each objective as the first phase trains it that has it, and the yardsticks.
-
-    trained: the objectives of the phases, in order. has_mask: whether the tokenizer has a mask token.
-    """
+    trained: the objectives of the phases, in order. has_mask: whether the tokenizer has a mask token."""
     found: dict[str, Objective] = {}
     for objective in trained:
         found.setdefault(objective.name, objective)
@@ -128,3 +171,37 @@ def evaluated(trained: Iterable[Objective], has_mask: bool) -> dict[str, Objecti
         if kind.yardstick and (has_mask or not kind.hides):
             found.setdefault(name, kind())
     return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """What a micro-batch carries, its attention kind included.
+
+    `inputs_BS`, `label_positions_N` (flat, ascending), `labels_N`: int64. `cu_seqlens` (int32, E + 1): flat
+    starts of the segments and the end B * S, as variable-length attention kernels take them. `longest`:
+    tokens of the longest segment. `isolated`: some window has more than one segment, so that attention
+    needs `cu_seqlens`. `samples`: sample numbers, B of them."""
+
+    inputs_BS: np.ndarray
+    label_positions_N: np.ndarray
+    labels_N: np.ndarray
+    cu_seqlens: np.ndarray
+    longest: int
+    isolated: bool
+    attention: AttentionKind
+    samples: tuple[int, ...]
+
+
+def collate(objective: Objective, samples: Sequence[Sample], data_seed: int, vocabulary: Vocabulary) -> MicroBatch:
+    """Apply `objective` to `samples` (at least one, of equal length) and lay them end to end."""
+    labelled = [objective.apply(sample, data_seed, vocabulary) for sample in samples]
+    inputs_BS = np.stack([one.inputs_S for one in labelled])
+    starts_B = np.arange(len(samples)) * inputs_BS.shape[1]
+    ends_E = np.concatenate([start + one.segment_ends_E for start, one in zip(starts_B, samples, strict=True)])
+    cu_seqlens = np.concatenate([[0], ends_E]).astype(np.int32)
+    return MicroBatch(
+        inputs_BS=inputs_BS, labels_N=np.concatenate([one.labels_N for one in labelled]),
+        label_positions_N=np.concatenate([start + one.positions_N
+                                          for start, one in zip(starts_B, labelled, strict=True)]),
+        cu_seqlens=cu_seqlens, longest=int(np.diff(cu_seqlens).max()), isolated=len(ends_E) > len(samples),
+        attention=objective.attention, samples=tuple(sample.index for sample in samples))

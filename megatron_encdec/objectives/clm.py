@@ -6,8 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from megatron_encdec.data.samples import Sample
-from megatron_encdec.objectives.base import AttentionKind, Labelled, Objective
-from megatron_encdec.objectives.vocabulary import Vocabulary
+from megatron_encdec.objectives.base import AttentionKind, Labelled, Objective, Vocabulary
 
 
 @dataclass(frozen=True)

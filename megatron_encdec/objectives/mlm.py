@@ -18,19 +18,15 @@ import numpy as np
 
 from megatron_encdec.data.draws import uniforms
 from megatron_encdec.data.samples import Sample
-from megatron_encdec.objectives.base import AttentionKind, Labelled, Objective
-from megatron_encdec.objectives.vocabulary import Vocabulary
+from megatron_encdec.objectives.base import AttentionKind, Labelled, Objective, Vocabulary
 from megatron_encdec.platform.errors import UserError
 
 
 @dataclass(frozen=True)
 class MLM(Objective):
-    """Masked tokens, bidirectional attention.
-
-    `mask_ratio`, in (0, 1): the share of ordinary tokens to predict. Of these, `mask_fraction` become the mask token,
-    `random_fraction` an ordinary token drawn uniformly from the vocabulary, the rest stay as they are; all of them are
-    predicted. BERT's 80/10/10 is 0.8 and 0.1.
-    """
+    """Masked tokens, seen from both sides. `mask_ratio`, in (0, 1): the share of ordinary tokens to predict. Of these,
+    `mask_fraction` become the mask token, `random_fraction` an ordinary token drawn uniformly from the vocabulary, the
+    rest stay as they are; all of them are predicted. BERT's 80/10/10 is 0.8 and 0.1."""
 
     name: ClassVar[str] = "mlm"
     attention: ClassVar[AttentionKind] = "bidirectional"

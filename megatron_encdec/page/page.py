@@ -1,10 +1,9 @@
 """A report as one HTML file that needs no network: style and figures (as vectors) are inside, there is no script.
 
-The skeleton and its style are page.html. Texts of ours are Markdown; names and numbers that others wrote are only
-ever escaped.
+    1. `page(...)`           facts and sections -> the text of index.html, whose skeleton and style are page.html
+    2. `write_report(...)`   all files of a report into a folder
 
-    1. `Section(...)`      a heading with text, tables and figures
-    2. `page(...)`         sections -> the text of index.html
+Texts of ours are Markdown; names and numbers that others wrote are only ever escaped.
 """
 
 import base64
@@ -66,13 +65,13 @@ def page(title: str, subtitle: str, facts: Sequence[Fact], sections: Sequence[Se
 
 
 def write_report(folder: Path, files: Mapping[Path, bytes], option: str) -> None:
-    """Write `files`, by their paths in `folder`, each complete or absent and in this order.
-
-    Those of an earlier report that this one has no use for are removed, and nothing else. Raises `UserError`, which
-    names the `option` of the command, where the folder cannot be written, or holds a file of one of these names that
-    no report wrote.
-    """
-    earlier = _files_of_earlier(folder)
+    """Write `files`, by their paths in `folder`, each complete or absent and in this order. Those of an earlier report
+    that this one has no use for are removed, and nothing else. Raises `UserError`, which names the `option` of the
+    command, where the folder cannot be written, or holds a file of one of these names that no report wrote."""
+    try:
+        earlier = {Path(name) for name in json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        earlier = set()  # there was none, or its record is not readable
     if foreign := [name for name in files if name not in earlier and os.path.lexists(folder / name)]:
         raise UserError(f"{option} {folder}: {foreign[0]} is there, and no report wrote it ({RECORD} does not list "
                         "it); name another folder, or move it away")
@@ -87,11 +86,3 @@ def write_report(folder: Path, files: Mapping[Path, bytes], option: str) -> None
             write_atomic(folder / name, data)
     except OSError as error:
         raise UserError(f"{option} {folder}: cannot be written ({error.strerror}); name another folder") from None
-
-
-def _files_of_earlier(folder: Path) -> set[Path]:
-    """What an earlier report wrote there; nothing where there was none, or its record is not readable."""
-    try:
-        return {Path(name) for name in json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()

@@ -1,12 +1,7 @@
-"""Tables: one description, written as Markdown, as CSV and, by page.py, as HTML.
+"""Tables: one description (`Table`, of `Column`s), written as `markdown`, as `csv_text` and, by page.py, as HTML.
 
 Scores are fractions inside and per cent in every file. Markdown rounds to four decimals, HTML to two with four under
 the pointer, CSV not at all; an interval is `mean ± half width` there and two columns in CSV. A dash: not known.
-
-    1. `Column(name, kind)`       text, count, percent, printed (per cent with two decimals), interval, signed (an
-                                  interval of a difference), rate
-    2. `Table(...)`               rows of raw values
-    3. `markdown`, `csv_text`; `as_markdown(text)` for names in a note
 """
 
 import csv
@@ -71,8 +66,8 @@ class Table:
     @property
     def groups(self) -> list[tuple[str, int]]:
         """Each group with the number of neighbouring columns under it; empty where no column has one."""
-        found = [(group, len(list(members))) for group, members in groupby(column.group for column in self.columns)]
-        return found if any(group for group, _ in found) else []
+        names = [column.group for column in self.columns]
+        return [(name, len(list(members))) for name, members in groupby(names)] if any(names) else []
 
     def cells(self, digits: int) -> list[list[str]]:
         """All values as people read them."""
@@ -93,6 +88,8 @@ def text_of(value: Any, kind: str, digits: int) -> str:
         return f"{100 * value:.{digits if kind == 'percent' else 2}f}"
     if kind == "rate":
         return rate_text(value)
+    if kind == "number":
+        return f"{value:.4g}"
     return f"{value:,}" if kind == "count" else str(value)
 
 
@@ -128,12 +125,10 @@ def csv_text(table: Table) -> str:
     for column in table.columns:
         name = column.full_name.lower().replace(" ", "_")
         header += [name, f"{name}_half_width"] if column.kind in ("interval", "signed") else [name]
+    rows = [[part for value, column in zip(row, table.columns, strict=True) for part in _csv_parts(value, column.kind)]
+            for row in table.rows]
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    for row in table.rows:
-        writer.writerow(part for value, column in zip(row, table.columns, strict=True)
-                        for part in _csv_parts(value, column.kind))
+    csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
     return buffer.getvalue()
 
 

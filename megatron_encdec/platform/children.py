@@ -83,11 +83,6 @@ class Child:
             raise RuntimeError(f"in a child process:\n{content}")
         return kind, content
 
-    def send_signal(self, number: int) -> None:
-        """Send a signal, if it still runs."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-
     def close(self) -> str:
         """Close its pipe and wait for its end; in words, how it ended."""
         self.connection.close()
@@ -104,7 +99,6 @@ class Pool(AbstractContextManager):
         self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
 
     def begin(self, make: str, arguments: tuple) -> Self:
-        """`Child.begin` of each."""
         for child in self.children:
             child.begin(make, arguments)
             self._idle.put(child)
@@ -130,7 +124,7 @@ class Pool(AbstractContextManager):
                 for future in pending:
                     future.cancel()
                 for child in self.children:  # wakes the threads that wait for an answer
-                    child.send_signal(signal.SIGKILL)
+                    child.process.send_signal(signal.SIGKILL)
                 raise
 
     def _ask(self, item: Any) -> Any:

@@ -23,14 +23,11 @@ _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "rand", "ran
               "zeros_like", "ones_like", "empty_like", "full_like")
 
 
-class _NoStream:
+class _NoStream(contextlib.AbstractContextManager):
     """Stands for a CUDA stream or event: work on a CPU is already in order."""
 
     def __init__(self, *_args, **_kwargs):
         pass
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_exception):
         return False
@@ -109,10 +106,8 @@ def install_rng(random_module) -> None:
 
 def install_norm(clip_module) -> None:
     """Give `megatron.core.optimizer.clip_grads` a norm that does not lose digits.
-
     Its fallback adds up millions of fp32 squares one after another, which is off by 1e-5 and depends on how the
-    tensors are split; sums of short rows in fp64 are exact to the last fp32 digit, and as quick.
-    """
+    tensors are split; sums of short rows in fp64 are exact to the last fp32 digit, and as quick."""
     def l2_norm(_chunk_size, _overflow, tensor_lists, _per_tensor):
         total = sum((_sum_of_squares(tensor) for tensors in tensor_lists for tensor in tensors),
                     start=torch.zeros((), dtype=torch.float64))
@@ -130,8 +125,7 @@ def _sum_of_squares(tensor: torch.Tensor, row: int = 1024) -> torch.Tensor:
 
 @contextlib.contextmanager
 def without_compilation():
-    """`torch.compile` leaves functions as they are while this context is open, which wraps the import of megatron.core:
-    it decorates small functions, and on a CPU that would load a compiler for each process and gain nothing."""
+    """`torch.compile` leaves functions as they are while this context is open."""
     compile_, torch.compile = torch.compile, lambda function, *_args, **_kwargs: function
     try:
         yield

@@ -1,10 +1,4 @@
-"""Which device this process runs on, decided once, before `megatron.core` is imported; and what it can do.
-
-    1. `choose(name)`                 auto | cpu | cuda, from the command line; a GPU that is not there is refused
-    2. `device_type()`, `device()`    "cuda" or "cpu", the same for the life of the process; this rank's torch device
-    3. `bf16_is_native()`, `varlen_is_usable()`, `fp8_refusal(...)`    what its matrix units and kernels can do
-    4. `peak_flops(dtype)`            the denominator of MFU
-"""
+"""Which device this process runs on, decided once, before `megatron.core` is imported; and what it can do."""
 
 import os
 import time
@@ -35,16 +29,17 @@ def device_type() -> str:
     return os.environ.get(_VARIABLE) or choose("auto")
 
 
-def visible_gpus() -> int:
-    """How many GPUs this process sees; 0 on a CPU."""
-    return torch.cuda.device_count() if device_type() == "cuda" else 0
-
-
 def device() -> torch.device:
     """The device that holds this rank's tensors."""
     if device_type() == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them; none on a CPU."""
+    named, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count() if device_type() == "cuda" else 0
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
 def use_deterministic_kernels() -> None:
@@ -101,20 +96,21 @@ def fp8_refusal(recipe: str | None, facts: Fp8Facts) -> str:
 
 
 def peak_flops(dtype: torch.dtype) -> float:
-    """FLOP/s of one device (the denominator of MFU): the datasheet's for known GPUs in bf16, else its own matrix
-    product, measured."""
+    """FLOP/s of one device, for MFU: the datasheet's for known GPUs in bf16, else its own matrix product, measured."""
     if device_type() == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name()
-        for key, value in _DATASHEET_BF16.items():
-            if key in name:
-                return value
-    size, repeats = 1024, 8
-    a, b = (torch.ones(size, size, dtype=dtype, device=device()) for _ in range(2))
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        if device_type() == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        if known := [value for key, value in _DATASHEET_BF16.items() if key in name]:
+            return known[0]
+    best = 0.0
+    for size in (128, 256, 512, 1024):
+        a, b = (torch.ones(size, size, dtype=dtype, device=device()) for _ in range(2))
+        for _ in range(8):
+            start = time.perf_counter()
+            torch.mm(a, b)
+            if device_type() == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+            best = max(best, 2 * size**3 / seconds)
+        if seconds > 0.01:  # bf16 that a CPU emulates: as slow at any size, and most of a minute at the largest
+            break
+    return best

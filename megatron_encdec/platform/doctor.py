@@ -1,11 +1,8 @@
 """The verb `doctor`: can this machine train, with what, and which command brings what is missing.
 
-    1. `examine()`             packages, device, backends, problems  ->  one plain dict (what `--json` prints)
-    2. `examine_package(...)`  imports a package in a child process: a broken one is a line, not a traceback
-    3. `run(arguments)`        prints it; exit 0 if a training run can start here, else 1
-    4. `--nodes`               is doctor_nodes.py: do the nodes of a job fit together
-
-Needs nothing but Python's own library to say what is missing, and changes nothing on the machine.
+Needs nothing but Python's own library to say what is missing, and changes nothing on the machine. Packages are imported
+in child processes: a broken one is a line, not a traceback. `--nodes` is doctor_nodes.py: do the nodes of a job fit
+together.
 """
 
 import argparse
@@ -111,15 +108,11 @@ def examine() -> dict:
     if device:
         packages["torch"]["version"] = device["torch"]  # with its build, which pip's records leave out: +cpu, +cu130
     problems = _problems(packages) + ([device["problem"]] if device and device["problem"] else [])
-    return {
-        "versions": {"megatron_encdec": __version__, "python": python_platform.python_version(),
-                     **{name: one["version"] for name, one in packages.items()}},
-        "packages": packages,
-        "device": device,
-        "backends": _backends(device, packages) if device and not device["problem"] else None,
-        "problems": problems,
-        "can_train": not problems,
-    }
+    versions = {"megatron_encdec": __version__, "python": python_platform.python_version(),
+                **{name: one["version"] for name, one in packages.items()}}
+    backends = _backends(device, packages) if device and not device["problem"] else None
+    return {"versions": versions, "packages": packages, "device": device, "backends": backends, "problems": problems,
+            "can_train": not problems}
 
 
 def _problems(packages: dict) -> list[str]:
@@ -176,14 +169,13 @@ def _backends(device: dict, packages: dict) -> dict:
     """What a run with every setting left at its default would use."""
     engine, flash = (packages[name]["state"] for name in ("transformer_engine", "flash_attn"))
     on_gpu = device["type"] == "cuda"
-    layers, attention = "torch", "scaled_dot_product_attention of torch"
+    layers = "torch: Transformer Engine is installed, but broken" if on_gpu and engine == "broken" else "torch"
+    attention = "scaled_dot_product_attention of torch"
     if on_gpu and engine == "usable":
         layers = "transformer_engine"
         attention = f"packed attention of Transformer Engine, {'flash-attn or ' if flash == 'usable' else ''}cuDNN"
     elif device["varlen"] and device["bf16_native"]:
         attention = "packed attention of torch, flash kernels"
-    if on_gpu and engine == "broken":
-        layers = "torch: Transformer Engine is installed, but broken"
     return {"communication": "nccl" if on_gpu else "gloo", "layers": layers, "attention": attention,
             "dtype": "bf16" if device["bf16_native"] else "fp32", "fp8": fp8_recipes(device, engine)}
 

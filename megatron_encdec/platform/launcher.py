@@ -3,7 +3,7 @@
     1. `read_nodes(...)`   what is to be started here: by command line and, under srun, by the step's numbers
     2. `launch(...)`       start this node's ranks with RANK, WORLD_SIZE, LOCAL_RANK and where they meet; on a CPU by
                            fork, so that the imports are done once; with a GPU as new processes, since CUDA does not
-                           survive a fork. SIGINT, SIGTERM and SIGUSR1 go on to every rank; a second one ends them
+                           survive a fork. Signals (`FORWARDED`) go on to every rank; a second one ends them
     3. when a rank fails, on any node, every node names it and its host, gives the other ranks a moment, ends them, and
        returns the exit code of the one that failed
 
@@ -36,7 +36,7 @@ from megatron_encdec.platform.slurm_step import Step
 
 SETTLE_SECONDS = 0.5  # a rank that was killed may take longer to be gone than those that miss it
 GRACE_SECONDS = 3.0  # for the other ranks when one has failed: long enough for what they have to say
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 LOST_CONTACT = 113  # exit code, to the launcher alone, of a rank that another one has left
 
 # Of this process, where it is a rank that was launched by `launch` or by torchrun; else None.

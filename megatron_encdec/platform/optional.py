@@ -26,6 +26,7 @@ INSTALL = {
     "nemo_automodel": "pip install -e '.[nemo]'",
     "seqeval": "pip install -e '.[nemo]'",
     "matplotlib": "pip install 'megatron_encdec[study]'",
+    "submitit": "pip install 'megatron_encdec[study]'",
 }
 # Packages of CUDA kernels that megatron.core imports where it finds them, and the module that shows if they work. They
 # are linked to libraries that torch brings and loads: torch is imported first.
@@ -62,10 +63,8 @@ def why_unusable(module: str) -> str | None:
 
 def keep_out_unusable(on_gpu: bool) -> None:
     """Before megatron.core is imported: those of `CUDA_PACKAGES` that do not work here are as if not installed.
-
     megatron.core takes each where it finds it, catches nothing but ImportError, and would update weights on a CPU with
-    the optimizer of Transformer Engine or Apex, whose kernels need a GPU. One that is imported already stays.
-    """
+    the optimizer of Transformer Engine or Apex, whose kernels need a GPU. One that is imported already stays."""
     for name, module in CUDA_PACKAGES.items():
         if why_unusable(module) if on_gpu else module not in sys.modules:
             for loaded in [one for one in sys.modules if one.startswith(f"{name}.")]:

@@ -17,10 +17,8 @@ SECONDS_BETWEEN_LINES = 5.0
 
 class Progress(AbstractContextManager):
     """A context manager; one that is not `active` (another rank's) is silent.
-
     total: in any unit of work, 0 where it is unknown. done: of `total`, finished earlier. counts: show `done/total`,
-    not per cent. stream: standard error by default. seconds: between plain lines, SECONDS_BETWEEN_LINES by default.
-    """
+    not per cent. stream: standard error by default. seconds: between plain lines, SECONDS_BETWEEN_LINES by default."""
 
     def __init__(self, label: str, total: int, active: bool = True, done: int = 0, counts: bool = False,
                  stream: TextIO | None = None, seconds: float | None = None):
@@ -64,7 +62,6 @@ class Progress(AbstractContextManager):
             self._bars.remove_task(self._tasks.pop(key)[0])
 
     def say(self, line: str) -> None:
-        """A line that stays."""
         self._last_line = time.monotonic()
         if self._bars:
             from rich.text import Text

@@ -43,8 +43,7 @@ def load_records(path: Path) -> Any:
 
 
 def load_plain(path: Path, begin: int = 0, length: int | None = None) -> Any:
-    """What `torch.save` wrote to `path` (or to its `length` bytes from `begin` on): tensors and plain containers, else
-    `IntegrityError`."""
+    """What `torch.save` wrote to `path`, or to a part of it: tensors and plain containers, else `IntegrityError`."""
     with _refusing(path), open(path, "rb") as file:
         file.seek(begin)
         return torch.load(io.BytesIO(file.read(length)), map_location="cpu", weights_only=True)

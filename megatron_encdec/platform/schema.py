@@ -14,6 +14,7 @@ Why not OmegaConf, pydantic or dacite: one line for a mistake, with the dotted k
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import types
@@ -69,10 +70,7 @@ def load_yaml(path: str | Path) -> dict:
 
 def apply_override(data: dict, override: str, cls: type) -> None:
     """Set one `dotted.key=value` in `data`, in place; list items are addressed by number (`phases.1.steps=20`).
-
-    cls: the dataclass that `data` is for. Where it wants a string, such as a path, the value is taken as it stands;
-    elsewhere it is YAML.
-    """
+    Where `cls`, the dataclass of `data`, wants a string (a path), the value is taken as it stands; else it is YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r}: expected dotted.key=value")
@@ -116,6 +114,7 @@ def _kinds(hint: Any) -> tuple[list, bool]:
     return kinds, len(kinds) < len(typing.get_args(hint))
 
 
+@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     """The types of a dataclass's fields by their names in YAML."""
     hints = typing.get_type_hints(cls)

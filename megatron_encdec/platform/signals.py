@@ -24,7 +24,8 @@ class StopSignals:
     that of a second one, which ends this process at once if `second_ends`.
     """
 
-    def __init__(self, numbers: Iterable[int] = (signal.SIGTERM, signal.SIGUSR1), second_ends: bool = False):
+    def __init__(self, numbers: Iterable[int] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2),
+                 second_ends: bool = False):
         self._numbers, self._second_ends = frozenset(numbers), second_ends
         self.all: list[int] = []
         self.received: int | None = None

@@ -1,8 +1,4 @@
-"""Everything the report shows, computed once: scores, comparisons, sensitivity, curves, and what is amiss.
-
-    1. `analyse(results, reference)`     `Results` -> `Analysis`
-    2. `problems(analysis)`              a line for each failed, missing or unequal thing below the numbers
-"""
+"""Everything the report shows, computed once: scores, comparisons, sensitivity, curves, and what is amiss."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +9,7 @@ from megatron_encdec.finetune.results_tree import name_of_run
 from megatron_encdec.page.tables import Interval
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.study import published
-from megatron_encdec.study.curves import Curves, curves, shares
+from megatron_encdec.study.curves import Curves, curves, ratios, shares
 from megatron_encdec.study.results import CellKey, Results
 from megatron_encdec.study.statistics import Comparison, Summary, average, compare, summarise
 
@@ -30,14 +26,13 @@ class Analysis:
     comparisons: dict[Task, list[Comparison]]
     curves: Curves
     shares: Curves
+    ratios: Curves
 
     @property
     def families(self) -> list[str]:
-        """Families with any result, in the paper's order."""
         return list(dict.fromkeys(task[0] for task in self.results.tasks))
 
     def tasks(self, family: str) -> list[Task]:
-        """Tasks of one family."""
         return [task for task in self.results.tasks if task[0] == family]
 
     def cells(self, tasks: Sequence[Task] = ()) -> Iterator[Summary]:
@@ -45,7 +40,6 @@ class Analysis:
         return (self.summaries[cell.key] for task in tasks or self.results.tasks for cell in self.results.of_task(task))
 
     def summary(self, task: Task, model: str) -> Summary | None:
-        """A cell; None where there is none."""
         return self.summaries.get(CellKey(*task, model))
 
     def score(self, task: Task, model: str) -> Interval | None:
@@ -55,10 +49,9 @@ class Analysis:
     def average(self, family: str, model: str) -> Interval | None:
         """A model's average over the datasets of a family; None where it lacks one."""
         found = [self.summary(task, model) for task in self.tasks(family)]
-        return average(found) if all(found) else None
+        return average(found) if found and all(found) else None
 
     def baselines(self, task: Task) -> dict[str, float]:
-        """Test scores of the task's baselines."""
         return self.results.baselines.get(task[:2], {})
 
     def label(self, task: Task) -> str:
@@ -77,7 +70,8 @@ def analyse(results: Results, reference: str | None = None) -> Analysis:
     summaries = {key: summarise(cell) for key, cell in results.cells.items()}
     comparisons = {task: _comparisons([summaries[cell.key] for cell in results.of_task(task)], reference)
                    for task in results.tasks}
-    return Analysis(results, reference, summaries, comparisons, curves(models, results.records), shares(models))
+    return Analysis(results, reference, summaries, comparisons, curves(models, results.records),
+                    shares(models, results.records), ratios(models, results.records))
 
 
 def _comparisons(summaries: Sequence[Summary], reference: str | None) -> list[Comparison]:

@@ -1,6 +1,6 @@
 """Which models are points of one curve: checkpoints of a run, or one recipe at growing budgets.
 
-A model's `model.json` says so (`step`, `series`); otherwise its name does, in the paper's way of naming:
+A model's `model.json` says so (`step`, `series`, and what its `run` did); otherwise its name does, in the paper's way:
 
     610m-mlm40-42k                42k steps of MLM at 40 %
     610m-clm-10k-mlm40-42k        10k steps of CLM, then MLM up to 42k in all: a CLM share of 24 %
@@ -9,13 +9,15 @@ A model's `model.json` says so (`step`, `series`); otherwise its name does, in t
 
     1. `parse(name)`                 a name -> `ModelName`, or None
     2. `curves(models, records)`     scores over steps, where there are two points or more
-    3. `shares(models)`              scores over the CLM share of one budget, the paper's split figure
+    3. `shares(models, records)`     scores over the CLM share of one budget, the paper's split figure
+    4. `ratios(models, records)`     scores over the mask ratio
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from megatron_encdec.study.results import ModelRecord, natural
 
@@ -46,12 +48,10 @@ class ModelName:
 
     @property
     def objectives(self) -> list[str]:
-        """Of the stages."""
         return [stage.objective for stage in self.stages]
 
     @property
     def steps(self) -> int:
-        """Steps in all."""
         return self.stages[-1].end
 
     @property
@@ -93,29 +93,39 @@ def curves(models: Iterable[str], records: Mapping[str, ModelRecord]) -> Curves:
     return found
 
 
+def described(model: str, record: ModelRecord | None) -> ModelName | None:
+    """A model by what its run did, where that is on record, else by its name."""
+    phases = record.run.get("phases") if record else None
+    if not phases:
+        return parse(model)
+    seed = f"-s{record.run.get('seed')}"
+    prefix = (record.run.get("size") or "") + (seed if model.endswith(seed) else "")
+    return ModelName(prefix, tuple(Stage(one["name"], one["end"], one["decayed"]) for one in phases))
+
+
 def _series(model: str, record: ModelRecord | None) -> list[tuple[str, int]]:
-    """Every series that a model may be a point of: the run it lies on and, for a biphasic one, the recipe."""
-    by_step = _STEP.fullmatch(model)
-    if record is not None:
-        return [(record.series or (by_step["series"] if by_step else model), record.step)]
-    name = parse(model)
+    """Every series that a model may be a point of: the runs it lies on and, for a biphasic one, the recipe."""
+    by_step, name = _STEP.fullmatch(model), described(model, record)
+    given = [(one, record.step) for one in record.series] if record else []
     if name is None:
-        return [(by_step["series"], _steps(by_step["steps"]))] if by_step else []
+        if record is None:
+            return [(by_step["series"], _steps(by_step["steps"]))] if by_step else []
+        return given or [(by_step["series"] if by_step else model, record.step)]
     *before, last = name.stages
     done = [f"{one.objective} {'decayed ' if one.decayed else ''}{short_steps(one.end)}" for one in before]
     prefix = [name.prefix] if name.prefix else []
     end = ["→", last.objective] if before else [last.objective]
-    run = (" ".join(prefix + done + end), name.steps)
-    if name.share in (None, 0.0, 1.0):
-        return [run]
+    run = given or [(" ".join(prefix + done + end), name.steps)]
+    if name.share in (None, 0.0, 1.0) or not _is_end(record):
+        return run
     percent = round(name.share * _SHARE_GRID) * 100 // _SHARE_GRID
-    return [run, (" ".join([*prefix, before[0].objective, f"{percent} %", *end]), name.steps)]
+    return [*run, (" ".join([*prefix, before[0].objective, f"{percent} %", *end]), name.steps)]
 
 
-def shares(models: Iterable[str]) -> Curves:
+def shares(models: Iterable[str], records: Mapping[str, ModelRecord] = MappingProxyType({})) -> Curves:
     """Models of one size, objective pair and budget by their CLM share in per cent, from MLM alone (0) to CLM alone
     (100), as in the paper's split figure; at least three points with a switch among them."""
-    names = {model: name for model in models if (name := parse(model)) and name.share is not None}
+    names = {model: name for model, name in _finished(models, records) if name.share is not None}
     switched = {(one.prefix, one.objectives[1], one.steps) for one in names.values()
                 if len(one.stages) == 2 and one.objectives[0] == "clm"}
     found: Curves = {}
@@ -126,6 +136,31 @@ def shares(models: Iterable[str]) -> Curves:
         if len(points) > 2:
             found[f"{prefix} clm → {last}, {short_steps(total)} steps".strip()] = points
     return found
+
+
+def ratios(models: Iterable[str], records: Mapping[str, ModelRecord] = MappingProxyType({})) -> Curves:
+    """Models of one size and budget that mask from the first step on, by their mask ratio in per cent; at least two."""
+    points: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for model, name in _finished(models, records):
+        objective, digits = re.fullmatch(r"([a-z]+)([\d.]*)", name.stages[0].objective).groups()
+        if len(name.stages) == 1 and digits:
+            points[f"{name.prefix} {objective}, {short_steps(name.steps)} steps".strip()].append((float(digits), model))
+    return {label: sorted(found) for label, found in sorted(points.items(), key=lambda one: natural(one[0]))
+            if len(found) > 1}
+
+
+def _finished(models: Iterable[str], records: Mapping[str, ModelRecord]) -> Iterator[tuple[str, ModelName]]:
+    """Models that are the end of their run, as far as is known."""
+    for model in models:
+        record = records.get(model)
+        if _is_end(record) and (name := described(model, record)):
+            yield model, name
+
+
+def _is_end(record: ModelRecord | None) -> bool:
+    """Whether it is no checkpoint on the way: the last step planned, or one whose learning rate had decayed."""
+    run = record.run if record else {}
+    return not run or record.step == run["total"] or bool(run["phases"]) and run["phases"][-1]["decayed"]
 
 
 def short_steps(count: int) -> str:

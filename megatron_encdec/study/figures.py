@@ -1,8 +1,6 @@
 """The report's figures: scores with intervals, differences, curves over checkpoints and CLM shares, learning rates.
 
 Each family has a figure of each kind, with a panel for each dataset. A model has one colour throughout.
-
-    1. `all_figures(analysis)`     those that have something to show
 """
 
 import math
@@ -10,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from megatron_encdec.page.drawing import COLOURS, INK, MUTED, STYLE, Picture, colour, dots, legend_below, line, panels
-from megatron_encdec.page.tables import Interval, rate_text
+from megatron_encdec.page.tables import rate_text
 from megatron_encdec.platform.optional import require
 from megatron_encdec.study import published
 from megatron_encdec.study.analysis import Analysis, Task
@@ -33,6 +31,7 @@ def all_figures(analysis: Analysis) -> list[Picture]:
              ("differences", "comparisons", "differences over the same seeds", _differences),
              ("checkpoints", "checkpoints", "over checkpoints", _checkpoints),
              ("shares", "checkpoints", "over the CLM share", _shares),
+             ("ratios", "checkpoints", "over the mask ratio", _ratios),
              ("learning_rates", "sensitivity", "over learning rates", _rates))
     with require("matplotlib", "study report").rc_context(STYLE):
         return [Picture(f"{name}_{family}", section, f"{FAMILY_NAMES[family]}: {title}", *drawn)
@@ -123,6 +122,11 @@ def _shares(analysis: Analysis, family: str) -> Drawn:
                    "From MLM alone (0 %) to CLM alone (100 %) on one budget.")
 
 
+def _ratios(analysis: Analysis, family: str) -> Drawn:
+    return _curves(analysis, family, analysis.ratios, 2, lambda axis: axis.set_xlabel("masked tokens, %"),
+                   "Models that mask from the first step on.")
+
+
 def _curves(analysis: Analysis, family: str, curves: Curves, least: int, label_axis: Callable, caption: str) -> Drawn:
     """A panel for each task on which some curve has at least `least` models."""
     tasks = [task for task in analysis.tasks(family)
@@ -183,16 +187,13 @@ def _rate_map(axis, analysis: Analysis, task: Task):
     by_model = {one.model: one.sensitivity.by_rate for one in analysis.cells([task]) if one.sensitivity}
     rates = sorted({rate for by_rate in by_model.values() for rate in by_rate})
     models = analysis.results.models
-    image = axis.imshow([_drops(by_model.get(model, {}), rates) for model in models], cmap="YlGnBu", vmin=0,
-                        vmax=MAP_END, aspect="auto")
+    drops = []  # at each rate: points below the best one, NaN where nothing finished
+    for by_rate in (by_model.get(model, {}) for model in models):
+        best = max((score.mean for score in by_rate.values()), default=math.nan)
+        drops.append([100 * (best - by_rate[rate].mean) if rate in by_rate else math.nan for rate in rates])
+    image = axis.imshow(drops, cmap="YlGnBu", vmin=0, vmax=MAP_END, aspect="auto")
     axis.set_xticks(range(len(rates)), [rate_text(rate) for rate in rates])
     axis.set_yticks(range(len(models)), models)
     axis.grid(visible=False)
     axis.set_xlabel("learning rate")
     return image
-
-
-def _drops(by_rate: Mapping[float, Interval], rates: Sequence[float]) -> list[float]:
-    """At each rate: points below the best one, NaN where nothing finished."""
-    best = max((score.mean for score in by_rate.values()), default=math.nan)
-    return [100 * (best - by_rate[rate].mean) if rate in by_rate else math.nan for rate in rates]

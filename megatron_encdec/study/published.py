@@ -3,9 +3,6 @@
 Per cent. Averages (published.csv) are over the three datasets of a family; a model is known by the name that its
 results were published under: `610m-mlm40-42k`, `610m-clm-10k-mlm40-42k` (10k steps of CLM, 42k in all) and, continued
 from a decayed checkpoint, `610m-clm-dec42k-mlm40-64k`.
-
-    1. `dataset_name(family, folder)`     the paper's name of a dataset, or None if it is not one of the paper's
-    2. `AVERAGES[model][family]`, `CELLS[model, dataset]`
 """
 
 import csv

@@ -19,13 +19,20 @@ from megatron_encdec.platform.progress import Progress
 from megatron_encdec.study.analysis import Analysis, analyse
 from megatron_encdec.study.content import all_tables
 from megatron_encdec.study.figures import all_figures
+from megatron_encdec.study.plan import StudyPlan
 from megatron_encdec.study.results import read_trees
+from megatron_encdec.study.runs import budget_pictures, budgets, paths, validation
+from megatron_encdec.study.store import Status, Store
+from megatron_encdec.study.tree_figure import tree_picture
 
 TITLE = "Fine-tuning results"
 SECTIONS = (  # name, title, tables shown open, tables folded away
+    ("tree", "The runs", ["paths"], []),
     ("scores", "Scores", ["overview"], ["scores", "seeds"]),
     ("comparisons", "Comparisons", ["comparisons"], []),
     ("checkpoints", "Checkpoints", [], ["checkpoints"]),
+    ("budgets", "Budgets", ["budgets"], []),
+    ("validation", "Validation loss", ["validation"], []),
     ("sensitivity", "Learning rate", ["sensitivity"], ["rates"]),
     ("published", "Published", ["published"], []),
     ("problems", "Failed or missing", ["problems"], []),
@@ -41,33 +48,42 @@ FOOTER = ("Protocol and published numbers: arXiv 2507.00994. Scores in per cent;
 SHOWN_COLUMNS, SHOWN_PROBLEMS = 6, 10  # on the terminal
 
 
-def report(trees: Sequence[Path], output: Path, reference: str | None = None) -> None:
-    """Write the report of `trees` to the folder `output`, and say the scores. Raises `UserError` as `read_trees`,
-    `analyse` and `write_report` do, and where matplotlib is missing."""
+def report(trees: Sequence[Path], output: Path, reference: str | None = None, plan: StudyPlan | None = None) -> None:
+    """Write the report of `trees` to the folder `output`, and say the scores. plan: of the study whose results they
+    are; then its runs are in the report. Raises `UserError` as `read_trees`, `analyse` and `write_report` do, and where
+    matplotlib is missing."""
     require("matplotlib", "study report")  # before the reading, which can take a while
-    with Progress("study report", 0) as shown:
-        results = read_trees(trees, lambda runs: shown.update(runs, f"{runs:,} runs read"))
+    with Progress("study report", 0) as progress:
+        results = read_trees(trees, lambda runs: progress.update(runs, f"{runs:,} runs read"))
     analysis = analyse(results, reference)
     tables, pictures = all_tables(analysis), all_figures(analysis)
+    tables |= {table.name: table for table in (budgets(results.records),) if table.rows}
+    pictures += budget_pictures(analysis)
+    if plan is not None:
+        status = Status(plan, Store(Path(plan.study.output)))
+        tables |= {table.name: table for table in (paths(plan), validation(plan, status.store)) if table.rows}
+        pictures.append(tree_picture(plan, status.states()))
     files = {Path("tables") / f"{name}.csv": csv_text(table).encode() for name, table in tables.items()}
     files |= {Path("figures") / f"{picture.name}.png": picture.png() for picture in pictures}
     files[Path("report.md")] = _markdown(tables, pictures).encode()
-    files[Path("index.html")] = page(TITLE, _subtitle(analysis), _facts(analysis), _sections(tables, pictures),
-                                     FOOTER).encode()
+    models = analysis.results.models
+    shown = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
+    subtitle = f"{shown} on {', '.join(analysis.label(task) for task in analysis.results.tasks)}"
+    files[Path("index.html")] = page(TITLE, subtitle, _facts(analysis), _sections(tables, pictures), FOOTER).encode()
     write_report(output, files, "--output")
     _say(tables, output)
+
+
+def report_study(plan: StudyPlan, output: Path | None = None, reference: str | None = None) -> None:
+    """The report of a study's own results, to OUTPUT/report unless `output` says otherwise."""
+    root = Path(plan.study.output)
+    report([root / "results"], output or root / "report", reference, plan)
 
 
 def _markdown(tables: dict[str, Table], pictures: Sequence[Picture]) -> str:
     return "\n".join([f"# {TITLE}\n", *map(markdown, tables.values()), *(["## Figures\n"] if pictures else []),
                       *(f"### {picture.title}\n\n{picture.caption}\n\n![{picture.title}](figures/{picture.name}.png)\n"
                         for picture in pictures)])
-
-
-def _subtitle(analysis: Analysis) -> str:
-    models = analysis.results.models
-    shown = ", ".join(models[:4]) + (f" and {len(models) - 4} more" if len(models) > 4 else "")
-    return f"{shown} on {', '.join(analysis.label(task) for task in analysis.results.tasks)}"
 
 
 def _facts(analysis: Analysis) -> list[Fact]:

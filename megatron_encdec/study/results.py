@@ -2,14 +2,13 @@
 
 A **cell** is one model on one dataset (retrieval: trained on one set): its runs are learning rates x seeds. A run has
 scores, or failed with a reason, or is not there; nothing here fills in or leaves out a run silently.
-
-    1. `read_trees(paths)`     folders -> `Results`: cells, baselines, models' records, what was ignored
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megatron_encdec.finetune import results_tree
 from megatron_encdec.finetune.results_tree import FAMILIES
@@ -53,22 +52,18 @@ class Cell:
 
     @property
     def rates(self) -> list[float]:
-        """Learning rates of any run or plan, ascending."""
         return sorted({rate for rate, _ in self.runs.keys() | self.planned})
 
     @property
     def seeds(self) -> list[int]:
-        """Seeds of any run or plan, ascending."""
         return sorted({seed for _, seed in self.runs.keys() | self.planned})
 
     @property
     def finished(self) -> dict[tuple[float, int], RunScores]:
-        """The runs that have scores."""
         return {place: run for place, run in self.runs.items() if run.failure is None}
 
     @property
     def failures(self) -> list[RunScores]:
-        """The runs that failed, by learning rate and seed."""
         return [run for _, run in sorted(self.runs.items()) if run.failure is not None]
 
     @property
@@ -79,16 +74,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """What a model's `model.json` says: the pretraining step it was taken at, and the curve that it is a point of."""
+    """What a model's `model.json` says: the pretraining step it was taken at, the curves that it is a point of, and
+    what its run did up to there (the `run` of export.json)."""
 
     step: int
-    series: str | None
+    series: tuple[str, ...] = ()
+    run: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Results:
-    """Everything that was read. baselines: test scores (0 to 1) by (family, dataset) and name. ignored: a line for each
-    folder that is no part of the layout."""
+    """All that was read. baselines: test scores (0 to 1) by (family, dataset) and name. ignored: a line a folder."""
 
     cells: dict[CellKey, Cell] = field(default_factory=dict)
     baselines: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
@@ -155,7 +151,7 @@ def _datasets(model: Path, results: Results) -> list[Path]:
         results.ignored.append(f"{model}: no folder {', '.join(FAMILIES)} in it, so no model's results")
         return []
     results.ignored += [f"{folder}: not a family ({', '.join(FAMILIES)})" for folder in others]
-    if (record := model / "model.json").is_file():
+    if (record := model / results_tree.MODEL).is_file():
         results.records[model.name] = _record(record)
     return [dataset for family in families for dataset in _folders(family)]
 
@@ -165,9 +161,10 @@ def _record(path: Path) -> ModelRecord:
     step, series = record.get("step"), record.get("series")
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise UserError(f"{path}: step: expected the number of pretraining steps, found {step!r}")
-    if series is not None and not isinstance(series, str):
-        raise UserError(f"{path}: series: expected a name, found {series!r}")
-    return ModelRecord(step, series)
+    series = [series] if isinstance(series, str) else series or []
+    if not isinstance(series, list) or not all(isinstance(name, str) for name in series):
+        raise UserError(f"{path}: series: expected a name or a list of names, found {series!r}")
+    return ModelRecord(step, tuple(series), record.get("run") or {})
 
 
 def _read_dataset(results: Results, dataset: Path) -> int:

@@ -38,12 +38,9 @@ def deviation(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How a cell's test scores depend on the learning rate: the stability claim.
-
-    by_rate: mean over seeds at each rate. spread: best minus worst rate of a seed, over seeds. deviation: standard
-    deviation (ddof=1) over the rates of a seed, over seeds. Both only over the seeds whose runs finished at every rate,
-    and None without any.
-    """
+    """How a cell's test scores depend on the learning rate. by_rate: mean over seeds at each rate. spread: best minus
+    worst rate of a seed, over seeds. deviation: standard deviation (ddof=1) over the rates of a seed, over seeds. Both
+    only over the seeds whose runs finished at every rate, and None without any."""
 
     by_rate: dict[float, Interval]
     spread: Interval | None
@@ -62,33 +59,27 @@ class Summary:
 
     @property
     def model(self) -> str:
-        """Of the cell."""
         return self.cell.key.model
 
     @property
     def task(self) -> tuple[str, str, str]:
-        """Of the cell."""
         return self.cell.key.task
 
     @property
     def lacks_runs(self) -> bool:
-        """Whether some run of the cell's grid failed or is missing."""
         return bool(self.cell.failures or self.cell.missing)
 
     @property
     def by_seed(self) -> dict[int, float]:
-        """The selected test score of each seed."""
         return {seed: run.test for seed, run in self.selected.items()}
 
     @property
     def seeds_lost(self) -> list[int]:
-        """Seeds that have no finished run at all."""
         return [seed for seed in self.cell.seeds if seed not in self.selected]
 
 
 def summarise(cell: Cell) -> Summary:
-    """The paper's number for one cell: for each seed the learning rate with the best *validation* score; mean of those
-    *test* scores over seeds, with its interval."""
+    """The paper's number for one cell, as above."""
     selected = select(cell)
     return Summary(cell, selected, interval([run.test for run in selected.values()]), sensitivity(cell))
 

@@ -1,4 +1,4 @@
-"""The input cut into chunks: what one worker encodes at once. The cuts depend on the files alone.
+"""The input cut into chunks: what one worker encodes at once and accounts for. The cuts depend on the files alone.
 
     1. `slots(files, key)`           chunks of plain files by byte range; compressed files and hub datasets whole
     2. `share_of(slots, i, n)`       the part of them that one machine of n works on
@@ -11,8 +11,10 @@ interrupted run has finished, leaves the numbers and cuts of the others as they 
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.corpus import hub_rows, kind_of
@@ -39,17 +41,44 @@ class Chunk:
     spooled: bool = False  # the path is a spool file of ours, to be deleted when the chunk is done
 
 
+@dataclass
+class Account:
+    """A chunk's documents in one split, and what the tokenizer lost of them (`manifest.LOSSES`)."""
+
+    documents: int = 0
+    tokens: int = 0
+    bytes_in: int = 0
+    characters: int = 0
+    sha256: str = ""  # of the ids
+    special_tokens_in_text: int = 0
+    unknown_tokens: int = 0
+    dropped_characters: int = 0
+
+
+@dataclass
+class ChunkAccount:
+    """A worker's answer. `skipped`: reason -> (count, bytes, first (file, line)s)."""
+
+    number: int
+    consumed: int
+    lines: int = 0
+    unproven: int = 0  # cuts inside long documents that the tokenizer does not make by itself
+    splits: dict[str, Account] = field(default_factory=dict)
+    skipped: dict[str, tuple[int, int, list[tuple[int, int]]]] = field(default_factory=dict)
+    lengths: dict[str, np.ndarray] = field(default_factory=dict)  # tokens of each document; not in the journal
+
+
 def slots(files: Sequence[InputFile], text_key: str) -> Iterator[Chunk]:
     """The input in order: ready chunks, and files that can only be cut while they are read."""
-    texts: list[InputFile] = []
-    held = 0
+    texts: tuple[str, ...] = ()  # paths of text files that wait to be a chunk together
+    held = 0  # bytes in them
     for file in files:
         kind, one = kind_of(file.path), (file.path,)
         if texts and (kind != "text" or len(texts) == CHUNK_FILES or held > CHUNK_BYTES):
-            yield _texts(texts)
-            texts, held = [], 0
+            yield Chunk("texts", texts, texts, consumed=held)
+            texts, held = (), 0
         if kind == "text":
-            texts.append(file)
+            texts += one
             held += file.size
         elif kind in ("stream", "hub"):
             yield Chunk(kind, one, one, consumed=file.size)
@@ -62,12 +91,7 @@ def slots(files: Sequence[InputFile], text_key: str) -> Iterator[Chunk]:
                 end = min(start + CHUNK_BYTES, file.size)
                 yield Chunk("lines", one, one, start, end, end - start, first=start == 0)
     if texts:
-        yield _texts(texts)
-
-
-def _texts(files: list[InputFile]) -> Chunk:
-    paths = tuple(file.path for file in files)
-    return Chunk("texts", paths, paths, consumed=sum(file.size for file in files))
+        yield Chunk("texts", texts, texts, consumed=held)
 
 
 def share_of(all_slots: Iterable[Chunk], index: int, count: int, total_bytes: int) -> Iterator[Chunk]:
@@ -96,6 +120,7 @@ def chunks(all_slots: Iterable[Chunk], spool: Path, text_key: str, skip: int = 0
 
 
 def _blocks(slot: Chunk, spool: Path, text_key: str, number: int, skip: int) -> Iterator[Chunk]:
+    """Blocks of at least CHUNK_BYTES up to the next line's end; the cuts do not depend on how reads come."""
     if slot.kind == "hub":
         rows = hub_rows(slot.paths[0], text_key)
         yield from _cut(lambda: next(rows, b""), lambda: 0, slot, spool, number, skip)
@@ -106,7 +131,6 @@ def _blocks(slot: Chunk, spool: Path, text_key: str, number: int, skip: int) -> 
 
 def _cut(read: Callable[[], bytes], consumed: Callable[[], int], slot: Chunk, spool: Path, number: int,
          skip: int) -> Iterator[Chunk]:
-    """Blocks of at least CHUNK_BYTES up to the next line's end; the cuts do not depend on how reads come."""
     rest, first, before = b"", True, 0
     while True:
         target = spool / f"block-{number:06d}"

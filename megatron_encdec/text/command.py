@@ -1,8 +1,4 @@
-"""The verb `preprocess`: text files to `.bin/.idx` and a manifest.
-
-    1. `add_arguments(parser)`  the options and the help
-    2. `run(arguments)`         does it, prints what came out
-"""
+"""The verb `preprocess`: text files to `.bin/.idx` and a manifest. Its options and help, and what it prints."""
 
 import argparse
 from dataclasses import fields

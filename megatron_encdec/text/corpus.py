@@ -1,39 +1,36 @@
-"""Where documents come from: files, directories, globs and hub datasets, and what one document's bytes mean.
+"""What the bytes of an input mean: a document's text, or the reason why there is none.
 
-    1. `list_files(inputs)`     what the user named -> the files to read, in a fixed order
-    2. `parse_line(line, key)`  a JSON line -> its text, or the reason why there is none; `parse_text` of a whole file
-    3. `iter_lines(path)`       a text file's lines as bytes, decompressed (labelled sets too)
+    1. `kind_of(path)`          how an input is read, by its name
+    2. `parse_line(line, key)`  a JSON line -> its text, or the reason; `parse_text` of a whole file
+    3. `iter_lines(path)`       a text file's lines as bytes, decompressed (labelled sets too); `hub_rows` of a dataset
     4. `keys_there(path)`       the keys that lines have, for who named one that they do not have
 
 `.txt` and `.md` hold one document a file, `.jsonl`, `.json` and `.ndjson` (plain, `.gz` or `.zst`) one a line,
 `.parquet` one a row; `hf:NAME[:CONFIG[:SPLIT]]` streams a dataset through the `datasets` library. Line endings inside a
 text file are kept as they are. Bad content never raises: it is a document with one of `REASONS` (docs/data.md says more
-of each), so that accounts add up. What is wrong with a whole file is refused when it is listed (`text/heads.py`).
+of each), so that accounts add up. What is wrong with a whole file is refused when it is listed (`text/inputs.py`).
 """
 
 import json
 import os
-import stat
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 
 import orjson
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.folders import account_of, expand, kind_of_unread, way_out
-from megatron_encdec.text.heads import BYTE_ORDER_MARK, OneObject, check_head, is_utf16
-from megatron_encdec.text.manifest import InputFile
-from megatron_encdec.text.streams import PIECE, open_stream, reading
+from megatron_encdec.text.streams import PACKERS, PIECE, open_stream, packer_of, reading
 
 WHOLE_FILE_SUFFIXES = (".txt", ".md")
 LINES_SUFFIXES = (".jsonl", ".json", ".ndjson")
-STREAMED_SUFFIXES = tuple(suffix + packed for suffix in LINES_SUFFIXES for packed in (".gz", ".zst"))
+STREAMED_SUFFIXES = tuple(suffix + packed for suffix in LINES_SUFFIXES for packed in PACKERS)
 SUFFIXES = (*WHOLE_FILE_SUFFIXES, *LINES_SUFFIXES, *STREAMED_SUFFIXES, ".parquet")
 HUB = "hf:"
 LINES_LOOKED_AT, KEYS_SHOWN = 100, 20  # for the message about a key that is not there
 ZEROS = b"\0 \t\r\n"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")  # the last, and the first with two zeros: UTF-32
+UTF16_BYTES = 1024  # looked at for UTF-16 without a mark
 REASONS = {"empty": "no text, or white space only", "bad_json": "not a JSON object", "missing_key": "no such key",
            "not_text": "the value is no string", "bad_utf8": "not UTF-8; from Latin-1: iconv -f LATIN1 -t UTF-8",
            "utf16": "not UTF-8; iconv -f UTF-16 -t UTF-8", "no_tokens": "the tokenizer has no tokens for it"}
@@ -49,83 +46,6 @@ def kind_of(path: str) -> str:
     if lower.endswith(STREAMED_SUFFIXES):
         return "stream"
     return "rows" if lower.endswith(".parquet") else "lines"
-
-
-def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
-    """The files named by `inputs`, each once: inputs in the order given, files inside each by path. What lies in a
-    folder and is not read, and other names of a file already listed, are said on standard error. Raises `UserError` for
-    a path that is not there, matches nothing, has another suffix, cannot be read, or is not what its name says."""
-    found: dict[tuple, InputFile] = {}
-    unread, aliases = {}, {}
-    for item in map(str, inputs):
-        if item.startswith(HUB) and not os.path.exists(item):
-            found.setdefault((item,), InputFile(item, 0, 0))
-            continue
-        item = os.path.join(".", item) if item.startswith(HUB) else item  # a file of that name, not of the hub
-        besides: dict[str, str] = {}
-        paths, named = expand(item, besides)
-        kept = [path for path in paths if _is_kept(path, named, found, aliases, besides)]
-        if not kept:
-            line, way = account_of(besides)
-            there = f"; there are {line}; supported: {', '.join(SUFFIXES)}{way}" if besides else ""
-            raise UserError(f"{item}: no file to read (input){there}")
-        unread |= besides
-    if not found:
-        raise UserError("no input given: name files, directories or globs of " + ", ".join(SUFFIXES))
-    if unread:
-        print("note: not read: " + "".join(account_of(unread)), file=sys.stderr)
-    if aliases:
-        first = next(iter(aliases))
-        print(f"note: read once: {len(aliases):,} files that are links to others of the input (first: {first} is "
-              f"{aliases[first]})", file=sys.stderr)
-    return list(found.values())
-
-
-def _is_kept(path: str, named: bool, found: dict[tuple, InputFile], aliases: dict[str, str],
-             unread: dict[str, str]) -> bool:
-    """Whether `path` is a file to read; it is in `found` then. What a folder or pattern has besides goes to `unread`,
-    what the user `named` is refused."""
-    supported = path.lower().endswith(SUFFIXES)
-    if not supported and not named and os.path.exists(path):
-        unread[path] = kind_of_unread(path)
-        return False
-    status = _status(path)
-    if not supported:
-        raise UserError(f"{path}: cannot read this kind of file; supported: {', '.join(SUFFIXES)}{way_out(path)}")
-    key = (status.st_dev, status.st_ino) if status.st_nlink > 1 else (os.path.realpath(path),)
-    if key in found:
-        if os.path.abspath(path) != os.path.abspath(found[key].path):
-            aliases[path] = found[key].path
-        return True
-    file = InputFile(path, status.st_size, status.st_mtime_ns)
-    try:
-        check_head(path, kind_of(path), file.size)
-    except OneObject:
-        if named or ".jsonl" in path.lower() or ".ndjson" in path.lower():
-            raise
-        unread[path] = kind_of_unread(path, " (one JSON object over many lines)")
-        return False
-    found[key] = file
-    return True
-
-
-def _status(path: str) -> os.stat_result:
-    """Raises `UserError` where `path` is nothing that can be read from the start, as often as needed."""
-    try:
-        path.encode("utf-8")
-        status = os.stat(path)
-    except UnicodeEncodeError:
-        raise UserError(f"{path!r}: the file's name is not UTF-8; rename it") from None
-    except OSError as error:
-        if os.path.islink(path):
-            raise UserError(f"{path}: a link to {os.readlink(path)}, which cannot be read ({error.strerror}); mend the "
-                            "link or remove it") from None
-        raise UserError(f"{path}: cannot read the input: {error.strerror}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path}: a pipe, socket or device, not a file; write its content to a file and name that")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path}: cannot read the input: Permission denied; make it readable, or leave it out")
-    return status
 
 
 def hub_name(name: str) -> tuple[str, str | None, str | None]:
@@ -202,8 +122,7 @@ def encoded(text: str | None, reason: str | None) -> tuple[str | None, bytes | N
 
 
 def parse_text(data: bytes) -> tuple[str | None, bytes | None, str | None]:
-    """The same for a whole text file's bytes."""
-    data = data.removeprefix(BYTE_ORDER_MARK)
+    """The same for a whole text file's bytes, without a byte order mark."""
     if b"\0" in data[:2] and (reason := reason_of_zeros([data])):
         return None, None, reason
     try:
@@ -223,10 +142,20 @@ def reason_of_zeros(pieces: Iterable[bytes]) -> str | None:
     return None if first.strip(ZEROS) or any(piece.strip(ZEROS) for piece in pieces) else "empty"
 
 
+def is_utf16(data: bytes) -> bool:
+    """Whether `data` begins with the mark of UTF-16 or UTF-32, or has a zero in each pair of bytes, as Latin has."""
+    if data.startswith(UTF16_MARKS):
+        return True
+    if len(data) < 8 or b"\0" not in data[:2]:
+        return False
+    even, odd = data[:UTF16_BYTES:2], data[1:UTF16_BYTES:2]
+    return (all(even) and not any(odd)) or (all(odd) and not any(even))
+
+
 def iter_lines(path: str) -> Iterator[bytes]:
     """The lines of a text file, plain or compressed (`.gz`, `.zst`), as bytes with their line feeds. Raises `UserError`
     if it cannot be read, `IntegrityError` where a compressed one is damaged."""
-    if path.lower().endswith((".gz", ".zst")):
+    if packer_of(path):
         with open_stream(path) as stream:
             rest = b""
             while piece := stream.read(PIECE):

@@ -1,8 +1,8 @@
 """A worker's view of a chunk: batches of ordinary documents, and long ones piece by piece.
 
     1. `read_chunk(chunk, key)`   yields `Batch`es and `LongDocument`s in document order
-    2. `Batch`                    texts as UTF-8 bytes with what they took; the skipped ones with their reason
-    3. `LongDocument`             a document too large to be held several times over: its text as an iterator
+    2. `_files`, `_rows`          of a text file or a row all bytes are the text
+    3. `_read_lines`              of a line of JSON the value of a key is
 
 A document of `LONG` bytes or more is never decoded as a whole. Of a JSON line that long the bytes are kept, its
 long strings are set apart, the rest is parsed with short stand-ins for them, and the text is decoded in pieces.
@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
+from typing import NamedTuple
 
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text import corpus
 from megatron_encdec.text.chunks import Chunk
-from megatron_encdec.text.corpus import encoded, parse_line, parse_text, reason_of_zeros, text_of
-from megatron_encdec.text.heads import BYTE_ORDER_MARK, UTF16_BYTES, is_utf16
+from megatron_encdec.text.corpus import BYTE_ORDER_MARK
 from megatron_encdec.text.parquet import iter_rows
 from megatron_encdec.text.streams import reading
 
@@ -30,99 +30,95 @@ PIECE = 1 << 20  # bytes of a long document decoded at once
 ROWS_IN_BATCH, BYTES_IN_BATCH = 4096, 16 << 20
 # Before an escape (the second half of a surrogate pair apart), or before a character that no escape reaches.
 _SAFE = re.compile(rb"(?<!\\)\\(?!u[dD][c-fC-F])|(?<=[^\\]{6})[^\\\x80-\xbf]")
+Raw = Callable[[], Iterator[bytes]]  # a document's bytes in pieces, without a byte order mark
 
 
-@dataclass
-class Batch:
-    """Documents in order: D readable ones, and those `skipped`."""
-
-    texts_D: list[bytes] = field(default_factory=list)  # UTF-8
-    sizes_D: list[int] = field(default_factory=list)  # bytes of input
-    characters_D: list[int] = field(default_factory=list)
-    places_D: list[tuple[int, int]] = field(default_factory=list)  # (file of the chunk, line)
-    skipped: list[tuple[str, int, int, int]] = field(default_factory=list)  # (reason, file, line, size)
-
-    def add(self, parsed: tuple, file: int, line: int, size: int) -> None:
-        """Add what `parse_line` or `parse_text` said of a document."""
-        text, data, reason = parsed
-        if reason is None:
-            self.texts_D.append(data)
-            self.sizes_D.append(size)
-            self.characters_D.append(len(text))
-            self.places_D.append((file, line))
-        else:
-            self.skipped.append((reason, file, line, size))
-
-
-@dataclass
-class LongDocument:
-    """A readable document of `size` bytes of input: `pieces()` iterates over its text, as often as asked."""
+class Place(NamedTuple):
+    """Where a document stands: file of the chunk, line; and the bytes of input that it takes."""
 
     file: int
     line: int
     size: int
+
+
+@dataclass
+class Batch:
+    """Documents in order: D readable ones, and those `skipped` with their reason."""
+
+    texts_D: list[bytes] = field(default_factory=list)  # UTF-8
+    characters_D: list[int] = field(default_factory=list)
+    places_D: list[Place] = field(default_factory=list)
+    skipped: list[tuple[str, Place]] = field(default_factory=list)
+
+    def add(self, parsed: tuple, place: Place) -> None:
+        """Add what `parse_line` or `parse_text` said of a document."""
+        text, data, reason = parsed
+        if reason is None:
+            self.texts_D.append(data)
+            self.characters_D.append(len(text))
+            self.places_D.append(place)
+        else:
+            self.skipped.append((reason, place))
+
+
+class LongDocument(NamedTuple):
+    """A readable document: `pieces()` iterates over its text, as often as asked."""
+
+    place: Place
     pieces: Callable[[], Iterator[str]]
 
 
 def read_chunk(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
     """The documents of `chunk`; lines count from 1 within the chunk. The last item is a `Batch`."""
-    readers = {"texts": _read_texts, "rows": _read_rows, "lines": _read_lines}
-    return readers[chunk.kind](chunk, text_key)
-
-
-def _read_texts(chunk: Chunk, _text_key: str) -> Iterator[Batch | LongDocument]:
-    batch = Batch()
-    for file, path in enumerate(chunk.paths):
-        with reading(path):
-            size = os.path.getsize(path)
-            data = Path(path).read_bytes() if size < LONG else b""
-        if size < LONG:
-            batch.add(parse_text(data), file, 1, len(data))
-            continue
-        yield batch
-        batch = Batch()
-        yield from _long_text(partial(_file_pieces, path), file, 1, size, batch)
-    yield batch
-
-
-def _file_pieces(path: str) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        yield file.read(PIECE).removeprefix(BYTE_ORDER_MARK)
-        yield from iter(partial(file.read, PIECE), b"")
-
-
-def _read_rows(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
+    if chunk.kind == "lines":
+        yield from _read_lines(chunk, text_key)
+        return
     batch, held = Batch(), 0
-    for row, data in enumerate(iter_rows(chunk.paths[0], text_key, range(chunk.start, chunk.end)), start=1):
-        size = len(data or b"")
-        if data is None:
-            batch.skipped.append(("not_text", 0, row, 0))
-        elif size < LONG:
-            batch.add(parse_text(bytes(data)), 0, row, size)
-            held += size
+    for place, raw in _files(chunk) if chunk.kind == "texts" else _rows(chunk, text_key):
+        if raw is None:
+            batch.skipped.append(("not_text", place))
+        elif place.size < LONG:
+            batch.add(corpus.parse_text(b"".join(raw())), place)
+            held += place.size
         else:
             yield batch
             batch, held = Batch(), 0
-            yield from _long_text(partial(_row_pieces, data), 0, row, size, batch)
+            yield from _long_text(raw, place, batch)
         if len(batch.texts_D) >= ROWS_IN_BATCH or held >= BYTES_IN_BATCH:
             yield batch
             batch, held = Batch(), 0
     yield batch
 
 
-def _row_pieces(data: bytes | memoryview) -> Iterator[bytes]:
-    begin = len(BYTE_ORDER_MARK) if bytes(data[: len(BYTE_ORDER_MARK)]) == BYTE_ORDER_MARK else 0  # views are signed
-    return (bytes(data[start : start + PIECE]) for start in range(begin, len(data), PIECE))
+def _files(chunk: Chunk) -> Iterator[tuple[Place, Raw]]:
+    def pieces(path: str) -> Iterator[bytes]:
+        with reading(path), open(path, "rb") as file:
+            yield file.read(PIECE).removeprefix(BYTE_ORDER_MARK)
+            yield from iter(partial(file.read, PIECE), b"")
+
+    for number, path in enumerate(chunk.paths):
+        with reading(path):
+            size = os.path.getsize(path)
+        yield Place(number, 1, size), partial(pieces, path)
 
 
-def _long_text(raw: Callable[[], Iterator[bytes]], file: int, line: int, size: int, batch: Batch
-               ) -> Iterator[LongDocument]:
+def _rows(chunk: Chunk, text_key: str) -> Iterator[tuple[Place, Raw | None]]:
+    def pieces(data: bytes | memoryview) -> Iterator[bytes]:
+        marked = bytes(data[: len(BYTE_ORDER_MARK)]) == BYTE_ORDER_MARK  # views are of signed bytes
+        begin = len(BYTE_ORDER_MARK) if marked else 0
+        return (bytes(data[start : start + PIECE]) for start in range(begin, len(data), PIECE))
+
+    for row, data in enumerate(iter_rows(chunk.paths[0], text_key, range(chunk.start, chunk.end)), start=1):
+        yield Place(0, row, len(data or b"")), None if data is None else partial(pieces, data)
+
+
+def _long_text(raw: Raw, place: Place, batch: Batch) -> Iterator[LongDocument]:
     """The document whose bytes are `raw()`, all of them text; if it is not readable, its reason goes to `batch`."""
-    head = b"".join(islice(raw(), -(-UTF16_BYTES // PIECE)))[:UTF16_BYTES]
-    reason = reason_of_zeros(chain([head], raw())) if b"\0" in head[:2] else None
-    document = LongDocument(file, line, size, lambda: _decoded(raw()))
+    head = b"".join(islice(raw(), -(-corpus.UTF16_BYTES // PIECE)))[: corpus.UTF16_BYTES]
+    reason = corpus.reason_of_zeros(chain([head], raw())) if b"\0" in head[:2] else None
+    document = LongDocument(place, lambda: _decoded(raw()))
     reason = reason or _reason(document)
-    yield from _checked(document, "utf16" if reason == "bad_utf8" and is_utf16(head) else reason, batch)
+    yield from _checked(document, "utf16" if reason == "bad_utf8" and corpus.is_utf16(head) else reason, batch)
 
 
 def _decoded(pieces: Iterator[bytes]) -> Iterator[str]:
@@ -138,7 +134,7 @@ def _reason(document: LongDocument) -> str | None:
     try:
         for piece in document.pieces():
             blank = blank and (not piece or piece.isspace())
-            halved = halved or encoded(piece, None)[2]  # and on: what is no JSON further on counts as that
+            halved = halved or corpus.encoded(piece, None)[2]  # and on: what is no JSON further on counts as that
     except UnicodeError:
         return "bad_utf8"
     except ValueError:
@@ -150,7 +146,7 @@ def _checked(document: LongDocument, reason: str | None, batch: Batch) -> Iterat
     if reason is None:
         yield document
     else:
-        batch.skipped.append((reason, document.file, document.line, document.size))
+        batch.skipped.append((reason, document.place))
 
 
 def _read_lines(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
@@ -161,9 +157,7 @@ def _read_lines(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
                 yield Batch()
                 return
             end = _next_line(file, chunk.end - 1) if chunk.end else 0
-            file.seek(start)
-            bom = chunk.first and start == 0
-            yield from _split(file, start, end, bom, text_key)
+            yield from _split(file, start, end, chunk.first and start == 0, text_key)
     except EOFError:
         raise UserError(f"{chunk.names[0]}: became shorter while it was read; run again") from None
 
@@ -179,9 +173,9 @@ def _next_line(file, position: int, enough: int | None = None) -> int:
     return position
 
 
-def _split(file, position: int, end: int, bom: bool, text_key: str) -> Iterator[Batch | LongDocument]:
-    """The lines in bytes [position, end) of `file`: a run of ordinary ones at once, long ones by themselves. Raises
-    EOFError where the file has fewer bytes."""
+def _split(file, position: int, end: int, marked: bool, text_key: str) -> Iterator[Batch | LongDocument]:
+    """The lines in bytes [position, end) of `file`: a run of ordinary ones at once, long ones by themselves. `marked`:
+    a byte order mark may stand there. Raises EOFError where the file has fewer bytes."""
     line = 1
     while position < end:
         file.seek(position)
@@ -195,37 +189,38 @@ def _split(file, position: int, end: int, bom: bool, text_key: str) -> Iterator[
             block = file.read(complete)
         block, batch = block[:complete], Batch()
         if complete < LONG or block.find(b"\n", 0, complete - 1) >= 0:
-            _add_lines(batch, block, line, bom, text_key)
-            line += block.count(b"\n")
+            line = _add_lines(batch, block, line, marked, text_key)
         else:
-            data = block.removeprefix(BYTE_ORDER_MARK) if bom else block
-            yield from _long_line(data, complete, line, text_key, batch)
+            data = block.removeprefix(BYTE_ORDER_MARK) if marked else block
+            yield from _long_line(data, Place(0, line, complete), text_key, batch)
             line += 1
         yield batch
-        position, bom = position + complete, False
+        position, marked = position + complete, False
 
 
-def _add_lines(batch: Batch, block: bytes, line: int, bom: bool, text_key: str) -> None:
+def _add_lines(batch: Batch, block: bytes, line: int, marked: bool, text_key: str) -> int:
+    """Add the lines of a block, of which the first has the number `line`; the number after the last."""
     lines = block.split(b"\n")
     last = line + len(lines) - 1  # after it no line feed stands
     for number, data in enumerate(lines if lines[-1] else lines[:-1], start=line):
-        text = data.removeprefix(BYTE_ORDER_MARK) if bom and number == line else data
-        batch.add(parse_line(text, text_key), 0, number, len(data) + (number < last))
+        text = data.removeprefix(BYTE_ORDER_MARK) if marked and number == line else data
+        batch.add(corpus.parse_line(text, text_key), Place(0, number, len(data) + (number < last)))
+    return last
 
 
-def _long_line(data: bytes, size: int, line: int, text_key: str, batch: Batch) -> Iterator[LongDocument]:
+def _long_line(data: bytes, place: Place, text_key: str, batch: Batch) -> Iterator[LongDocument]:
     """A JSON line of any length: parsed with stand-ins for its long strings, which are decoded in pieces."""
     if not _sound(_decoded(data[start : start + PIECE] for start in range(0, len(data), PIECE))):
-        batch.skipped.append(("bad_utf8", 0, line, size))
+        batch.skipped.append(("bad_utf8", place))
         return
     skeleton, spans = _set_apart(data)
-    text, reason = text_of(skeleton.decode("utf-8", "replace"), text_key)
+    text, reason = corpus.text_of(skeleton.decode("utf-8", "replace"), text_key)
     if not all(_sound(_unescaped(data, *span)) for name, span in spans.items() if name != text):
-        batch.skipped.append(("bad_json", 0, line, size))
+        batch.skipped.append(("bad_json", place))
     elif text not in spans:
-        batch.add(encoded(text, reason), 0, line, size)
+        batch.add(corpus.encoded(text, reason), place)
     else:
-        document = LongDocument(0, line, size, partial(_unescaped, data, *spans[text]))
+        document = LongDocument(place, partial(_unescaped, data, *spans[text]))
         yield from _checked(document, _reason(document), batch)
 
 

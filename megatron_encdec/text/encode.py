@@ -1,8 +1,7 @@
 """The worker's part of preprocessing: a chunk of the input becomes a file of token ids and an account.
 
-    1. `EncodeSettings`            what a worker has to know, sent once
-    2. `Worker(settings)`          loads the tokenizer
-    3. `worker(numbered chunk)`    read, draw the split, encode, append the end of document, write the ids, count losses
+    1. `Worker(...)`               loads the tokenizer
+    2. `worker(numbered chunk)`    read, draw the split, encode, append the end of document, write the ids, count losses
 
 Ids go to a file a split in the run's folder, so that the parent never holds them; the answer tells the rest.
 Letters: D documents, T tokens.
@@ -11,35 +10,20 @@ Letters: D documents, T tokens.
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.account import EXAMPLES_KEPT, Account, ChunkAccount
-from megatron_encdec.text.chunks import Chunk
-from megatron_encdec.text.documents import Batch, LongDocument, read_chunk
+from megatron_encdec.text.chunks import Account, Chunk, ChunkAccount
+from megatron_encdec.text.documents import Batch, LongDocument, Place, read_chunk
 from megatron_encdec.text.encoder import LONG_CHARACTERS, Encoder, encode_long
 from megatron_encdec.text.indexed import token_dtype
-from megatron_encdec.text.manifest import TRAIN, VALIDATION
+from megatron_encdec.text.manifest import EXAMPLES_KEPT, TRAIN, VALIDATION
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
 
 NONE = np.empty(0, np.int64)
-
-
-@dataclass(frozen=True)
-class EncodeSettings:
-    """What a worker has to know, sent once: the tokenizer as for `load_tokenizer`, the folder to write ids into."""
-
-    tokenizer_path: str
-    mask_token: str | None
-    eod_token: str | None
-    encoder: str
-    text_key: str
-    validation_percent: float
-    folder: str
 
 
 def is_validation(text_hash: bytes, validation_percent: float) -> bool:
@@ -60,26 +44,28 @@ def remove_parts(folder: Path, number: int) -> None:
 
 
 class Worker:
-    """The function from a numbered chunk to its account, with the tokenizer loaded."""
+    """The function from a numbered chunk to its account, with the tokenizer of `load_tokenizer` and the library
+    `encoder`; ids go into `folder`."""
 
-    def __init__(self, settings: EncodeSettings):
-        self.settings = settings
-        self.tokenizer = load_tokenizer(settings.tokenizer_path, settings.mask_token, settings.eod_token)
-        self.encoder = Encoder(self.tokenizer, settings.encoder)
+    def __init__(self, tokenizer_path: str, mask_token: str | None, eod_token: str | None, encoder: str, text_key: str,
+                 validation_percent: float, folder: str):
+        self.text_key, self.validation_percent, self.folder = text_key, validation_percent, folder
+        self.tokenizer = load_tokenizer(tokenizer_path, mask_token, eod_token)
+        self.encoder = Encoder(self.tokenizer, encoder)
         self.dtype, self.losses = token_dtype(self.tokenizer.vocabulary_size), LossCounter(self.tokenizer)
 
     def __call__(self, item: tuple[int, Chunk]) -> ChunkAccount:
         number, chunk = item
         try:
             writing = _ChunkWriting(self, number, chunk)
-            for part in read_chunk(chunk, self.settings.text_key):
+            for part in read_chunk(chunk, self.text_key):
                 if isinstance(part, LongDocument):
                     writing.add_long(part)
                 else:
                     writing.add_batch(part)
             return writing.finish()
         except OSError as error:  # writing, or a text file that is gone
-            raise UserError(f"{error.filename or self.settings.folder}: {error.strerror or error}") from None
+            raise UserError(f"{error.filename or self.folder}: {error.strerror or error}") from None
 
 
 class LossCounter:
@@ -111,34 +97,33 @@ class _ChunkWriting:
     """A chunk's ids and account while they grow."""
 
     def __init__(self, worker: Worker, number: int, chunk: Chunk):
-        self._worker, self._chunk, self._percent = worker, chunk, worker.settings.validation_percent
+        self._worker, self._chunk, self._percent = worker, chunk, worker.validation_percent
         splits = (TRAIN, VALIDATION) if self._percent else (TRAIN,)
         self._account = ChunkAccount(number, chunk.consumed, splits={split: Account() for split in splits})
         self._lengths, self._hashes = {split: [NONE] for split in splits}, {split: hashlib.sha256() for split in splits}
-        self._files = {split: open(ids_path(worker.settings.folder, number, split), "wb")  # noqa: SIM115
-                       for split in splits}
+        self._files = {split: open(ids_path(worker.folder, number, split), "wb") for split in splits}  # noqa: SIM115
 
     def add_batch(self, batch: Batch) -> None:
         """Ordinary documents, encoded all at once; a long one among them by itself, in its place."""
-        long = [place for place, count in enumerate(batch.characters_D) if count > LONG_CHARACTERS]
+        long = [number for number, count in enumerate(batch.characters_D) if count > LONG_CHARACTERS]
         start = 0
-        for place in [*long, len(batch.texts_D)]:
-            if place > start:
-                self._add_ordinary(batch, slice(start, place))
-            if place < len(batch.texts_D):
-                text, (file, line) = batch.texts_D[place].decode("utf-8"), batch.places_D[place]
-                self.add_long(LongDocument(file, line, batch.sizes_D[place], lambda text=text: iter([text])))
-            start = place + 1
-        for reason, file, line, size in batch.skipped:
-            self._skip(reason, file, line, size)
+        for number in [*long, len(batch.texts_D)]:
+            if number > start:
+                self._add_ordinary(batch, slice(start, number))
+            if number < len(batch.texts_D):
+                text = batch.texts_D[number].decode("utf-8")
+                self.add_long(LongDocument(batch.places_D[number], lambda text=text: iter([text])))
+            start = number + 1
+        for reason, place in batch.skipped:
+            self._skip(reason, place)
 
     def _add_ordinary(self, batch: Batch, which: slice) -> None:
-        texts_D, sizes_D = batch.texts_D[which], np.array(batch.sizes_D[which])
-        characters_D, places_D = np.array(batch.characters_D[which]), batch.places_D[which]
+        texts_D, places_D = batch.texts_D[which], batch.places_D[which]
+        characters_D, sizes_D = np.array(batch.characters_D[which]), np.array([place.size for place in places_D])
         ids_T, lengths_D = self._worker.encoder.encode(texts_D)
         kept_D = lengths_D > 0
-        for place in np.flatnonzero(~kept_D).tolist():
-            self._skip("no_tokens", *places_D[place], int(sizes_D[place]))
+        for place in compress(places_D, ~kept_D):
+            self._skip("no_tokens", place)
         chosen_D = np.zeros(len(texts_D), bool)
         if self._percent:
             chosen_D[:] = [is_validation(hashlib.sha256(text).digest(), self._percent) for text in texts_D]
@@ -146,20 +131,12 @@ class _ChunkWriting:
         for split, account in self._account.splits.items():
             mine_D = kept_D & (chosen_D == (split == VALIDATION))
             split_T = ids_T if mine_D.all() else ids_T[np.repeat(mine_D, lengths_D)]
-            self._write(split, split_T, lengths_D[mine_D])
+            ends_D = np.cumsum(lengths_D[mine_D])
+            row_T = np.insert(split_T.astype(self._worker.dtype), ends_D, self._worker.tokenizer.eod_id)
+            self._put(split, row_T, lengths_D[mine_D] + 1)
             self._worker.losses.add(account, compress(texts_D, mine_D), split_T)
             account.bytes_in += int(sizes_D[mine_D].sum())
             account.characters += int(characters_D[mine_D].sum())
-
-    def _write(self, split: str, ids_T: np.ndarray, lengths_D: np.ndarray) -> None:
-        """Whole documents: the ids with an end of document after each."""
-        ends_D = np.cumsum(lengths_D + 1)
-        row_T = np.empty(len(ids_T) + len(lengths_D), self._worker.dtype)
-        inside_T = np.ones(len(row_T), bool)
-        inside_T[ends_D - 1] = False
-        row_T[inside_T] = ids_T
-        row_T[ends_D - 1] = self._worker.tokenizer.eod_id
-        self._put(split, row_T, lengths_D + 1)
 
     def _put(self, split: str, row_T: np.ndarray, lengths_D: np.ndarray = NONE) -> None:
         """Write ids with which documents of these lengths end."""
@@ -177,13 +154,12 @@ class _ChunkWriting:
         def encode(text: str) -> np.ndarray:
             return worker.encoder.encode([text.encode()])[0]
 
-        place = (document.file, document.line, document.size)
         for piece in document.pieces():
             characters += len(piece)
             digest.update(piece.encode("utf-8"))
             if worker.tokenizer.model.may_fail and piece.strip() and not len(encode(piece)):
-                return self._skip("no_tokens", *place)  # before any of it is written
-        split = VALIDATION if self._percent and is_validation(digest.digest(), self._percent) else TRAIN
+                return self._skip("no_tokens", document.place)  # before any of it is written
+        split = VALIDATION if is_validation(digest.digest(), self._percent) else TRAIN
         account, length = self._account.splits[split], 0
         for ids_T, proven in encode_long(document.pieces(), encode):
             self._put(split, ids_T.astype(worker.dtype))
@@ -191,17 +167,17 @@ class _ChunkWriting:
             length += len(ids_T)
             self._account.unproven += not proven
         if not length:
-            return self._skip("no_tokens", *place)
+            return self._skip("no_tokens", document.place)
         self._account.lines += 1
-        worker.losses.add(account, map(str.encode, document.pieces()), np.empty(0, np.uint32))
+        worker.losses.add(account, map(str.encode, document.pieces()), NONE)
         self._put(split, np.array([worker.tokenizer.eod_id], worker.dtype), np.array([length + 1]))
-        account.bytes_in += document.size
+        account.bytes_in += document.place.size
         account.characters += characters
 
-    def _skip(self, reason: str, file: int, line: int, size: int) -> None:
+    def _skip(self, reason: str, place: Place) -> None:
         count, taken, first = self._account.skipped.get(reason, (0, 0, []))
-        first = sorted([*first, (file, line)])[:EXAMPLES_KEPT]
-        self._account.skipped[reason] = (count + 1, taken + size, first)
+        first = sorted([*first, (place.file, place.line)])[:EXAMPLES_KEPT]
+        self._account.skipped[reason] = (count + 1, taken + place.size, first)
 
     def finish(self) -> ChunkAccount:
         """Close the files; the chunk's input, if it was spooled, is not needed any more once the parent has it."""

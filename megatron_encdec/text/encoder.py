@@ -41,7 +41,7 @@ class Encoder:
     """Encodes documents with the library `name`."""
 
     def __init__(self, tokenizer: Tokenizer, name: str):
-        self.name, self._tokenizer, self._process = name, tokenizer, psutil.Process()
+        self._tokenizer, self._process = tokenizer, psutil.Process()
         self._fast, self._full, self._uncompared = None, 0, COMPARE_EVERY
         if name == GIGATOKEN:
             self._start()
@@ -54,12 +54,14 @@ class Encoder:
     def encode(self, texts_D: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """(ids_T, lengths_D) of documents given as UTF-8: nothing before or after the ids of each."""
         if self._fast is None:
-            return _join(self._slow(texts_D))
-        if self._process.memory_info().rss > self._full:
-            self._start()
-        ids_D = list(map(self._fast.encode, texts_D))
-        self._compare(texts_D, ids_D)
-        return _join(ids_D)
+            ids_D = self._slow(texts_D)
+        else:
+            if self._process.memory_info().rss > self._full:
+                self._start()
+            ids_D = list(map(self._fast.encode, texts_D))
+            self._compare(texts_D, ids_D)
+        lengths_D = np.fromiter(map(len, ids_D), np.int64, len(ids_D))
+        return (np.concatenate(ids_D) if ids_D else np.empty(0, np.uint32)), lengths_D
 
     def _slow(self, texts_D: list[bytes]) -> list[np.ndarray]:
         ids_D, batch, size = [], [], 0
@@ -84,11 +86,6 @@ class Encoder:
             if self._tokenizer.encode(text) != ids_D[place].tolist():
                 raise UserError(f"gigatoken and the tokenizer disagree on a document that starts {text[:60]!r}; run "
                                 f"again with --encoder {TOKENIZERS}")
-
-
-def _join(ids_D: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    lengths_D = np.fromiter(map(len, ids_D), np.int64, len(ids_D))
-    return (np.concatenate(ids_D) if ids_D else np.empty(0, np.uint32)), lengths_D
 
 
 def choose_encoder(tokenizer: Tokenizer, sample: list[str], wanted: str | None = None) -> tuple[EncoderRecord, str]:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 import numpy as np
 
@@ -38,12 +38,10 @@ SYNC_BYTES = 128 << 20  # of .bin written before they are brought to disk in the
 
 
 def bin_path(prefix: str | Path) -> Path:
-    """`PREFIX.bin`."""
     return Path(f"{prefix}.bin")
 
 
 def idx_path(prefix: str | Path) -> Path:
-    """`PREFIX.idx`."""
     return Path(f"{prefix}.idx")
 
 
@@ -95,25 +93,17 @@ class ShardHashes:
             self._digest, self._size = hashlib.sha256(), 0
 
 
-class IndexedWriter:
+class IndexedWriter(contextlib.ExitStack):
     """Writes NAME.bin and NAME.idx in `folder`, with NAME.lengths for a while. A context manager; what stands in the
     folder stays there, for a later writer to `take_back`; `cut` drops the rest. Raises `UserError` if the place cannot
     be written."""
 
     def __init__(self, folder: str | Path, name: str, dtype: np.dtype):
+        super().__init__()
         self.prefix, self.dtype = Path(folder, name), np.dtype(dtype)
-        self.documents = self.tokens = 0
-        self._hashes = ShardHashes()
-        self._files = contextlib.ExitStack()
+        self.documents, self.tokens, self._hashes = 0, 0, ShardHashes()
         self._bin, self._lengths = self._open("bin"), self._open("lengths")
-        self._syncing = self._files.enter_context(ThreadPoolExecutor(1))
-        self._synced, self._sync = 0, None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._files.close()
+        self._syncing, self._synced, self._sync = self.enter_context(ThreadPoolExecutor(1)), 0, None
 
     @property
     def bin_bytes(self) -> int:
@@ -232,7 +222,7 @@ class IndexedWriter:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise UserError(f"{path}: cannot write the output: {error.strerror}") from None
-        return self._files.enter_context(open(descriptor, "r+b"))
+        return self.enter_context(open(descriptor, "r+b"))
 
 
 @dataclass(frozen=True)
@@ -250,25 +240,20 @@ def read_header(prefix: str | Path) -> IndexHeader:
     naming the file if it is missing, foreign, or of another size than its counts ask."""
     path = idx_path(prefix)
     try:
-        found = path.stat().st_size
         with open(path, "rb") as file:
             head = file.read(HEADER.size)
             if len(head) < HEADER.size:
-                raise size_error(path, HEADER.size, found)
+                check_size(path, HEADER.size)
             magic, version, code, sequences, documents = HEADER.unpack(head)
             if magic != MAGIC or version != 1 or code not in DTYPES:
                 raise IntegrityError(f"{path}: not a Megatron index (magic {magic!r}, version {version}, "
                                      f"dtype code {code})")
             dtype = np.dtype(DTYPES[code])
-            expected = HEADER.size + 12 * sequences + 8 * documents
-            if found != expected:
-                raise size_error(path, expected, found)
+            check_size(path, HEADER.size + 12 * sequences + 8 * documents)
             bin_bytes = 0
             if sequences:
-                file.seek(HEADER.size + 4 * (sequences - 1))
-                (length,) = struct.unpack("<i", file.read(4))
-                file.seek(HEADER.size + 4 * sequences + 8 * (sequences - 1))
-                (pointer,) = struct.unpack("<q", file.read(8))
+                (length,) = struct.unpack("<i", os.pread(file.fileno(), 4, HEADER.size + 4 * (sequences - 1)))
+                (pointer,) = struct.unpack("<q", os.pread(file.fileno(), 8, HEADER.size + 12 * sequences - 8))
                 bin_bytes = pointer + length * dtype.itemsize
             return IndexHeader(dtype, sequences, documents - 1, bin_bytes)
     except FileNotFoundError:
@@ -277,8 +262,10 @@ def read_header(prefix: str | Path) -> IndexHeader:
         raise UserError(f"{path}: cannot read the index: {error.strerror}") from None
 
 
-def size_error(path: Path, expected: int, found: int) -> IntegrityError:
-    """The error for a file that is shorter or longer than it has to be."""
-    what = "truncated" if found < expected else "has bytes appended"
-    return IntegrityError(f"{path}: {what}: expected {expected:,} bytes, found {found:,}; copy it again, or run "
-                          "preprocess again")
+def check_size(path: Path, expected: int, hint: str = "") -> None:
+    """Raises `IntegrityError` where the file is shorter or longer than it has to be."""
+    found = path.stat().st_size
+    if found != expected:
+        what = "truncated" if found < expected else "has bytes appended"
+        raise IntegrityError(f"{path}: {what}: expected {expected:,} bytes, found {found:,}; copy it again, or run "
+                             f"preprocess again{hint}")

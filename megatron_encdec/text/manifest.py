@@ -1,8 +1,7 @@
 """`PREFIX.manifest.json`: what went into the data, what came out, and how to recognise it.
 
-    1. `describe(...)`          what a writer wrote -> `Manifest`
-    2. `write`, `read`          to and from JSON
-    3. `check_files(prefix)`    do `.bin`, `.idx` and manifest belong together? In milliseconds at any size
+    1. `describe(...)`          what a writer wrote -> `Manifest`; `write` and `read` it
+    2. `check_files(prefix)`    do `.bin`, `.idx` and manifest belong together? In milliseconds at any size
 
 A shard is a piece of `.bin` of a fixed size, with a hash of its own. The data's fingerprint is the hash of the list of
 these hashes, with the index's hash at the end: merged or copied shards keep their hashes, and any changed byte changes
@@ -18,13 +17,15 @@ from pathlib import Path
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.platform.schema import build, to_dict
 from megatron_encdec.rundir.files import refuse_pointer, write_json_atomic
-from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, bin_path, idx_path, read_header, size_error
+from megatron_encdec.text.indexed import SHARD_SIZE, IndexedFiles, bin_path, check_size, idx_path, read_header
 
 TRAIN, VALIDATION = "train", "validation"
 # What a tokenizer may not be able to keep of a text: counted, so that nothing is missing without a number.
 LOSSES = {"special_tokens_in_text": "special tokens spelt out in the text, which this tokenizer cannot keep as text",
           "unknown_tokens": "unknown tokens stand for text that this tokenizer does not know",
           "dropped_characters": "characters that this tokenizer does not know are left out (it has no unknown token)"}
+SUMMED = ("bytes_in", "characters", *LOSSES)  # over chunks, and over merged outputs
+EXAMPLES_KEPT = 3  # of documents skipped for one reason
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Skipped:
 
     count: int
     examples: tuple[str, ...]
+
+    def __add__(self, more: "Skipped") -> "Skipped":
+        return Skipped(self.count + more.count, (*self.examples, *more.examples)[:EXAMPLES_KEPT])
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,6 @@ class Manifest:
 
 
 def manifest_path(prefix: str | Path) -> Path:
-    """`PREFIX.manifest.json`."""
     return Path(f"{prefix}.manifest.json")
 
 
@@ -129,7 +132,6 @@ def describe(files: IndexedFiles, **facts) -> Manifest:
 
 
 def write(path: Path, manifest: Manifest) -> None:
-    """Write `manifest` to `path`, whole or not at all."""
     write_json_atomic(path, to_dict(manifest))
 
 
@@ -160,20 +162,14 @@ def check_files(prefix: str | Path) -> Manifest | None:
     None where there is none (data of another tool). Reads a few bytes: altered content of the right size is not seen.
     Raises `IntegrityError` naming the file that is missing, truncated or appended to, with expected and found bytes."""
     manifest = read(prefix) if manifest_path(prefix).exists() else None
-    wanted = (manifest.bin_bytes, manifest.idx_bytes) if manifest else (None, None)
-    for path, size in zip((bin_path(prefix), idx_path(prefix)), wanted, strict=True):
-        if not path.is_file():
-            raise IntegrityError(f"{path}: missing; write it with preprocess --output {prefix}")
-        refuse_pointer(path)
-        if size not in (None, path.stat().st_size):
-            raise size_error(path, size, path.stat().st_size)
-    header, found = read_header(prefix), bin_path(prefix).stat().st_size
-    if header.bin_bytes != found:
-        if manifest is None:
-            raise size_error(bin_path(prefix), header.bin_bytes, found)
-        raise IntegrityError(f"{idx_path(prefix)}: altered: its last document ends at byte {header.bin_bytes:,} of "
-                             f"{found:,}; copy it again, or run preprocess again")
-    if manifest:
+    check_sizes(prefix, manifest)
+    header = read_header(prefix)
+    if manifest is None:
+        check_size(bin_path(prefix), header.bin_bytes)
+    else:
+        if header.bin_bytes != manifest.bin_bytes:
+            raise IntegrityError(f"{idx_path(prefix)}: altered: its last document ends at byte {header.bin_bytes:,} of "
+                                 f"{manifest.bin_bytes:,}; copy it again, or run preprocess again")
         tokens = header.bin_bytes // header.dtype.itemsize
         for what, expected, found in (("documents", manifest.documents, header.documents),
                                       ("sequences", manifest.documents, header.sequences),
@@ -183,3 +179,14 @@ def check_files(prefix: str | Path) -> Manifest | None:
                 raise IntegrityError(f"{idx_path(prefix)}: has {found} {what}, {manifest_path(prefix)} says "
                                      f"{expected}: they are of different runs; run preprocess again")
     return manifest
+
+
+def check_sizes(prefix: str | Path, manifest: Manifest | None, hint: str = "") -> None:
+    """Raises `IntegrityError` where `.bin` or `.idx` is missing, or has not the size that `manifest` says."""
+    for path, size in ((bin_path(prefix), manifest and manifest.bin_bytes),
+                       (idx_path(prefix), manifest and manifest.idx_bytes)):
+        if not path.is_file():
+            raise IntegrityError(f"{path}: missing; copy it again, or write it with preprocess --output {prefix}")
+        refuse_pointer(path)
+        if manifest:
+            check_size(path, size, hint)

@@ -16,9 +16,8 @@ from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text import manifest as manifests
-from megatron_encdec.text.account import SUMMED, add_skipped
 from megatron_encdec.text.indexed import IndexedWriter
-from megatron_encdec.text.manifest import TRAIN, Manifest, Settings, Skipped, split_prefixes
+from megatron_encdec.text.manifest import SUMMED, TRAIN, Manifest, Settings, Skipped, split_prefixes
 from megatron_encdec.text.partial import PartialRun
 
 
@@ -53,19 +52,19 @@ def merge(prefixes: Sequence[str | Path], output_prefix: str | Path) -> Manifest
 
 
 def _read(prefixes: list[str]) -> list[Manifest]:
-    parts = []
+    parts: list[Manifest] = []
     for prefix in prefixes:
         part = manifests.check_files(prefix)
         if part is None:
             raise UserError(f"{prefix}: has no manifest, so it cannot be merged; write it with preprocess")
+        parts.append(part)
         for what in ("tokenizer.fingerprint", "tokenizer.eod_id", "dtype", "shard_bytes"):
-            mine, others = (attrgetter(what)(one) for one in (part, parts[0] if parts else part))
+            mine, others = map(attrgetter(what), (part, parts[0]))
             if mine != others:
                 raise UserError(f"{prefix}: {what} is {mine}, of {prefixes[0]} it is {others}; preprocess both alike")
-        if parts and _of_all(part) != _of_all(parts[0]):
+        if _of_all(part) != _of_all(parts[0]):
             raise UserError(f"{prefix}: its settings {_of_all(part)} are not those of {prefixes[0]}, "
                             f"{_of_all(parts[0])}; preprocess both alike")
-        parts.append(part)
     _check_shares(prefixes, parts)
     return parts
 
@@ -101,7 +100,7 @@ def _write(folder: Path, split: str, parts: list[Manifest], prefixes: list[str])
     skipped: dict[str, Skipped] = {}
     for part in parts:
         for reason, record in part.skipped.items():
-            skipped[reason] = add_skipped(skipped.get(reason), record)
+            skipped[reason] = skipped.get(reason, Skipped(0, ())) + record
     return manifests.describe(
         files, skipped=dict(sorted(skipped.items())), tokenizer=parts[0].tokenizer, settings=_of_all(parts[0]),
         inputs=inputs, encoder=parts[0].encoder if len(encoders) == 1 else None,

@@ -9,12 +9,13 @@
 
     1. `PartialRun(prefix, plan)`      locks the folder; `resumed` says whether it holds this very plan
     2. `finished_chunks()`             the journal, without a last line that a crash cut short
-    3. `check()`, `record(account)`    whether the lock is still ours, before ids are appended; a line more
+    3. `check()`, `record(...)`        whether the lock is still ours, before ids are appended; a line more
     4. `publish(prefixes, written)`    finished files get their names, manifests last; `left_to_publish` after a crash
     5. `remove()`                      at the end; `remove_left(prefix, plan)` where a run was killed just before that
 
-A chunk is recorded after its ids are appended, so after the recorded ones the files may hold more, never less:
-after kill -9 the rest is cut off. After a power failure they may hold anything; the hashes tell. Each step of `publish`
+`Tally` makes a journal's line of a worker's account, and sums the lines: nothing is lost between input and manifest. A
+chunk is recorded after its ids are appended, so after the recorded ones the files may hold more, never less: after
+kill -9 the rest is cut off. After a power failure they may hold anything; the hashes tell. Each step of `publish`
 leaves what an earlier attempt has done as it is, so that the same call finishes it. Never does a manifest stand beside
 files of another run, nor an old validation split beside new training data.
 """
@@ -23,7 +24,8 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 from typing import Self
@@ -35,8 +37,9 @@ from megatron_encdec.rundir.lineage import differences
 from megatron_encdec.rundir.lock import NAME as LOCK
 from megatron_encdec.rundir.lock import FolderLock
 from megatron_encdec.text import manifest as manifests
+from megatron_encdec.text.chunks import Chunk, ChunkAccount
 from megatron_encdec.text.indexed import bin_path, idx_path
-from megatron_encdec.text.manifest import Manifest
+from megatron_encdec.text.manifest import SUMMED, TRAIN, Manifest, Skipped
 
 SHOWN = 3  # differences of two plans
 
@@ -179,3 +182,59 @@ def remove_left(prefix: str | Path, plan: dict) -> None:
     if left.read_plan() == left.plan:
         with contextlib.suppress(UserError), left:
             left.remove()
+
+
+class Tally:
+    """Sums over finished chunks: `chunks`, `consumed` (bytes on disk), `bytes_in` (decompressed), `unproven`. With
+    `on_error` "stop" the first document that cannot be used ends the run."""
+
+    def __init__(self, splits: Iterable[str], on_error: str = "count"):
+        self.chunks = self.consumed = self.bytes_in = self.unproven = 0
+        self._line = 0  # of the file under way, where the next chunk begins
+        self._stop = on_error == "stop"
+        self._splits = {split: dict.fromkeys(SUMMED, 0) for split in splits}
+        self._skipped: dict[str, Skipped] = {}
+
+    def named(self, account: ChunkAccount, chunk: Chunk) -> dict:
+        """`account` as plain data, its examples as "file:line"; `line` is where the next chunk's lines begin."""
+        base = 0 if chunk.first else self._line
+
+        def place(file: int, line: int) -> str:
+            return f"{chunk.names[file]}:{line + (0 if chunk.kind == 'texts' else base)}"
+
+        record = asdict(account) | {"line": base + account.lines}
+        del record["lengths"]
+        record["skipped"] = {reason: (count, size, [place(*where) for where in first])
+                             for reason, (count, size, first) in account.skipped.items()}
+        if account.skipped:
+            where, reason = min((first[0], reason) for reason, (_, _, first) in account.skipped.items())
+            record["first_skipped"] = f"{place(*where)}: {reason}"
+        return record
+
+    def add(self, record: dict) -> None:
+        """Count a chunk. Raises `UserError` at the first skipped document where that is wanted."""
+        if self._stop and record["skipped"]:
+            raise UserError(f"{record['first_skipped']}: this document cannot be used; mend it, or leave out "
+                            "--on-error stop to count such documents and go on")
+        self.chunks += 1
+        self.consumed += record["consumed"]
+        self.unproven += record["unproven"]
+        self._line = record["line"]
+        for split, sums in self._splits.items():
+            for key in sums:
+                sums[key] += record["splits"][split][key]
+            self.bytes_in += record["splits"][split]["bytes_in"]
+        for reason, (count, size, examples) in record["skipped"].items():
+            self._skipped[reason] = self._skipped.get(reason, Skipped(0, ())) + Skipped(count, tuple(examples))
+            self._splits[TRAIN]["bytes_in"] += size
+            self.bytes_in += size
+
+    def skipped(self) -> dict[str, Skipped]:
+        """By reason, sorted."""
+        return dict(sorted(self._skipped.items()))
+
+    def facts(self, split: str) -> dict:
+        """What a manifest says of the documents of `split`; skipped ones are counted with the train split."""
+        train = split == TRAIN
+        return {**self._splits[split], "skipped": self.skipped() if train else {},
+                "unproven_cuts": self.unproven if train else 0}

@@ -2,16 +2,18 @@
 
     1. list the inputs; load the tokenizer, or train it on them first
     2. if the output is complete for the same inputs, tokenizer and settings: say so, done
-    3. cut the input into chunks (`text/chunks.py`); workers encode them (`text/encode.py`)
+    3. choose the encoder on a sample of the text; cut the input into chunks (`text/chunks.py`), which workers encode
     4. append their ids in input order, a journal line each (`text/partial.py`): a killed run goes on after the last one
     5. finish the files, write the manifests last
 """
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from megatron_encdec.platform.children import Pool, available_cores
@@ -19,16 +21,22 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.progress import Progress, short_count
 from megatron_encdec.platform.schema import to_dict
 from megatron_encdec.text import manifest as manifests
-from megatron_encdec.text.account import ChunkAccount, Tally
-from megatron_encdec.text.chunks import CHUNK_BYTES, Chunk, chunks, share_of, slots
-from megatron_encdec.text.corpus import REASONS, keys_there, kind_of, list_files
-from megatron_encdec.text.encode import EncodeSettings, ids_path, remove_parts
+from megatron_encdec.text.chunks import CHUNK_BYTES, Chunk, ChunkAccount, chunks, share_of, slots
+from megatron_encdec.text.corpus import BYTE_ORDER_MARK, REASONS, hub_rows, keys_there, kind_of, parse_line
+from megatron_encdec.text.documents import LongDocument, read_chunk
+from megatron_encdec.text.encode import ids_path, remove_parts
 from megatron_encdec.text.encoder import choose_encoder
 from megatron_encdec.text.indexed import IndexedWriter, bin_path, token_dtype
+from megatron_encdec.text.inputs import list_files
 from megatron_encdec.text.manifest import TRAIN, VALIDATION, EncoderRecord, InputFile, Manifest
-from megatron_encdec.text.partial import PartialRun, remove_left
-from megatron_encdec.text.sample import ensure_tokenizer, sample_texts
-from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer
+from megatron_encdec.text.parquet import iter_rows
+from megatron_encdec.text.partial import PartialRun, Tally, remove_left
+from megatron_encdec.text.streams import open_stream, reading
+from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer, train_tokenizer
+from megatron_encdec.text.tokenizer_models import find_model_file
+
+PLACES, BYTES_A_PLACE, DOCUMENTS_A_PLACE = 16, 64 << 10, 64  # of the sample that encoders are compared on
+TRAINING_BYTES = 2 << 30  # of text for a tokenizer: a vocabulary does not change with more
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
     if found := run.finished_before():
         remove_left(output_prefix, run.plan)
         _say(progress, f"{output_prefix}: complete already for these inputs and settings; nothing to do")
-        return run.renew_tokenizer_records(found)
+        return found
     run.refuse_other_share()
     _tell_what_is_replaced(run, progress)
     goes_on = f"the same command continues from {output_prefix}.partial"
@@ -90,8 +98,7 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
 class _Run:
     """What determines the output, where it goes, and how it is recognised as done and made visible."""
 
-    def __init__(self, files: list[InputFile], tokenizer: Tokenizer, settings: PreprocessSettings,
-                 prefix: str | Path):
+    def __init__(self, files: list[InputFile], tokenizer: Tokenizer, settings: PreprocessSettings, prefix: str | Path):
         self.files, self.tokenizer, self.settings = files, tokenizer, settings
         self.dtype, self.total_bytes = token_dtype(tokenizer.vocabulary_size), sum(file.size for file in files)
         self.prefixes = manifests.split_prefixes(prefix, settings.validation_percent)
@@ -105,8 +112,10 @@ class _Run:
                      "tokenizer": self.tokenizer.fingerprint, "dtype": self.dtype.name,
                      "settings": to_dict(self._settings[TRAIN])}
 
-    def finished_before(self) -> dict[str, Manifest] | None:
-        """The manifests of a complete output of the same run, if it is there already."""
+    def finished_before(self) -> Manifest | None:
+        """The manifest of a complete output of the same run, if it is there already. Its tokenizer is recorded anew
+        where it has another mask now, or a token more, or (in data of earlier versions) is known by its file's bytes
+        and not by what it does."""
         try:
             found = {split: manifests.check_files(prefix) for split, prefix in self.prefixes.items()}
         except UserError:
@@ -118,7 +127,11 @@ class _Run:
                 return None
             if self.settings.on_error == "stop" and there.skipped:
                 return None  # counted then; now to be stopped at
-        return found
+        for split, there in found.items():
+            if there.tokenizer != self._record:
+                found[split] = replace(there, tokenizer=self._record)
+                manifests.write(manifests.manifest_path(self.prefixes[split]), found[split])
+        return found[TRAIN]
 
     def refuse_other_share(self) -> None:
         """Raises `UserError` where another part of `--shard` has its finished output under this very name."""
@@ -132,15 +145,6 @@ class _Run:
                 raise UserError(f"--output {self.prefixes[TRAIN]}: {path} is of --shard {there}, which --shard {ours} "
                                 f"would replace; give each part an output of its own, such as {self.prefixes[TRAIN]}-"
                                 f"{ours.partition('/')[0]}, then --merge them")
-
-    def renew_tokenizer_records(self, found: dict[str, Manifest]) -> Manifest:
-        """The manifest of a finished output, its tokenizer recorded as it is now: with another mask, or a token more,
-        or (in data of earlier versions) by what it does where its file's bytes were recorded."""
-        for split, there in found.items():
-            if there.tokenizer != self._record:
-                found[split] = replace(there, tokenizer=self._record)
-                manifests.write(manifests.manifest_path(self.prefixes[split]), found[split])
-        return found[TRAIN]
 
     def publish(self, output: "_Output", encoder: EncoderRecord) -> Manifest:
         """Refuse empty outputs; bring all to disk; then, and only then, replace what was there before."""
@@ -184,9 +188,9 @@ def _make(run: _Run, tokenizer_path: str, progress: bool) -> Manifest:
             return written[TRAIN]
         encoder, why = choose_encoder(run.tokenizer, sample_texts(run.files, settings.text_key), settings.encoder)
         _say(progress, f"encoding with {encoder.name} {encoder.version}: {why}")
-        pool.begin("megatron_encdec.text.encode:Worker", (EncodeSettings(
+        pool.begin("megatron_encdec.text.encode:Worker", (
             tokenizer_path, settings.mask_token, settings.eod_token, encoder.name, settings.text_key,
-            settings.validation_percent, str(partial.folder)),))
+            settings.validation_percent, str(partial.folder)))
         writers = {split: stack.enter_context(IndexedWriter(partial.folder, split, run.dtype))
                    for split in run.prefixes}
         output = _Output(partial, writers, Tally(run.prefixes, settings.on_error))
@@ -292,6 +296,92 @@ def _tell_what_is_replaced(run: _Run, show: bool) -> None:
     stale = manifests.manifest_path(f"{prefix}.{VALIDATION}")
     if VALIDATION not in run.prefixes and stale.exists():
         print(f"note: {stale} is of an earlier run; its documents are now in {prefix} too", file=sys.stderr)
+
+
+def sample_texts(files: list[InputFile], text_key: str) -> list[str]:
+    """Readable texts from up to `PLACES` places, spread over the files and over a large file's length. At most
+    `BYTES_A_PLACE` of each, whatever the length of a document; where the input is small, all of it."""
+    total = sum(file.size for file in files)
+    texts: list[str] = []
+    for file in files[:: -(-len(files) // PLACES)]:
+        places = max(1, PLACES * file.size // max(total, 1)) if len(files) < PLACES else 1
+        if kind_of(file.path) != "lines":
+            texts += _head(file.path, text_key)
+            continue
+        for position in (place * file.size // places for place in range(places)):
+            texts += _texts_of(_read_at(file.path, position), position == 0, text_key)
+    return texts
+
+
+def _head(path: str, text_key: str) -> list[str]:
+    kind = kind_of(path)
+    if kind == "stream":
+        with open_stream(path) as stream:
+            return _texts_of(stream.read(BYTES_A_PLACE), True, text_key)
+    if kind == "text":
+        return [_read_at(path, 0).removeprefix(BYTE_ORDER_MARK).decode("utf-8", "ignore")]
+    if kind == "rows":
+        texts = (bytes((data or b"")[:BYTES_A_PLACE]).decode("utf-8", "ignore") for data in iter_rows(path, text_key))
+    else:
+        texts = (parse_line(line, text_key)[0] or "" for line in hub_rows(path, text_key))
+    found, size = [], 0
+    for text in islice(texts, DOCUMENTS_A_PLACE):
+        found.append(text[: BYTES_A_PLACE - size])
+        size += len(text)
+        if size >= BYTES_A_PLACE:
+            break
+    return found
+
+
+def _read_at(path: str, position: int) -> bytes:
+    with reading(path), open(path, "rb") as file:
+        file.seek(position)
+        return file.read(BYTES_A_PLACE)
+
+
+def _texts_of(block: bytes, first: bool, text_key: str) -> list[str]:
+    """The texts of a block's whole lines; of a line that is longer than a block, the JSON itself."""
+    lines = block.split(b"\n")
+    cut = [lines[-1]] if len(block) == BYTES_A_PLACE else []
+    whole = lines[0 if first else 1 : len(lines) - len(cut)]
+    parsed = (parse_line(line, text_key)[0] for line in whole[:DOCUMENTS_A_PLACE])
+    return [text for text in parsed if text is not None] + [
+        line.decode("utf-8", "ignore") for line in cut if len(line) > BYTES_A_PLACE // 2]
+
+
+def ensure_tokenizer(files: list[InputFile], path: str | Path, text_key: str, vocabulary_size: int,
+                     show: bool) -> None:
+    """Train the tokenizer at `path` unless one is there: on all documents, of a large input on every n-th."""
+    path = Path(path)
+    if find_model_file(path):
+        _say(show, f"{path}: this tokenizer is there already and is used as it is")
+        return
+    if path.suffix in (".json", ".model"):
+        raise UserError(f"{path}: no such file; a tokenizer is trained into a directory: give its name")
+    total = sum(file.size for file in files)
+    every = max(1, round(total / TRAINING_BYTES))
+    with Progress("train tokenizer", total, show) as progress:
+        texts = islice(_all_texts(files, text_key, progress), 0, None, every)
+        tokenizer = train_tokenizer(texts, vocabulary_size, path)
+    few = (f" (the text holds no more; {vocabulary_size} were asked for)"
+           if tokenizer.vocabulary_size < vocabulary_size else "")
+    which = f", on one document in {every}" if every > 1 else ""
+    _say(show, f"{path}: trained a byte-level BPE of {tokenizer.vocabulary_size} entries{few}{which}")
+
+
+def _all_texts(files: list[InputFile], text_key: str, progress: Progress) -> Iterator[str]:
+    read = 0
+    with tempfile.TemporaryDirectory() as spool:
+        for chunk in chunks(slots(files, text_key), Path(spool), text_key):
+            for part in read_chunk(chunk, text_key):
+                if isinstance(part, LongDocument):
+                    yield "".join(part.pieces())
+                else:
+                    yield from map(bytes.decode, part.texts_D)
+            read += chunk.consumed
+            progress.update(read, f"{read / 1e6 / progress.elapsed():.1f} MB/s read")
+            if chunk.spooled:
+                Path(chunk.paths[0]).unlink()
 
 
 def _say(show: bool, message: str) -> None:

@@ -21,17 +21,31 @@ from typing import BinaryIO
 from megatron_encdec.platform.errors import IntegrityError, UserError
 
 PIECE = 1 << 20  # bytes read at once from a stream
+PACKERS = {".gz": "gzip", ".zst": "zstd"}
 TOO_LONG = "Frame requires too much memory"
 CUT_OFF = ("Truncated compressed stream", "end-of-stream marker", "premature end", "unexpected end")
 NO_DATA = ("Unknown frame descriptor", "Not a gzipped file", "unsupported format", "unknown header")
 
 
+def packer_of(path: str) -> str | None:
+    """The program that packs and unpacks such a file, `gzip` or `zstd`; None where the name says it is not packed."""
+    return next((tool for suffix, tool in PACKERS.items() if path.lower().endswith(suffix)), None)
+
+
+def piped(path: str, command: str | None = None) -> str:
+    """For messages: the shell's command that sends a file of lines through `command`, and packs it again."""
+    name, tool = shlex.quote(path), packer_of(path)
+    if not tool:
+        return f"{command} < {name} > NEW.jsonl"
+    return " | ".join(filter(None, (f"{tool} -dc {name}", command, tool))) + f" > NEW.jsonl.{path.rpartition('.')[2]}"
+
+
 class Stream:
-    """Decompressed bytes of a `.gz` or `.zst` file: `read(count)`; `consumed` counts bytes taken on disk."""
+    """Decompressed bytes of a `.gz` or `.zst` file; `consumed` counts bytes taken on disk."""
 
     def __init__(self, raw: BinaryIO, path: str):
         self._raw, self._path, self._lines, self._given = raw, path, 0, 0
-        if path.lower().endswith(".gz"):
+        if packer_of(path) == "gzip":
             self._source = gzip.GzipFile(fileobj=raw)
         else:
             import pyarrow  # comes with datasets
@@ -74,10 +88,8 @@ class Stream:
             return UserError(f"{self._path}: was compressed with a dictionary (zstd -D), without which it cannot be "
                              f"read ({said}); decompress it where the dictionary is")
         if self._given and any(words in said for words in NO_DATA):
-            tool = "gzip" if self._path.lower().endswith(".gz") else "zstd"
-            name, new = shlex.quote(self._path), f"NEW.jsonl{self._path[self._path.rindex('.'):]}"
-            return IntegrityError(f"{self._path}: {where} something follows that {tool} did not write ({said}); copy "
-                                  f"it again, or leave that out: {tool} -dc {name} | {tool} > {new}")
+            return IntegrityError(f"{self._path}: {where} something follows that {packer_of(self._path)} did not write "
+                                  f"({said}); copy it again, or leave that out: {piped(self._path)}")
         return IntegrityError(f"{self._path}: damaged {where} ({said}); copy it again")
 
 

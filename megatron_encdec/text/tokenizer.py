@@ -1,9 +1,8 @@
 """One face for Hugging Face `tokenizer.json` and SentencePiece `.model` files, with the special ids resolved.
 
-    1. `load_tokenizer(path, mask_token, eod_token)`   file or directory (`TokenizerConfig`) -> `Tokenizer`
-    2. special ids                                     the named token, else what the tokenizer says itself
-    3. `require_mask(tokenizer)`                       for objectives that cannot do without
-    4. `train_tokenizer(texts, size, directory)`       a byte-level BPE of one's own
+    1. `load_tokenizer(path, mask_token, eod_token)`   file or directory (`TokenizerConfig`) -> `Tokenizer`, with the
+                                                       named special tokens, else what the tokenizer says itself
+    2. `train_tokenizer(texts, size, directory)`       a byte-level BPE of one's own
 
 Text is only text here: a document that contains the characters `<|endoftext|>` is encoded as those
 characters, never as the special token, so that a corpus cannot end its own documents or mask itself.
@@ -112,6 +111,13 @@ class Tokenizer:
         """Names of the tokens that the vocabulary keeps free, by id."""
         return [token for token in map(self.token, self.special_ids) if RESERVED.fullmatch(token)]
 
+    def examples(self, near: str | None = None) -> str:
+        """For messages: up to five tokens to choose from, like `near`, else reserved, else special ones."""
+        special = list(map(self.token, self.special_ids))
+        names = difflib.get_close_matches(near, special, n=5, cutoff=0.6) if near else []
+        names = names or self.reserved_tokens() or special
+        return f" (there are {', '.join(names[:5])})" if names else ""
+
 
 def load_tokenizer(path: str | Path, mask_token: str | None = None, eod_token: str | None = None,
                    setting: str = IN_CONFIG) -> Tokenizer:
@@ -128,14 +134,20 @@ def load_tokenizer(path: str | Path, mask_token: str | None = None, eod_token: s
         which = "one of its special tokens" if tokenizer.special_ids else \
             "a token that no text needs (it has no special ones)"
         raise UserError(f"{path}: no end-of-document token found and none named; set {eod} to {which}"
-                        f"{_list_some(tokenizer)}")
+                        f"{tokenizer.examples()}")
     tokenizer.eod_id = eod_id
     if tokenizer.mask_id == eod_id:
         raise UserError(f"{path}: {tokenizer.token(eod_id)!r} is both the mask and the end of document; set "
-                        f"{mask} to another token{_list_some(tokenizer)}")
+                        f"{mask} to another token{tokenizer.examples()}")
     pad_id = _resolve(tokenizer, "pad_token", None, [own["pad_token"], *PAD_NAMES])
     tokenizer.pad_id = eod_id if pad_id is None else pad_id
-    _keep_unknown_apart(tokenizer, mask, eod)
+    # No mask or end of document that also stands for every unknown character in the middle of a text.
+    for what, key, id_ in (("the end of document", eod, eod_id), ("the mask", mask, tokenizer.mask_id)):
+        if id_ is not None and id_ == tokenizer.unknown_id:
+            if not tokenizer.model.forget_unknown():
+                raise UserError(f"{path}: {tokenizer.token(id_)!r} is {what} and the unknown token too, so unknown "
+                                f"text would become it; set {key} to another token{tokenizer.examples()}")
+            tokenizer.unknown_id = None
     named = {eod_id, tokenizer.mask_id, tokenizer.unknown_id}
     if tokenizer.token(tokenizer.pad_id) in (*PAD_NAMES, *tokenizer.model.added):
         named.add(tokenizer.pad_id)  # some tokenizers pad with an ordinary token, which texts need
@@ -144,21 +156,11 @@ def load_tokenizer(path: str | Path, mask_token: str | None = None, eod_token: s
     return tokenizer
 
 
-def _keep_unknown_apart(tokenizer: Tokenizer, mask: str, eod: str) -> None:
-    """No mask or end of document that also stands for every unknown character in the middle of a text."""
-    for what, setting, id_ in (("the end of document", eod, tokenizer.eod_id), ("the mask", mask, tokenizer.mask_id)):
-        if id_ is not None and id_ == tokenizer.unknown_id:
-            if not tokenizer.model.forget_unknown():
-                raise UserError(f"{tokenizer.path}: {tokenizer.token(id_)!r} is {what} and the unknown token too, so "
-                                f"unknown text would become it; set {setting} to another token{_list_some(tokenizer)}")
-            tokenizer.unknown_id = None
-
-
 def require_mask(tokenizer: Tokenizer) -> int:
     """The mask's id; raises a `UserError` that says what to set when there is none."""
     if tokenizer.mask_id is None:
         raise UserError(f"no mask token in {tokenizer.path} and none named; set tokenizer.mask_token to a "
-                        f"reserved token{_list_some(tokenizer)}")
+                        f"reserved token{tokenizer.examples()}")
     return tokenizer.mask_id
 
 
@@ -166,16 +168,8 @@ def _resolve(tokenizer: Tokenizer, setting: str, named: str | None, known: Itera
     if named is None:
         return next((tokenizer.id(name) for name in known if name and tokenizer.id(name) is not None), None)
     if (id_ := tokenizer.id(named)) is None:
-        raise UserError(f"{setting}: {tokenizer.path} has no token {named!r}{_list_some(tokenizer, named)}")
+        raise UserError(f"{setting}: {tokenizer.path} has no token {named!r}{tokenizer.examples(named)}")
     return id_
-
-
-def _list_some(tokenizer: Tokenizer, near: str | None = None) -> str:
-    """Up to five tokens to choose from: like `near`, else reserved, else special ones."""
-    special = [tokenizer.token(id_) for id_ in tokenizer.special_ids]
-    names = difflib.get_close_matches(near, special, n=5, cutoff=0.6) if near else []
-    names = names or tokenizer.reserved_tokens() or special
-    return f" (there are {', '.join(names[:5])})" if names else ""
 
 
 def train_tokenizer(texts: Iterator[str], vocabulary_size: int, output_dir: str | Path) -> Tokenizer:

@@ -34,13 +34,10 @@ _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")
 class HuggingFaceModel:
     """A `tokenizer.json`."""
 
-    def __init__(self, file: Path, content: bytes):
-        try:
-            self._content = orjson.loads(content)
-            self._named = Tokenizer.from_str(content.decode("utf-8"))
-        except Exception as error:  # noqa: BLE001  (the library raises nothing more precise)
-            raise UserError(f"{file}: {_what_json_it_is(file, content, error)}") from None
-        self._hidden, self._plain = frozenset(), self._named
+    def __init__(self, content: bytes):
+        self._content = orjson.loads(content)
+        self._named = self._plain = Tokenizer.from_str(content.decode("utf-8"))
+        self._hidden, self._added = frozenset(), self._content.get("added_tokens") or []
         model, added = self._content["model"], self._named.get_added_tokens_decoder()
         self._as_it_is = not model.get("dropout")
         self.vocabulary = self._named.get_vocab(with_added_tokens=True)  # name -> id
@@ -61,18 +58,27 @@ class HuggingFaceModel:
             self._named.no_padding()
             self._named.encode_special_tokens = True
             return
-        for token in content.get("added_tokens") or []:
+        for token in self._added:
             if token["content"] in names:
                 token |= {"content": names[token["content"]], "special": True, "normalized": False}
-        _hide_in_model(content["model"], names)
+        model, vocabulary = content["model"], content["model"]["vocab"]
+        if isinstance(vocabulary, dict):
+            model["vocab"] = {names.get(name, name): id_ for name, id_ in vocabulary.items()}
+        else:
+            model["vocab"] = [[names.get(name, name), score] for name, score in vocabulary]
+        if model.get("unk_token") in names:
+            model["unk_token"] = names[model["unk_token"]]
+        if "merges" in model:  # one that would make a hidden name goes
+            model["merges"] = [[left, right] for made, left, right in _merges(model)
+                               if not (made in names or left in names or right in names)]
         self._plain = Tokenizer.from_str(orjson.dumps(content).decode())
 
     def _merges_make_none_of(self, names: Collection[str]) -> bool:
         """Whether the library gives none of `names` for a text by itself, if special tokens are text to it."""
-        model, added = self._content["model"], self._content.get("added_tokens") or []
+        model = self._content["model"]
         if "merges" not in model or model.get("ignore_merges") or not self._as_it_is:
             return False
-        if any(token["content"] in names and not token.get("special") for token in added):
+        if any(token["content"] in names and not token.get("special") for token in self._added):
             return False
         return min(map(len, names), default=2) > 1 and not any(made in names for made, _, _ in _merges(model))
 
@@ -127,15 +133,12 @@ class HuggingFaceModel:
         """gigatoken's form of what encodes."""
         import gigatoken
 
-        content = self._content | {"added_tokens": self._ordinary()}
+        content = self._content | {"added_tokens": [token for token in self._added if not token.get("special")]}
         return gigatoken.Tokenizer.from_json(orjson.dumps(content).decode()).backend
 
     def ordinary_added(self) -> list[str]:
         """Names of the added tokens that a text may hold."""
-        return [token["content"] for token in self._ordinary()]
-
-    def _ordinary(self) -> list[dict]:
-        return [token for token in self._content.get("added_tokens") or [] if not token.get("special")]
+        return [token["content"] for token in self._added if not token.get("special")]
 
     def deciding(self) -> dict:
         """What decides a text's ids, the same for every way of writing it down. The library writes all defaults out;
@@ -150,20 +153,6 @@ class HuggingFaceModel:
         tokens = [token for token in content["added_tokens"] if not token["special"]]
         return _without_defaults({"normalizer": content["normalizer"], "pre_tokenizer": content["pre_tokenizer"],
                                   "model": model, "added_tokens": sorted(tokens, key=lambda token: token["id"])})
-
-
-def _hide_in_model(model: dict, names: dict[str, str]) -> None:
-    """Rename entries of a model's vocabulary; a merge that would make one of them goes."""
-    vocabulary = model["vocab"]
-    if isinstance(vocabulary, dict):
-        model["vocab"] = {names.get(name, name): id_ for name, id_ in vocabulary.items()}
-    else:
-        model["vocab"] = [[names.get(name, name), score] for name, score in vocabulary]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
-    if "merges" in model:
-        model["merges"] = [[left, right] for made, left, right in _merges(model)
-                           if not (made in names or left in names or right in names)]
 
 
 def _merges(model: dict) -> Iterator[tuple[str, str, str]]:
@@ -184,12 +173,11 @@ def _without_defaults(value):
 class SentencePieceModel:
     """A SentencePiece model file; the same face as `HuggingFaceModel`."""
 
-    def __init__(self, file: Path, content: bytes):
-        try:
-            self._named = SentencePieceProcessor(model_proto=content)
-        except Exception as error:  # noqa: BLE001  (as above)
-            raise UserError(f"{file}: {_what_file_it_is(file, content, error)}") from None
-        self._content, self._plain, model = content, self._named, self._named
+    may_fail = drops = False  # what the model does not know becomes the unknown token
+
+    def __init__(self, content: bytes):
+        self._content = content
+        self._named = self._plain = model = SentencePieceProcessor(model_proto=content)
         pieces = range(model.get_piece_size())
         self.vocabulary, self.added = {model.id_to_piece(i): i for i in pieces}, self.ordinary_added()
         self.special_ids = {i for i in pieces if model.is_control(i) or model.is_unknown(i) or model.is_unused(i)}
@@ -214,8 +202,6 @@ class SentencePieceModel:
 
     def decode(self, ids: list[int]) -> str:
         return self._named.decode(ids)
-
-    may_fail = drops = False  # what the model does not know becomes the unknown token
 
     def for_gigatoken(self):
         import gigatoken
@@ -263,7 +249,12 @@ def load_model(path: str | Path) -> TokenizerModel:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot read the tokenizer: {error.strerror}") from None
-    return (HuggingFaceModel if content.lstrip().startswith((b"{", b"[")) else SentencePieceModel)(file, content)
+    is_json = content.lstrip().startswith((b"{", b"["))
+    try:
+        return HuggingFaceModel(content) if is_json else SentencePieceModel(content)
+    except Exception as error:  # noqa: BLE001  (the libraries raise nothing more precise)
+        what = _what_json_it_is(file, content, error) if is_json else _what_file_it_is(file, content, error)
+        raise UserError(f"{file}: {what}") from None
 
 
 def find_model_file(path: str | Path) -> Path | None:

@@ -23,7 +23,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from megatron_encdec.engine.run_state import versions
+from megatron_encdec.engine.checkpoint import versions
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.code import code_hash
 from megatron_encdec.platform.device import device_type

@@ -3,7 +3,7 @@
 import argparse
 import time
 
-from megatron_encdec.engine.names import split_step
+from megatron_encdec.engine.integrity import split_step
 from megatron_encdec.platform.errors import UserError, add_stopped_code, choose_stopped_code, stopped_code
 from megatron_encdec.platform.launcher import (
     Nodes,
@@ -34,8 +34,8 @@ another run, or checkpoints that no file `latest` names, is refused.
 The value of a key that wants a string, such as a path, is taken as it stands; any other is YAML. A directory that is
 called RUN_DIR@STEP goes before step STEP of RUN_DIR, which is then RUN_DIR/@STEP.
 
-SIGTERM or SIGUSR1, to the command or to any rank, saves and ends with exit code 0 (or that of --stopped-exit-code);
-a second one ends at once.
+SIGTERM, SIGUSR1 or SIGUSR2, to the command or to any rank, saves and ends with exit code 0 (or that of
+--stopped-exit-code); a second one ends at once.
 What is done cannot change: a config with another past is refused, with what differs. What is still to come may.
 """
 
@@ -92,7 +92,7 @@ def _nodes(arguments: argparse.Namespace) -> Nodes | None:
         from megatron_encdec.platform import device
 
         device.choose(arguments.device)
-        return device.visible_gpus()
+        return len(device.visible_gpus())
 
     return read_nodes(arguments.nproc, arguments.nnodes, arguments.node_rank, arguments.master, gpus)
 
@@ -130,11 +130,13 @@ def _config(arguments: argparse.Namespace):
     device.choose(arguments.device)
     if arguments.until is not None and arguments.until < 1:
         raise UserError(f"--until {arguments.until}: a step number of 1 or more")
-    if arguments.time_limit is not None:
-        seconds_of(arguments.time_limit)
-    if arguments.profile is not None:
-        steps_of(arguments.profile)
-    return load_config(arguments.config, [*arguments.overrides, *_fork(arguments.fork)])
+    seconds_of(arguments.time_limit)
+    steps_of(arguments.profile)
+    overrides = list(arguments.overrides)
+    if arguments.fork is not None:
+        path, step = split_step(arguments.fork)
+        overrides += [f"run.from.path={path}", f"run.from.step={'' if step is None else step}", "run.from.state=all"]
+    return load_config(arguments.config, overrides)
 
 
 def _plan(arguments: argparse.Namespace, ranks: int, looks: bool):
@@ -147,14 +149,6 @@ def _plan(arguments: argparse.Namespace, ranks: int, looks: bool):
     if looks:
         check_origin(plan, arguments.fallback)
     return plan
-
-
-def _fork(run: str | None) -> list[str]:
-    """`--fork RUN_DIR[@STEP]` as overrides."""
-    if run is None:
-        return []
-    path, step = split_step(run)
-    return [f"run.from.path={path}", f"run.from.step={'' if step is None else step}", "run.from.state=all"]
 
 
 def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> int:
@@ -173,10 +167,10 @@ def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> 
         from megatron_encdec.training.stop import seconds_of
 
         config = plan.config
-        profile = steps_of(arguments.profile) if arguments.profile else range(0)
         if config.run.deterministic:
             device.use_deterministic_kernels()
-        limit = None if arguments.time_limit is None else seconds_of(arguments.time_limit)
+        options = Options(arguments.until, arguments.fallback, seconds_of(arguments.time_limit), began,
+                          steps_of(arguments.profile))
         topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline,
                                           config.run.hang_timeout + LONG, signals=signals)
-        return execute(plan, topology, Options(arguments.until, arguments.fallback, limit, began, profile), signals)
+        return execute(plan, topology, options, signals)

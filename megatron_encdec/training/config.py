@@ -15,7 +15,7 @@ from megatron_encdec.engine.config import (
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.precision import PrecisionSettings
-from megatron_encdec.objectives import Objective
+from megatron_encdec.objectives.base import Objective
 from megatron_encdec.platform import schema
 from megatron_encdec.text.tokenizer import TokenizerConfig
 
@@ -36,10 +36,8 @@ class Total:
 @dataclass(frozen=True)
 class From:
     """The checkpoint that a run begins with (step left out: the newest of the run at `path`).
-
     state: `all` continues that run's history, counters and data order in a directory of its own (a fork); `weights`
-    begins a new history from the weights alone: step 0, fresh optimizer, its own data (continued pretraining).
-    """
+    begins a new history from the weights alone: step 0, fresh optimizer, its own data (continued pretraining)."""
 
     path: str
     step: int | None = None
@@ -52,10 +50,8 @@ class From:
 @dataclass(frozen=True)
 class RunSettings:
     """Where the run lives, where it begins, the seed of its initial weights, its budget, what it does in trouble.
-
     on_nonfinite: a loss or gradient norm that is nan or infinite ends the run, or its step is skipped, at most
-    `max_skipped` times. hang_timeout: seconds without a sign of life from a rank that end the job.
-    """
+    `max_skipped` times. hang_timeout: seconds without a sign of life from a rank that end the job."""
 
     dir: str
     seed: int = 1234
@@ -73,7 +69,10 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class PhaseSettings:
-    """One phase: an objective for some of the run. Exactly one of steps, tokens, fraction gives its length."""
+    """One phase: an objective for some of the run. Exactly one of steps, tokens, fraction gives its length.
+
+    lr: the peak learning rate from here on, until a later phase gives another. schedule: of this phase alone.
+    """
 
     name: str
     objective: Objective
@@ -81,6 +80,7 @@ class PhaseSettings:
     tokens: int | None = None
     fraction: float | None = None
     optimizer_state: Literal["carry", "reset"] = "carry"
+    lr: float | None = None
     schedule: ScheduleSettings | None = None
 
     def __post_init__(self):
@@ -88,7 +88,7 @@ class PhaseSettings:
         if len(given) != 1:
             raise ValueError(f"steps: phase {self.name!r} gives {' and '.join(given) or 'no length'}; "
                              "give exactly one of steps, tokens, fraction")
-        schema.above(self, 0, *given)
+        schema.above(self, 0, *given, "lr")
         if self.fraction is not None and self.fraction > 1:
             raise ValueError(f"fraction: {self.fraction} is more than the whole run")
 

@@ -2,38 +2,34 @@
 
 from dataclasses import replace
 
-import yaml
-
 from megatron_encdec.data.samples import Samples
-from megatron_encdec.model.flops import training_flops, whole_pairs
-from megatron_encdec.platform import schema
+from megatron_encdec.model.config import training_flops, whole_pairs
 from megatron_encdec.platform.distributed import check_parallel_sizes
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config
 from megatron_encdec.training.origin import check_origin
 from megatron_encdec.training.plan import (
+    ASSUMED_VOCABULARY,
     check_kernels,
     check_topology,
     missing_inputs,
     resolve,
+    resolved_yaml,
     with_dtype,
 )
 from megatron_encdec.training.stretches import Stretch, lay_out, with_phase_steps
 
-_ASSUMED_VOCABULARY = 128_256  # the Llama 3 tokenizer's, which the presets were made for (arXiv 2507.00994)
-
 
 def describe(config: Config, ranks: int, fallback: bool = False) -> str:
-    """The resolved config, its phases in steps and tokens, estimates of parameters, compute and memory on `ranks`
-    ranks; then what is missing, and what this machine could not do. Raises `UserError` for what no machine could, and
-    where the run directory holds something else."""
+    """The resolved config, its phases, estimates of parameters, compute and memory on `ranks` ranks; what is missing or
+    not for this machine. Raises `UserError` for what no machine could do, and where run.dir holds another run."""
     check_topology(config, ranks)
     notes = [f"missing: {line}" for line in missing_inputs(config)]
     if notes:
         train, config = None, with_phase_steps(with_dtype(config), lay_out(config))
         if config.model.vocabulary_size is None:
-            config = replace(config, model=replace(config.model, vocabulary_size=_ASSUMED_VOCABULARY))
-            notes.append(f"model.vocabulary_size: {_ASSUMED_VOCABULARY:,} is assumed, the tokenizer will tell")
+            config = replace(config, model=replace(config.model, vocabulary_size=ASSUMED_VOCABULARY))
+            notes.append(f"model.vocabulary_size: {ASSUMED_VOCABULARY:,} is assumed, the tokenizer will tell")
     else:
         plan = resolve(config)
         check_origin(plan, fallback)
@@ -44,16 +40,14 @@ def describe(config: Config, ranks: int, fallback: bool = False) -> str:
     except UserError as error:
         notes.append(f"not on this machine: {error}")
     data_size = check_parallel_sizes(ranks, config.parallel.tensor, config.parallel.pipeline)
-    return "\n".join([yaml.safe_dump(schema.to_dict(config), sort_keys=False).rstrip(), "",
-                      *_phases(stretches := lay_out(config)), "",
+    return "\n".join([resolved_yaml(config), *_phases(stretches := lay_out(config)), "",
                       *_estimates(config, stretches, data_size, train), *(f"note         {note}" for note in notes)])
 
 
 def _phases(stretches: list[Stretch]) -> list[str]:
     lines = ["phase                  objective   steps                    tokens"]
     for stretch in stretches:
-        steps = f"{stretch.start + 1}..{stretch.end}"
-        tokens = stretch.steps * stretch.tokens_per_step
+        steps, tokens = f"{stretch.start + 1}..{stretch.end}", stretch.steps * stretch.tokens_per_step
         lines.append(f"{stretch.name:<22} {stretch.objective.name:<11} {steps:<18} {tokens:>12,}")
     return lines
 

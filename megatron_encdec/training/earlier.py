@@ -44,8 +44,7 @@ def in_todays_form(history: dict[str, Any], timeline: Timeline, tokenizer: Token
 def _objective(phase: dict[str, Any], timeline: Timeline, tokenizer: Tokenizer) -> dict[str, Any]:
     masking = phase["masking"] or {}
     if masking.get("tokenizer") == tokenizer.file_sha256:
-        masking = {"mask_id": masking["mask_id"],
-                   "ordinary_ids": timeline.vocabulary.identity["ordinary_ids"]}
+        masking = {"mask_id": masking["mask_id"], "ordinary_ids": timeline.vocabulary.identity["ordinary_ids"]}
     return {key: value for key, value in phase["objective"].items() if value is not None} | masking
 
 

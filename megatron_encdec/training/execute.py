@@ -1,8 +1,8 @@
-"""One launch of a run, from the lock on its directory to its exit code, on one rank.
+"""One launch of a run on one rank, from the lock on its directory to its exit code.
 
     1. `FolderLock`     the directory is ours, and all ranks see it; another launch is refused
     2. `origin.find`    rank 0 decides where the run goes on from; all ranks load it; its files are opened
-    3. `train`          with a watchdog beside it; what is still being written at the end is waited for
+    3. `train`          with a watchdog beside it (loop.py); what is still being written at the end is waited for
 """
 
 import contextlib
@@ -41,9 +41,9 @@ class Options:
 def _open(run: Run) -> MetricsLog:
     """config.yaml of the run directory, as this launch has it, and metrics.jsonl, as far as the run has come."""
     path = run.directory / "metrics.jsonl"
+    known = (run.step, run.origin.state.metrics_position) if run.origin.kind == "resume" else ()
     try:
-        log = MetricsLog(path, run.step, run.origin.state.metrics_position) \
-            if run.origin.kind == "resume" else MetricsLog(path)
+        log = MetricsLog(path, *known)
         write_atomic(run.directory / "config.yaml", resolved_yaml(run.plan.config))
     except OSError as error:
         name = error.filename2 or error.filename or path
@@ -67,9 +67,7 @@ def _lock(directory: str, signals: StopSignals | None, stack: contextlib.ExitSta
 
 def execute(plan: Plan, topology: Topology, options: Options, signals: StopSignals | None = None) -> int:
     """Run `plan` on all ranks; the exit code.
-
-    Raises `AgreedError` for a mistake, `RunFailed` where training cannot go on: the same on all ranks.
-    """
+    Raises `AgreedError` for a mistake, `RunFailed` where training cannot go on: the same on all ranks."""
     settings = plan.config.run
     control = Control(settings.hang_timeout + LONG)
     watchdog = Watchdog(control, settings.hang_timeout)
@@ -83,14 +81,11 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
             return stopped_code()
         check_shared(claim, control, settings.dir)
         mark("looking for a checkpoint", limit=LONG)
-        found = control.from_first(lambda: origin.find(plan, options.fallback))
-        run = start(plan, topology, found, claim)
+        run = start(plan, topology, control.from_first(lambda: origin.find(plan, options.fallback)), claim)
         logs: list[MetricsLog] = []  # one on rank 0, none elsewhere
         control.from_first(lambda: logs.append(_open(run)))
         last = min(plan.timeline.total_steps, options.until or plan.timeline.total_steps)
-        limit = None
-        if options.time_limit is not None:
-            limit = TimeLimit(options.time_limit, options.started, run.bytes_to_save)
+        limit = TimeLimit(options.time_limit, options.started, run.bytes_to_save) if options.time_limit else None
         report = Report(run, last, logs[0] if logs else None, claim, note)
         stopper = Stopper(control, signals, limit, claim=claim if logs else None)
         profiler = Profiler(options.profile, run.directory / "profile", topology.rank, report.say)

@@ -8,7 +8,7 @@ had not.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megatron_encdec.engine.optimizer import reset_moments
+from megatron_encdec.engine.optimizer import reset_moments, whole_parameters
 from megatron_encdec.engine.saver import SaveEvent
 from megatron_encdec.platform.errors import RunFailed, stopped_code
 from megatron_encdec.platform.watchdog import LONG, mark
@@ -53,7 +53,6 @@ class Every:
     also: frozenset[int] = frozenset()
 
     def after(self, step: int) -> None:
-        """Step `step` is done."""
         if step in self.also or (self.steps and step % self.steps == 0):
             self.do()
 
@@ -75,7 +74,7 @@ class Job:
         evaluation = [Every(config.evaluation.every, self.evaluate, ends)] if self.run.plan.validation else []
         return [Every(1, lambda: self.profiler.after(self.run.step)), *evaluation,
                 Every(0, self.report.phase_end, ends), Every(1, self.stop_if_asked),
-                Every(config.checkpoint.every, self.save, ends | {self.last}),
+                Every(config.checkpoint.every, self.save, ends | {self.last, *config.checkpoint.steps}),
                 Every(1, lambda: self.tell_saves(self.run.saver.poll()))]
 
     def evaluate(self) -> None:
@@ -96,12 +95,11 @@ class Job:
         """Begin a checkpoint of the current step, if it is not there yet and its weights are finite."""
         if self.run.saved_step == self.run.step:
             return
-        self.run.trainer.state_is_whole()
+        whole_parameters(self.run.trainer.ddp)
         self.guard.check_weights(self.run.trainer.trunk, self.run.step)
         self.run.save(self.report.position())
 
     def tell_saves(self, events: list[SaveEvent]) -> None:
-        """Report finished saves."""
         self.report.saves(events)
         for event in events:
             self.stopper.saved(event.seconds_total)

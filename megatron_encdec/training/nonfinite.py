@@ -18,25 +18,16 @@ def _shown(value: float | None) -> str:
     return "none" if value is None else f"{value:g}"
 
 
-def samples_text(samples: range) -> str:
-    return f"{samples.start}..{samples.stop - 1}"
-
-
 def blamed(found: list[BadGradients]) -> list[tuple[int, tuple[str, ...], str]]:
-    """The ranks that a gradient which is not finite came from: rank, its parameters, and both in words.
-
-    Where no rank is seen to have made one, it is a rank in whose part of the sum it stands: that one's own gradient
-    was never seen alone.
-    """
-    made = {one.place for one in found if one.own}
-    seen = [(one.rank, one.own or one.summed, "" if one.own else ", or the sum over the ranks that it holds")
-            for one in found if one.own or (one.summed and one.place not in made)]
-    return [(rank, names, f"the gradient of {names[-1]}{_and_more(len(names) - 1)} (rank {rank}{perhaps})")
-            for rank, names, perhaps in seen]
-
-
-def _and_more(count: int) -> str:
-    return f" and {count} parameter{'s' * (count > 1)} before it" if count else ""
+    """The ranks that a gradient which is not finite came from: rank, its parameters, and both in words. Where none is
+    seen to have made one, it is a rank in whose part of the sum it stands: its own gradient was never seen alone."""
+    made, blame = {one.place for one in found if one.own}, []
+    for one in found:
+        if one.own or (one.summed and one.place not in made):
+            names, perhaps = one.own or one.summed, "" if one.own else ", or the sum over the ranks that it holds"
+            more = f" and {len(names) - 1} parameter{'s' * (len(names) > 2)} before it" if len(names) > 1 else ""
+            blame.append((one.rank, names, f"the gradient of {names[-1]}{more} (rank {one.rank}{perhaps})"))
+    return blame
 
 
 class Guard:
@@ -47,20 +38,18 @@ class Guard:
 
     def judge(self, step: int, result: StepResult, skipped: int) -> dict | None:
         """None for a good step, else what the metrics say of the skipped one; collective on a bad step.
-
-        skipped: steps of this run skipped before it. Raises `RunFailed` under `stop`, and after too many skips.
-        """
+        skipped: steps of this run skipped before it. Raises `RunFailed` under `stop`, and after too many skips."""
         if result.finite:
             return None
         skipped, samples = skipped + 1, result.samples
         everyones = self._control.gathered((result.bad, result.gradients))
         found = [bad for one, _ in everyones for bad in one]
         gradients = blamed([one for _, one in everyones if one is not None])
-        where = "; ".join([f"samples {samples_text(part)} (rank {rank}, micro-batch {number})"
+        where = "; ".join([f"samples {part.start}..{part.stop - 1} (rank {rank}, micro-batch {number})"
                            for rank, number, part in found] + [line for _, _, line in gradients][:8])
         where = where or "no micro-batch's loss and no parameter's gradient: their sums are too large"
         what = (f"step {step}: loss {_shown(result.loss)}, gradient norm {_shown(result.grad_norm)}, on samples "
-                f"{samples_text(samples)}; first seen in {where}")
+                f"{samples.start}..{samples.stop - 1}; first seen in {where}")
         if self._policy == "stop":
             raise RunFailed(f"{what}. The weights are those of step {step - 1}; nothing was saved of this one. "
                             "Continue with run.on_nonfinite=skip to leave such steps out, or fork an earlier step with "

@@ -5,8 +5,7 @@
     3. `refusal(...)`            what of the past differs: one line a key, recorded and asked for
 
 The history up to the checkpoint's step must be the recorded one, by its hash; everything later, and everything
-cosmetic, may change, and what changed is in `Origin.changed`. So may the precision: the history keeps in which one
-each step was done.
+cosmetic, may change: `Origin.changed` says what did. So may the precision: the history keeps that of each step.
 """
 
 import os
@@ -15,17 +14,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megatron_encdec.engine import checkpoint
-from megatron_encdec.engine.integrity import damaged, newest_intact, verify
-from megatron_encdec.engine.names import LATEST, step_of
-from megatron_encdec.engine.run_state import RunState, read_run_state
+from megatron_encdec.engine.checkpoint import RunState, read_run_state
+from megatron_encdec.engine.integrity import LATEST, damaged, newest_intact, step_of, verify
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import Gone, IntegrityError, UserError
 from megatron_encdec.rundir.lineage import changed_keys, differences, history_hash
 from megatron_encdec.rundir.metrics import recorded
 from megatron_encdec.training.config import Config
 from megatron_encdec.training.earlier import in_todays_form
-from megatron_encdec.training.parent import last_config
-from megatron_encdec.training.plan import Plan, resolve
+from megatron_encdec.training.plan import Plan, last_config, resolve
 
 _RATES = ("optimizer.lr", "schedule", "phases", "run.total")  # what the learning rates follow from
 
@@ -33,11 +30,9 @@ _RATES = ("optimizer.lr", "schedule", "phases", "run.total")  # what the learnin
 @dataclass(frozen=True)
 class Origin:
     """What a run starts with. `kind`: `new` (run.seed), `resume`, `fork`, `weights`.
-
     changed: key -> [recorded, asked for] of what differs from the last launch and may. parent: the run forked or
     begun from. fallback: the checkpoint passed over, what is wrong with it, and the one used. later: names of
-    checkpoints of later steps beside it, which the run replaces when it gets there.
-    """
+    checkpoints of later steps beside it, which the run replaces when it gets there."""
 
     kind: str
     checkpoint: Path | None = None
@@ -50,15 +45,14 @@ class Origin:
 
 def find(plan: Plan, fallback: bool = False) -> Origin:
     """Where the run of `plan` goes on from; called by one process.
-
     fallback: verify the newest checkpoint, and take the newest intact one instead where it is damaged, or not known.
     Raises `UserError` where the config changes the past, or where the directory holds what the run would overwrite;
-    `IntegrityError` where a checkpoint is unreadable.
-    """
+    `IntegrityError` where a checkpoint is unreadable."""
     run = plan.config.run
     checkpoints = Path(run.dir) / "checkpoints"
     newest, passed_over = _first_save(Path(run.dir)) or _newest(checkpoints, fallback)
-    changed = _changes(plan, run.dir)
+    last_launch = last_config(run.dir)
+    changed = changed_keys(last_launch, schema.to_dict(plan.config)) if last_launch else {}
     if newest is not None:
         state = _with_same_past(plan, newest, Path(run.dir))
         later = [name for name in checkpoint.saved_names(checkpoints) if step_of(name) > state.step]
@@ -68,8 +62,7 @@ def find(plan: Plan, fallback: bool = False) -> Origin:
         return Origin("new", changed=changed)
     found = checkpoint.directory_at(run.from_.path, run.from_.step)
     state = _state_of(found) if run.from_.state == "weights" else _with_same_past(plan, found, Path(run.from_.path))
-    parent = {"path": run.from_.path, "step": state.step, "history_hash": state.history_hash,
-              "state": run.from_.state}
+    parent = {"path": run.from_.path, "step": state.step, "history_hash": state.history_hash, "state": run.from_.state}
     if run.from_.state == "weights":
         _check_trunk(plan, state, found)
         return Origin("weights", found, state, changed, parent)
@@ -82,10 +75,8 @@ def check_origin(plan: Plan, fallback: bool) -> None:
     A checkpoint that goes meanwhile is no mistake: another launch is saving here, as the lock will say."""
     try:
         find(plan)
-    except Gone:
-        pass
-    except IntegrityError:
-        if not fallback:
+    except IntegrityError as error:
+        if not fallback and not isinstance(error, Gone):
             raise
 
 
@@ -159,17 +150,14 @@ def _newest(checkpoints: Path, fallback: bool) -> tuple[Path | None, dict | None
         return newest, None
     if not fallback:
         raise damaged(found, problems)
-    intact = newest_intact(checkpoints, before=found.name)
-    if intact is None:
+    if (intact := newest_intact(checkpoints, before=found.name)) is None:
         raise IntegrityError(f"{'; '.join(problems[:4])}; there is no intact checkpoint in {checkpoints}")
     return intact, {"damaged": found.name, "problems": problems[:4], "used": intact.name}
 
 
 def _first_save(run: Path) -> tuple[Path, dict] | None:
     """The run's only checkpoint, where its launch was killed after that had its name and before `latest` named it.
-
-    It can be told from a `latest` that was lost: the steps are in metrics.jsonl, and no save that has ended is.
-    """
+    It can be told from a `latest` that was lost: the steps are in metrics.jsonl, and no save that has ended is."""
     checkpoints = run / "checkpoints"
     names = checkpoint.saved_names(checkpoints)
     if len(names) != 1 or os.path.lexists(checkpoints / LATEST):
@@ -201,8 +189,7 @@ def _check_unsaved(plan: Plan) -> None:
     except UserError as error:
         raise UserError(f"{run}/config.yaml: is of another run, which saved nothing, or can no longer be read as its "
                         f"config ({error}); train in another run.dir, or {away}") from None
-    now = plan.timeline.history(last)
-    if lines := _changed_past(then, now, config, schema.to_dict(plan.config)):
+    if lines := _changed_past(then, plan.timeline.history(last), config, schema.to_dict(plan.config)):
         raise UserError("\n".join([f"{run}: another run was begun here, which saved nothing (recorded -> asked for):",
                                    *lines, f"Give these keys back as recorded, train in another run.dir, or {away}."]))
 
@@ -216,13 +203,6 @@ def _state_of(found: Path) -> RunState:
 
 
 def _check_trunk(plan: Plan, state: RunState, found: Path) -> None:
-    changed = differences(state.history["model"], plan.timeline.history(0)["model"], "model")
-    if changed:
+    if changed := differences(state.history["model"], plan.timeline.history(0)["model"], "model"):
         raise UserError("\n".join([f"{found}: these weights are of another trunk (theirs -> asked for):",
                                    *(f"  {line}" for line in changed), "Give the model its keys."]))
-
-
-def _changes(plan: Plan, run: str) -> dict[str, list]:
-    """What the config changes against config.yaml of the last launch, by key."""
-    recorded = last_config(run)
-    return changed_keys(recorded, schema.to_dict(plan.config)) if recorded else {}

@@ -2,6 +2,7 @@
 
     1. `resolve(config)`                       config, tokenizer and data -> `Plan`: all that identifies the run
     2. `check_topology`, `check_kernels`       whether so many ranks, and this machine's devices, can do it
+    3. `definite(run)`, `beginning(config)`    `run.from`: which step a run begins with, and what of it is history
 """
 
 from dataclasses import dataclass, replace
@@ -11,20 +12,22 @@ import torch
 import yaml
 
 from megatron_encdec.data.samples import Samples
+from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine.checkpoint import RunState, read_run_state
 from megatron_encdec.model.config import choose_layers
 from megatron_encdec.model.performance import accumulation_fusion, choose_attention, kernel_notes
 from megatron_encdec.model.precision import fp8_shape_problems
-from megatron_encdec.objectives import Objective, Vocabulary, evaluated
+from megatron_encdec.objectives.base import Objective, Vocabulary, evaluated
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.device import bf16_is_native, fp8_facts, fp8_refusal
 from megatron_encdec.platform.distributed import RankEnvironment, check_parallel_sizes
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer, require_mask
-from megatron_encdec.training import parent
-from megatron_encdec.training.config import Config
+from megatron_encdec.training.config import Config, From, RunSettings
 from megatron_encdec.training.stretches import Timeline, lay_out, with_phase_steps
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+ASSUMED_VOCABULARY = 128_256  # the Llama 3 tokenizer's (arXiv 2507.00994), while there is none
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,6 @@ class Plan:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of parameters and activations."""
         return DTYPES[self.config.precision.dtype]
 
     @property
@@ -65,9 +67,7 @@ def make_plan(config: Config, world_size: int | None = None) -> Plan:
 
 def resolve(config: Config) -> Plan:
     """`config` with all that it leaves open filled in from tokenizer, data and earlier checkpoints.
-
-    The one thing that depends on the machine is `precision.dtype`, where it is left out.
-    """
+    The one thing that depends on the machine is `precision.dtype`, where it is left out."""
     objectives = [stretch.objective for stretch in lay_out(config)]
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.mask_token, config.tokenizer.eod_token)
     if any(objective.hides for objective in objectives):
@@ -77,20 +77,18 @@ def resolve(config: Config) -> Plan:
     for store in [*train.stores, *(validation.stores if validation else [])]:
         if store.tokenizer:
             tokenizer.check_wrote(store.prefix, store.tokenizer.fingerprint, "tokenizer.path")
-    config = _filled_in(config, tokenizer)
-    vocabulary = Vocabulary.of(tokenizer)
-    timeline = Timeline(lay_out(config), parent.beginning(config), config.model.identity(), train.fingerprints,
-                        vocabulary)
+    config, vocabulary = _filled_in(config, tokenizer), Vocabulary.of(tokenizer)
+    timeline = Timeline(lay_out(config), beginning(config), config.model.identity(), train.fingerprints, vocabulary)
     return Plan(config, tokenizer, vocabulary, train, validation, timeline,
                 evaluated(objectives, tokenizer.mask_id is not None))
 
 
 def missing_inputs(config: Config) -> list[str]:
     """A line for the tokenizer and each source of `config` that is not there."""
-    tokenizer = [] if Path(config.tokenizer.path).exists() else [f"tokenizer.path: {config.tokenizer.path}"]
-    return tokenizer + [
-        f"data.{split}.{number}.path: {source.path}" for split in ("train", "validation")
-        for number, source in enumerate(getattr(config.data, split)) if not Path(f"{source.path}.idx").exists()]
+    inputs = [("tokenizer.path", config.tokenizer.path, "")]
+    inputs += [(f"data.{split}.{number}.path", source.path, ".idx") for split in ("train", "validation")
+               for number, source in enumerate(getattr(config.data, split))]
+    return [f"{key}: {path}" for key, path, ending in inputs if not Path(f"{path}{ending}").exists()]
 
 
 def _filled_in(config: Config, tokenizer: Tokenizer) -> Config:
@@ -98,7 +96,7 @@ def _filled_in(config: Config, tokenizer: Tokenizer) -> Config:
     if given is not None and given < tokenizer.vocabulary_size:  # released models often have rows to spare
         raise UserError(f"model.vocabulary_size: {given}, but the tokenizer {config.tokenizer.path} has "
                         f"{tokenizer.vocabulary_size} tokens; leave the key out")
-    config = replace(with_dtype(config), run=replace(config.run, from_=parent.resolve(config.run)),
+    config = replace(with_dtype(config), run=replace(config.run, from_=definite(config.run)),
                      model=replace(config.model, vocabulary_size=given or tokenizer.vocabulary_size))
     return with_phase_steps(config, lay_out(config))
 
@@ -148,5 +146,52 @@ def check_kernels(config: Config) -> None:
 
 
 def resolved_yaml(config: Config) -> str:
-    """config.yaml of the run directory."""
     return yaml.safe_dump(schema.to_dict(config), sort_keys=False)
+
+
+def definite(run: RunSettings) -> From | None:
+    """`run.from` with its step, so that the same command means the same checkpoint for ever: the step in config.yaml of
+    run.dir, if the run has begun, else the newest there is."""
+    if run.from_ is None or run.from_.step is not None:
+        return run.from_
+    recorded = (last_config(run.dir).get("run") or {}).get("from") or {}
+    if recorded.get("path") == run.from_.path and recorded.get("step") is not None:
+        return replace(run.from_, step=recorded["step"])
+    return replace(run.from_, step=read_run_state(checkpoint.directory_at(run.from_.path, None)).step)
+
+
+def beginning(config: Config) -> dict:
+    """What the state at step 0 follows from: the seed, or step and history hash of the run whose weights it took."""
+    state, origin = None, config.run.from_
+    if origin is not None:
+        try:
+            state = read_run_state(checkpoint.directory_at(origin.path, origin.step))
+        except UserError:  # the parent is gone; the run itself remembers
+            state = _remembered(config.run)
+        else:
+            if origin.state == "weights":
+                return {"weights": {"step": state.step, "history_hash": state.history_hash}}
+    weights = state.history.get("weights") if state else None  # a fork has its parent's initial weights
+    return {"weights": weights} if weights else {"run_seed": config.run.seed}
+
+
+def last_config(run: str | Path) -> dict:
+    """config.yaml of a run directory, in the form that today's config has; {} where there is none."""
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        return schema.to_dict(schema.build(Config, schema.load_yaml(path)))
+    except UserError:  # of another version: its keys as they stand
+        return schema.load_yaml(path)
+
+
+def _remembered(run: RunSettings) -> RunState:
+    """run_state.json of any checkpoint of the run: they agree on where its weights came from."""
+    checkpoints = Path(run.dir) / "checkpoints"
+    for name in reversed(checkpoint.saved_names(checkpoints)):
+        try:
+            return read_run_state(checkpoints / name)
+        except UserError:
+            continue
+    return read_run_state(checkpoint.directory_at(run.from_.path, run.from_.step))  # says what is missing

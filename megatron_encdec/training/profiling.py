@@ -1,10 +1,7 @@
 """`--profile 10` or `--profile 10..12`: a torch profiler trace of chosen steps, under `profile/` of the run directory.
 
-    1. `steps_of(text)`     the steps asked for
-    2. `Profiler`           told after each step; every rank records its own
-    3. files                steps_10-12.rank0.json.gz (for chrome://tracing or Perfetto) and .txt, the costs by operator
-
-Profiled steps are slower, and so are their speeds in the log; their numbers are the same.
+Every rank writes steps_10-12.rank0.json.gz (for chrome://tracing or Perfetto) and .txt, the costs by operator. Profiled
+steps are slower, and so are their speeds in the log; their numbers are the same.
 """
 
 import re
@@ -20,8 +17,10 @@ _STEPS = re.compile(r"(\d+)(?:(?:\.\.|-)(\d+))?")
 _ROWS = 40  # operators in the table
 
 
-def steps_of(text: str) -> range:
-    """The steps of `10` or `10..12` (both ends included)."""
+def steps_of(text: str | None) -> range:
+    """The steps of `10` or `10..12` (both ends included); of None, none."""
+    if text is None:
+        return range(0)
     match = _STEPS.fullmatch(text)
     first = int(match[1]) if match else 0
     last = int(match[2] or first) if match else 0
@@ -43,9 +42,8 @@ class Profiler:
         if self._profile is not None and step == self._steps[-1]:
             self.close(step)
         if self._profile is None and step + 1 in self._steps:
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            if device_type() == "cuda":
-                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            known = torch.profiler.ProfilerActivity
+            activities = [known.CPU, known.CUDA] if device_type() == "cuda" else [known.CPU]
             self._profile, self._begun = torch.profiler.profile(activities=activities), step + 1
             self._profile.start()
 

@@ -2,11 +2,10 @@
 
 import sys
 import time
-from pathlib import Path
 
-from megatron_encdec.engine.names import listed
+from megatron_encdec.engine.integrity import listed
 from megatron_encdec.engine.saver import SaveEvent
-from megatron_encdec.model.flops import training_flops
+from megatron_encdec.model.config import training_flops
 from megatron_encdec.platform.device import peak_flops
 from megatron_encdec.platform.optional import why_unusable
 from megatron_encdec.platform.progress import Progress
@@ -19,20 +18,21 @@ from megatron_encdec.training.stretches import Stretch
 
 class Report:
     """Made on every rank; one of them writes and speaks.
-
     A line that the disk has no room for is held back and written with the next one; training goes on meanwhile. Nothing
     is written or said of the run once another launch has taken its directory (`claim`).
-    `save_failed`: the newest save has. `metrics_safe`: every line so far is on disk for good.
-    """
+    `save_failed`: the newest save has. `metrics_safe`: every line so far is on disk for good."""
 
     def __init__(self, run: Run, last: int, log: MetricsLog | None, claim: Claim, lock_note: str | None = None):
-        self._run, self._claim, config = run, claim, run.plan.config
-        self._every = config.logging.every
+        self._run, self._last, self._log, self._claim = run, last, log, claim
+        settings = run.plan.config.logging
+        self._every, speaks = settings.every, run.topology.rank == 0
         self._peak = peak_flops(run.plan.dtype) * run.topology.world_size
-        self._last = last
-        self._progress = Progress("step", last, run.reports, run.step, counts=True, stream=sys.stdout)
-        self._log = log
-        self._board = TensorBoard(run.directory / "tensorboard", run.reports and config.logging.tensorboard)
+        self._progress = Progress("step", last, speaks, run.step, counts=True, stream=sys.stdout)
+        self._board = None
+        if speaks and settings.tensorboard and why_unusable("torch.utils.tensorboard") is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run.directory / "tensorboard"))
         self.save_failed, self.metrics_safe = False, True
         for note in filter(None, (lock_note, *(log.notes if log else ()), *map("note: {}".format, run.plan.notes))):
             self.say(note)
@@ -59,19 +59,16 @@ class Report:
                   if origin.kind != "weights" else f"beginning with the weights of {origin.checkpoint}")
                  + ("; nothing is left to do" if run.step >= last else ""))
         if run.step < last:
-            extra = {"changed": origin.changed, "parent": origin.parent, "fallback": origin.fallback}
+            extra = {name: value for name in ("changed", "parent", "fallback") if (value := getattr(origin, name))}
             self._write("resume", step=run.step, tokens=run.tokens, samples=run.samples, targets=run.targets,
-                        topology=run.topology.as_dict(), **{name: value for name, value in extra.items() if value})
+                        topology=run.topology.as_dict(), **extra)
 
     def train(self, stretch: Stretch, result: StepResult, lr: float, nonfinite: dict | None) -> None:
         """The line of a step; speed counts this step alone, without evaluation and checkpoints before it.
-
-        nonfinite: what was found in a step that was skipped; such a step always has its line.
-        """
+        nonfinite: what was found in a step that was skipped; such a step always has its line."""
         run, tokens = self._run, stretch.tokens_per_step
-        now = time.perf_counter()
-        speed = tokens / (now - self._clock)
-        self._clock = now
+        before, self._clock = self._clock, time.perf_counter()
+        speed = tokens / (self._clock - before)
         flops = training_flops(run.plan.config.model, tokens, result.pairs, result.targets)
         mfu = speed * flops / tokens / self._peak
         loss, norm = (result.loss, result.grad_norm) if nonfinite is None else (None, None)
@@ -79,10 +76,8 @@ class Report:
             self._write("train", step=run.step, phase=stretch.name, objective=stretch.objective.name, loss=loss, lr=lr,
                         grad_norm=norm, tokens=run.tokens, samples=run.samples, targets=run.targets,
                         tokens_per_second=speed, tokens_per_second_per_device=speed / run.topology.world_size,
-                        mfu=mfu,
-                        **({"nonfinite": nonfinite} if nonfinite else {}))
-            self._board.write(run.step, train__loss=loss, train__lr=lr, train__grad_norm=norm,
-                              train__tokens_per_second=speed)
+                        mfu=mfu, **({"nonfinite": nonfinite} if nonfinite else {}))
+            self._draw({"train/loss": loss, "train/lr": lr, "train/grad_norm": norm, "train/tokens_per_second": speed})
         if nonfinite:
             self.say(f"step {run.step}  SKIPPED: loss {nonfinite['loss']}, gradient norm {nonfinite['grad_norm']}, "
                      f"samples {nonfinite['samples'][0]}..{nonfinite['samples'][1]}; "
@@ -92,16 +87,14 @@ class Report:
                               always=run.step == self._last)
 
     def evaluation(self, losses: dict[str, float | None]) -> None:
-        """Validation losses by objective."""
         run = self._run
         self._write("eval", step=run.step, phase=run.stretch.name, losses=losses, tokens=run.tokens)
-        self._board.write(run.step, **{f"validation__{name}": loss for name, loss in losses.items()})
+        self._draw({f"validation/{name}": loss for name, loss in losses.items()})
         shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None)
         self.say(f"step {run.step}  validation  {shown}")
         self._clock = time.perf_counter()
 
     def phase_end(self) -> None:
-        """A phase is over."""
         run = self._run
         self._write("phase", step=run.step, phase=run.stretch.name, objective=run.stretch.objective.name,
                     tokens=run.tokens, samples=run.samples, targets=run.targets)
@@ -117,9 +110,8 @@ class Report:
             found = {"error": event.error} if event.error else {
                 "bytes": event.bytes, "seconds_blocked": event.seconds_blocked, "seconds_total": event.seconds_total}
             self._write("checkpoint", step=state.step, phase=state.phase_name, tokens=state.tokens, **found)
-            self.say(f"step {state.step}  " + (
-                f"CHECKPOINT FAILED: {event.error}; the last good one is kept, training goes on" if event.error
-                else "checkpoint saved"))
+            outcome = f"CHECKPOINT FAILED: {event.error}; the last good one is kept, training goes on"
+            self.say(f"step {state.step}  {outcome if event.error else 'checkpoint saved'}")
 
     def position(self) -> dict | None:
         """Make metrics durable; how long the file is then, or None on the ranks without one."""
@@ -130,19 +122,28 @@ class Report:
         return self._log.position
 
     def say(self, line: str) -> None:
-        """A line for people."""
         self._progress.say(line)
 
     def close(self) -> None:
         """End of this process's part of the run."""
         if self._log:
             self._safely(self._log.close)
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
         self._progress.close()
 
     def _write(self, kind: str, **values) -> None:
         if self._log and not self._claim.lost():
             self._safely(lambda: self._log.write(kind, **values))
+
+    def _draw(self, scalars: dict[str, float | None]) -> None:
+        """For TensorBoard, where the package works: each scalar that is not None."""
+        for name, value in scalars.items():
+            if self._board is not None and value is not None:
+                try:
+                    self._board.add_scalar(name, value, self._run.step)
+                except (OSError, RuntimeError):  # a full disk: metrics.jsonl holds the same numbers
+                    self._board = None
 
     def _safely(self, work) -> None:
         """Do `work` on the log; a full disk is told once, and again when it is over."""
@@ -156,28 +157,3 @@ class Report:
         if not self.metrics_safe:
             self.say("metrics.jsonl: there is room again; no line was lost")
         self.metrics_safe = True
-
-
-class TensorBoard:
-    """Scalars for TensorBoard, or nothing where the package is missing or broken."""
-
-    def __init__(self, directory: Path, active: bool):
-        self._writer = None
-        if active and why_unusable("torch.utils.tensorboard") is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(directory))
-
-    def write(self, step: int, **scalars: float) -> None:
-        """Add each scalar that is not None at `step`."""
-        for name, value in scalars.items():
-            if self._writer is not None and value is not None:
-                try:
-                    self._writer.add_scalar(name.replace("__", "/"), value, step)
-                except (OSError, RuntimeError):  # a full disk: metrics.jsonl holds the same numbers
-                    self._writer = None
-
-    def close(self) -> None:
-        """Write what is buffered."""
-        if self._writer is not None:
-            self._writer.close()

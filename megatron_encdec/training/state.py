@@ -1,16 +1,12 @@
-"""A run in progress: trainer, counters and files; started afresh or from a checkpoint.
-
-    1. `start(plan, topology, origin)`   build the trunk, load what `origin` names
-    2. `Run.save()`                      checkpoint with run_state.json, beside training
-"""
+"""A run in progress: trainer, counters and files; started afresh or from a checkpoint."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine import loading
 from megatron_encdec.engine.boxes import make_fp8_state, owned
+from megatron_encdec.engine.checkpoint import RunState, versions
 from megatron_encdec.engine.optimizer import build_optimizer, wrap
-from megatron_encdec.engine.run_state import RunState, versions
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.model.trunk import build_trunk
 from megatron_encdec.platform import megatron as mcore
@@ -27,8 +23,7 @@ from megatron_encdec.training.stretches import Stretch
 
 @dataclass
 class Run:
-    """What the loop works on. The counters are of what is done: steps, windows, input tokens, labelled tokens, steps
-    without an update."""
+    """What the loop works on. The counters are of what is done: steps, windows, input and labelled tokens, skips."""
 
     plan: Plan
     topology: Topology
@@ -45,13 +40,7 @@ class Run:
 
     @property
     def directory(self) -> Path:
-        """The run directory."""
         return Path(self.plan.config.run.dir)
-
-    @property
-    def reports(self) -> bool:
-        """Whether this rank writes metrics and speaks."""
-        return self.topology.rank == 0
 
     @property
     def stretch(self) -> Stretch:
@@ -61,10 +50,9 @@ class Run:
     @property
     def bytes_to_save(self) -> int:
         """Of this rank's share of a checkpoint."""
-        return sum(shard.values.nbytes for shard in owned(self.trainer.trunk, self.trainer.optimizer))
+        return sum(box.values.nbytes for box in owned(self.trainer.trunk, self.trainer.optimizer))
 
     def count(self, step: int, result: StepResult) -> None:
-        """Step `step` is done."""
         stretch = self.plan.timeline.at(step)
         self.step = step
         self.samples += stretch.batch_size
@@ -75,10 +63,8 @@ class Run:
 
     def save(self, metrics_position: dict | None) -> None:
         """Begin the checkpoint of the current step.
-
         metrics_position: of metrics.jsonl, known to the rank that writes it. Where the last step was skipped, this
-        state may be the cause: no older checkpoint is deleted for it.
-        """
+        state may be the cause: no older checkpoint is deleted for it."""
         timeline, stretch = self.plan.timeline, self.stretch
         history = timeline.history(self.step)
         mark(f"saving step {self.step}", limit=LONG)
@@ -88,15 +74,15 @@ class Run:
             metrics_position=metrics_position, history_hash=history_hash(history), history=history,
             data_fingerprints=timeline.fingerprints, tokenizer_fingerprint=self.plan.tokenizer.fingerprint,
             topology=self.topology.as_dict(), versions=versions()),
-            always=timeline.phase_ends, delete=not self.last_was_skipped)
+            always=timeline.phase_ends.union(self.plan.config.checkpoint.steps), delete=not self.last_was_skipped)
         self.saved_step = self.step
 
 
 def start(plan: Plan, topology: Topology, origin: Origin, claim: Claim | None = None) -> Run:
     """The run of `plan` with the state that `origin` names; collective. claim: on the run directory."""
     config = plan.config
-    mark("building the trunk", limit=LONG)
     performance, precision = config.performance, config.precision
+    mark("building the trunk", limit=LONG)
     trunk = build_trunk(config.model, topology, plan.dtype, config.data.sequence_length, config.run.seed,
                         config.parallel.sequence, performance, precision)
     if performance.overlap_tensor:
@@ -109,7 +95,11 @@ def start(plan: Plan, topology: Topology, origin: Origin, claim: Claim | None = 
     make_fp8_state(trunk)
     if origin.checkpoint is not None:
         mark(f"loading {origin.checkpoint}", limit=LONG)
-        _load(origin, trunk, trainer.optimizer)
+        load = loading.load_weights if origin.kind == "weights" else loading.load
+        try:
+            load(origin.checkpoint, trunk, trainer.optimizer)
+        except IntegrityError as error:
+            raise AgreedError(str(error)) from None  # checked by all ranks together
     saver = Saver(Path(config.run.dir) / "checkpoints", trunk, trainer.optimizer, config.checkpoint.keep,
                   config.checkpoint.async_, claim=claim)
     if origin.kind not in ("resume", "fork"):
@@ -120,12 +110,3 @@ def start(plan: Plan, topology: Topology, origin: Origin, claim: Claim | None = 
     return Run(replace(plan, timeline=plan.timeline.adopting(state.history)), topology, trainer, saver,
                replace(origin, changed=origin.changed | changed), state.step, state.samples, state.tokens,
                state.targets, state.skipped, saved_step=state.step)
-
-
-def _load(origin: Origin, trunk, optimizer) -> None:
-    """Fill trunk and optimizer; weights alone leave the optimizer as new, its fp32 masters the other run's."""
-    load = checkpoint.load_weights if origin.kind == "weights" else checkpoint.load
-    try:
-        load(origin.checkpoint, trunk, optimizer)
-    except IntegrityError as error:
-        raise AgreedError(str(error)) from None  # checked by all ranks together

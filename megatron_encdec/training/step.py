@@ -1,7 +1,7 @@
 """One optimizer step, and one evaluation, over a global batch.
 
     1. `share_of_batch`       the sample numbers of this data-parallel rank, micro-batch by micro-batch
-    2. `micro_batches`        sample -> objective -> arrays, one micro-batch at a time (prefetch.py may be ahead)
+    2. `micro_batches`        sample -> objective -> arrays, one micro-batch at a time (`staged`: a thread may be ahead)
     3. `Trainer.train_step`   forward, backward, reduction; gradient norm; update, where loss and norm are finite
     4. `Trainer.evaluate`     forward only, on fixed samples
 
@@ -11,7 +11,9 @@ micro-batches hold, and so is the gradient (megatron.core divides by the summed 
 
 import contextlib
 import math
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,19 +22,19 @@ import torch.distributed as dist
 
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.engine import optimizer as updates
-from megatron_encdec.model.flops import attended_pairs
-from megatron_encdec.objectives import MicroBatch, Objective, Vocabulary, collate
+from megatron_encdec.model.config import attended_pairs
+from megatron_encdec.objectives.base import MicroBatch, Objective, Vocabulary, collate
 from megatron_encdec.platform import megatron as mcore
-from megatron_encdec.platform.device import device
+from megatron_encdec.platform.device import device, device_type
 from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.platform.watchdog import mark
-from megatron_encdec.training.prefetch import Staged, staged
+
+_ARRAYS = ("inputs_BS", "label_positions_N", "labels_N", "cu_seqlens")
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured; `loss` is None where nothing was labelled. pairs: of positions that had to attend to each
-    other, in the whole global batch (model/flops.py)."""
+    """What a step measured; `loss` is None where nothing was labelled. pairs: `attended_pairs` of the global batch."""
 
     loss: float | None
     targets: int
@@ -55,9 +57,8 @@ class StepResult:
 
 @dataclass(frozen=True)
 class BadGradients:
-    """Parameters with a gradient that is not finite on `rank`, in the order of the forward pass: `own` ones are of its
-    own making, `summed` ones stand in its part of the sum over the data-parallel ranks that share its `place` (pipeline
-    and tensor rank)."""
+    """Parameters whose gradient is not finite on `rank`, in the order of the forward pass: `own` ones it made itself,
+    `summed` ones stand in its part of the sum over data-parallel ranks of one `place` (pipeline and tensor rank)."""
 
     rank: int
     place: tuple[int, int]
@@ -74,12 +75,60 @@ def share_of_batch(numbers: range, micro_size: int, topology: Topology) -> list[
 
 def micro_batches(samples: Samples, objective: Objective, vocabulary: Vocabulary,
                   shares: list[range]) -> Iterator[MicroBatch]:
-    """The micro-batches of `shares`, in order."""
     for share in shares:
         mark(f"reading samples {share.start}..{share.stop - 1}")
         batch = collate(objective, [samples.sample(index) for index in share], samples.seed, vocabulary)
         mark(f"computing samples {share.start}..{share.stop - 1}")
         yield batch
+
+
+class Staged:
+    """A micro-batch whose arrays can be had as tensors on the device; from pinned memory the copy waits for nobody."""
+
+    def __init__(self, batch: MicroBatch):
+        self.batch = batch
+        self._host = {name: torch.from_numpy(getattr(batch, name)) for name in _ARRAYS}
+        if device_type() == "cuda":
+            self._host = {name: tensor.pin_memory() for name, tensor in self._host.items()}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The array `name` on this rank's device."""
+        return self._host[name].to(device(), non_blocking=True)
+
+
+@contextlib.contextmanager
+def staged(batches: Iterator[MicroBatch], ahead: int) -> Iterator[Iterator[Staged]]:
+    """`batches`, up to `ahead` of them prepared by a thread (0: each when it is asked for, without a thread).
+    Their order and content do not depend on `ahead`: one thread draws from one iterator, and nothing that belongs to a
+    later step. What goes wrong while one is prepared is raised where it is asked for."""
+    if ahead == 0:
+        yield map(Staged, batches)
+        return
+
+    def begin() -> None:
+        if device_type() == "cuda":
+            torch.cuda.set_device(device())  # pinned memory belongs to a device's context
+
+    def prepare() -> Staged | None:
+        batch = next(batches, None)
+        return None if batch is None else Staged(batch)
+
+    def ready() -> Iterator[Staged]:
+        while True:
+            mark("waiting for the next micro-batch")
+            one = pending.popleft().result()
+            if one is None:
+                return
+            pending.append(thread.submit(prepare))
+            mark(f"computing samples {one.batch.samples[0]}..{one.batch.samples[-1]}")
+            yield one
+
+    thread = ThreadPoolExecutor(1, "micro-batches", begin)
+    try:
+        pending = deque(thread.submit(prepare) for _ in range(ahead))
+        yield ready()
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def _forward(batches: Iterator[Staged], model):
@@ -112,11 +161,9 @@ class Trainer:
         """ahead: micro-batches that a thread prepares while the device computes."""
         self.ddp, self.optimizer, self.topology, self.vocabulary = ddp, optimizer, topology, vocabulary
         self.micro_size, self._ahead, self._fp8_evaluation = micro_size, ahead, fp8_evaluation
-        self._schedule = mcore.get_forward_backward_func()
 
     @property
     def trunk(self):
-        """The model inside megatron.core's wrappers."""
         return mcore.unwrap_model(self.ddp)
 
     def train_step(self, samples: Samples, objective: Objective, numbers: range, lr: float) -> StepResult:
@@ -140,23 +187,17 @@ class Trainer:
     def evaluate(self, samples: Samples, objective: Objective, windows: int) -> StepResult:
         """Mean loss over the targets of the first `windows` samples; in bf16, unless told otherwise, also with FP8."""
         self.ddp.eval()
-        self.state_is_whole()
+        updates.whole_parameters(self.ddp)
         with contextlib.nullcontext() if self._fp8_evaluation else self.trunk.without_fp8():
             return _result(self._reduce(self._run(samples, objective, range(windows), forward_only=True)))
 
-    def state_is_whole(self) -> None:
-        """Wait for weights that data-parallel ranks still exchange, before anybody reads them."""
-        updates.whole_parameters(self.ddp)
-
     def _run(self, samples, objective, numbers: range, forward_only: bool) -> list[torch.Tensor]:
         shares = share_of_batch(numbers, self.micro_size, self.topology)
-        length = samples.sequence_length
-        packed = self.trunk.packed
+        length, packed = samples.sequence_length, self.trunk.packed
         with staged(micro_batches(samples, objective, self.vocabulary, shares), self._ahead) as batches:
-            return self._schedule(
-                forward_step_func=_forward, data_iterator=batches,
-                model=[self.ddp], num_microbatches=len(shares), forward_only=forward_only,
-                seq_length=length * self.micro_size if packed else length,
+            return mcore.get_forward_backward_func()(
+                forward_step_func=_forward, data_iterator=batches, model=[self.ddp], num_microbatches=len(shares),
+                forward_only=forward_only, seq_length=length * self.micro_size if packed else length,
                 micro_batch_size=1 if packed else self.micro_size)
 
     def _bad(self, sums: list[torch.Tensor], numbers: range) -> tuple[tuple[int, int, range], ...]:

@@ -1,10 +1,5 @@
 """Ending before the last step: a signal, a time limit, a launcher that is gone, a run directory that another launch has
-taken over. All ranks stop after the same step.
-
-    1. `seconds_of(text)`       90s, 3h30m, 02:30:00, 1-12:00:00 -> seconds
-    2. `TimeLimit`              whether another step and a save still fit
-    3. `Stopper.agree()`        after a step: the ranks' reasons, the most pressing one for all
-"""
+taken over. All ranks stop after the same step."""
 
 import math
 import re
@@ -27,8 +22,10 @@ _GUESSED_BYTES_PER_SECOND = 100e6  # of a rank's disk, before the first save has
 _TIME, _ORPHAN, _SIGNAL, _LOST = 1, 2, 100, 1000  # a signal is _SIGNAL + its number
 
 
-def seconds_of(text: str) -> float:
-    """Seconds of `90s`, `45m`, `3h30m`, `1d2h`, `HH:MM:SS` or Slurm's `D-HH:MM:SS`."""
+def seconds_of(text: str | None) -> float | None:
+    """Seconds of `90s`, `45m`, `3h30m`, `1d2h`, `HH:MM:SS` or Slurm's `D-HH:MM:SS`; None of None."""
+    if text is None:
+        return None
     match = _CLOCK.fullmatch(text) or (_UNITS.fullmatch(text) if text else None)
     if match is None:
         raise UserError(f"--time-limit {text}: write it like 90s, 45m, 3h30m, 02:30:00 or 1-12:00:00")
@@ -41,16 +38,13 @@ def seconds_of(text: str) -> float:
 
 class TimeLimit:
     """`seconds` from `started` (time.time()), of which the last ones are kept for saving.
-
-    bytes_to_save: of this rank, for the first guess.
-    """
+    bytes_to_save: of this rank, for the first guess."""
 
     def __init__(self, seconds: float, started: float, bytes_to_save: int):
         self._end = time.monotonic() + seconds - (time.time() - started)
         self._save = bytes_to_save / _GUESSED_BYTES_PER_SECOND
 
     def saved(self, seconds: float) -> None:
-        """A save took so long."""
         self._save = max(self._save, seconds)
 
     def is_near(self, step_seconds: float) -> bool:
@@ -61,11 +55,9 @@ class TimeLimit:
 
 class Stopper:
     """Why this run ends before its last step, if it does; `reason` is a line for people, the same on all ranks.
-
     seconds: how long the ranks go on without asking each other, where a step is shorter: 0 on a CPU. On a GPU they
     would wait for the device after every step; a second still leaves a signal's grace time to the save. claim: on the
-    run directory, given to the one rank that looks whether it still holds.
-    """
+    run directory, given to the one rank that looks whether it still holds."""
 
     def __init__(self, control: Control, signals: StopSignals | None, limit: TimeLimit | None,
                  seconds: float | None = None, claim: Claim | None = None):
@@ -77,8 +69,8 @@ class Stopper:
         self.reason: str | None = None
 
     def agree(self) -> None:
-        """After a step: set `reason` on all ranks where any of them has one; collective. Raises `RunFailed` where the
-        run directory is another launch's now."""
+        """After a step: set `reason`, the most pressing one of any rank, on all of them; collective. Raises `RunFailed`
+        where the run directory is another launch's now."""
         now = time.monotonic()
         self._slowest.append(now - self._last_step)
         self._last_step = now
@@ -105,7 +97,6 @@ class Stopper:
         self._agreed()
 
     def saved(self, seconds: float) -> None:
-        """A save took so long."""
         if self._limit:
             self._limit.saved(seconds)
 

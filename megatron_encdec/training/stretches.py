@@ -1,22 +1,21 @@
 """Stretches: what determines steps a..b of a run as one value, and the history that a state stands on.
 
     1. `lay_out(config)`            the phases as stretches with first and last step; what does not fit is refused
-    2. `Timeline.at(step)`          the stretch of a step
-    3. `Timeline.history(step)`     everything that determined the state after `step`, nothing later: the stretches up
-                                    to it, the last one cut there
+    2. `Timeline.history(step)`     what determined the state after `step`: the stretches up to it, the last cut there
 
 Steps are optimizer updates counted from 1; a stretch covers the steps start + 1 .. end.
 """
 
 import hashlib
 import math
-import struct
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from megatron_encdec.data.config import DataConfig
-from megatron_encdec.engine.config import OptimizerSettings, ScheduleSettings, learning_rate
-from megatron_encdec.objectives import Objective, Vocabulary
+from megatron_encdec.engine.config import OptimizerSettings, ScheduleSettings, learning_rate, learning_rates
+from megatron_encdec.objectives.base import Objective, Vocabulary
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config, PhaseSettings
@@ -25,10 +24,8 @@ from megatron_encdec.training.config import Config, PhaseSettings
 @dataclass(frozen=True)
 class Stretch:
     """Steps start + 1 .. end of a run, and all that determines them; `index` and `name` are those of the phase.
-
     first_sample: windows consumed before it. precision: its part of the history. The learning rate follows
-    `schedule`, which began after step `schedule_start` and has `schedule_steps` steps.
-    """
+    `schedule`, which began after step `schedule_start` and has `schedule_steps` steps."""
 
     index: int
     name: str
@@ -47,12 +44,10 @@ class Stretch:
 
     @property
     def steps(self) -> int:
-        """How many."""
         return self.end - self.start
 
     @property
     def tokens_per_step(self) -> int:
-        """Input tokens of one step."""
         return self.batch_size * self.data.sequence_length
 
     def samples(self, step: int) -> range:
@@ -63,6 +58,12 @@ class Stretch:
     def learning_rate(self, step: int) -> float:
         """That of update `step`."""
         return learning_rate(step - self.schedule_start, self.schedule_steps, self.optimizer.lr, self.schedule)
+
+    @property
+    def learning_rates(self) -> np.ndarray:
+        """Those of its updates, float64 [steps]; not to be written to."""
+        rates = learning_rates(self.schedule_steps, self.optimizer.lr, self.schedule)
+        return rates[self.start - self.schedule_start:self.end - self.schedule_start]
 
     def identity(self, fingerprints: list[str], vocabulary: Vocabulary) -> dict[str, Any]:
         """What of it determines a state, but for how far it goes and the learning rates on the way."""
@@ -94,14 +95,15 @@ def lay_out(config: Config) -> list[Stretch]:
         raise UserError(f"phases: their steps {lengths} = {ends[-1]} do not add up to the run's total of {total} "
                         "steps; change the phases or run.total")
     _check_schedule("schedule", config.schedule, ends[-1])
-    stretches = []
+    stretches, optimizer = [], config.optimizer
     for index, (settings, start, end) in enumerate(zip(config.phases, ends, ends[1:], strict=False)):
         if settings.schedule is not None:
             _check_schedule(f"phases.{index}.schedule", settings.schedule, end - start)
+        optimizer = replace(optimizer, lr=settings.lr or optimizer.lr)
         own = (settings.schedule, start, end - start) if settings.schedule else (config.schedule, 0, ends[-1])
         stretches.append(Stretch(
             index, settings.name, start, end, start * config.batch.global_size, settings.objective,
-            settings.optimizer_state, config.data, config.batch.global_size, config.optimizer, *own,
+            settings.optimizer_state, config.data, config.batch.global_size, optimizer, *own,
             config.precision.identity()))
     return stretches
 
@@ -133,12 +135,9 @@ def with_phase_steps(config: Config, stretches: list[Stretch]) -> Config:
 
 @dataclass(eq=False)
 class Timeline:
-    """A run as its stretches in order.
-
-    beginning: what the state at step 0 follows from, `{"run_seed": 1234}` or `{"weights": {step, history_hash}}` of
-    another run. model: the trunk's part of the history. fingerprints: of the training sources, in the order of
-    `data.train`.
-    """
+    """A run as its stretches in order. beginning: what the state at step 0 follows from, `{"run_seed": 1234}` or
+    `{"weights": {step, history_hash}}` of another run. model: the trunk's part of the history. fingerprints: of the
+    sources in `data.train`."""
 
     stretches: list[Stretch]
     beginning: dict[str, Any]
@@ -149,12 +148,10 @@ class Timeline:
 
     @property
     def total_steps(self) -> int:
-        """The last step."""
         return self.stretches[-1].end
 
     @property
     def phase_ends(self) -> set[int]:
-        """The last step of each phase."""
         return set({stretch.index: stretch.end for stretch in self.stretches}.values())
 
     def at(self, step: int) -> Stretch:
@@ -179,8 +176,7 @@ class Timeline:
         done, digest = self._rates.get(stretch.start, (stretch.start, hashlib.sha256()))
         if done > end:
             done, digest = stretch.start, hashlib.sha256()
-        for step in range(done + 1, end + 1):
-            digest.update(struct.pack("<d", stretch.learning_rate(step)))
+        digest.update(stretch.learning_rates[done - stretch.start:end - stretch.start].tobytes())
         self._rates[stretch.start] = end, digest
         return digest.hexdigest()
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_encdec.data import column
-from megatron_encdec.data.column import Column
+from megatron_encdec.data import store
+from megatron_encdec.data.store import Column
 from megatron_encdec.platform.errors import IntegrityError
 
 
@@ -50,7 +50,7 @@ def test_equal_to_a_plain_search(column_of, steps, block, above, span):
     entries = np.cumsum([0, *steps]).tolist()
     most = entries[-1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(column, "BLOCK", block)
+        patch.setattr(store, "BLOCK", block)
         made = column_of(entries)
         for low in (int(above * (most + 1)), entries[len(entries) // 2], entries[0] - 1, most):
             high = low + int(span * (most + 1))

@@ -27,9 +27,9 @@ def flip(path, at: int, bit: int = 0) -> None:
 def test_equal_data_passes(small, write_manifest):
     manifest = write_manifest(small, shard_bytes=16)
     found = verify(small)
-    assert (found.record, found.new) == (str(manifest_path(small)), False)
-    assert (found.shards, found.fingerprint) == (3, manifest.fingerprint)
-    assert found.bytes == 40 + small.with_name("small.idx").stat().st_size
+    assert (found["record"], found["new"]) == (str(manifest_path(small)), False)
+    assert (found["shards"], found["fingerprint"]) == (3, manifest.fingerprint)
+    assert found["bytes"] == 40 + small.with_name("small.idx").stat().st_size
 
 
 @pytest.mark.parametrize("recorded", ["manifest", "record"])
@@ -37,7 +37,7 @@ def test_every_flipped_bit_is_found(small, write_manifest, recorded):
     if recorded == "manifest":
         write_manifest(small, shard_bytes=16)
     else:
-        assert verify(small).new
+        assert verify(small)["new"]
     for suffix in ("bin", "idx"):
         path = small.with_name(f"small.{suffix}")
         size, draw = path.stat().st_size, np.random.default_rng(0)
@@ -47,7 +47,7 @@ def test_every_flipped_bit_is_found(small, write_manifest, recorded):
             with pytest.raises(IntegrityError, match=f"small.{suffix}"):
                 verify(small)
             flip(path, at, bit)
-    assert not verify(small).new
+    assert not verify(small)["new"]
 
 
 def test_the_shard_is_named(small, write_manifest):
@@ -75,7 +75,7 @@ def test_much_damage_stays_one_line(small, write_manifest):
 
 def test_merged_parts_have_grids_of_their_own(small, write_manifest):
     write_manifest(small, shard_bytes=16, parts=(20, 20))
-    assert verify(small).shards == 4
+    assert verify(small)["shards"] == 4
     flip(small.with_name("small.bin"), 21)
     with pytest.raises(IntegrityError, match=r"small.bin bytes 20\.\.36 \(shard 3 of 4\)"):
         verify(small)
@@ -83,8 +83,8 @@ def test_merged_parts_have_grids_of_their_own(small, write_manifest):
 
 def test_without_a_manifest_the_first_look_records_and_the_next_compares(small):
     first = verify(small)
-    assert first.new and first.record == str(record_path(small))
-    assert first.fingerprint == TokenStore(small).fingerprint == verify(small).fingerprint
+    assert first["new"] and first["record"] == str(record_path(small))
+    assert first["fingerprint"] == TokenStore(small).fingerprint == verify(small)["fingerprint"]
     flip(small.with_name("small.bin"), 7)
     os.utime(small.with_name("small.bin"), ns=(1, 1))  # a new time is no excuse
     with pytest.raises(IntegrityError, match=f"small.bin bytes 0..40 .* {record_path(small)} recorded"):
@@ -120,4 +120,4 @@ def test_a_manifest_with_shards_missing_is_told(small, write_manifest):
 
 def test_an_unreadable_directory_is_said(small):
     record_path(small).mkdir()
-    assert verify(small).record.startswith("nowhere")
+    assert verify(small)["record"].startswith("nowhere")

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from trunk_states import fill, give_fp8_state, make, run_ranks, state_at, wrong
 
-from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine import checkpoint, loading
 from megatron_encdec.engine.boxes import SHARDING, pieces
+from megatron_encdec.engine.checkpoint import FORMAT, read_run_state
 from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text
 from megatron_encdec.engine.optimizer import local_states, update_count
-from megatron_encdec.engine.run_state import FORMAT, read_run_state
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.model import layers
 from megatron_encdec.platform import megatron as mcore
@@ -28,7 +28,7 @@ READ_AND_WRITE = """
     from pathlib import Path
     import torch
     from trunk_states import give_fp8_state, make, state_at, wrong
-    from megatron_encdec.engine import checkpoint
+    from megatron_encdec.engine import checkpoint, loading
     from megatron_encdec.engine.optimizer import update_count
     from megatron_encdec.engine.saver import Saver
     from megatron_encdec.platform import distributed, megatron
@@ -37,7 +37,7 @@ READ_AND_WRITE = """
         topology = distributed.initialize(tensor, pipeline)
         trunk, optimizer = make(topology, topology.rank, getattr(torch, dtype), tied_embeddings=tied)
         give_fp8_state(trunk)
-        checkpoint.load(checkpoint.newest(root / layout), trunk, optimizer)
+        loading.load(checkpoint.newest(root / layout), trunk, optimizer)
         saver = Saver(root / f"{layout}_back", trunk, optimizer, keep=1)
         saver.save(state_at(1))
         print(layout, wrong(trunk, optimizer), update_count(optimizer), saver.wait()[0].error)
@@ -62,7 +62,7 @@ def test_there_and_back_on_other_topologies(ranks, topology, tmp_path):
         fresh, fresh_optimizer = make(topology, seed=9, dtype=getattr(torch, dtype), tied_embeddings=tied)
         give_fp8_state(fresh)
         assert wrong(fresh, fresh_optimizer)
-        checkpoint.load(checkpoint.newest(tmp_path / f"{layout}_back"), fresh, fresh_optimizer)
+        loading.load(checkpoint.newest(tmp_path / f"{layout}_back"), fresh, fresh_optimizer)
         assert wrong(fresh, fresh_optimizer) == [] and update_count(fresh_optimizer) == 7
 
 
@@ -108,7 +108,7 @@ def test_transformer_engines_names(first, fused, topology, tmp_path):
     fill(source, source_optimizer)
     saver = Saver(tmp_path, source, source_optimizer, keep=1)
     saver.save(state_at(1))
-    checkpoint.load(saver.wait()[0].path, target, target_optimizer)
+    loading.load(saver.wait()[0].path, target, target_optimizer)
     assert wrong(target, target_optimizer) == [] and update_count(target_optimizer) == 7
     assert {piece.key for piece in pieces(source)} == {piece.key for piece in pieces(target)}
 
@@ -144,23 +144,23 @@ def test_ours_reads_megatron_cores(topology, tmp_path):
     files = {entry.name: (entry.stat().st_size, sha256_file(entry)) for entry in tmp_path.iterdir()}
     (tmp_path / CHECKSUMS).write_text(checksums_text(files))
     fresh, fresh_optimizer = make(topology, seed=3)
-    checkpoint.load(tmp_path, fresh, fresh_optimizer)
+    loading.load(tmp_path, fresh, fresh_optimizer)
     assert wrong(fresh, fresh_optimizer) == [] and update_count(fresh_optimizer) == 7
 
 
 def test_another_shape_is_refused_by_name(written, topology):
     trunk, optimizer = make(topology, ffn_hidden_size=64)
     with pytest.raises(IntegrityError, match=r"\.metadata: decoder.layers.mlp.linear_fc1.weight has the shape"):
-        checkpoint.load(written / "step_00000001", trunk, optimizer)
+        loading.load(written / "step_00000001", trunk, optimizer)
     deeper, deeper_optimizer = make(topology, num_layers=3)
     with pytest.raises(IntegrityError, match="has the shape"):
-        checkpoint.load(written / "step_00000001", deeper, deeper_optimizer)
+        loading.load(written / "step_00000001", deeper, deeper_optimizer)
 
 
 def test_weights_alone(written, topology):
     trunk, optimizer = make(topology, seed=2)
     before = [state.tensors["exp_avg"].clone() for state in local_states(optimizer).values()]
-    checkpoint.load(written / "step_00000001", trunk)
+    loading.load(written / "step_00000001", trunk)
     assert wrong(trunk, None) == [] and update_count(optimizer) == 0
     after = [state.tensors["exp_avg"] for state in local_states(optimizer).values()]
     assert all(map(torch.equal, before, after))
@@ -203,6 +203,6 @@ def test_a_reader_finds_the_newest_at_every_moment_of_saving_and_deleting(checkp
         found.append(checkpoint.newest(checkpoints).name)
     writer.join()
     assert found == sorted(found) and len(set(found)) > 10
-    for vanished in (lambda path: checkpoint.load(path, None), read_run_state):
+    for vanished in (lambda path: loading.load(path, None), read_run_state):
         with pytest.raises(IntegrityError, match="step_00000001: was deleted while it was read .*checkpoint.keep"):
             vanished(checkpoints / "step_00000001")

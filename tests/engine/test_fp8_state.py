@@ -10,7 +10,7 @@ import torch
 from trunk_states import fill, give_fp8_state, make, state_at
 
 from megatron_encdec.engine.boxes import fp8_state, make_fp8_state
-from megatron_encdec.engine.checkpoint import load, load_weights
+from megatron_encdec.engine.loading import load, load_weights
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.engine.storage import stored_dtypes
 from megatron_encdec.platform import megatron as mcore

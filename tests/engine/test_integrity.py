@@ -7,7 +7,7 @@ import re
 import pytest
 from trunk_states import make, run_ranks
 
-from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine import checkpoint, loading
 from megatron_encdec.engine.integrity import CHECKSUMS, newest_intact, verify
 from megatron_encdec.platform.errors import IntegrityError
 
@@ -41,7 +41,7 @@ def test_a_flipped_byte(name, topology, checkpoints):
         path.write_bytes(whole)
     flip(path, len(whole) // 2)
     with pytest.raises(IntegrityError, match=f"{re.escape(str(path))}: .*step_00000001: use it with --fallback"):
-        checkpoint.load(path.parent, trunk, optimizer)
+        loading.load(path.parent, trunk, optimizer)
     assert newest_intact(checkpoints).name == "step_00000001"
 
 
@@ -73,7 +73,7 @@ def test_where_none_is_intact_it_says_so(topology, checkpoints):
         flip(checkpoints / name / "__0_0.distcp", 5000)
     assert newest_intact(checkpoints) is None
     with pytest.raises(IntegrityError, match="no intact one beside it"):
-        checkpoint.load(checkpoints / "step_00000002", *make(topology))
+        loading.load(checkpoints / "step_00000002", *make(topology))
 
 
 def test_all_ranks_learn_what_one_of_them_found(checkpoints):
@@ -82,15 +82,15 @@ def test_all_ranks_learn_what_one_of_them_found(checkpoints):
         import sys
         from pathlib import Path
         from trunk_states import make
-        from megatron_encdec.engine import checkpoint
+        from megatron_encdec.engine import loading
         from megatron_encdec.platform import distributed
         from megatron_encdec.platform.errors import IntegrityError
         trunk, optimizer = make(distributed.initialize())
         try:
-            checkpoint.load(Path(sys.argv[1]) / "step_00000002", trunk, optimizer)
+            loading.load(Path(sys.argv[1]) / "step_00000002", trunk, optimizer)
         except IntegrityError as error:
             print(error)
-        checkpoint.load(Path(sys.argv[1]) / "step_00000001", trunk, optimizer)
+        loading.load(Path(sys.argv[1]) / "step_00000001", trunk, optimizer)
         distributed.shutdown()
     """, checkpoints)
     assert told[0] == told[1] and "metadata.json: altered" in told[0]

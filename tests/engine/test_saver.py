@@ -6,15 +6,14 @@ import os
 import resource
 import signal
 import subprocess
-import sys
-import textwrap
 import time
 
 import pytest
 import torch
+from small_run import start_code
 from trunk_states import fill, make, run_ranks, state_at, wrong
 
-from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine import checkpoint, loading
 from megatron_encdec.engine.integrity import verify
 from megatron_encdec.engine.saver import Saver
 
@@ -40,7 +39,7 @@ def test_the_snapshot_is_the_state_at_the_time_of_save(topology, tmp_path):
     assert changes > 1 and events[0].error is None and events[0].state.step == 3
     assert events[0].seconds_blocked < events[0].seconds_total
     assert wrong(trunk, optimizer)
-    checkpoint.load(events[0].path, trunk, optimizer)
+    loading.load(events[0].path, trunk, optimizer)
     assert wrong(trunk, optimizer) == []
     assert optimizer.chained_optimizers[0].optimizer.state_dict()["state"][0]["step"] == 7
 
@@ -194,8 +193,8 @@ def test_a_rank_that_dies_fails_the_save_of_the_others(checkpoints):
     assert sorted(os.listdir(checkpoints)) == ["latest", "step_00000001", "step_00000002"]
 
 
-def test_killed_while_writing_leaves_the_last_good_one(topology, checkpoints):
-    code = textwrap.dedent("""
+def test_killed_while_writing_leaves_the_last_good_one(topology, checkpoints, tmp_path):
+    code = """
         import os, sys, time
         from pathlib import Path
         from trunk_states import make, state_at
@@ -206,9 +205,8 @@ def test_killed_while_writing_leaves_the_last_good_one(topology, checkpoints):
         os.fsync = lambda descriptor: time.sleep(600)  # a disk that never answers: it is killed in the middle
         saver = Saver(Path(sys.argv[1]), trunk, optimizer, keep=5, asynchronous=False)
         saver.save(state_at(3))
-    """)
-    path = os.pathsep.join([*filter(None, sys.path), "tests"])
-    victim = subprocess.Popen([sys.executable, "-c", code, checkpoints], env={**os.environ, "PYTHONPATH": path})
+    """
+    victim = start_code(code, checkpoints, output=tmp_path / "said")
     partial = checkpoints / ".step_00000003.tmp" / "__0_0.distcp"
     while not (partial.exists() and partial.stat().st_size > 1_000_000):
         assert victim.poll() is None

@@ -4,17 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from finetune_sets import run_of, write_model, write_rows
+from finetune_sets import run_of, write_rows
 
 from megatron_encdec.finetune.features import load_task
 from megatron_encdec.platform.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("features")
-    write_model(folder / "euro")
-    return folder
 
 
 def with_rows(run, root, name, rows, **keys):

@@ -11,12 +11,12 @@ from megatron_encdec.finetune.models import build_model, encoder_config
 from megatron_encdec.platform.errors import UserError
 
 
-@pytest.mark.parametrize("kind", ["eurobert", "llama"])
+@pytest.mark.parametrize("kind", ["euro", "llama"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", ["SC", "TC", "QA", "IR"])
-def test_every_family_sees_both_ways(tmp_path, kind, attention, family):
+def test_every_family_sees_both_ways(root, kind, attention, family):
     """A later token changes what the first position gives, at batch size 1 too."""
-    model = build_model(str(write_model(tmp_path, kind)), family, ("a", "b")).eval()
+    model = build_model(str(root / kind), family, ("a", "b")).eval()
     model.config._attn_implementation = attention
     encoder = getattr(model, "model", model)
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -26,8 +26,8 @@ def test_every_family_sees_both_ways(tmp_path, kind, attention, family):
     assert (before - after).abs().max() > 1e-6
 
 
-def test_padding_changes_nothing(tmp_path):
-    model = build_model(str(write_model(tmp_path)), "SC", ("a", "b")).eval()
+def test_padding_changes_nothing(root):
+    model = build_model(str(root / "euro"), "SC", ("a", "b")).eval()
     with torch.no_grad():
         alone = model(input_ids=torch.tensor([[5, 6, 7]]), attention_mask=torch.ones(1, 3)).logits
         padded = model(input_ids=torch.tensor([[5, 6, 7, 2, 2]]),
@@ -36,8 +36,8 @@ def test_padding_changes_nothing(tmp_path):
     assert model.config.classifier_pooling == "mean"
 
 
-def test_random_weights_are_not_the_models(tmp_path):
-    path = str(write_model(tmp_path))
+def test_random_weights_are_not_the_models(root):
+    path = str(root / "euro")
     torch.manual_seed(1)
     pretrained, drawn = build_model(path, "IR"), build_model(path, "IR", weights="random")
     assert not torch.equal(pretrained.layers[0].self_attn.q_proj.weight, drawn.layers[0].self_attn.q_proj.weight)

@@ -13,8 +13,7 @@ import pytest
 from sweep_runs import grid, scores, train
 
 from megatron_encdec.finetune.results_tree import plan, state_of, write_failure, write_results
-from megatron_encdec.finetune.sweep import Sweep
-from megatron_encdec.finetune.sweep_worker import make_runner
+from megatron_encdec.finetune.sweep import Sweep, make_runner
 from megatron_encdec.platform.children import Child
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.lock import FolderLock
@@ -216,7 +215,7 @@ def test_a_run_that_is_taken_over_meanwhile_writes_nothing(tmp_path):
     """Its sweep was stopped for a while, and one on another host has gone on with the run."""
     run, answer = grid(tmp_path, (0.4,), (0,), "is taken over")[0], None
     child = Child()
-    child.begin("megatron_encdec.finetune.sweep_worker:make_runner", (FUNCTION,))
+    child.begin("megatron_encdec.finetune.sweep:make_runner", (FUNCTION,))
     child.send(run)
     while answer is None:
         kind, content = child.receive()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from megatron_encdec.data.store import TokenStore
-from megatron_encdec.inspection import token_statistics
-from megatron_encdec.inspection.token_statistics import (
+from megatron_encdec.inspection import data
+from megatron_encdec.inspection.data import (
     PIECE,
     count_tokens,
     document_lengths,
@@ -20,7 +20,7 @@ from megatron_encdec.platform.errors import IntegrityError
 def test_lengths_are_exact_across_pieces_and_empty_documents(tmp_path, write_pair, monkeypatch):
     lengths = np.random.default_rng(0).integers(0, 9, size=300)
     store = TokenStore(write_pair(tmp_path / "a", [[1] * length for length in lengths]))
-    monkeypatch.setattr(token_statistics, "ENDS_PIECE", 7)  # documents lie across pieces, and end where pieces end
+    monkeypatch.setattr(data, "ENDS_PIECE", 7)  # documents lie across pieces, and end where pieces end
     found, documents = document_lengths(store)
     expected, counts = np.unique(lengths[lengths > 0], return_counts=True)
     assert found.tolist() == expected.tolist() and documents.tolist() == counts.tolist()

@@ -10,7 +10,7 @@ import sentencepiece
 
 from megatron_encdec.data.samples import Sample
 from megatron_encdec.inspection.windows import END_OF_DOCUMENT, indented, marks_of, show
-from megatron_encdec.objectives import Objective, Vocabulary
+from megatron_encdec.objectives.base import Objective, Vocabulary
 from megatron_encdec.text.tokenizer import load_tokenizer
 
 TEXT = "the small cat likes the old house, and paints — älter — a warm stone"

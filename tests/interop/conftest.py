@@ -1,4 +1,4 @@
-"""A bf16 run of two phases with its checkpoints, and tiny trunks of every shape."""
+"""Data, a bf16 run of two phases with its checkpoints, and tiny trunks of every shape."""
 
 import random
 from pathlib import Path
@@ -16,8 +16,8 @@ CLM_END, END = 6, 9
 
 
 @pytest.fixture(scope="session")
-def run_directory(tmp_path_factory) -> Path:
-    """A run in bf16 with an odd vocabulary: clm to step 6, mlm to step 9, a checkpoint at each end."""
+def prepared(tmp_path_factory) -> Path:
+    """A directory with data, its tokenizer of an odd vocabulary, and a config.yaml to train with."""
     directory = tmp_path_factory.mktemp("interop")
     draw = random.Random(0)
     words = [a + b for a in ("re", "un", "over", "mis") for b in ("turn", "told", "read", "wind", "made")]
@@ -29,9 +29,15 @@ def run_directory(tmp_path_factory) -> Path:
                  "--train-tokenizer", "301", "--validation-percent", "20", "--output", str(directory / "text"),
                  "--workers", "1"]) == 0
     (directory / "config.yaml").write_text(BASE.format(root=directory))
-    assert main(["pretrain", str(directory / "config.yaml"), f"run.dir={directory / 'run'}",
+    return directory
+
+
+@pytest.fixture(scope="session")
+def run_directory(prepared) -> Path:
+    """A run in bf16: clm to step 6, mlm to step 9, a checkpoint at each end."""
+    assert main(["pretrain", str(prepared / "config.yaml"), f"run.dir={prepared / 'run'}",
                  f"phases.1.steps={END - CLM_END}", "precision.dtype=bf16", "evaluation.every=6"]) == 0
-    return directory / "run"
+    return prepared / "run"
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ import torch.distributed as dist
 from megatron_encdec.platform import device, distributed
 device.choose("cpu")
 from megatron_encdec.platform import megatron as mcore
-from megatron_encdec.engine.checkpoint import load_weights, newest
+from megatron_encdec.engine.checkpoint import newest
+from megatron_encdec.engine.loading import load_weights
 from megatron_encdec.interop.families import TARGETS
 from megatron_encdec.interop.importing import import_model
 from megatron_encdec.interop.source import find

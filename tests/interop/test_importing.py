@@ -12,20 +12,20 @@ from random_models import SIZES, save
 from small_run import metrics, run_cli
 
 from megatron_encdec.cli import main
-from megatron_encdec.engine.run_state import read_run_state
+from megatron_encdec.engine.checkpoint import read_run_state
 from megatron_encdec.interop.source import find, whole_trunk
 
 
 @pytest.fixture(scope="module")
-def decoder(run_directory, tmp_path_factory):
-    """A random Qwen2 with the tokenizer of the run's data, as a Hugging Face directory."""
+def decoder(prepared, tmp_path_factory):
+    """A random Qwen2 with the tokenizer of the data, as a Hugging Face directory."""
     directory = tmp_path_factory.mktemp("decoder") / "hf"
-    save("qwen2", directory, run_directory.parent / "tokenizer")
+    save("qwen2", directory, prepared / "tokenizer")
     return directory
 
 
-def config_of(run_directory, tmp_path, **sections):
-    config = yaml.safe_load((run_directory.parent / "config.yaml").read_text())
+def config_of(prepared, tmp_path, **sections):
+    config = yaml.safe_load((prepared / "config.yaml").read_text())
     config |= {"run": {"dir": str(tmp_path / "mlm"), "from": {"path": str(tmp_path / "run"), "state": "weights"}},
                "model": {"run": str(tmp_path / "run")},
                "tokenizer": {"path": str(tmp_path / "run" / "tokenizer")},
@@ -36,13 +36,13 @@ def config_of(run_directory, tmp_path, **sections):
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_continued_pretraining_from_an_import(run_directory, decoder, tmp_path, capsys, dtype):
+def test_continued_pretraining_from_an_import(prepared, decoder, tmp_path, capsys, dtype):
     """Import, an MLM phase with a fresh optimizer and its own warm-up, export, and back in again."""
     assert main(["import", str(decoder), str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
     assert "the tokenizer's own" in out and "Qwen2ForCausalLM, 116,112 parameters in float32" in out
     assert main(["inspect", "checkpoint", str(tmp_path / "run")]) == 0
-    config = config_of(run_directory, tmp_path)
+    config = config_of(prepared, tmp_path)
     assert main(["pretrain", str(config), f"precision.dtype={dtype}"]) == 0
     steps = metrics(tmp_path / "mlm")
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
@@ -66,10 +66,10 @@ def test_continued_pretraining_from_an_import(run_directory, decoder, tmp_path, 
     assert again.config.model.identity() == find(str(tmp_path / "mlm")).config.model.identity()
 
 
-def test_the_first_step_starts_from_the_imported_weights(run_directory, decoder, tmp_path):
+def test_the_first_step_starts_from_the_imported_weights(prepared, decoder, tmp_path):
     """A learning rate of next to nothing: the weights after a step are those that came in."""
     assert main(["import", str(decoder), str(tmp_path / "run")]) == 0
-    config = config_of(run_directory, tmp_path, optimizer={"lr": 1e-30}, phases=[
+    config = config_of(prepared, tmp_path, optimizer={"lr": 1e-30}, phases=[
         {"name": "clm", "objective": "clm", "steps": 1}], schedule={"name": "constant"})
     assert main(["pretrain", str(config)]) == 0
     assert main(["export", str(tmp_path / "mlm"), str(tmp_path / "out")]) == 0
@@ -114,8 +114,8 @@ def test_tokens_without_rows_are_refused(decoder, tmp_path, capsys):
     assert "go up to id" in capsys.readouterr().err
 
 
-def test_a_fine_tuned_encoder_comes_back_without_its_task_head(run_directory, tmp_path, capsys):
-    save("eurobert", tmp_path / "encoder", run_directory.parent / "tokenizer")
+def test_a_fine_tuned_encoder_comes_back_without_its_task_head(prepared, tmp_path, capsys):
+    save("eurobert", tmp_path / "encoder", prepared / "tokenizer")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "encoder", num_labels=3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(input_ids=torch.arange(20)[None], labels=torch.tensor([1])).loss.backward()

@@ -6,7 +6,7 @@ import transformers
 
 from megatron_encdec.interop.names import (
     GATE_UP,
-    LLAMA,
+    ROWS,
     canonical_name,
     canonical_weights,
     expand,
@@ -43,7 +43,7 @@ def hugging_face_weights(model):
 def joined(theirs, model):
     """The trunk's tensors, without the padding of the vocabulary."""
     found = {}
-    for ours, names, row in expand(LLAMA, model):
+    for ours, names, row in expand(model):
         parts = tuple(theirs[name] for name in names)
         assert tuple(part.shape for part in parts) == row.shapes(model)
         found[ours] = row.layout.join(parts, model)
@@ -99,7 +99,7 @@ def test_both_layer_specs_have_the_same_canonical_names():
             == canonical_name("decoder.layers.7.self_attention.linear_qkv.layer_norm_weight"))
     assert (canonical_name("decoder.layers.0.pre_mlp_layernorm.weight")
             == canonical_name("decoder.layers.0.mlp.linear_fc1.layer_norm_weight"))
-    assert len({row.ours for row in LLAMA.rows}) == len(LLAMA.rows)
+    assert len({row.ours for row in ROWS}) == len(ROWS)
 
 
 def test_what_does_not_fit_is_named():

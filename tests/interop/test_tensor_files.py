@@ -8,7 +8,7 @@ from random_models import save
 from safetensors.torch import save_file
 
 from megatron_encdec.cli import main
-from megatron_encdec.interop.tensor_files import TensorFiles
+from megatron_encdec.interop.source_files import TensorFiles
 from megatron_encdec.platform.errors import UserError
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_encdec.model import attention
 from megatron_encdec.model.attention import PACKED_MASK_TYPES, AttentionContext
-from megatron_encdec.objectives import AttentionKind
+from megatron_encdec.objectives.base import AttentionKind
 
 CUTS = [0, 3, 4, 11, 20]
 

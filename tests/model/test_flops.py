@@ -7,11 +7,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_encdec.data.samples import Sample
-from megatron_encdec.model.config import ModelConfig
-from megatron_encdec.model.flops import attended_pairs, training_flops, whole_pairs
+from megatron_encdec.model.config import ModelConfig, attended_pairs, training_flops, whole_pairs
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.trunk import build_trunk
-from megatron_encdec.objectives import Objective, Vocabulary, collate
+from megatron_encdec.objectives.base import Objective, Vocabulary, collate
 
 LENGTH, WINDOWS = 96, 2
 MODEL = ModelConfig(num_layers=2, hidden_size=64, ffn_hidden_size=160, num_attention_heads=4, num_query_groups=2,

@@ -4,8 +4,7 @@ import numpy as np
 import torch
 
 from megatron_encdec.model.config import ModelConfig
-from megatron_encdec.model.initial import normal_slice
-from megatron_encdec.model.trunk import build_trunk
+from megatron_encdec.model.trunk import build_trunk, normal_slice
 
 
 def test_a_slice_is_cut_from_the_whole():

@@ -17,7 +17,7 @@ from megatron_encdec.model.head import mixed_products_work
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.precision import PrecisionSettings
 from megatron_encdec.model.trunk import build_trunk
-from megatron_encdec.objectives import Objective, Vocabulary, collate
+from megatron_encdec.objectives.base import Objective, Vocabulary, collate
 from megatron_encdec.platform.device import device, varlen_is_usable
 
 pytestmark = pytest.mark.gpu

@@ -13,7 +13,7 @@ from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.rope import rotary_angles
 from megatron_encdec.model.trunk import build_trunk
-from megatron_encdec.objectives import Objective, Vocabulary, collate
+from megatron_encdec.objectives.base import Objective, Vocabulary, collate
 
 LENGTH, VOCABULARY, MASK = 24, 101, 1
 

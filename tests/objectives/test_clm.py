@@ -1,7 +1,7 @@
 import numpy as np
 
 from megatron_encdec.data.samples import Sample
-from megatron_encdec.objectives import Vocabulary
+from megatron_encdec.objectives.base import Vocabulary
 from megatron_encdec.objectives.clm import CLM
 
 ANY = Vocabulary(100)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megatron_encdec.data.samples import Sample
-from megatron_encdec.objectives import OBJECTIVES, Labelled, Objective, Vocabulary, evaluated
+from megatron_encdec.objectives.base import OBJECTIVES, Labelled, Objective, Vocabulary, evaluated
 from megatron_encdec.objectives.clm import CLM
 from megatron_encdec.objectives.mlm import MLM
 from megatron_encdec.platform.errors import UserError

@@ -1,9 +1,8 @@
 import numpy as np
 
 from megatron_encdec.data.samples import Sample
-from megatron_encdec.objectives import Vocabulary
+from megatron_encdec.objectives.base import Vocabulary, collate
 from megatron_encdec.objectives.clm import CLM
-from megatron_encdec.objectives.microbatch import collate
 from megatron_encdec.objectives.mlm import MLM
 
 S = 8

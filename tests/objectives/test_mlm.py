@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from megatron_encdec.data.samples import Sample
-from megatron_encdec.objectives import Vocabulary
+from megatron_encdec.objectives.base import Vocabulary
 from megatron_encdec.objectives.mlm import MLM
 from megatron_encdec.platform.errors import UserError
 

@@ -1,10 +1,10 @@
 """What ranks tell each other: two processes over gloo."""
 
-import multiprocessing
 import os
 
 import pytest
 import torch.distributed as dist
+from small_run import forks
 
 from megatron_encdec.platform.distributed import Control
 from megatron_encdec.platform.errors import AgreedError, UserError
@@ -36,7 +36,7 @@ def _rank(rank: int, store: str, answers, done) -> None:
 
 
 def test_two_ranks_agree(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = forks()
     answers, done = context.Queue(), context.Event()
     ranks = [context.Process(target=_rank, args=(rank, str(tmp_path / "store"), answers, done)) for rank in range(2)]
     for rank in ranks:

@@ -13,9 +13,9 @@ import torch
 from small_run import run_cli
 from trunk_states import fill, make, state_at, wrong
 
-from megatron_encdec.engine import checkpoint
+from megatron_encdec.engine import loading
+from megatron_encdec.engine.checkpoint import read_run_state
 from megatron_encdec.engine.integrity import CHECKSUMS, checksums_text, verify
-from megatron_encdec.engine.run_state import read_run_state
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.platform.restricted_pickle import load_plain, load_records
@@ -60,7 +60,7 @@ def payloads(mark):
 def refused(saved, file, match=""):
     resign(saved.path)
     with pytest.raises(IntegrityError, match=f"{file}.*{match}") as error:
-        checkpoint.load(saved.path, saved.trunk, saved.optimizer)
+        loading.load(saved.path, saved.trunk, saved.optimizer)
     assert "\n" not in str(error.value) and not saved.mark.exists()
 
 
@@ -125,7 +125,7 @@ def test_byte_items_are_not_read_at_all(saved):
     (saved.path / "__9_0.distcp").write_bytes(hostile)
     (saved.path / ".metadata").write_bytes(pickle.dumps(metadata))
     resign(saved.path)
-    checkpoint.load(saved.path, saved.trunk, saved.optimizer)
+    loading.load(saved.path, saved.trunk, saved.optimizer)
     assert wrong(saved.trunk, saved.optimizer) == [] and not saved.mark.exists()
     key = "decoder.final_layernorm.weight"  # a tensor turned into bytes is no tensor
     metadata.state_dict_metadata[key] = BytesStorageMetadata()
@@ -138,7 +138,7 @@ def test_our_own_files_are_json(saved):
         whole = (saved.path / name).read_bytes()
         (saved.path / name).write_bytes(pickle.dumps(payloads(saved.mark)[0]))
         with pytest.raises(IntegrityError, match=name):
-            checkpoint.load(saved.path, saved.trunk)
+            loading.load(saved.path, saved.trunk)
         if name == "run_state.json":
             with pytest.raises(IntegrityError, match=name):
                 read_run_state(saved.path)

@@ -1,6 +1,5 @@
 """Ranks that hang, in processes of their own: who is named; and what the watchdog finds in given beats."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -8,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
+from small_run import forks
 
 from megatron_encdec.platform import watchdog
 from megatron_encdec.platform.distributed import Control
@@ -44,9 +44,7 @@ def _rank(rank: int, how: str, folder: str) -> None:
     ("reads forever", "rank 1 (pid {pid} on {host}) hangs at: reading samples; the others wait for it"),
 ])
 def test_who_hangs_is_named(tmp_path, how, said):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["megatron_encdec.platform.watchdog"])
-    ranks = [context.Process(target=_rank, args=(rank, how, str(tmp_path))) for rank in range(RANKS)]
+    ranks = [forks().Process(target=_rank, args=(rank, how, str(tmp_path))) for rank in range(RANKS)]
     for rank in ranks:
         rank.start()
     try:

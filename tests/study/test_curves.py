@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_encdec.study.curves import Stage, curves, parse, shares, short_steps
+from megatron_encdec.study.curves import Stage, curves, parse, ratios, shares, short_steps
 from megatron_encdec.study.published import AVERAGES
 from megatron_encdec.study.results import ModelRecord
 
@@ -40,8 +40,28 @@ def test_checkpoints_of_one_run():
 
 
 def test_records_say_more_than_names():
-    records = {"first": ModelRecord(10, "demo"), "second": ModelRecord(5, "demo")}
+    records = {"first": ModelRecord(10, ("demo",)), "second": ModelRecord(5, ("demo",))}
     assert curves(["first", "second"], records) == {"demo": [(5, "second"), (10, "first")]}
+
+
+def test_what_a_run_did_counts_and_not_its_models_name():
+    def record(*phases, total=42_000):
+        return ModelRecord(phases[-1][1], (), {"size": "610m", "seed": 3, "total": total, "phases": [
+            {"name": name, "end": end, "decayed": end == total} for name, end in phases]})
+
+    records = {"a": record(("mlm40", 42_000)), "b": record(("clm", 10_000), ("mlm40", 42_000)),
+               "c": record(("clm", 42_000)), "d": record(("clm", 10_000), ("mlm40", 20_000)),
+               "e": record(("mlm20", 42_000)), "f-s3": record(("mlm20", 42_000))}
+    assert shares(records, records) == {
+        "610m clm → mlm40, 42k steps": [(0.0, "a"), (100 * (10_000 / 42_000), "b"), (100.0, "c")]}  # d is on its way
+    assert ratios(records, records) == {"610m mlm, 42k steps": [(20.0, "e"), (40.0, "a")]}
+    assert curves(["b", "d"], records) == {"610m clm 10k → mlm40": [(20_000, "d"), (42_000, "b")]}
+
+
+def test_ratios_of_the_paper():
+    found = ratios(AVERAGES)
+    assert list(found) == ["1b mlm, 42k steps", "210m mlm, 42k steps", "610m mlm, 42k steps"]
+    assert [ratio for ratio, _ in found["610m mlm, 42k steps"]] == [20, 30, 40, 50]
 
 
 def test_shares_of_the_paper():

@@ -5,6 +5,7 @@ import json
 import pytest
 from result_trees import write_grid, write_recorded, write_run
 
+from megatron_encdec.finetune.results_tree import record_model
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.study.results import CellKey, natural, read_trees
 
@@ -81,7 +82,7 @@ def test_model_record(tmp_path):
     write_grid(tmp_path, "a/SC/x", {1e-5: [0.5]})
     (tmp_path / "a/model.json").write_text('{"step": 400, "series": "demo"}')
     record = read_trees([tmp_path]).records["a"]
-    assert (record.step, record.series) == (400, "demo")
+    assert (record.step, record.series) == (400, ("demo",))
 
 
 GOOD = {"validation": {"score": 0.5, "scores_i": [1]}, "test": {"score": 0.5}}
@@ -158,3 +159,21 @@ def test_trees_without_runs(tmp_path):
 
 def test_natural_order():
     assert sorted(["m-42k", "m-9k", "m", "10", "a"], key=natural) == ["10", "a", "m", "m-9k", "m-42k"]
+
+
+def test_results_know_which_state_they_are_of(tmp_path):
+    """model.json comes from the export; results of another state of that name are not mixed with them."""
+    for place, step in (("a", 8), ("b", 12)):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "export.json").write_text(json.dumps({"step": step, "history_hash": f"{step:064x}", "run": {
+            "phases": [{"name": "clm", "end": 4, "decayed": False}, {"name": "mlm40", "end": step, "decayed": True}],
+            "total": step, "size": "610m", "seed": 1}}))
+    write_grid(tmp_path / "tree", "m/SC/toy", {1e-5: [0.5]})
+    record_model(tmp_path / "tree", "m", tmp_path / "a", ["m", "n"])
+    record_model(tmp_path / "tree", "m", tmp_path / "a", ["m", "n"])
+    found = read_trees([tmp_path / "tree"]).records["m"]
+    assert (found.step, found.series, found.run["size"]) == (8, ("m", "n"), "610m")
+    with pytest.raises(UserError, match=r"m/model.json: the results there are of another model \(step 8, .* step 12"):
+        record_model(tmp_path / "tree", "m", tmp_path / "b")
+    record_model(tmp_path / "tree", "other", tmp_path / "tree")  # an export of others: nothing is known of it
+    assert not (tmp_path / "tree/other").exists()

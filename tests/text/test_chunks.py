@@ -12,8 +12,8 @@ from corpora import texts_of
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text import chunks
 from megatron_encdec.text.chunks import share_of, slots
-from megatron_encdec.text.corpus import list_files
 from megatron_encdec.text.documents import Batch, read_chunk
+from megatron_encdec.text.inputs import list_files
 from megatron_encdec.text.manifest import InputFile
 
 
@@ -40,9 +40,9 @@ def documents_of(all_slots, spool):
     for chunk in chunks.chunks(all_slots, spool, "text"):
         for part in read_chunk(chunk, "text"):
             assert isinstance(part, Batch)
-            found += [(chunk.names[file], text.decode()) for (file, _), text in zip(part.places_D, part.texts_D,
+            found += [(chunk.names[file], text.decode()) for (file, _, _), text in zip(part.places_D, part.texts_D,
                                                                                  strict=True)]
-            found += [(chunk.names[file], reason) for reason, file, _, _ in part.skipped]
+            found += [(chunk.names[file], reason) for reason, (file, _, _) in part.skipped]
     return found
 
 

@@ -13,8 +13,8 @@ import pytest
 from megatron_encdec.text import documents
 from megatron_encdec.text import manifest as manifests
 from megatron_encdec.text.chunks import slots
-from megatron_encdec.text.corpus import list_files
 from megatron_encdec.text.documents import LONG, Batch, LongDocument, read_chunk
+from megatron_encdec.text.inputs import list_files
 from megatron_encdec.text.preprocess import preprocess
 from megatron_encdec.text.tokenizer import load_tokenizer
 
@@ -33,7 +33,7 @@ def test_a_long_line_is_decoded_in_pieces(tmp_path, ascii_only):
                     + '\n{"text": "b"}')
     parts = parts_of(path)
     assert [part for part in parts if isinstance(part, LongDocument)] == [parts[1]]
-    assert (parts[1].line, parts[1].size) == (2, path.stat().st_size - len('{"text": "a"}\n{"text": "b"}'))
+    assert parts[1].place[1:] == (2, path.stat().st_size - len('{"text": "a"}\n{"text": "b"}'))
     pieces = list(parts[1].pieces())
     assert "".join(pieces) == text
     assert max(map(len, pieces)) <= documents.PIECE + 10
@@ -50,7 +50,7 @@ def test_reasons_of_long_lines(tmp_path, body, reason):
     path = tmp_path / "a.jsonl"
     content = ("{" + body.replace("\n", "\x01") % ("word " * (2 * LONG // 5)) + "}").encode("utf-8", "surrogateescape")
     path.write_bytes(content + b"\n")
-    assert [part.skipped for part in parts_of(path) if part.skipped] == [[(reason, 0, 1, len(content) + 1)]]
+    assert [part.skipped for part in parts_of(path) if part.skipped] == [[(reason, (0, 1, len(content) + 1))]]
 
 
 def test_text_without_a_blank_is_decoded_in_pieces_too(tmp_path):

@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.corpus import list_files
-from megatron_encdec.text.folders import suffix_of
+from megatron_encdec.text.inputs import list_files, suffix_of
 
 
 def paths_of(*inputs):

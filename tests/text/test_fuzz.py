@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text import chunks, documents, encode, encoder, parquet
-from megatron_encdec.text.account import Tally
-from megatron_encdec.text.corpus import list_files
-from megatron_encdec.text.encode import EncodeSettings, Worker, ids_path
+from megatron_encdec.text.encode import Worker, ids_path
 from megatron_encdec.text.indexed import token_dtype
+from megatron_encdec.text.inputs import list_files
 from megatron_encdec.text.manifest import TRAIN, VALIDATION
+from megatron_encdec.text.partial import Tally
 from megatron_encdec.text.preprocess import preprocess
 from megatron_encdec.text.tokenizer import load_tokenizer
 
@@ -238,8 +238,8 @@ def is_drawn(text):
 def encoding(request, tokenizer_dir, tmp_path_factory):
     """(tokenizer, {splits: worker}, folder) with one of the encoders."""
     folder = tmp_path_factory.mktemp("fuzz")
-    workers = {splits: Worker(EncodeSettings(str(tokenizer_dir), None, None, request.param, "text",
-                                                  30.0 if len(splits) == 2 else 0.0, str(folder)))
+    workers = {splits: Worker(str(tokenizer_dir), None, None, request.param, "text",
+                              30.0 if len(splits) == 2 else 0.0, str(folder))
                for splits in ((TRAIN,), (TRAIN, VALIDATION))}
     tokenizer = load_tokenizer(tokenizer_dir)
     assert token_dtype(tokenizer.vocabulary_size) == np.uint16

@@ -10,7 +10,8 @@ import pytest
 from corpora import texts_of
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.corpus import kind_of, list_files
+from megatron_encdec.text.corpus import kind_of
+from megatron_encdec.text.inputs import list_files
 
 ROWS = [{"text": f"naïve {i}", "id": i} for i in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

@@ -19,6 +19,8 @@ import pyarrow.parquet
 import pytest
 from small_run import take_over, wait_until
 
+from megatron_encdec.cli import main
+from megatron_encdec.text import chunks, preprocess
 from megatron_encdec.text import manifest as manifests
 
 # The command with chunks of a few kB. With KILL=n the process kills itself before its n-th renaming or removing of
@@ -181,9 +183,12 @@ def test_twenty_kills_leave_no_trace_in_the_output(job, tmp_path):
     assert continued, "no kill came while chunks were encoded"
 
 
-def test_a_kill_at_each_step_of_the_finish_costs_nothing(job_of, tmp_path):
+def test_a_kill_at_each_step_of_the_finish_costs_nothing(job_of, tmp_path, monkeypatch, capsys):
+    """What is killed is a process; what goes on is the command in this one."""
     arguments, expected, _ = job_of(20)
     command = [*arguments, "--workers", 1, "--output", tmp_path / "out"]
+    for module in (chunks, preprocess):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 1_000_000)
     for step in range(1, 100):
         stopped = run(*command, KILL=str(step), CHUNK="1000000")
         if stopped.returncode == 0:
@@ -194,12 +199,12 @@ def test_a_kill_at_each_step_of_the_finish_costs_nothing(job_of, tmp_path):
         for prefix in (tmp_path / "out", tmp_path / "out.validation"):
             if f"{prefix.name}.manifest.json" in there:
                 manifests.check_files(prefix)
-        result = run(*command, CHUNK="1000000")
-        assert result.returncode == 0, result.stderr
+        assert main(["preprocess", *map(str, command)]) == 0, step
+        said = capsys.readouterr().err
         if begun:
-            assert any(words in result.stderr for words in ("continuing after", "have their names now",
-                                                            "complete already")), (step, result.stderr)
-            assert "damaged" not in result.stderr
+            assert any(words in said for words in ("continuing after", "have their names now",
+                                                   "complete already")), (step, said)
+            assert "damaged" not in said
         assert outputs(tmp_path) == expected, step
         assert not (tmp_path / "out.partial").exists()
         for path in tmp_path.iterdir():
@@ -207,15 +212,22 @@ def test_a_kill_at_each_step_of_the_finish_costs_nothing(job_of, tmp_path):
     assert step > 8
 
 
-@pytest.fixture
-def half(job_of, tmp_path):
-    """(command, expected, partial folder) of a run that was killed with some chunks finished."""
-    arguments, expected, _ = job_of(20)
-    command = [*arguments, "--workers", 1, "--output", tmp_path / "out"]
-    with held(*command) as process:
+@pytest.fixture(scope="module")
+def killed(job_of, tmp_path_factory):
+    """What a run left in its partial folder that was killed with some chunks finished."""
+    folder = tmp_path_factory.mktemp("killed")
+    with held(*job_of(20)[0], "--workers", 1, "--output", folder / "out") as process:
         process.kill()
         process.communicate()
-    return command, expected, tmp_path / "out.partial"
+    return folder / "out.partial"
+
+
+@pytest.fixture
+def half(job_of, killed, tmp_path):
+    """(command, expected, partial folder) of a run that was killed with some chunks finished."""
+    arguments, expected, _ = job_of(20)
+    partial = shutil.copytree(killed, tmp_path / "out.partial")
+    return [*arguments, "--workers", 1, "--output", tmp_path / "out"], expected, partial
 
 
 def finished(partial):
@@ -273,12 +285,12 @@ def test_a_changed_run_leaves_the_others_finished_chunks_alone(half, change, tmp
         command += ["--eod-token", "<|reserved_1|>"]
     else:
         command += ["--shard", "1/2"]
-    before, chunks = everything(partial), finished(partial)
+    before, count = everything(partial), finished(partial)
     result = run(*command)
     assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
     said = {"input": "inputs.0.path: ", "key": "settings.text_key: 'text' -> 'other'; ",
             "tokenizer": "tokenizer: ", "shard": "settings.shard: "}
-    assert f"{partial}: holds {chunks} finished chunks, of another run (begun with -> asked for): " in result.stderr
+    assert f"{partial}: holds {count} finished chunks, of another run (begun with -> asked for): " in result.stderr
     assert said[change] in result.stderr and len(result.stderr) < 1500
     assert everything(partial) == before
     shutil.rmtree(partial)  # one of the ways out; another --output is the other

@@ -8,8 +8,8 @@ from corpora import documents_of
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.text import documents, parquet
 from megatron_encdec.text.chunks import slots
-from megatron_encdec.text.corpus import list_files
 from megatron_encdec.text.documents import LongDocument, read_chunk
+from megatron_encdec.text.inputs import list_files
 from megatron_encdec.text.parquet import iter_rows, row_groups
 
 TEXTS = ["one", None, "naïve — 東京", "", "x" * 3000, "one", None]
@@ -53,13 +53,13 @@ def test_rows_of_a_chunk(tmp_path, monkeypatch, long, held):
     texts, skipped = [], []
     for part in read_chunk(chunk, "text"):
         if isinstance(part, LongDocument):
-            texts.append((part.line, "".join(part.pieces())))
+            texts.append((part.place.line, "".join(part.pieces())))
         else:
-            texts += [(line, text.decode()) for (_, line), text in zip(part.places_D, part.texts_D, strict=True)]
+            texts += [(line, text.decode()) for (_, line, _), text in zip(part.places_D, part.texts_D, strict=True)]
             skipped += part.skipped
     assert texts == [(1, "marked " + "w" * 30), (5, "né" * 30)]
-    assert sorted(skipped) == [("bad_utf8", 0, 2, 34), ("bad_utf8", 0, 6, 20), ("empty", 0, 4, 30),
-                               ("not_text", 0, 3, 0)]
+    assert sorted(skipped) == [("bad_utf8", (0, 2, 34)), ("bad_utf8", (0, 6, 20)), ("empty", (0, 4, 30)),
+                               ("not_text", (0, 3, 0))]
 
 
 def test_files_that_cannot_be_used_are_named(tmp_path):

@@ -12,7 +12,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from megatron_encdec.data.store import TokenStore
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.text.account import Account
+from megatron_encdec.text.chunks import Account
 from megatron_encdec.text.encode import LossCounter
 from megatron_encdec.text.preprocess import preprocess
 from megatron_encdec.text.tokenizer import AS_OPTION, load_tokenizer

@@ -9,7 +9,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_encdec.objectives import Vocabulary
+from megatron_encdec.objectives.base import Vocabulary
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import load_tokenizer, require_mask, train_tokenizer
 

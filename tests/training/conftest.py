@@ -1,5 +1,6 @@
 """A corpus, a tokenizer and token files made once, then `megatron-encdec pretrain` as real processes."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,34 @@ from small_run import run_cli, workspace
 def root(tmp_path_factory) -> Path:
     """A `workspace`, made once."""
     return workspace(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="session")
+def unbroken(root, tmp_path_factory) -> Path:
+    """A run of the config that nothing stopped: 12 steps. Only to be read."""
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    run_cli("pretrain", root / "config.yaml", f"run.dir={run}")
+    return run
+
+
+@pytest.fixture(scope="session")
+def half(root, tmp_path_factory) -> Path:
+    """The same, stopped after 6 steps, at the switch. Only to be read."""
+    run = tmp_path_factory.mktemp("half") / "run"
+    run_cli("pretrain", root / "config.yaml", f"run.dir={run}", "--until", "6")
+    return run
+
+
+@pytest.fixture
+def begun(half, tmp_path):
+    """A function: `half` as a run of the test's own, `tmp_path / name`."""
+    def call(name: str) -> Path:
+        run = Path(shutil.copytree(half, tmp_path / name))
+        config = (run / "config.yaml").read_text()
+        (run / "config.yaml").write_text(config.replace(str(half), str(run)))
+        return run
+
+    return call
 
 
 @pytest.fixture

@@ -1,21 +1,17 @@
 """What is in a run directory already is continued or refused, or put aside with a word; never overwritten or cut."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
-from small_run import final_bits, metrics, run_cli, start_cli, steps_done, wait_until
+from small_run import PATIENCE, final_bits, metrics, run_cli, start_cli, start_code, steps_done, wait_until
 
 from megatron_encdec.cli import main
 from megatron_encdec.rundir.files import sha256_file
 from megatron_encdec.training import origin
 from megatron_encdec.training.config import load_config
-from megatron_encdec.training.parent import resolve
-from megatron_encdec.training.plan import make_plan
+from megatron_encdec.training.plan import definite, make_plan
 
 SAVES = ("checkpoint.every=2", "checkpoint.keep=5")
 
@@ -181,9 +177,8 @@ from megatron_encdec.cli import main
 main(sys.argv[1:])
 """
     run = tmp_path / "run"
-    killed = subprocess.run([sys.executable, "-c", code, "pretrain", root / "config.yaml", f"run.dir={run}", *SAVES],
-                            capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
-    assert killed.returncode == -signal.SIGKILL
+    killed = start_code(code, "pretrain", root / "config.yaml", f"run.dir={run}", *SAVES, output=tmp_path / "said")
+    assert killed.wait(PATIENCE) == -signal.SIGKILL
     assert sorted(entry.name for entry in (run / "checkpoints").glob("[!.]*")) == ["step_00000002"]
     said = here("run", *SAVES).out
     assert "latest: the first save was not quite finished; continuing from step_00000002 instead" in said
@@ -221,7 +216,7 @@ def test_a_fork_without_a_step_means_what_its_first_launch_meant(run, root, tmp_
     text = (fork / "config.yaml").read_text().replace("from: null", f"from: {{path: {run}, step: 4, state: all}}")
     (fork / "config.yaml").write_text(text)
     plain = load_config(root / "config.yaml", [f"run.from={{path: {run}}}", f"run.dir={fork}", *SAVES])
-    assert resolve(plain.run).step == 4
+    assert definite(plain.run).step == 4
     assert origin.find(make_plan(plain)).kind == "fork"
     assert origin.find(make_plan(load_config(root / "config.yaml", config))).state.step == 4
 

@@ -16,6 +16,7 @@ from small_run import (
     ranks_of,
     run_cli,
     start_cli,
+    start_code,
     steps_done,
     take_over,
     wait_until,
@@ -112,11 +113,8 @@ raise SystemExit(main(sys.argv[1:]))
 """
     os.mkfifo(tmp_path / "pipe")
     run, output = tmp_path / "run", tmp_path / "output"
-    with open(output, "w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, "pretrain", str(root / "config.yaml"), f"run.dir={run}", *LONG, "--nproc", "2",
-             f"data.train=[{{path: {slow}}}]", "run.hang_timeout=5"], stdout=file, stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = start_code(code, "pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--nproc", "2",
+                         f"data.train=[{{path: {slow}}}]", "run.hang_timeout=5", output=output)
     wait_until(lambda: steps_done(run) >= 3 or process.poll() is not None, "the first steps")
     (tmp_path / "now").touch()
     assert process.wait(PATIENCE) == 1
@@ -253,6 +251,19 @@ def test_a_read_only_directory_is_one_clear_line(root, tmp_path, here):
     assert error.count("\n") == 1
 
 
+@pytest.fixture(scope="module")
+def saved_at_eight(root, tmp_path_factory):
+    run = tmp_path_factory.mktemp("eight") / "run"
+    run_cli("pretrain", root / "config.yaml", f"run.dir={run}", "--until", "8", "checkpoint.every=3")
+    return run
+
+
+@pytest.fixture
+def eight(saved_at_eight, tmp_path):
+    """A run stopped after step 8; of its checkpoints 3 was pruned, 6 (a boundary) and 8 are there."""
+    return shutil.copytree(saved_at_eight, tmp_path / "run")
+
+
 def damage(path):
     """Flip one bit in the middle."""
     data = bytearray(path.read_bytes())
@@ -262,9 +273,8 @@ def damage(path):
 
 @pytest.mark.parametrize("file", [
     "__0_0.distcp", ".metadata", "common.pt", "run_state.json", "checksums.json", "latest"])
-def test_a_damaged_checkpoint_is_named_and_fallback_goes_on_from_the_one_before(file, here):
-    whole = here("whole").run
-    run = here("run", "--until", "8", "checkpoint.every=3").run  # 3 was pruned; 6 (a boundary) and 8 are there
+def test_a_damaged_checkpoint_is_named_and_fallback_goes_on_from_the_one_before(file, here, unbroken, eight):
+    run = eight
     victim = run / "checkpoints" / ("latest" if file == "latest" else f"step_00000008/{file}")
     damage(victim)
     left = 8 if file == "latest" else 6
@@ -276,7 +286,7 @@ def test_a_damaged_checkpoint_is_named_and_fallback_goes_on_from_the_one_before(
     resume = [line for line in lines_of(run) if line["kind"] == "resume"][-1]
     assert resume["step"] == left and resume["fallback"]["used"] == f"step_0000000{left}"
     assert victim.name in resume["fallback"]["problems"][0]
-    assert metrics(run) == metrics(whole) and final_bits(run, 12) == final_bits(whole, 12)
+    assert metrics(run) == metrics(unbroken) and final_bits(run, 12) == final_bits(unbroken, 12)
     assert "nothing is left" in here("run", "--fallback").out  # an intact checkpoint is simply used
 
 
@@ -287,8 +297,8 @@ def test_no_intact_checkpoint_is_said(here):
     assert "there is no intact checkpoint in" in here("run", "--fallback", code=2).err
 
 
-def test_two_ranks_fall_back_together(root, here):
-    run = here("run", "--until", "8", "checkpoint.every=3").run
+def test_two_ranks_fall_back_together(root, eight):
+    run = eight
     damage(run / "checkpoints/step_00000008/__0_0.distcp")
     arguments = ("pretrain", root / "config.yaml", f"run.dir={run}", "--nproc", "2")
     refused = run_cli(*arguments, check=False)

@@ -12,14 +12,13 @@ def lines_of(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_switching_in_process_after_exit_and_in_a_fork_gives_the_same_bits(here):
-    whole = here("whole").run
-    stopped = here("stopped", "--until", "6").run
+def test_switching_in_process_after_exit_and_in_a_fork_gives_the_same_bits(here, unbroken, begun):
+    stopped = begun("stopped")
     fork = here("fork", "--fork", f"{stopped}@6").run
     restarted = here("stopped").run
     for run in (fork, restarted):
-        assert metrics(run)[-6:] == metrics(whole)[-6:]
-        assert final_bits(run, 12) == final_bits(whole, 12)
+        assert metrics(run)[-6:] == metrics(unbroken)[-6:]
+        assert final_bits(run, 12) == final_bits(unbroken, 12)
 
     first = lines_of(fork)[0]
     assert (first["kind"], first["step"]) == ("resume", 6)
@@ -29,8 +28,8 @@ def test_switching_in_process_after_exit_and_in_a_fork_gives_the_same_bits(here)
     assert metrics(fork)[0]["samples"] == 7 * 8 and metrics(fork)[0]["tokens"] == 7 * 8 * 64
 
 
-def test_many_branches_and_a_branch_of_a_branch(here, root):
-    trunk = here("trunk", "--until", "6").run
+def test_many_branches_and_a_branch_of_a_branch(here, begun):
+    trunk = begun("trunk")
     low = here("low", "--fork", trunk, "phases.1.objective=mlm:0.1").run  # no step: the newest, written down
     assert f"path: {trunk}\n    step: 6\n" in (low / "config.yaml").read_text()
     high = here("high", "--fork", trunk, "phases.1.objective=mlm:0.5", "--until", "9").run
@@ -44,8 +43,8 @@ def test_many_branches_and_a_branch_of_a_branch(here, root):
     assert "continuing at step 9" in here("high", "--fork", trunk, "phases.1.objective=mlm:0.5").out
 
 
-def test_a_fork_killed_before_its_first_checkpoint_begins_again(here):
-    trunk = here("trunk", "--until", "6").run
+def test_a_fork_killed_before_its_first_checkpoint_begins_again(here, begun):
+    trunk = begun("trunk")
     fork = here("fork", "--fork", f"{trunk}@6", "--until", "9").run
     whole = metrics(fork)
     for entry in (fork / "checkpoints").iterdir():
@@ -55,8 +54,8 @@ def test_a_fork_killed_before_its_first_checkpoint_begins_again(here):
     assert metrics(here("fork", "--fork", f"{trunk}@6", "--until", "9").run) == whole
 
 
-def test_another_past_is_refused_with_what_differs(here):
-    trunk = here("trunk", "--until", "6").run
+def test_another_past_is_refused_with_what_differs(here, begun):
+    trunk = begun("trunk")
     error = here("fork", "--fork", f"{trunk}@6", "data.seed=5", "optimizer.lr=1e-3", "phases.0.objective=mlm:0.2",
                  code=2).err.splitlines()
     assert "step_00000006: the config changes what determined this state (recorded -> asked for):" in error[0]
@@ -69,8 +68,8 @@ def test_another_past_is_refused_with_what_differs(here):
     assert "no checkpoint of step 5; there are step_00000006" in error and error.count("\n") == 1
 
 
-def test_weights_alone_begin_a_new_history(here):
-    parent = here("parent", "--until", "6").run
+def test_weights_alone_begin_a_new_history(here, begun):
+    parent = begun("parent")
     own = ("data.seed=7", "phases=[{name: only, objective: mlm, steps: 4}]", f"run.from.path={parent}",
            "run.from.step=6", "run.from.state=weights", "schedule.decay_steps=0")
     child = here("child", *own, "checkpoint.every=2", "--until", "2").run
@@ -95,39 +94,38 @@ def test_weights_cross_precisions(here):
     parent = here("parent", "precision.dtype=bf16", "--until", "6").run
     only = ("phases=[{name: only, objective: clm, steps: 1}]", "schedule={name: constant}", "run.from.state=weights",
             f"run.from.path={parent}", "run.from.step=6")
-    full, half = (metrics(here(dtype, f"precision.dtype={dtype}", *only).run)[0]["loss"] for dtype in ("fp32", "bf16"))
+    full, half = (metrics(here(dtype, f"precision.dtype={dtype}", *only).run)[0]["loss"]
+                  for dtype in ("fp32", "bf16"))
     assert full == pytest.approx(half, rel=1e-2) and full != half and full < 5
 
 
-def test_weights_of_another_trunk_are_refused(here):
-    parent = here("parent", "--until", "6").run
-    error = here("child", f"run.from.path={parent}", "run.from.state=weights", "model.num_layers=1", code=2).err
+def test_weights_of_another_trunk_are_refused(here, half):
+    error = here("child", f"run.from.path={half}", "run.from.state=weights", "model.num_layers=1", code=2).err
     assert "  model.num_layers: 2 -> 1" in error.splitlines()
 
 
-def test_inspecting_a_fork(here, capsys):
-    trunk = here("trunk", "--until", "6").run
+def test_inspecting_a_fork(here, begun, unbroken, capsys):
+    trunk = begun("trunk")
     fork = here("fork", "--fork", f"{trunk}@6").run
     middle = here("middle", "--fork", f"{trunk}@6", "--until", "8").run
     inner = here("inner", "--fork", f"{middle}@8").run
-    whole = here("whole").run
 
     def phases(run):
         capsys.readouterr()
         assert main(["inspect", "run", str(run), "--json"]) == 0
         return json.loads(capsys.readouterr().out)
 
-    unbroken = phases(whole)
+    whole = phases(unbroken)
     for run, begun_at in ((fork, 6), (inner, 8)):
         report = phases(run)
         assert report["begun_at"] == begun_at and report["parent"]["step"] == begun_at
-        masked, expected = report["phases"][1], unbroken["phases"][1]
+        masked, expected = report["phases"][1], whole["phases"][1]
         for key in ("steps", "planned_steps", "tokens", "targets", "last_loss", "validation"):
             assert masked[key] == expected[key], key
-        assert report["targets"] == unbroken["targets"] and report["tokens"] == unbroken["tokens"]
+        assert report["targets"] == whole["targets"] and report["tokens"] == whole["tokens"]
         causal = report["phases"][0]
-        assert causal["last_loss"] == unbroken["phases"][0]["last_loss"]  # read from the parent's file
-    assert main(["inspect", "run", str(whole), str(fork)]) == 0
+        assert causal["last_loss"] == whole["phases"][0]["last_loss"]  # read from the parent's file
+    assert main(["inspect", "run", str(unbroken), str(fork)]) == 0
     assert "CANNOT" not in capsys.readouterr().out
     assert main(["inspect", "run", str(inner)]) == 0
     assert f"{middle}@8" in capsys.readouterr().out
@@ -135,4 +133,4 @@ def test_inspecting_a_fork(here, capsys):
     trunk.rename(trunk.with_name("moved"))
     causal, masked = phases(fork)["phases"]
     assert (causal["steps"], causal["targets"], causal["last_loss"]) == (6, None, None)
-    assert masked["targets"] == unbroken["phases"][1]["targets"]
+    assert masked["targets"] == whole["phases"][1]["targets"]

@@ -7,7 +7,7 @@ import typing
 import pytest
 from small_run import timeline_of
 
-from megatron_encdec.objectives import OBJECTIVES, Objective
+from megatron_encdec.objectives.base import OBJECTIVES, Objective
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.training.config import Config
 
@@ -37,7 +37,7 @@ DECIDES = {
     "model.rope_scaling.low_freq_factor": ("2", LLAMA3), "model.rope_scaling.high_freq_factor": ("8", LLAMA3),
     "phases.1.objective(mlm).mask_ratio": "0.5", "phases.1.objective(mlm).random_fraction": (
         "0.1", ("phases.1.objective.mask_fraction=0.5",)), "phases.1.objective(mlm).mask_fraction": "0.5",
-    "phases.0.steps": "7", "phases.1.optimizer_state": "reset",
+    "phases.0.steps": "7", "phases.1.optimizer_state": "reset", "phases.1.lr": "1e-4",
     "phases.1.schedule.name": ("constant", ("phases.1.schedule={name: wsd, decay_steps: 2}",)),
     "phases.1.schedule.warmup_steps": ("2", OWN), "phases.1.schedule.decay_steps": ("3", OWN),
     "phases.1.schedule.final_lr": ("1e-4", OWN),
@@ -53,6 +53,7 @@ DECIDES_NOTHING = {
     # where things are, what is told and kept, when a run gives up
     "run.dir": "elsewhere", "run.on_nonfinite": "skip", "run.max_skipped": "3", "run.hang_timeout": "9",
     "phases.0.name": "first", "checkpoint.every": "5", "checkpoint.keep": "7", "checkpoint.async": "false",
+    "checkpoint.steps.0": ("3", ("checkpoint.steps=[5]",)),
     "evaluation.every": "5", "evaluation.batches": "3", "logging.every": "2", "logging.tensorboard": "true",
     # validation is read by nobody who trains
     "data.validation.0.path": "nowhere/other", "data.validation.0.weight": "2",

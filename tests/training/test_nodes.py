@@ -29,17 +29,15 @@ def nodes(root, tmp_path):
 
     yield call
     for process in started:
-        if process.is_alive():
+        if process.poll() is None:
             for pid in [*ranks_of(process), process.pid]:
                 os.kill(pid, signal.SIGKILL)
-        process.join()
+        process.wait()
 
 
 def ended(launchers) -> list[int]:
     """Exit codes."""
-    for launcher in launchers:
-        launcher.join(PATIENCE)
-    return [launcher.exitcode for launcher in launchers]
+    return [launcher.wait(PATIENCE) for launcher in launchers]
 
 
 def test_two_nodes_give_the_bits_of_one(nodes, pretrain, tmp_path):
@@ -55,7 +53,7 @@ def under_way(nodes, tmp_path):
     """A run of many steps on two nodes: its launchers, and files with their words."""
     launchers, said = nodes(*LONG, "checkpoint.every=5")
     run = tmp_path / "run"
-    wait_until(lambda: steps_done(run) >= 8 or not all(launcher.is_alive() for launcher in launchers), "some steps")
+    wait_until(lambda: steps_done(run) >= 8 or any(launcher.poll() is not None for launcher in launchers), "some steps")
     assert steps_done(run) >= 8, [words.read_text() for words in said]
     return launchers, said
 

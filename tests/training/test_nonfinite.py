@@ -4,12 +4,10 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from small_run import metrics, run_cli
+from small_run import PATIENCE, metrics, run_cli, start_code
 from trunk_states import fill, make, wrong
 
 from megatron_encdec.data.samples import Samples
@@ -160,10 +158,10 @@ def test_saves_after_a_skipped_step_delete_no_older_checkpoint(disk, here, root,
     if disk == "quick":
         error = here("run", *command, code=1).err
     else:
-        ended = subprocess.run([sys.executable, "-c", SLOW_DISK, "pretrain", root / "config.yaml", f"run.dir={run}",
-                                *command], text=True, capture_output=True, timeout=300)
-        error = ended.stderr
-        assert ended.returncode == 1, error
+        said = tmp_path / "said"
+        ended = start_code(SLOW_DISK, "pretrain", root / "config.yaml", f"run.dir={run}", *command, output=said)
+        assert ended.wait(PATIENCE) == 1, said.read_text()
+        error = said.read_text()
     names = {entry.name for entry in (run / "checkpoints").glob("step_*")}
     assert {"step_00000006", "step_00000008", "step_00000010"} == names  # keep: 1, and 6 is a boundary
     assert "step 11: " in error and "skipped step number 4" in error

@@ -6,7 +6,7 @@ import pytest
 from small_run import final_bits, metrics
 
 from megatron_encdec.engine import checkpoint
-from megatron_encdec.engine.run_state import read_run_state
+from megatron_encdec.engine.checkpoint import read_run_state
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from megatron_encdec.objectives import MicroBatch
-from megatron_encdec.training.prefetch import staged
+from megatron_encdec.objectives.base import MicroBatch
+from megatron_encdec.training.step import staged
 
 
 def batches(count, drawn=None):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_run import PATIENCE, metrics, ranks_of, run_cli, start_cli, steps_done, wait_until
+from small_run import PATIENCE, metrics, ranks_of, run_cli, start_cli, start_cold, steps_done, wait_until
 
 LONG = ("phases.0.steps=2000", "phases.1.steps=2000")
 
@@ -42,7 +42,7 @@ def expected(root, tmp_path_factory):
     def lines(step: int, ranks: int = 1) -> list[dict]:
         run = done.setdefault(ranks, tmp_path_factory.mktemp("expected") / "run")
         if steps_done(run) < step:
-            run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--until", max(step, 200),
+            run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--until", max(step, 30),
                     *(["--nproc", str(ranks)] if ranks > 1 else []))
         return metrics(run)[:step]
 
@@ -74,8 +74,8 @@ def test_the_launcher_saves_and_exits_0(begin, root, expected):
 
 
 def test_a_signal_before_the_first_step_ends_with_nothing_done(root, tmp_path):
-    process = start_cli("pretrain", root / "config.yaml", f"run.dir={tmp_path / 'run'}", *LONG,
-                        output=tmp_path / "output")
+    process = start_cold("pretrain", root / "config.yaml", f"run.dir={tmp_path / 'run'}", *LONG,
+                         output=tmp_path / "output")
     status = Path(f"/proc/{process.pid}/status")
     wait_until(lambda: int(status.read_text().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1,
                "its handlers")  # imports have yet to come
@@ -169,12 +169,12 @@ def test_torchrun_loses_nothing(number, root, tmp_path, expected):
 def test_a_time_limit_is_kept(root, tmp_path, expected):
     begun = time.monotonic()
     run_cli("pretrain", root / "config.yaml", f"run.dir={tmp_path / 'short'}", *LONG, "--until", "5")
-    limit = 15 + round(2 * (time.monotonic() - begun))  # of what this machine needs to start and to stop
+    limit = 8 + round(2 * (time.monotonic() - begun))  # of what this machine needs to start and to stop
     run, begun = tmp_path / "run", time.monotonic()
     result = run_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--time-limit", f"{limit}s")
     assert time.monotonic() - begun < limit
     assert f"stopped before the time limit after step {stopped_at(run)} of 4000" in result.stdout
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["kind"] == "checkpoint" and lines[-1]["step"] == stopped_at(run)
-    lines = metrics(run)[:200]
+    lines = metrics(run)[:30]
     assert lines == expected(len(lines))

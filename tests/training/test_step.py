@@ -5,7 +5,7 @@ import pytest
 
 from megatron_encdec.data.config import DataConfig, SourceConfig
 from megatron_encdec.data.samples import Samples
-from megatron_encdec.objectives import Objective, Vocabulary
+from megatron_encdec.objectives.base import Objective, Vocabulary
 from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.training.step import micro_batches, share_of_batch
 

@@ -67,9 +67,8 @@ def as_earlier_versions_had_it(history: dict, run, masking: dict) -> dict:
 
 
 @pytest.mark.parametrize("masks_by", ["ordinary_ids", "tokenizer"])
-def test_a_checkpoint_of_an_earlier_version_is_continued(here, root, masks_by):
+def test_a_checkpoint_of_an_earlier_version_is_continued(here, unbroken, root, masks_by):
     """Without stretches; still earlier, with the sha256 of the tokenizer's file in the place of the ordinary ids."""
-    whole = here("whole").run
     run = here("run", "--until", "8").run
     file = run / "checkpoints/step_00000008/run_state.json"
     state, tokenizer = json.loads(file.read_text()), load_tokenizer(root / "tokenizer")
@@ -86,6 +85,6 @@ def test_a_checkpoint_of_an_earlier_version_is_continued(here, root, masks_by):
     sums.write_text(checksums_text(files))
     assert "schedule.warmup_steps: 2 -> 3" in here("run", "schedule.warmup_steps=3", code=2).err
     here("run")
-    assert metrics(run) == metrics(whole)
-    assert final_bits(run, 12) == final_bits(whole, 12)
+    assert metrics(run) == metrics(unbroken)
+    assert final_bits(run, 12) == final_bits(unbroken, 12)
 

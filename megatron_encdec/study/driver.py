@@ -1,0 +1,149 @@
+"""`study run`: do what the plan says, in the order of what waits for what.
+
+    1. look at the disk: what is there is done; jobs of an earlier driver that still run are found
+    2. start what can start, as many at a time as the executor has room for
+    3. a job that ends without what it is for is started again as long as it gets on; else it has failed, and what
+       waits for it is left
+    4. checkpoints that nothing needs any more go; at the end comes the report
+
+The driver holds no state of its own: killed anywhere and started again, it goes on.
+"""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+from megatron_encdec.platform.errors import RunFailed, UserError
+from megatron_encdec.platform.progress import Progress, duration
+from megatron_encdec.platform.signals import StopSignals, how_it_ended
+from megatron_encdec.rundir.lock import FolderLock
+from megatron_encdec.study.jobs import Job, jobs_of
+from megatron_encdec.study.local import LocalExecutor
+from megatron_encdec.study.plan import StudyPlan
+from megatron_encdec.study.report import report_study
+from megatron_encdec.study.slurm import SlurmExecutor
+from megatron_encdec.study.store import Status, Store, prune
+
+SECONDS, SHOWN_SECONDS = 1.0, 5.0  # between looks at what runs: whether it has ended, and how far it has come
+SECONDS_BETWEEN_LINES = 30.0  # of what runs, where there is no terminal
+ATTEMPTS = 2  # of a job that does not get on
+LOG_LINES = 3
+
+
+class Driver:
+    """Does `plan` with `executor`. keep_all: no checkpoint of a finished stretch is deleted."""
+
+    def __init__(self, plan: StudyPlan, executor: LocalExecutor | SlurmExecutor, keep_all: bool = False):
+        self._plan, self._executor, self._keep_all = plan, executor, keep_all
+        self._store = Store(Path(plan.study.output))
+        self._failed: dict[str, str] = {}  # key -> why
+        self._attempts: dict[str, int] = {}  # without getting on
+        self._seen = 0.0
+        self._began: dict[str, tuple[float, int]] = {}  # when, and from which position
+
+    def run(self) -> None:
+        """Work until nothing is left that can be done. Raises `RunFailed` where something has failed, `UserError` where
+        another driver works on this study."""
+        if self._plan.facts.missing:
+            raise UserError(f"{self._plan.study.base}: not there: {'; '.join(self._plan.facts.missing)}")
+        with FolderLock(self._store.output, "output"), StopSignals((signal.SIGTERM, signal.SIGINT)) as signals:
+            self._look()
+            with Progress("study", len(self._jobs), counts=True, seconds=SECONDS_BETWEEN_LINES,
+                          stream=sys.stdout) as self._shown:
+                for job in self._executor.find(self._jobs.values()):
+                    self._begin(job, "still runs")
+                while signals.received is None and (self._start() or self._executor.running):
+                    time.sleep(SECONDS)
+                    self._hear()
+                    self._show()
+                if signals.received is not None:
+                    self._stop(signals)
+                    return
+        if self._plan.study.finetune and any((self._store.output / "results").glob("*/*/*/*/results.json")):
+            report_study(self._plan)
+        if self._failed:
+            left = len(self._jobs) - len(self._failed)
+            raise RunFailed("\n".join([*(f"{key}: {why}" for key, why in self._failed.items()),
+                                       f"{len(self._failed)} failed, {left} wait for them; all else is done. Mend it "
+                                       "and give the same command again"]))
+        self._say(f"{self._store.output}: all is done")
+
+    def _look(self) -> None:
+        """What is to do, as the disk says; what nothing needs goes."""
+        self._status = Status(self._plan, self._store)
+        self._jobs = jobs_of(self._status)
+        if not self._keep_all:
+            running = {key.partition("/")[2] for key in self._executor.running}
+            for name in prune(self._status, running):
+                self._say(f"{name}: checkpoint deleted, nothing needs it any more")
+
+    def _start(self) -> bool:
+        """Start what can start; whether anything was."""
+        started = False
+        for key, job in self._jobs.items():
+            under_way = self._executor.running if self._executor.waits_itself else ()
+            waits = any(need in self._jobs and need not in under_way for need in job.needs)
+            if waits or key in self._failed or key in self._executor.running or not self._executor.has_room(job):
+                continue
+            job.folder.mkdir(parents=True, exist_ok=True)
+            job.prepare()
+            self._executor.start(job)
+            self._begin(job, "started")
+            started = True
+        return started
+
+    def _begin(self, job: Job, what: str) -> None:
+        self._began[job.key] = time.monotonic(), job.position()[0]
+        self._say(f"{job.key}: {what}")
+
+    def _hear(self) -> None:
+        ended = self._executor.ended()
+        for job, code in ended:
+            self._shown.part_ended(job.key)
+            began, position = self._began[job.key]
+            if job.done():
+                self._say(f"{job.key}: done in {duration(time.monotonic() - began)}")
+            else:
+                self._judge(job, code, job.position()[0] > position)
+        if ended:
+            self._look()
+
+    def _judge(self, job: Job, code: int | None, got_on: bool) -> None:
+        """A job ended without what it is for: once more, or never mind."""
+        self._attempts[job.key] = 1 if got_on else self._attempts.get(job.key, 0) + 1
+        how = "ended" if code is None else how_it_ended(code)
+        if code == 2 or self._attempts[job.key] >= ATTEMPTS:
+            self._failed[job.key] = f"{how}: {_last_lines(job)} ({job.folder / 'log.txt'})"
+            self._say(f"{job.key}: FAILED, {self._failed[job.key]}")
+        else:
+            self._say(f"{job.key}: {how} before its end; once more")
+
+    def _stop(self, signals: StopSignals) -> None:
+        """Have local jobs save and end."""
+        self._say(f"{signal.Signals(signals.received).name}: {len(self._executor.running)} jobs are under way")
+        self._say(f"stopped: {self._executor.stop(signal.SIGTERM)}; the same command goes on")
+
+    def _show(self) -> None:
+        if time.monotonic() - self._seen < SHOWN_SECONDS:
+            return
+        self._seen = time.monotonic()
+        for key, job in self._executor.running.items():
+            self._shown.part(key, key, *job.position())
+
+    def _say(self, line: str) -> None:
+        if shown := getattr(self, "_shown", None):
+            shown.say(line)
+        else:
+            print(line, flush=True)
+
+
+def _last_lines(job: Job) -> str:
+    """What its log ends with."""
+    try:
+        with open(job.folder / "log.txt", "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 4096))
+            lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    except OSError:
+        return "it left no log"
+    return " / ".join(line.strip() for line in lines[-LOG_LINES:]) or "it said nothing"

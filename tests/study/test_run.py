@@ -1,0 +1,130 @@
+"""`study run` for real: stretches trained once, bits as of models trained alone, drivers killed while jobs work."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from small_run import final_bits, metrics, run_cli, start_cli, steps_done, wait_until
+
+from megatron_encdec.study.config import load_study
+from megatron_encdec.study.plan import plan_study
+
+
+def write_study(root: Path, directory: Path, models: list[str], **keys) -> Path:
+    path = directory / "study.yaml"
+    path.write_text(yaml.safe_dump({"base": str(root / "config.yaml"), "output": "out", "models": models, **keys}))
+    return path
+
+
+def states(study: Path) -> dict[str, str]:
+    """Of each stretch, as `study plan --json` says."""
+    said = json.loads(run_cli("study", "plan", study, "--json").stdout)
+    return {one["id"]: one["state"] for one in said["stretches"]}
+
+
+def jobs_of(study: Path) -> list[int]:
+    """Processes that hold the lock of a job."""
+    found = []
+    for record in (study.parent / "out" / "jobs").rglob("job.json"):
+        pid = json.loads(record.read_text())["pid"]
+        if Path(f"/proc/{pid}/cmdline").exists() and b"megatron_encdec" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            found.append(pid)
+    return found
+
+
+def check_against_models_alone(root: Path, study: Path) -> None:
+    """Final weights, optimizer state, and metrics of all steps, of each model trained by itself."""
+    plan = plan_study(load_study(study))
+    for recipe in plan.recipes:
+        alone = study.parent / "alone" / recipe.name
+        (study.parent / "alone").mkdir(exist_ok=True)
+        path, lines = plan.tree.path(recipe.name), []
+        phases = [f"phases={json.dumps(yaml.safe_load(yaml.safe_dump(_phases(recipe))))}"]
+        run_cli("pretrain", root / "config.yaml", f"run.dir={alone}", *phases)
+        for branch in path:
+            lines += metrics(study.parent / "out/stretches" / branch.id)
+        assert lines == metrics(alone), recipe.name
+        last = study.parent / "out/stretches" / path[-1].id
+        assert final_bits(last, path[-1].end) == final_bits(alone, recipe.steps), recipe.name
+
+
+def _phases(recipe) -> list[dict]:
+    from megatron_encdec.platform import schema
+
+    return schema.to_dict(recipe.config.phases)
+
+
+def test_a_study_survives_its_driver_and_equals_its_models_trained_alone(root, tmp_path):
+    """The driver is killed while a stretch trains: the job goes on, the next driver finds it, no step is done twice."""
+    study = write_study(root, tmp_path, ["clm-3-mlm30-9", "clm-9"], checkpoints=[2])
+    driver = start_cli("study", "run", study, output=tmp_path / "first.log")
+    first = plan_study(load_study(study)).branches[0]
+    run = tmp_path / "out/stretches" / first.id
+    wait_until(lambda: steps_done(run) > 0, "the first stretch")
+    driver.kill()
+    driver.wait()
+    second = run_cli("study", "run", study)
+    assert set(states(study).values()) == {"done"}
+    assert steps_done(run) == 3 and not metrics(run, "resume")
+    for name in ("clm-3-mlm30-9", "clm-9", "clm-3-mlm30-9@2"):
+        assert (tmp_path / "out/models" / name / "export.json").is_file()
+    assert f"{first.id}@3: checkpoint deleted" in second.stdout
+    assert "all is done" in run_cli("study", "run", study).stdout
+    check_against_models_alone(root, study)
+
+
+def test_a_stretch_that_fails_stops_only_what_depends_on_it(root, tmp_path):
+    study = write_study(root, tmp_path, ["clm-6", "mlm30-6"])
+    plan = plan_study(load_study(study))
+    broken = tmp_path / "out/stretches" / plan.tree.last["clm-6"].id
+    broken.mkdir(parents=True)
+    (broken / "checkpoints").write_text("a file where a directory belongs")
+    ended = run_cli("study", "run", study, code=1)
+    assert f"stretches/{broken.name}: ended with exit code 2" in ended.stderr
+    assert "is not a directory" in ended.stderr and "log.txt" in ended.stderr and "Traceback" not in ended.stderr
+    assert "1 failed, 1 wait for them" in ended.stderr
+    assert (tmp_path / "out/models/mlm30-6/export.json").is_file()
+    assert not (tmp_path / "out/models/clm-6").exists()
+
+
+def test_two_drivers_at_once(root, tmp_path):
+    study = write_study(root, tmp_path, ["clm-6"])
+    driver = start_cli("study", "run", study, output=tmp_path / "first.log")
+    try:
+        wait_until(lambda: (tmp_path / "out/jobs").exists(), "the first job")
+        second = run_cli("study", "run", study, code=2)
+        assert "is in use by pid" in second.stderr and second.stderr.count("\n") == 1
+    finally:
+        driver.send_signal(signal.SIGTERM)
+        assert driver.wait() == 0
+    assert not jobs_of(study)  # SIGTERM ends the jobs too
+
+
+@pytest.mark.slow
+def test_a_driver_killed_at_twenty_moments(root, tmp_path):
+    """With its jobs and without: five models through one trunk end with the bits of models trained alone."""
+    study = write_study(root, tmp_path, ["clm-3-mlm30-12", "clm-6-mlm30-12", "clm-6-mlm50-12", "clm-12",
+                                         "clm-dec12-mlm30-18"], checkpoints=[5])
+    draw, kills = random.Random(1), 0
+    while kills < 20:
+        driver = start_cli("study", "run", study, "--jobs", "2", output=tmp_path / f"{kills}.log")
+        try:
+            driver.wait(timeout=draw.uniform(4, 25))
+            break
+        except subprocess.TimeoutExpired:
+            with_jobs, pids = draw.random() < 0.5, jobs_of(study)
+            driver.kill()
+            driver.wait()
+            for pid in pids if with_jobs else ():
+                os.kill(pid, signal.SIGKILL)
+            kills += 1
+            time.sleep(draw.uniform(0, 1))
+    run_cli("study", "run", study)
+    assert set(states(study).values()) == {"done"}
+    check_against_models_alone(root, study)
