@@ -109,12 +109,14 @@ def _plan(arguments: argparse.Namespace) -> int:
     plan = plan_of(arguments.study, arguments.overrides)
     from megatron_encdec.study.store import Status, Store
 
-    states = Status(plan, Store(Path(plan.study.output))).states()
+    status = Status(plan, Store(Path(plan.study.output)))
+    states = status.states()
     if arguments.picture:
         from megatron_encdec.study.tree_figure import write_picture
 
         write_picture(plan, states, arguments.picture)
-    print(json.dumps(plan.as_dict(states), indent=2) if arguments.json else plan.text(states))
+    text = json.dumps(plan.as_dict(states), indent=2) if arguments.json else plan.text(states)
+    print("\n".join([text, *([] if arguments.json else status.notes)]))
     return 0
 
 

@@ -49,6 +49,8 @@ class Driver:
             raise UserError(f"{self._plan.study.base}: not there: {'; '.join(self._plan.facts.missing)}")
         with FolderLock(self._store.output, "output"), StopSignals((signal.SIGTERM, signal.SIGINT)) as signals:
             self._look()
+            for note in self._status.notes:
+                self._say(note)
             with Progress("study", len(self._jobs), counts=True, seconds=SECONDS_BETWEEN_LINES,
                           stream=sys.stdout) as self._shown:
                 for job in self._executor.find(self._jobs.values()):

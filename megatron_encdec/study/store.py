@@ -99,6 +99,14 @@ class Status:
         return [point for point in self.exports if point.branch not in self.stretches
                 and point.branch.hash_at(point.step) not in self.store.available]
 
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know besides the states: which points are lost."""
+        names = [point.name for point in self.lost]
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        return [f"not scored: {shown}: there is no checkpoint, since the stretch was trained before they were asked "
+                "for; delete its folder to train it again"] if names else []
+
     def _is_exported(self, point: Point) -> bool:
         if point.name not in self.store.exports:
             return False

@@ -77,6 +77,8 @@ def test_a_study_survives_its_driver_and_equals_its_models_trained_alone(root, t
     assert f"{first.id}@3: checkpoint deleted" in second.stdout
     assert "all is done" in run_cli("study", "run", study).stdout
     check_against_models_alone(root, study)
+    late = run_cli("study", "plan", study, "checkpoints=[1]").stdout
+    assert "not scored: clm-3-mlm30-9@1: there is no checkpoint" in late
 
 
 def test_a_stretch_that_fails_stops_only_what_depends_on_it(root, tmp_path):
