@@ -91,7 +91,7 @@ def test_it_can_train_as_an_ordinary_user(buildah, container):
     said = run(buildah, container, "bash", "-c", f"id -u && python -c {shlex.quote(lines)} >lines.jsonl && "
                "megatron-encdec preprocess --input lines.jsonl --tokenizer work_dirs/demo/tokenizer --train-tokenizer "
                "1000 --output work_dirs/demo/data/docstrings --validation-percent 20 && megatron-encdec pretrain "
-               "examples/biphasic_tiny.yaml --nproc 2 --until 2")
+               "examples/biphasic_tiny.yaml batch.micro_size=4 --nproc 2 --until 2")
     assert said.startswith("1000\n") and "after step 2" in said
     config = buildah("inspect", "--type", "image", "--format", "{{.OCIv1.Config.Entrypoint}} {{.OCIv1.Config.User}}",
                      "localhost/encdec")
