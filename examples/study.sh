@@ -32,8 +32,8 @@ ENCDEC_ENV=nemo source tools/setup_env.sh
 
 cut=()
 if [[ -z "${WHOLE:-}" ]]; then
-    cut=(output=../work_dirs/study_tiny/cut "models=[mlm40-100, 'clm-{25,50}-mlm40-100', clm-100, mlm20-100]"
-        seeds=[] checkpoints=[50] "finetune.grid={learning_rates: [3.0e-3], seeds: [0, 1]}"
+    cut=(output=../work_dirs/study_tiny/cut "models=[mlm40-100, 'clm-{25,50}-mlm40-100', clm-100]"
+        seeds=[] checkpoints=[] "finetune.grid={learning_rates: [3.0e-3], seeds: [0, 1]}"
         "finetune.training={batch_size: 16, micro_batch_size: 16, max_steps: 20}")
 fi
 "$PYTHON" -m megatron_encdec study plan examples/study_tiny.yaml ${cut[@]+"${cut[@]}"}
