@@ -107,10 +107,12 @@ def plan_of(study: Path, overrides: Sequence[str] = ()):
 
 def _plan(arguments: argparse.Namespace) -> int:
     plan = plan_of(arguments.study, arguments.overrides)
+    from megatron_encdec.study.local import is_running
     from megatron_encdec.study.store import Status, Store
 
     status = Status(plan, Store(Path(plan.study.output)))
-    states = status.states()
+    jobs = status.store.output / "jobs" / "stretches"
+    states = status.states([branch.id for branch in status.stretches if is_running(jobs / branch.id)])
     if arguments.picture:
         from megatron_encdec.study.tree_figure import write_picture
 

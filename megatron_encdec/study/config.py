@@ -11,10 +11,11 @@
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_encdec.finetune.config import FinetuneConfig
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 
@@ -80,7 +81,8 @@ class Resources:
 class StudyConfig:
     """A whole study. seeds: of initial weights and data; each makes every model once, named `-sN` (none: the base's).
     checkpoints: steps to score on the way. finetune: keys of a fine-tuning config, `config` names a file with the
-    rest; models and results are the study's. resources: by size. slurm: parameters of submitit's executor."""
+    rest; models and results are the study's. resources: by size, `base` for models without one. slurm: parameters of
+    submitit's executor."""
 
     base: str
     output: str
@@ -109,9 +111,8 @@ def load_study(path: str | Path, overrides: list[str] = ()) -> StudyConfig:
     for override in overrides:
         schema.apply_override(data, override, StudyConfig)
     study = schema.build(StudyConfig, data)
-    return schema.build(StudyConfig, {
-        **data, "base": _beside(path, study.base), "output": _beside(path, study.output),
-        "finetune": study.finetune and _fine_tuning(path, study.finetune)})
+    return replace(study, base=_beside(path, study.base), output=_beside(path, study.output),
+                   finetune=study.finetune and _fine_tuning(path, study.finetune))
 
 
 def _beside(path: str | Path, name: str) -> str:
@@ -128,4 +129,6 @@ def _fine_tuning(path: str | Path, given: dict[str, Any]) -> dict[str, Any]:
     below = schema.load_yaml(_beside(path, file)) if file else {}
     merged = {key: {**below[key], **value} if isinstance(value, dict) and isinstance(below.get(key), dict) else value
               for key, value in given.items()}
-    return {key: value for key, value in {**below, **merged}.items() if key not in ("models", "model", "results")}
+    whole = {key: value for key, value in {**below, **merged}.items() if key not in ("models", "model", "results")}
+    schema.build(FinetuneConfig, {**whole, "model": "any", "results": "any"}, "finetune")  # a mistake is said now
+    return whole

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from megatron_encdec.finetune.results_tree import FAILED, reason_of, state_of
 from megatron_encdec.platform.errors import RunFailed, UserError
 from megatron_encdec.platform.progress import Progress, duration
 from megatron_encdec.platform.signals import StopSignals, how_it_ended
@@ -39,6 +40,7 @@ class Driver:
         self._store = Store(Path(plan.study.output))
         self._failed: dict[str, str] = {}  # key -> why
         self._attempts: dict[str, int] = {}  # without getting on
+        self._shown: Progress | None = None
         self._seen = 0.0
         self._began: dict[str, tuple[float, int]] = {}  # when, and from which position
 
@@ -49,6 +51,7 @@ class Driver:
             raise UserError(f"{self._plan.study.base}: not there: {'; '.join(self._plan.facts.missing)}")
         with FolderLock(self._store.output, "output"), StopSignals((signal.SIGTERM, signal.SIGINT)) as signals:
             self._look()
+            self._executor.check(self._jobs.values())
             for note in self._status.notes:
                 self._say(note)
             with Progress("study", len(self._jobs), counts=True, seconds=SECONDS_BETWEEN_LINES,
@@ -64,12 +67,16 @@ class Driver:
                     return
         if self._plan.study.finetune and any((self._store.output / "results").glob("*/*/*/*/results.json")):
             report_study(self._plan)
-        if self._failed:
+        if self._jobs:
             left = len(self._jobs) - len(self._failed)
             raise RunFailed("\n".join([*(f"{key}: {why}" for key, why in self._failed.items()),
                                        f"{len(self._failed)} failed, {left} wait for them; all else is done. Mend it "
                                        "and give the same command again"]))
-        self._say(f"{self._store.output}: all is done")
+        failed = [path for path in (self._store.output / "results").glob("*/*/*/*/failure.json")
+                  if state_of(path.parent) == FAILED]
+        self._say(f"{self._store.output}: all is done" + (
+            f", but {len(failed)} runs of fine-tuning failed, the first: {reason_of(failed[0].parent)} "
+            f"({failed[0]})" if failed else ""))
 
     def _look(self) -> None:
         """What is to do, as the disk says; what nothing needs goes."""
@@ -88,9 +95,14 @@ class Driver:
             waits = any(need in self._jobs and need not in under_way for need in job.needs)
             if waits or key in self._failed or key in self._executor.running or not self._executor.has_room(job):
                 continue
-            job.folder.mkdir(parents=True, exist_ok=True)
-            job.prepare()
-            self._executor.start(job)
+            try:
+                job.folder.mkdir(parents=True, exist_ok=True)
+                job.prepare()
+                self._executor.start(job)
+            except OSError as error:
+                self._failed[key] = f"cannot be started: {error.strerror} ({error.filename or job.folder})"
+                self._say(f"{key}: FAILED, {self._failed[key]}")
+                continue
             self._begin(job, "started")
             started = True
         return started
@@ -101,15 +113,15 @@ class Driver:
 
     def _hear(self) -> None:
         ended = self._executor.ended()
+        if ended:
+            self._look()
         for job, code in ended:
             self._shown.part_ended(job.key)
             began, position = self._began[job.key]
             if job.done():
                 self._say(f"{job.key}: done in {duration(time.monotonic() - began)}")
-            else:
+            elif not any(need in self._jobs for need in job.needs):  # else it was given up with what it needs
                 self._judge(job, code, job.position()[0] > position)
-        if ended:
-            self._look()
 
     def _judge(self, job: Job, code: int | None, got_on: bool) -> None:
         """A job ended without what it is for: once more, or never mind."""
@@ -134,8 +146,8 @@ class Driver:
             self._shown.part(key, key, *job.position())
 
     def _say(self, line: str) -> None:
-        if shown := getattr(self, "_shown", None):
-            shown.say(line)
+        if self._shown:
+            self._shown.say(line)
         else:
             print(line, flush=True)
 

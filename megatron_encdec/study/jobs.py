@@ -121,7 +121,7 @@ def _export(store: Store, point: Point, needs: list[str]) -> Job:
         path, step = store.available.get(point.branch.hash_at(point.step), (store.run_of(point.branch), point.step))
         words[1] = f"{path}@{step}"
 
-    return Job(f"models/{point.name}", folder, words, needs, prepare, lambda: (out / "export.json").exists(),
+    return Job(f"models/{point.name}", folder, words, needs, prepare, lambda: store.has_export(point),
                lambda: (0, 0))
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.study.jobs import Job
 
@@ -36,19 +37,27 @@ class LocalExecutor:
         self._processes: dict[str, subprocess.Popen | None] = {}  # None: started by an earlier driver
         self._taken: dict[str, list[str]] = {}
 
+    def check(self, jobs: Iterable[Job]) -> None:
+        """Raises `UserError` where one of `jobs` could never run here."""
+        for job in jobs:
+            used = job.resources
+            if used.nodes > 1:
+                raise UserError(f"{job.key}: resources ask for {used.nodes} nodes; this executor has one machine: "
+                                "--executor slurm, or other resources")
+            if self._gpus and used.ranks > len(self._gpus):
+                raise UserError(f"{job.key}: resources ask for {used.ranks} ranks; there are {len(self._gpus)} GPUs")
+
     def find(self, jobs: Iterable[Job]) -> list[Job]:
         """Those of `jobs` that an earlier driver started and that still run; they count as running here."""
         found = []
         for job in jobs:
-            descriptor = _lock(job.folder)
-            if descriptor is not None:
-                os.close(descriptor)
-                continue
-            record = _record(job.folder)
-            self.running[job.key], self._processes[job.key] = job, None
-            self._taken[job.key] = record.get("gpus", [])
-            found.append(job)
+            if is_running(job.folder):
+                self._watch(job, None, _record(job.folder).get("gpus", []))
+                found.append(job)
         return found
+
+    def _watch(self, job: Job, process: subprocess.Popen | None, gpus: list[str]) -> None:
+        self.running[job.key], self._processes[job.key], self._taken[job.key] = job, process, gpus
 
     def has_room(self, job: Job) -> bool:
         """Whether it can start now."""
@@ -66,8 +75,9 @@ class LocalExecutor:
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         lock = _lock(job.folder)
-        if lock is None:  # a process of an ended job that is slow to go
-            raise BlockingIOError(job.key)
+        if lock is None:  # one of an earlier driver, or a process of it that is slow to go
+            self._watch(job, None, _record(job.folder).get("gpus", []))
+            return
         try:
             with open(job.folder / "log.txt", "ab") as log:
                 process = subprocess.Popen(job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -75,7 +85,7 @@ class LocalExecutor:
             write_json_atomic(job.folder / "job.json", {"pid": process.pid, "gpus": gpus, "command": job.command})
         finally:
             os.close(lock)
-        self.running[job.key], self._processes[job.key], self._taken[job.key] = job, process, gpus
+        self._watch(job, process, gpus)
 
     def ended(self) -> list[tuple[Job, int | None]]:
         """Jobs that have ended since the last call; the exit code is None for one of an earlier driver."""
@@ -84,9 +94,8 @@ class LocalExecutor:
             process = self._processes[key]
             if process is not None and process.poll() is None:
                 continue
-            if (descriptor := _lock(job.folder)) is None:
+            if is_running(job.folder):
                 continue  # one of its processes is still there
-            os.close(descriptor)
             del self.running[key], self._processes[key], self._taken[key]
             found.append((job, process and process.returncode))
         return found
@@ -101,6 +110,18 @@ class LocalExecutor:
             self.ended()
             time.sleep(SECONDS)
         return "its jobs have ended"
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process of the job with this folder is there; asked without holding anything up."""
+    try:
+        with open(folder / "lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _lock(folder: Path) -> int | None:

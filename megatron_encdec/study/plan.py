@@ -15,7 +15,7 @@ from megatron_encdec.model.config import training_flops, whole_pairs
 from megatron_encdec.platform.progress import short_count
 from megatron_encdec.study.config import Resources, StudyConfig
 from megatron_encdec.study.curves import short_steps
-from megatron_encdec.study.recipes import Recipe, planned_models
+from megatron_encdec.study.recipes import BASE, Recipe, planned_models
 from megatron_encdec.study.tree import Branch, Facts, Tree, grow
 
 SHOWN_MISSING = 4
@@ -71,7 +71,7 @@ class StudyPlan:
 
     def resources(self, branch: Branch) -> Resources:
         """What it is trained on."""
-        return self.study.resources.get(branch.recipe.size, Resources())
+        return self.study.resources.get(branch.recipe.size or BASE, Resources())
 
     def gpu_hours(self, branch: Branch) -> float | None:
         """Of all ranks together; None where the size's speed is not known."""

@@ -25,6 +25,7 @@ from megatron_encdec.training.config import Config, From
 from megatron_encdec.training.plan import with_dtype
 from megatron_encdec.training.stretches import Stretch, lay_out, with_phase_steps
 
+BASE = "base"  # key of resources for models without a size
 _GRAMMAR = "SIZE-OBJECTIVE-STEPS, such as 610m-mlm40-42k, 610m-clm-10k-mlm40-42k or 610m-clm-dec42k-mlm40-64k"
 
 
@@ -72,6 +73,11 @@ def expand(pattern: str) -> list[str]:
 def planned_models(study: StudyConfig) -> list[Recipe]:
     """Every model of the study in its order, once for each seed. Raises `UserError` that names the entry."""
     base = schema.load_yaml(study.base)
+    if (base.get("run") or {}).get("from"):
+        raise UserError(f"{study.base}: run.from: a study's models begin with run.seed; leave it out of the base")
+    if unknown := [key for key in study.resources if key not in (BASE, *PRESETS)]:
+        raise UserError(f"resources.{unknown[0]}: no such size; sizes are {', '.join(PRESETS)}, and {BASE} for models "
+                        "without one")
     entries = [one for entry in study.models for one in (expand(entry) if isinstance(entry, str) else [entry])]
     recipes, seen = [], set()
     for entry in entries:
@@ -165,7 +171,7 @@ def _config(study: StudyConfig, base: dict, size: str | None, changes: dict[str,
         own = {} if isinstance(model, str) else {key: value for key, value in model.items() if key not in PRESETS[size]}
         data["model"] = {**own, "preset": size}
     data["run"] = {**(data.get("run") or {}), "total": {}, "from": None, "dir": "-"}
-    resources = study.resources.get(size or "")
+    resources = study.resources.get(size or BASE)
     if resources:
         data["parallel"] = {**(data.get("parallel") or {}), **resources.parallel}
         if resources.micro_size:

@@ -10,7 +10,6 @@ itself, but not where it got no further `LIMIT` times in a row. So jobs go on wh
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_encdec.engine.integrity import saved_names
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.optional import require
 from megatron_encdec.rundir.files import write_json_atomic
@@ -42,8 +42,9 @@ class Task:
 
     def __call__(self) -> None:
         """Run the command; an exit code other than 0 fails the job."""
-        self.child = subprocess.Popen([sys.executable, "-m", "megatron_encdec", *self.words],
-                                      stdin=subprocess.DEVNULL, preexec_fn=_ignore_early_signals)
+        with open(Path(self.folder) / "log.txt", "ab") as log:
+            self.child = subprocess.Popen([sys.executable, "-m", "megatron_encdec", *self.words], stdout=log,
+                                          stderr=log, stdin=subprocess.DEVNULL, preexec_fn=_ignore_early_signals)
         if code := self.child.wait():
             raise RuntimeError(f"megatron-encdec {self.words[0]} ended with exit code {code}")
 
@@ -55,7 +56,8 @@ class Task:
             with contextlib.suppress(ProcessLookupError):
                 self.child.send_signal(signal.SIGTERM)  # one rank is enough: all of them save
             self.child.wait()
-        record, newest = Path(self.folder) / "requeues.json", _names(self.checkpoints)
+        record = Path(self.folder) / "requeues.json"
+        newest = saved_names(Path(self.checkpoints)) if self.checkpoints else []
         before = json.loads(record.read_text()) if record.exists() else {"checkpoints": [], "without": 0}
         without = 0 if newest != before["checkpoints"] else before["without"] + 1
         write_json_atomic(record, {"checkpoints": newest, "without": without})
@@ -67,10 +69,6 @@ class Task:
 def _ignore_early_signals() -> None:
     """Slurm signals all processes of a step: until the command has handlers of its own, that must not end it."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-
-
-def _names(checkpoints: str | None) -> list[str]:
-    return sorted(os.listdir(checkpoints)) if checkpoints and os.path.isdir(checkpoints) else []
 
 
 class SlurmExecutor:
@@ -95,6 +93,9 @@ class SlurmExecutor:
             if number in alive:
                 self.running[key], self._ids[key] = job, number
         return list(self.running.values())
+
+    def check(self, jobs: Iterable[Job]) -> None:
+        """Slurm says itself what it cannot do."""
 
     def has_room(self, job: Job) -> bool:
         """Slurm has a queue."""

@@ -4,7 +4,7 @@
     OUTPUT/models/<name>/           exports
     OUTPUT/results/<name>/...       fine-tuning (finetune/results_tree.py)
     OUTPUT/report/                  the report
-    OUTPUT/jobs/<kind>/<id>/        config, log and lock of each job (executor.py)
+    OUTPUT/jobs/<kind>/<id>/        config, log and lock of each job (local.py, slurm.py)
 
     1. `Store(output).look()`       checkpoints by history hash
     2. `Status(plan, store)`        which stretches and exports are still to do
@@ -14,6 +14,7 @@
 import contextlib
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +77,14 @@ class Store:
         """The Hugging Face model of a point."""
         return self.folder("models", point.name)
 
+    def has_export(self, point: Point) -> bool:
+        """Whether the export of this very state is there."""
+        try:
+            record = json.loads((self.export_of(point) / "export.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(record, dict) and record.get("history_hash") == point.branch.hash_at(point.step)
+
 
 class Status:
     """What is to do, as the disk says. A stretch is to do where the state it ends with is wanted and not there."""
@@ -83,7 +92,7 @@ class Status:
     def __init__(self, plan: StudyPlan, store: Store):
         store.look()
         self.plan, self.store = plan, store
-        self.exports = {point: None for point in plan.points if not self._is_exported(point)}  # in their order
+        self.exports = {point: None for point in plan.points if not store.has_export(point)}  # in their order
         unexported = {(point.branch, point.step) for point in self.exports}
         self.stretches: set[Branch] = set()
         for branch in reversed(plan.branches):
@@ -107,19 +116,10 @@ class Status:
         return [f"not scored: {shown}: there is no checkpoint, since the stretch was trained before they were asked "
                 "for; delete its folder to train it again"] if names else []
 
-    def _is_exported(self, point: Point) -> bool:
-        if point.name not in self.store.exports:
-            return False
-        try:
-            record = json.loads((self.store.export_of(point) / "export.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return record.get("history_hash") == point.branch.hash_at(point.step)
-
-    def states(self, running: set[str] = frozenset(), failed: set[str] = frozenset()) -> dict[str, str]:
-        """`done`, `running`, `failed` or `to do` of each stretch, by its id."""
-        return {branch.id: "running" if branch.id in running else "failed" if branch.id in failed
-                else "to do" if branch in self.stretches else "done" for branch in self.plan.branches}
+    def states(self, running: Collection[str] = ()) -> dict[str, str]:
+        """`done`, `running` or `to do` of each stretch, by its id."""
+        return {branch.id: "done" if branch not in self.stretches else "running" if branch.id in running else "to do"
+                for branch in self.plan.branches}
 
     @cached_property
     def needed(self) -> set[str]:
@@ -132,8 +132,8 @@ class Status:
 def prune(status: Status, running: set[str]) -> list[str]:
     """Delete the checkpoints of finished stretches that nothing to do needs; what they were stays in `pruned/`.
     Returns `STRETCH@STEP` of each."""
-    finished = {status.store.folder("stretches", branch.id) for branch in status.plan.branches
-                if branch not in status.stretches and branch.id not in running}
+    finished = {run for branch in status.plan.branches if branch not in status.stretches and branch.id not in running
+                for run in (status.store.folder("stretches", branch.id), status.store.run_of(branch))}
     gone = []
     for state, (run, step) in status.store.available.items():
         if run in finished and state not in status.needed:

@@ -16,7 +16,7 @@ from megatron_encdec.study.plan import StudyPlan, drawn
 from megatron_encdec.study.tree import Branch
 
 ROW, MARGIN, WIDTH = 0.24, 1.1, 9.5  # inches: a row, above and below all of them, the whole
-STATES = {"done": (3.0, "-"), "running": (3.0, "--"), "failed": (2.0, ":"), "to do": (1.6, "-")}  # line width, style
+STATES = {"done": (3.0, "-"), "running": (3.0, "--"), "to do": (1.6, "-")}  # line width, style
 
 
 def tree_picture(plan: StudyPlan, states: Mapping[str, str]) -> Picture:
@@ -24,7 +24,7 @@ def tree_picture(plan: StudyPlan, states: Mapping[str, str]) -> Picture:
     is not installed."""
     with require("matplotlib", "study plan --picture").rc_context(STYLE):
         return Picture("tree", "tree", "The runs of the study",
-                       "What models have in common is trained once. Thick: done; dashed: running; dotted: failed.",
+                       "What models have in common is trained once. Thick: done; dashed: running.",
                        _draw(plan, states))
 
 

@@ -141,6 +141,8 @@ def test_a_model_by_its_phases(tmp_path):
     (["clm-8"], {"cpt": {"samples": "restart"}}, "cpt.samples: restart .* needs cpt.optimizer_state: reset"),
     (["clm-8"], {"seeds": [1, 1]}, "seeds: expected different"),
     (["clm-8"], {"finetune": {"results": "x"}}, "finetune.results: is the study's"),
+    (["clm-8"], {"finetune": {"datasets": [{"name": "x"}]}}, "finetune.datasets.0.family: missing"),
+    (["clm-8"], {"resources": {"611m": {"ranks": 2}}}, "resources.611m: no such size"),
     ([], {}, "models: empty")])
 def test_what_cannot_be_planned_is_one_line(tmp_path, models, keys, says):
     with pytest.raises(UserError, match=says) as error:
@@ -157,3 +159,10 @@ def test_a_missing_base_names_the_file(tmp_path):
 def test_required_keys_are_three():
     assert {name for name, field in StudyConfig.__dataclass_fields__.items()
             if field.default is field.default_factory} == {"base", "output", "models"}
+
+
+def test_a_base_that_begins_elsewhere_is_refused(tmp_path):
+    (tmp_path / "base.yaml").write_text(BASE.format(root="nowhere").replace("seed: 3", "seed: 3, from: {path: other}"))
+    (tmp_path / "study.yaml").write_text("{base: base.yaml, output: out, models: [clm-8]}")
+    with pytest.raises(UserError, match="base.yaml: run.from: a study's models begin with run.seed"):
+        plan_study(load_study(tmp_path / "study.yaml"))

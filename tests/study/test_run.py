@@ -108,6 +108,25 @@ def test_two_drivers_at_once(root, tmp_path):
     assert not jobs_of(study)  # SIGTERM ends the jobs too
 
 
+def test_what_this_machine_can_never_run_is_refused_before_anything_starts(root, tmp_path):
+    study = write_study(root, tmp_path, ["clm-6"], resources={"base": {"nodes": 2}})
+    ended = run_cli("study", "run", study, code=2)
+    assert "resources ask for 2 nodes" in ended.stderr and "--executor slurm" in ended.stderr
+    assert not (tmp_path / "out/jobs").exists()
+
+
+def test_another_export_of_that_name_does_not_count(root, tmp_path):
+    """One of an earlier study stands there, beside a file that no export wrote: the job fails, and not for ever."""
+    study = write_study(root, tmp_path, ["clm-6"])
+    other = tmp_path / "out/models/clm-6"
+    other.mkdir(parents=True)
+    (other / "export.json").write_text('{"history_hash": "another", "files": ["export.json"]}')
+    (other / "notes.txt").write_text("mine")
+    ended = run_cli("study", "run", study, code=1)
+    assert "models/clm-6: ended with exit code 2" in ended.stderr and "notes.txt" in ended.stderr
+    assert (other / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_a_driver_killed_at_twenty_moments(root, tmp_path):
     """With its jobs and without: five models through one trunk end with the bits of models trained alone."""
