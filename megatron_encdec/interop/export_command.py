@@ -8,7 +8,7 @@ from megatron_encdec.interop.families import TARGETS
 from megatron_encdec.interop.hugging_face import DTYPES, FILE_SIZE, ParityError
 from megatron_encdec.platform import device
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.meeting import RankEnvironment
+from megatron_encdec.platform.ranks import RankEnvironment
 
 DESCRIPTION = """\
 Write a checkpoint as a Hugging Face model directory that loads with no code but transformers' own: a causal

@@ -24,7 +24,8 @@ import torch.distributed as dist
 from megatron_encdec.platform.device import device, device_type
 from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, UserError, stopped_code
 from megatron_encdec.platform.launcher import LOST_CONTACT, started
-from megatron_encdec.platform.meeting import Party, RankEnvironment
+from megatron_encdec.platform.meeting import Party
+from megatron_encdec.platform.ranks import RankEnvironment
 from megatron_encdec.platform.signals import StopSignals
 
 T = TypeVar("T")

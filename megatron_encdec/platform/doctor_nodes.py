@@ -23,7 +23,7 @@ from megatron_encdec.platform import device
 from megatron_encdec.platform.code import code_hash
 from megatron_encdec.platform.distributed import Control, initialize, peers
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.meeting import RankEnvironment, host_name
+from megatron_encdec.platform.ranks import RankEnvironment, host_name
 
 _CLOCK_SECONDS = 1.0  # apart, and times in logs and on files mislead
 _SLOW = 0.5  # of the median: a link that is slower is named

@@ -30,9 +30,9 @@ from dataclasses import astuple, dataclass, field
 
 from megatron_encdec.platform.children import available_cores
 from megatron_encdec.platform.errors import UserError, exit_code, stopped_code
-from megatron_encdec.platform.meeting import JOB, PORT, Met, Party, host_name, of_step, port_of
+from megatron_encdec.platform.meeting import JOB, PORT, Met, Party, of_step, port_of
+from megatron_encdec.platform.ranks import Step, host_name
 from megatron_encdec.platform.signals import REPEAT_SECONDS, StopSignals, how_it_ended
-from megatron_encdec.platform.slurm_step import Step
 
 SETTLE_SECONDS = 0.5  # a rank that was killed may take longer to be gone than those that miss it
 GRACE_SECONDS = 3.0  # for the other ranks when one has failed: long enough for what they have to say

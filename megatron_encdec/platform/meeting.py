@@ -1,9 +1,8 @@
 """How the processes of a job find each other, before there is any process group. Plain sockets, nothing of torch.
 
-    1. `RankEnvironment.read()`             who this process is, as our launcher, torchrun or srun tell it
-    2. `Party.of_ranks(...)`                who meets, where, and what their job is called
-    3. `with party.telling():`              around what may fail before: the others are told, and do not wait
-    4. `party.meet(offer)`  ->  `Met`       once all are there; else a line that says who is not
+    1. `Party.of_ranks(...)`                who meets, where, and what their job is called
+    2. `with party.telling():`              around what may fail before: the others are told, and do not wait
+    3. `party.meet(offer)`  ->  `Met`       once all are there; else a line that says who is not
 
 Member 0 listens at the first free port from an agreed one on. The others try these ports in turn and say what their job
 is called before they count: two jobs that begin at the same port both find their own, and nobody joins another's.
@@ -14,9 +13,7 @@ SIGTERM and SIGUSR1 end a meeting at once, for all that have come: nothing is to
 """
 
 import contextlib
-import json
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -27,8 +24,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, Stopped, UserError, stopped_code
+from megatron_encdec.platform.link import (
+    REPLY_SECONDS,
+    Link,
+    allow_files,
+    interface_towards,
+    is_loopback,
+    is_ours,
+    listen,
+)
+from megatron_encdec.platform.ranks import RankEnvironment, Step, host_name
 from megatron_encdec.platform.signals import StopSignals
-from megatron_encdec.platform.slurm_step import Step
 
 JOB = "MEGATRON_ENCDEC_JOB"  # variable: what the job of these ranks is called; our launcher sets it
 SECONDS = "MEGATRON_ENCDEC_MEETING_SECONDS"  # variable: until a meeting that is not complete fails; 600
@@ -37,87 +43,7 @@ NOTICE_SECONDS = 30.0  # between two lines that say who has not come
 _PORTS = 8  # that are tried, from the first one on
 _TELL_SECONDS = 10.0  # for telling the others of a mistake, if they come
 _STOP_SECONDS = 1.0  # and of a signal
-_REPLY_SECONDS = 10.0  # for an answer at a port; what listens there may be no meeting at all
 _PAUSES = 0.05, 2.0  # seconds, the first and the longest, between two tries of all ports
-_LONGEST = 1 << 22  # bytes of a message
-
-
-@dataclass(frozen=True)
-class RankEnvironment:
-    """Rank, world size and local rank as what launched it tells them."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-
-    @classmethod
-    def read(cls) -> "RankEnvironment":
-        """From RANK/WORLD_SIZE (torchrun, our launcher), else of a task of srun's step (a task a rank), else alone."""
-        rank, size, local = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        if rank is not None and size is not None:
-            return cls(int(rank), int(size), int(local or 0))
-        step = Step.read()
-        return cls(step.task, step.tasks, step.local) if step else cls(0, 1, 0)
-
-    def publish(self) -> None:
-        """Set RANK, WORLD_SIZE and LOCAL_RANK of one of several, as srun does not."""
-        if self.world_size > 1:
-            os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.world_size), LOCAL_RANK=str(self.local_rank))
-
-
-def host_name() -> str:
-    """Of this host, in full; under Slurm the node's name there."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-class Link:
-    """Messages, a line of JSON each, over a connected socket. closed: the other end is gone, or talks otherwise."""
-
-    def __init__(self, connection: socket.socket):
-        connection.setblocking(False)
-        for level, option, value in ((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),  # a host without power: a minute
-                                     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
-                                     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-                                     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)):
-            connection.setsockopt(level, option, value)
-        self._connection, self._text, self.closed = connection, b"", False
-
-    def fileno(self) -> int:
-        """Of the socket, for selectors."""
-        return self._connection.fileno()
-
-    def addresses(self) -> tuple[str, str]:
-        """(this end's, the other end's)."""
-        return tuple(name[0].removeprefix("::ffff:")
-                     for name in (self._connection.getsockname(), self._connection.getpeername()))
-
-    def send(self, **message) -> None:
-        """Send; an end that does not take it is found closed later."""
-        with contextlib.suppress(OSError):
-            self._connection.settimeout(_REPLY_SECONDS)
-            self._connection.sendall(json.dumps(message).encode() + b"\n")
-            self._connection.setblocking(False)
-
-    def received(self) -> list[dict]:
-        """What has come, without waiting."""
-        try:
-            while len(self._text) < _LONGEST and (data := self._connection.recv(1 << 16)):
-                self._text += data
-            self.closed = True
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.closed = True
-        *lines, self._text = self._text.split(b"\n")
-        try:
-            messages = [json.loads(line) for line in lines]
-        except ValueError:
-            messages, self.closed = [], True
-        return [message for message in messages if isinstance(message, dict)]
-
-    def close(self) -> None:
-        """Let go of the socket."""
-        self._connection.close()
 
 
 @dataclass(frozen=True)
@@ -144,20 +70,6 @@ class Met:
             if not self.address.startswith("127."):
                 os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
         return os.environ.get("GLOO_SOCKET_IFNAME", "of the host's name")
-
-
-def interface_towards(address: str) -> str | None:
-    """The network interface by which packets go to `address`; where that is this host's own, the one that has it."""
-    import psutil
-
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((address, 9))
-        except OSError:
-            return None
-        own = probe.getsockname()[0]
-    return next((name for name, addresses in psutil.net_if_addrs().items()
-                 if own in [one.address.partition("%")[0] for one in addresses]), None)
 
 
 @dataclass(frozen=True)
@@ -288,9 +200,12 @@ class _Host:
         self._come: dict[int, Link] = {}
         self._hosts: dict[int, str] = {}
         self._strangers: dict[str, str] = {}  # host -> its job
-        _allow_files(4 * party.members)
+        allow_files(4 * party.members)
         self._selector = selectors.DefaultSelector()
-        self._listener = _listen(party)
+        self._listener = listen(party.port, _PORTS, min(party.members, 4096))
+        if self._listener is None:
+            raise UserError(f"ports {party.port} to {party.port + _PORTS - 1} of {host_name()} are all taken; set "
+                            "MASTER_PORT to another one, the same on all hosts")
         self._selector.register(self._listener, selectors.EVENT_READ)
 
     def complete(self, until: float) -> Met:
@@ -386,15 +301,15 @@ class _Host:
         hosts = set(step.hosts if step else ()) - {host_name(), *self._hosts.values()}
         nobody = f" (none from {', '.join(sorted(hosts)[:20])})" if hosts else ""
         strangers = "".join(f"; {host} came for another job, {job}" for host, job in self._strangers.items())
-        elsewhere = "" if _is_ours(party.address) else f"; {party.address} is no address of this host, {host_name()}"
+        elsewhere = "" if is_ours(party.address) else f"; {party.address} is no address of this host, {host_name()}"
         return (f"{len(missing)} of {party.members} {party.unit}s have not come to {party.place}: {party.unit} "
                 f"{_spans(missing)}{nobody}{strangers}{elsewhere}")
 
     def _go(self) -> Met:
         ends = [link.addresses() for link in self._come.values()]
-        ours = next((own for own, _ in ends if not _is_loopback(own)), ends[0][0])
+        ours = next((own for own, _ in ends if not is_loopback(own)), ends[0][0])
         hosts = {other: host for (_, other), host in zip(ends, self._hosts.values(), strict=True)
-                 if _is_loopback(other) == _is_loopback(ours)}
+                 if is_loopback(other) == is_loopback(ours)}
         hosts[ours] = host_name()
         self.tell(go={"address": ours, "offer": self._offer, "hosts": hosts})
         return Met(ours, self._offer, hosts, self._come)
@@ -415,7 +330,7 @@ class _Guest:
         notice, pause, attempt = begun + NOTICE_SECONDS, _PAUSES[0], 0
         while time.monotonic() < until:
             port = self.party.port + attempt % _PORTS
-            answer = self._ask(port, min(until, time.monotonic() + _REPLY_SECONDS))
+            answer = self._ask(port, min(until, time.monotonic() + REPLY_SECONDS))
             if "end" in answer:
                 raise self.party.told(answer["end"])
             if "welcome" in answer:
@@ -442,7 +357,7 @@ class _Guest:
     def _ask(self, port: int, until: float) -> dict:
         """What is said at `port`; {"next": True} if that is nothing of ours, {} if the host cannot be reached."""
         try:
-            connection = socket.create_connection((self.party.address, port), timeout=_REPLY_SECONDS)
+            connection = socket.create_connection((self.party.address, port), timeout=REPLY_SECONDS)
             if connection.getsockname() == connection.getpeername():  # where nobody listens the system may do that
                 connection.close()
                 return {"next": True}
@@ -492,42 +407,6 @@ class _Guest:
     def _say(self, text: str) -> None:
         if self.party.speaks:
             print(f"megatron-encdec: {text}", file=sys.stderr, flush=True)
-
-
-def _listen(party: Party) -> socket.socket:
-    """At the first free port, on all interfaces."""
-    families = [{"family": socket.AF_INET6, "dualstack_ipv6": True}] if socket.has_dualstack_ipv6() else []
-    for port in range(party.port, party.port + _PORTS):
-        for family in [*families, {}]:
-            try:
-                return socket.create_server(("", port), backlog=min(party.members, 4096), **family)
-            except OSError:
-                pass
-    raise UserError(f"ports {party.port} to {party.port + _PORTS - 1} of {host_name()} are all taken; set MASTER_PORT "
-                    "to another one, the same on all hosts")
-
-
-def _allow_files(count: int) -> None:
-    """Let this process have so many sockets, where the system allows it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count + 256:
-        wanted = count + 256 if hard == resource.RLIM_INFINITY else min(count + 256, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-
-
-def _is_loopback(address: str) -> bool:
-    return address.startswith("127.") or address == "::1"
-
-
-def _is_ours(address: str) -> bool:
-    """Whether a socket of this host can have `address`; also where its name cannot be resolved here."""
-    try:
-        family, kind, _, _, end = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.bind(end)
-    except OSError as error:
-        return isinstance(error, socket.gaierror)
-    return True
 
 
 def _spans(numbers: list[int]) -> str:

@@ -29,8 +29,8 @@ from megatron_encdec.platform.code import code_hash
 from megatron_encdec.platform.device import device_type
 from megatron_encdec.platform.distributed import Control
 from megatron_encdec.platform.errors import AgreedError, RunFailed, UserError
-from megatron_encdec.platform.meeting import RankEnvironment, host_name
 from megatron_encdec.platform.optional import CUDA_PACKAGES
+from megatron_encdec.platform.ranks import RankEnvironment, host_name
 from megatron_encdec.platform.watchdog import LONG
 from megatron_encdec.rundir.lineage import changed_keys, history_hash
 from megatron_encdec.rundir.lock import Claim

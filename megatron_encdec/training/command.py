@@ -14,7 +14,7 @@ from megatron_encdec.platform.launcher import (
     started,
     where_ranks_meet,
 )
-from megatron_encdec.platform.meeting import RankEnvironment
+from megatron_encdec.platform.ranks import RankEnvironment
 from megatron_encdec.platform.signals import StopSignals
 
 DESCRIPTION = """\

@@ -20,8 +20,9 @@ from megatron_encdec.model.precision import fp8_shape_problems
 from megatron_encdec.objectives.base import Objective, Vocabulary, evaluated
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.device import bf16_is_native, fp8_facts, fp8_refusal
-from megatron_encdec.platform.distributed import RankEnvironment, check_parallel_sizes
+from megatron_encdec.platform.distributed import check_parallel_sizes
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.ranks import RankEnvironment
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer, require_mask
 from megatron_encdec.training.config import Config, From, RunSettings
 from megatron_encdec.training.stretches import Timeline, lay_out, with_phase_steps

@@ -14,9 +14,10 @@ from small_run import wait_until
 
 from megatron_encdec.platform import meeting
 from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, UserError, exit_code
-from megatron_encdec.platform.meeting import Party, RankEnvironment, interface_towards
+from megatron_encdec.platform.link import interface_towards
+from megatron_encdec.platform.meeting import Party
+from megatron_encdec.platform.ranks import RankEnvironment, Step, host_name, hosts_of
 from megatron_encdec.platform.signals import StopSignals
-from megatron_encdec.platform.slurm_step import Step, hosts_of
 
 STEP = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "3", "SLURM_JOB_NODELIST": "node[1-4]",
         "SLURM_STEP_NODELIST": "node[2-3]", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
@@ -33,7 +34,7 @@ def port() -> int:
 def party(port, monkeypatch):
     """A function: member `member` of `members` ranks, who wait for two seconds at most."""
     monkeypatch.setenv(meeting.SECONDS, "2")
-    monkeypatch.setattr(meeting, "_REPLY_SECONDS", 0.5)
+    monkeypatch.setattr(meeting, "REPLY_SECONDS", 0.5)
     monkeypatch.setattr(meeting, "_TELL_SECONDS", 3.0)
 
     def call(member: int, members: int, job: str = "a", address: str = "127.0.0.1", **terms) -> Party:
@@ -61,7 +62,7 @@ def test_all_hear_what_the_first_one_offers(party, at_once):
     first = meet(party(0, 4), {"store": 7})
     assert sorted(first.links) == [1, 2, 3]
     for met in (first, *(other.result() for other in others)):
-        assert (met.offer, met.address, met.hosts) == ({"store": 7}, "127.0.0.1", {"127.0.0.1": meeting.host_name()})
+        assert (met.offer, met.address, met.hosts) == ({"store": 7}, "127.0.0.1", {"127.0.0.1": host_name()})
 
 
 def test_two_jobs_at_one_port_both_find_their_own(party, at_once):
@@ -107,7 +108,7 @@ def test_who_has_not_come_is_named_to_those_that_have(party, at_once, monkeypatc
     stranger, other = at_once(meet, party(2, 5, "b")), at_once(meet, party(1, 5))
     with pytest.raises(NotMet) as error:
         meet(party(0, 5))
-    missing = f"3 of 5 ranks have not come to 127.0.0.1:{port}: rank 2-4; {meeting.host_name()} came for another job, b"
+    missing = f"3 of 5 ranks have not come to 127.0.0.1:{port}: rank 2-4; {host_name()} came for another job, b"
     assert str(error.value) == f"after 2 s {missing}"
     assert str(other.exception()) == str(error.value) and isinstance(other.exception(), RunFailed)
     assert f"another job meets at port {port}: a" in str(stranger.exception())
@@ -126,7 +127,7 @@ def test_under_slurm_the_hosts_nobody_came_from_are_named(party, monkeypatch):
 def test_a_wrong_address_is_one_line_after_a_stated_time(address, why, party, port, monkeypatch, capfd):
     monkeypatch.setenv("RANK", "1")
     assert exit_code(meet, party(1, 2, address=address)) == 1
-    assert re.fullmatch(rf"megatron-encdec: rank 1 on {meeting.host_name()} finds nobody of its job \(a\) at "
+    assert re.fullmatch(rf"megatron-encdec: rank 1 on {host_name()} finds nobody of its job \(a\) at "
                         rf"{address}:{port}-\d+: .*{why}.*, within 2 s; MASTER_ADDR has to name the host of rank 0\n",
                         capfd.readouterr().err)
 
@@ -144,7 +145,7 @@ def test_other_numbers_are_refused(others, said, party, at_once):
     other = at_once(meet, party(1, **{"members": 2, **others[0]}))
     with pytest.raises(AgreedError) as error:
         meet(party(0, 2))
-    assert said.format(meeting.host_name()) in str(error.value) == str(other.exception())
+    assert said.format(host_name()) in str(error.value) == str(other.exception())
 
 
 def test_two_that_say_they_are_the_same_are_refused(party, at_once):
@@ -167,7 +168,7 @@ def test_a_mistake_of_one_ends_all(party, at_once):
     ranks = [at_once(mistaken, party(member, 3), "no data" if member == 2 else None) for member in range(3)]
     errors = [rank.exception() for rank in ranks]
     assert [type(error) for error in errors] == [AgreedError, AgreedError, UserError]
-    assert str(errors[0]) == str(errors[1]) == f"rank 2 on {meeting.host_name()}: no data"
+    assert str(errors[0]) == str(errors[1]) == f"rank 2 on {host_name()}: no data"
     assert time.monotonic() - began < 2
 
 
@@ -209,7 +210,7 @@ def test_a_signal_ends_the_wait_at_once(victim, number, party, tmp_path, monkeyp
     if number == signal.SIGINT:
         assert members[victim].exitcode == 130 and text.endswith("megatron-encdec: interrupted\n")
     else:
-        said = f"stopped by {number.name} on {meeting.host_name()} before all ranks had met; nothing was to be saved"
+        said = f"stopped by {number.name} on {host_name()} before all ranks had met; nothing was to be saved"
         assert said in text
         other = members[1 - victim]
         other.join(30)

@@ -20,8 +20,8 @@ import pytest
 import torch.distributed as dist
 from small_run import final_bits, run_cli
 
-from megatron_encdec.platform.distributed import RankEnvironment
 from megatron_encdec.platform.errors import AgreedError, RunFailed, UserError
+from megatron_encdec.platform.ranks import RankEnvironment
 from megatron_encdec.training.agreement import agree
 
 PACKAGE = Path(__file__).parents[2] / "megatron_encdec"

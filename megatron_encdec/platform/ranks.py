@@ -1,12 +1,45 @@
-"""The step of srun that this process is a task of, as Slurm's variables tell it.
+"""Which one of how many processes this is, as our launcher, torchrun or srun tell it.
 
-Only inside a step do they count: a batch script sees SLURM_NTASKS and SLURM_PROCID too, and is one process.
+Slurm's variables count inside a step of srun only: a batch script sees SLURM_NTASKS and SLURM_PROCID too, and is one
+process.
+
+    1. `RankEnvironment.read()`     rank, world size and local rank
+    2. `Step.read()`                the step that this process is a task of
 """
 
 import itertools
 import os
 import re
+import socket
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RankEnvironment:
+    """Rank, world size and local rank as what launched it tells them."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @classmethod
+    def read(cls) -> "RankEnvironment":
+        """From RANK/WORLD_SIZE (torchrun, our launcher), else of a task of srun's step (a task a rank), else alone."""
+        rank, size, local = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if rank is not None and size is not None:
+            return cls(int(rank), int(size), int(local or 0))
+        step = Step.read()
+        return cls(step.task, step.tasks, step.local) if step else cls(0, 1, 0)
+
+    def publish(self) -> None:
+        """Set RANK, WORLD_SIZE and LOCAL_RANK of one of several, as srun does not."""
+        if self.world_size > 1:
+            os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.world_size), LOCAL_RANK=str(self.local_rank))
+
+
+def host_name() -> str:
+    """Of this host, in full; under Slurm the node's name there."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 @dataclass(frozen=True)
