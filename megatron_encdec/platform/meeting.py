@@ -9,7 +9,7 @@ is called before they count: two jobs that begin at the same port both find thei
 What has to be equal for all (how many they are) is compared; then member 0 tells everyone its offer (the port of the
 store that the process group is made with) and its address as the others reach it, which decides the interface.
 
-SIGTERM and SIGUSR1 end a meeting at once, for all that have come: nothing is to be saved yet.
+SIGTERM, SIGUSR1 and SIGUSR2 end a meeting at once, for all that have come: nothing is to be saved yet.
 """
 
 import contextlib

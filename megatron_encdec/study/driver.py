@@ -19,7 +19,7 @@ from megatron_encdec.platform.errors import RunFailed, UserError
 from megatron_encdec.platform.progress import Progress, duration
 from megatron_encdec.platform.signals import StopSignals, how_it_ended
 from megatron_encdec.rundir.lock import FolderLock
-from megatron_encdec.study.jobs import Job, jobs_of
+from megatron_encdec.study.jobs import Job, jobs_of, tail
 from megatron_encdec.study.local import LocalExecutor
 from megatron_encdec.study.plan import StudyPlan
 from megatron_encdec.study.report import report_study
@@ -154,10 +154,5 @@ class Driver:
 
 def _last_lines(job: Job) -> str:
     """What its log ends with."""
-    try:
-        with open(job.folder / "log.txt", "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 4096))
-            lines = file.read().decode("utf-8", "replace").strip().splitlines()
-    except OSError:
-        return "it left no log"
+    lines = tail(job.folder / "log.txt").strip().splitlines()
     return " / ".join(line.strip() for line in lines[-LOG_LINES:]) or "it said nothing"

@@ -104,13 +104,21 @@ def _is_state(run: Path, branch: Branch) -> bool:
 
 def _last_step(run: Path, start: int) -> int:
     """Of the newest line in metrics.jsonl, read from its end."""
+    _, found, rest = tail(run / "metrics.jsonl").rpartition('"step": ')
     try:
-        with open(run / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 4096))
-            lines = file.read().split(b'"step": ')
-        return max([start, *(int(line.split(b",")[0]) for line in lines[-1:] if len(lines) > 1)])
-    except (OSError, ValueError):
+        return max(start, int(rest.split(",")[0])) if found else start
+    except ValueError:  # a line that is being written
         return start
+
+
+def tail(path: Path) -> str:
+    """The last 4 KB of a file; nothing where there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 4096))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _export(store: Store, point: Point, needs: list[str]) -> Job:
