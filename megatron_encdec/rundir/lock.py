@@ -195,6 +195,9 @@ class FolderLock:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{self._option}: {self._folder} cannot be written to: it is no folder, or lies in "
+                            "none; name another") from None
         except OSError as error:
             raise UserError(f"{self._option}: {self._folder} cannot be written to ({error.strerror}); "
                             "make it writable, or name another") from None

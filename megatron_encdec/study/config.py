@@ -11,13 +11,17 @@
 """
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from megatron_encdec.finetune.config import FinetuneConfig
+from megatron_encdec.finetune.results_tree import BASELINES
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,9 @@ class ModelEntry:
     schedule: dict[str, Any] | None = None
 
     def __post_init__(self):
-        if not self.name or "/" in self.name or "@" in self.name or self.name.startswith((".", "_")):
-            raise ValueError(f"name: {self.name!r} cannot name a folder of results")
+        if not _NAME.fullmatch(self.name) or self.name == BASELINES:
+            raise ValueError(f"name: {self.name!r} cannot name a folder of results; use up to 100 letters, digits and "
+                             f"- . _ +, the first a letter or digit, and not {BASELINES}")
         if not self.phases:
             raise ValueError("phases: empty")
 
@@ -98,7 +103,9 @@ class StudyConfig:
     def __post_init__(self):
         if not self.models:
             raise ValueError("models: empty; give at least one, e.g. [610m-mlm40-42k]")
-        if any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
+        if not self.output:
+            raise ValueError("output: empty; name a folder")
+        if any(not 0 <= seed < 1 << 63 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: expected different numbers from 0, found {list(self.seeds)}")
         if any(step < 1 for step in self.checkpoints):
             raise ValueError(f"checkpoints: expected steps from 1, found {list(self.checkpoints)}")
@@ -112,7 +119,7 @@ def load_study(path: str | Path, overrides: list[str] = ()) -> StudyConfig:
         schema.apply_override(data, override, StudyConfig)
     study = schema.build(StudyConfig, data)
     return replace(study, base=_beside(path, study.base), output=_beside(path, study.output),
-                   finetune=study.finetune and _fine_tuning(path, study.finetune))
+                   finetune=None if study.finetune is None else _fine_tuning(path, study.finetune))
 
 
 def _beside(path: str | Path, name: str) -> str:
@@ -126,6 +133,8 @@ def _fine_tuning(path: str | Path, given: dict[str, Any]) -> dict[str, Any]:
         if key in given:
             raise UserError(f"finetune.{key}: is the study's to fill in; leave it out")
     file = given.pop("config", None)
+    if not isinstance(file, str | None):
+        raise UserError(f"finetune.config: expected a path, found {file!r}")
     below = schema.load_yaml(_beside(path, file)) if file else {}
     merged = {key: {**below[key], **value} if isinstance(value, dict) and isinstance(below.get(key), dict) else value
               for key, value in given.items()}

@@ -21,8 +21,8 @@ from types import MappingProxyType
 
 from megatron_encdec.study.results import ModelRecord, natural
 
-_COUNT = r"\d+(?:\.\d+)?[kKmM]?"
-_STAGE = re.compile(rf"(?P<objective>(?:clm|mlm|mntp)\d*)-(?P<decayed>dec)?(?P<steps>{_COUNT})")
+_COUNT = r"[0-9]+(?:\.[0-9]+)?[kKmM]?"
+_STAGE = re.compile(rf"(?P<objective>(?:clm|mlm|mntp)[0-9]*)-(?P<decayed>dec)?(?P<steps>{_COUNT})")
 _ANY_STAGE = re.sub(r"\?P<\w+>", "?:", _STAGE.pattern)  # without names, which a pattern may hold only once
 _PAPER = re.compile(rf"(?:(?P<prefix>.+?)-)??(?P<stages>{_ANY_STAGE}(?:-{_ANY_STAGE})*)")
 _STEP = re.compile(rf"(?P<series>.+?)(?:@|[-_]step[-_]?|-)(?P<steps>{_COUNT})")

@@ -66,12 +66,16 @@ class Driver:
                     self._stop(signals)
                     return
         if self._plan.study.finetune and any((self._store.output / "results").glob("*/*/*/*/results.json")):
-            report_study(self._plan)
-        if self._jobs:
-            left = len(self._jobs) - len(self._failed)
-            raise RunFailed("\n".join([*(f"{key}: {why}" for key, why in self._failed.items()),
-                                       f"{len(self._failed)} failed, {left} wait for them; all else is done. Mend it "
-                                       "and give the same command again"]))
+            try:
+                report_study(self._plan)
+            except UserError as error:
+                self._failed["report"] = str(error)
+        if self._jobs or self._failed:
+            left = len(self._jobs.keys() - self._failed.keys())
+            raise RunFailed("\n".join([
+                *(f"{key}: {why}" for key, why in self._failed.items()),
+                f"{len(self._failed)} failed, {left} wait for them; all else is done. Mend it, or delete what is to be "
+                f"made again under {self._store.output}, and give the same command again"]))
         failed = [path for path in (self._store.output / "results").glob("*/*/*/*/failure.json")
                   if state_of(path.parent) == FAILED]
         self._say(f"{self._store.output}: all is done" + (
@@ -99,8 +103,9 @@ class Driver:
                 job.folder.mkdir(parents=True, exist_ok=True)
                 job.prepare()
                 self._executor.start(job)
-            except OSError as error:
-                self._failed[key] = f"cannot be started: {error.strerror} ({error.filename or job.folder})"
+            except (OSError, UserError) as error:
+                why = f"{error.strerror} ({error.filename or job.folder})" if isinstance(error, OSError) else error
+                self._failed[key] = f"cannot be started: {why}"
                 self._say(f"{key}: FAILED, {self._failed[key]}")
                 continue
             self._begin(job, "started")

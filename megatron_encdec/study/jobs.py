@@ -151,11 +151,12 @@ def _finetune(plan: StudyPlan, store: Store, point: Point, needs: list[str]) -> 
         return _scores(plan, store, point)
 
     return Job(f"results/{point.name}", folder, ["finetune", str(folder / "config.yaml")], needs, prepare,
-               lambda: position()[0] == position()[1], position)
+               lambda: _is_scored(plan, store, point), position)
 
 
 def _is_scored(plan: StudyPlan, store: Store, point: Point) -> bool:
-    if point.name in store.exports and point.name not in store.scored:
+    """Whether all its runs have ended, and are of this very state."""
+    if point.name not in store.scored and store.has_results(point):
         ended, runs = _scores(plan, store, point)
         if ended == runs:
             store.scored.add(point.name)

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from megatron_encdec.model.config import training_flops, whole_pairs
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.progress import short_count
 from megatron_encdec.study.config import Resources, StudyConfig
 from megatron_encdec.study.curves import short_steps
@@ -157,7 +158,10 @@ class StudyPlan:
         return [branch for branch in self.branches if branch.children or branch.ending]
 
     def _missing(self) -> list[str]:
-        missing = self.facts.missing
+        """What is not there: files, and checkpoints to score beyond every model's end."""
+        longest = max(recipe.steps for recipe in self.recipes)
+        missing = [*self.facts.missing, *(f"checkpoints: {step}: no model has so many steps"
+                                          for step in self.study.checkpoints if step > longest)]
         more = [f"missing: and {len(missing) - SHOWN_MISSING} more"] if len(missing) > SHOWN_MISSING else []
         return [f"missing: {line}" for line in missing[:SHOWN_MISSING]] + more
 
@@ -166,7 +170,11 @@ def plan_study(study: StudyConfig) -> StudyPlan:
     """The plan of `study`, on any machine, also where data and tokenizer are not there yet."""
     recipes = planned_models(study)
     facts = Facts.of((recipes[0].before or recipes[0]).config)
-    return StudyPlan(study, recipes, facts, grow(recipes, facts))
+    plan = StudyPlan(study, recipes, facts, grow(recipes, facts))
+    for branch in plan.branches:
+        if len(branch.ending) > 1:
+            raise UserError(f"models: {' and '.join(branch.ending)} are the same model under several names")
+    return plan
 
 
 def drawn(tree: Tree, trunk_first: bool = False) -> Iterator[tuple[Branch, int]]:

@@ -19,12 +19,13 @@ from megatron_encdec.model.config import PRESETS
 from megatron_encdec.objectives.base import OBJECTIVES
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.study.config import ContinuedPretraining, ModelEntry, StudyConfig
+from megatron_encdec.study.config import ContinuedPretraining, ModelEntry, Resources, StudyConfig
 from megatron_encdec.study.curves import ModelName, parse
 from megatron_encdec.training.config import Config, From
-from megatron_encdec.training.plan import with_dtype
+from megatron_encdec.training.plan import check_topology, with_dtype
 from megatron_encdec.training.stretches import Stretch, lay_out, with_phase_steps
 
+MOST_STEPS = 10_000_000  # of a model: the learning rate of each is compared
 BASE = "base"  # key of resources for models without a size
 _GRAMMAR = "SIZE-OBJECTIVE-STEPS, such as 610m-mlm40-42k, 610m-clm-10k-mlm40-42k or 610m-clm-dec42k-mlm40-64k"
 
@@ -73,6 +74,11 @@ def expand(pattern: str) -> list[str]:
 def planned_models(study: StudyConfig) -> list[Recipe]:
     """Every model of the study in its order, once for each seed. Raises `UserError` that names the entry."""
     base = schema.load_yaml(study.base)
+    for key in ("run", "data", "optimizer", "batch", "parallel"):
+        if not isinstance(base.get(key) or {}, dict):
+            raise UserError(f"{study.base}: {key}: expected a mapping of keys, found {base[key]!r}")
+    if not isinstance(base.get("model") or {}, (dict, str)):
+        raise UserError(f"{study.base}: model: expected a preset's name or a mapping, found {base['model']!r}")
     if (base.get("run") or {}).get("from"):
         raise UserError(f"{study.base}: run.from: a study's models begin with run.seed; leave it out of the base")
     if unknown := [key for key in study.resources if key not in (BASE, *PRESETS)]:
@@ -112,8 +118,7 @@ def _recipe(study: StudyConfig, base: dict, entry: str | ModelEntry, name: str, 
     if parsed is None:
         raise UserError(f"cannot be read as a recipe; expected {_GRAMMAR} with steps that grow, "
                         "or a mapping with name and phases")
-    *before, _ = parsed.stages
-    if any(stage.decayed for stage in parsed.stages[1:]) or parsed.stages[0].decayed and len(parsed.stages) > 2:
+    if any(stage.decayed for stage in parsed.stages[1:]) or parsed.stages[0].decayed and len(parsed.stages) != 2:
         raise UserError("only the first of two stages can be a decayed one (dec)")
     size = parsed.prefix or None
     if not parsed.stages[0].decayed:
@@ -177,4 +182,9 @@ def _config(study: StudyConfig, base: dict, size: str | None, changes: dict[str,
         if resources.micro_size:
             data["batch"] = {**(data.get("batch") or {}), "micro_size": resources.micro_size}
     config = with_dtype(schema.build(Config, data))
-    return with_phase_steps(config, lay_out(config))
+    stretches = lay_out(config)
+    if stretches[-1].end > MOST_STEPS:
+        raise UserError(f"{stretches[-1].end:,} steps are more than a study plans for ({MOST_STEPS:,})")
+    used = resources or Resources()
+    check_topology(config, used.ranks * used.nodes)
+    return with_phase_steps(config, stretches)

@@ -11,9 +11,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_encdec.finetune.results_tree import MODEL
 from megatron_encdec.page.drawing import Picture
 from megatron_encdec.page.page import Fact, Section, page, write_report
 from megatron_encdec.page.tables import Table, csv_text, markdown
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.optional import require
 from megatron_encdec.platform.progress import Progress
 from megatron_encdec.study.analysis import Analysis, analyse
@@ -75,8 +77,15 @@ def report(trees: Sequence[Path], output: Path, reference: str | None = None, pl
 
 
 def report_study(plan: StudyPlan, output: Path | None = None, reference: str | None = None) -> None:
-    """The report of a study's own results, to OUTPUT/report unless `output` says otherwise."""
-    root = Path(plan.study.output)
+    """The report of a study's own results, to OUTPUT/report unless `output` says otherwise. Raises `UserError` where
+    some are of another state than the plan's model of that name."""
+    root, store = Path(plan.study.output), Store(Path(plan.study.output))
+    foreign = [] if plan.facts.missing else [
+        point.name for point in plan.points
+        if (root / "results" / point.name / MODEL).exists() and not store.has_results(point)]
+    if foreign:
+        raise UserError(f"{root / 'results' / foreign[0]}: these results are of another model than the study's "
+                        f"{foreign[0]} (its base or data have changed since); move the folder away")
     report([root / "results"], output or root / "report", reference, plan)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from megatron_encdec.engine.checkpoint import read_run_state, remove
 from megatron_encdec.engine.integrity import name_of, saved_names, step_of
+from megatron_encdec.finetune.results_tree import EXPORT, MODEL
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.study.plan import Point, StudyPlan
@@ -78,12 +79,14 @@ class Store:
         return self.folder("models", point.name)
 
     def has_export(self, point: Point) -> bool:
-        """Whether the export of this very state is there."""
-        try:
-            record = json.loads((self.export_of(point) / "export.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return isinstance(record, dict) and record.get("history_hash") == point.branch.hash_at(point.step)
+        """Whether the export of this very state is there, with all its files."""
+        out = self.export_of(point)
+        record = _record(out / EXPORT)
+        return _is_of(point, record) and all(_has_bytes(out / name) for name in record.get("files") or ())
+
+    def has_results(self, point: Point) -> bool:
+        """Whether the results under its name, if there are any, are of this very state."""
+        return _is_of(point, _record(self.output / "results" / point.name / MODEL))
 
 
 class Status:
@@ -127,6 +130,25 @@ class Status:
         begins = {branch.parent.hash_at(branch.parent.end) for branch in self.stretches if branch.parent}
         exports = {point.branch.hash_at(point.step) for point in self.exports}
         return begins | exports | {branch.hash_at(branch.end) for branch in self.plan.branches if branch.ending}
+
+
+def _record(path: Path) -> dict:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _is_of(point: Point, record: dict) -> bool:
+    return record.get("history_hash") == point.branch.hash_at(point.step)
+
+
+def _has_bytes(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def prune(status: Status, running: set[str]) -> list[str]:

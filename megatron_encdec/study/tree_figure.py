@@ -33,7 +33,10 @@ def write_picture(plan: StudyPlan, states: Mapping[str, str], path: Path) -> Non
     kinds = {".svg": Picture.svg, ".png": Picture.png}
     if path.suffix not in kinds:
         raise UserError(f"--picture {path}: name a file that ends in .svg or .png")
-    write_atomic(path, kinds[path.suffix](tree_picture(plan, states)))
+    try:
+        write_atomic(path, kinds[path.suffix](tree_picture(plan, states)))
+    except OSError as error:
+        raise UserError(f"--picture {path}: cannot be written ({error.strerror})") from None
 
 
 def _draw(plan: StudyPlan, states: Mapping[str, str]):

@@ -143,11 +143,34 @@ def test_a_model_by_its_phases(tmp_path):
     (["clm-8"], {"finetune": {"results": "x"}}, "finetune.results: is the study's"),
     (["clm-8"], {"finetune": {"datasets": [{"name": "x"}]}}, "finetune.datasets.0.family: missing"),
     (["clm-8"], {"resources": {"611m": {"ranks": 2}}}, "resources.611m: no such size"),
+    (["clm-dec9"], {}, "only the first of two stages"),
+    (["clm-1k", "clm-1000"], {}, "clm-1k and clm-1000 are the same model"),
+    (["clm-999999999k"], {}, r"999,999,999,000 steps are more than a study plans for"),
+    (["clm-\u0669"], {}, "cannot be read as a recipe"),
+    ([{"name": "baselines", "phases": [{"objective": "clm", "steps": 9}]}], {}, "'baselines' cannot name a folder"),
+    ([{"name": "a\0b", "phases": [{"objective": "clm", "steps": 9}]}], {}, "cannot name a folder"),
+    (["clm-8"], {"seeds": [1 << 70]}, "seeds: expected different"),
+    (["clm-8"], {"finetune": {}}, "finetune.datasets: missing"),
+    (["clm-8"], {"finetune": {"config": 3}}, "finetune.config: expected a path, found 3"),
+    (["clm-8"], {"resources": {"base": {"ranks": 3}}}, "batch.global_size: 8 windows cannot be split over 3"),
     ([], {}, "models: empty")])
 def test_what_cannot_be_planned_is_one_line(tmp_path, models, keys, says):
     with pytest.raises(UserError, match=says) as error:
         plan_of(tmp_path, models, **keys)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key, value", [("run", "abc"), ("parallel", "[1]"), ("model", "5")])
+def test_a_base_of_the_wrong_shape_is_one_line(tmp_path, key, value):
+    base = yaml.safe_load(BASE.format(root="nowhere")) | {key: yaml.safe_load(value)}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    (tmp_path / "study.yaml").write_text("{base: base.yaml, output: out, models: [tiny-clm-8]}")
+    with pytest.raises(UserError, match=rf"base.yaml: {key}: expected"):
+        plan_study(load_study(tmp_path / "study.yaml"))
+
+
+def test_a_checkpoint_beyond_every_model_is_said(tmp_path):
+    assert "checkpoints: 100: no model has so many steps" in plan_of(tmp_path, ["clm-8"], checkpoints=[4, 100]).text({})
 
 
 def test_a_missing_base_names_the_file(tmp_path):

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,13 +11,14 @@ import pytest
 import yaml
 from small_run import final_bits, metrics, run_cli, start_cli, steps_done, wait_until
 
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.study.config import load_study
 from megatron_encdec.study.plan import plan_study
 
 
 def write_study(root: Path, directory: Path, models: list[str], **keys) -> Path:
     path = directory / "study.yaml"
-    path.write_text(yaml.safe_dump({"base": str(root / "config.yaml"), "output": "out", "models": models, **keys}))
+    path.write_text(yaml.safe_dump({"base": str(root / "config.yaml"), "output": "out", "models": models} | keys))
     return path
 
 
@@ -127,25 +127,65 @@ def test_another_export_of_that_name_does_not_count(root, tmp_path):
     assert (other / "notes.txt").read_text() == "mine"
 
 
+def test_scores_and_exports_of_another_state_do_not_count(root, tmp_path):
+    """The base changes under a finished study: the results of its first life are not passed off as the second's."""
+    from result_trees import write_run
+
+    from megatron_encdec.finetune.results_tree import record_model
+    from megatron_encdec.study.jobs import jobs_of
+    from megatron_encdec.study.report import report_study
+    from megatron_encdec.study.store import Status, Store
+
+    dataset = {"name": "toy", "family": "SC", "train": "a.jsonl", "test": "b.jsonl"}
+    study = write_study(root, tmp_path, ["clm-6"], finetune={
+        "datasets": [dataset], "grid": {"learning_rates": [1e-5], "seeds": [0]}})
+    plan, out = plan_study(load_study(study)), tmp_path / "out"
+    model = out / "models/clm-6"
+    model.mkdir(parents=True)
+    (model / "weights").write_text("some")
+    (model / "export.json").write_text(json.dumps({"step": 6, "history_hash": plan.branches[0].hash_at(6),
+                                                   "files": ["export.json", "weights"]}))
+    write_run(out / "results/clm-6/SC/toy/lr1e-05_sd0", 0.5, 0.5)
+    record_model(out / "results", "clm-6", model, ["clm-6"])
+    assert not jobs_of(Status(plan, Store(out))).keys() - {"stretches/clm-6_" + plan.branches[0].id[-8:]}
+    (model / "weights").write_text("")  # damaged
+    assert "models/clm-6" in jobs_of(Status(plan, Store(out)))
+    study = write_study(root, tmp_path, ["clm-6"], base=str(_other_base(root, tmp_path)), finetune={
+        "datasets": [dataset], "grid": {"learning_rates": [1e-5], "seeds": [0]}})
+    later = plan_study(load_study(study))
+    assert {"models/clm-6", "results/clm-6"} <= jobs_of(Status(later, Store(out))).keys()
+    with pytest.raises(UserError, match="results/clm-6: these results are of another model"):
+        report_study(later)
+
+
+def _other_base(root: Path, directory: Path) -> Path:
+    path = directory / "other.yaml"
+    path.write_text((root / "config.yaml").read_text().replace("lr: 5.0e-3", "lr: 4.0e-3"))
+    return path
+
+
 @pytest.mark.slow
 def test_a_driver_killed_at_twenty_moments(root, tmp_path):
     """With its jobs and without: five models through one trunk end with the bits of models trained alone."""
     study = write_study(root, tmp_path, ["clm-3-mlm30-12", "clm-6-mlm30-12", "clm-6-mlm50-12", "clm-12",
                                          "clm-dec12-mlm30-18"], checkpoints=[5])
-    draw, kills = random.Random(1), 0
+    draw, kills, kills_of_jobs = random.Random(1), 0, 0
     while kills < 20:
         driver = start_cli("study", "run", study, "--jobs", "2", output=tmp_path / f"{kills}.log")
-        try:
-            driver.wait(timeout=draw.uniform(4, 25))
+        time.sleep(draw.uniform(2, 7))
+        if driver.poll() is not None:
             break
-        except subprocess.TimeoutExpired:
-            with_jobs, pids = draw.random() < 0.5, jobs_of(study)
-            driver.kill()
-            driver.wait()
-            for pid in pids if with_jobs else ():
-                os.kill(pid, signal.SIGKILL)
-            kills += 1
-            time.sleep(draw.uniform(0, 1))
+        with_jobs, pids = draw.random() < 0.5, jobs_of(study)
+        driver.kill()
+        driver.wait()
+        for pid in pids if with_jobs else ():
+            os.kill(pid, signal.SIGKILL)
+            kills_of_jobs += 1
+        kills += 1
+        time.sleep(draw.uniform(0, 1))
     run_cli("study", "run", study)
+    print(f"{kills} kills of the driver, {kills_of_jobs} of jobs")
+    resumes = sum(len(metrics(run, "resume")) for run in (tmp_path / "out/stretches").iterdir())
+    assert kills == 20 and resumes <= kills_of_jobs
     assert set(states(study).values()) == {"done"}
     check_against_models_alone(root, study)
