@@ -33,15 +33,16 @@ def describe(plan: Plan, index: int) -> dict:
         raise UserError(f"inspect run: --sample {index}: the run's samples are 0..{total - 1} ({timeline.total_steps} "
                         "steps)")
     stretch, step = timeline.of_sample(index)
-    batch = next(micro_batches(plan.train, stretch.objective, plan.vocabulary, [range(index, index + 1)]))
+    objective = stretch.objective_at(step)
+    batch = next(micro_batches(plan.train, objective, plan.vocabulary, [range(index, index + 1)]))
     labelled = Labelled(batch.inputs_BS[0], batch.label_positions_N, batch.labels_N)
     sample, length = plan.train.sample(index), plan.train.sequence_length
     store, start = plan.train.stores[sample.source], sample.window * length
     document_ends, segment_ends = store.document_ends(start, length).tolist(), batch.cu_seqlens[1:].tolist()
-    marks = marks_of(stretch.objective, labelled, sample, tokenizer)
+    marks = marks_of(objective, labelled, sample, tokenizer)
     return {
         "sample": index, "samples": total, "step": step, "steps": timeline.total_steps, "phase": stretch.name,
-        "objective": stretch.objective.label(), "attention": batch.attention,
+        "objective": objective.label(), "attention": batch.attention,
         "source": str(store.prefix), "source_number": sample.source, "epoch": sample.epoch, "window": sample.window,
         "first_token": start, "tokens": length, "targets": len(batch.labels_N), "document_ends": document_ends,
         "segment_ends": segment_ends, "inputs": labelled.inputs_S.tolist(),

@@ -96,6 +96,10 @@ class Objective:
     def __init_subclass__(cls):
         OBJECTIVES[cls.name] = cls
 
+    def at(self, step: int, steps: int) -> "Objective":
+        """This objective in update `step` (from 1) of a phase of `steps`: one whose settings stand still."""
+        return self
+
     def apply(self, sample: Sample, data_seed: int, vocabulary: Vocabulary) -> Labelled:
         """Inputs and targets of `sample`, a function of the arguments alone."""
         raise NotImplementedError

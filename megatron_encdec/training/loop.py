@@ -32,7 +32,7 @@ def train(job: "Job") -> None:
         if step == stretch.start + 1 and stretch.optimizer_state == "reset":
             reset_moments(run.trainer.optimizer)
         lr = stretch.learning_rate(step)
-        result = run.trainer.train_step(run.plan.train, stretch.objective, stretch.samples(step), lr)
+        result = run.trainer.train_step(run.plan.train, stretch.objective_at(step), stretch.samples(step), lr)
         nonfinite = job.guard.judge(step, result, run.skipped)
         run.count(step, result)
         job.report.train(stretch, result, lr, nonfinite)

@@ -73,8 +73,8 @@ class Report:
         mfu = speed * flops / tokens / self._peak
         loss, norm = (result.loss, result.grad_norm) if nonfinite is None else (None, None)
         if run.step % self._every == 0 or run.step in run.plan.timeline.phase_ends or nonfinite:
-            self._write("train", step=run.step, phase=stretch.name, objective=stretch.objective.name, loss=loss, lr=lr,
-                        grad_norm=norm, tokens=run.tokens, samples=run.samples, targets=run.targets,
+            self._write("train", step=run.step, phase=stretch.name, objective=run.objective.name, loss=loss,
+                        lr=lr, grad_norm=norm, tokens=run.tokens, samples=run.samples, targets=run.targets,
                         tokens_per_second=speed, tokens_per_second_per_device=speed / run.topology.world_size,
                         mfu=mfu, **({"nonfinite": nonfinite} if nonfinite else {}))
             self._draw({"train/loss": loss, "train/lr": lr, "train/grad_norm": norm, "train/tokens_per_second": speed})
@@ -96,7 +96,7 @@ class Report:
 
     def phase_end(self) -> None:
         run = self._run
-        self._write("phase", step=run.step, phase=run.stretch.name, objective=run.stretch.objective.name,
+        self._write("phase", step=run.step, phase=run.stretch.name, objective=run.objective.name,
                     tokens=run.tokens, samples=run.samples, targets=run.targets)
         self.say(f"step {run.step}  end of phase {run.stretch.name}")
 

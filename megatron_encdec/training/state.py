@@ -9,6 +9,7 @@ from megatron_encdec.engine.checkpoint import RunState, versions
 from megatron_encdec.engine.optimizer import build_optimizer, wrap
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.model.trunk import build_trunk
+from megatron_encdec.objectives.base import Objective
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.platform.errors import AgreedError, IntegrityError
@@ -48,6 +49,11 @@ class Run:
         return self.plan.timeline.at(max(1, self.step))
 
     @property
+    def objective(self) -> Objective:
+        """That of the step done last."""
+        return self.stretch.objective_at(max(1, self.step))
+
+    @property
     def bytes_to_save(self) -> int:
         """Of this rank's share of a checkpoint."""
         return sum(box.values.nbytes for box in owned(self.trainer.trunk, self.trainer.optimizer))
@@ -69,7 +75,7 @@ class Run:
         history = timeline.history(self.step)
         mark(f"saving step {self.step}", limit=LONG)
         self.saver.save(RunState(
-            step=self.step, phase=stretch.index, phase_name=stretch.name, objective=stretch.objective.name,
+            step=self.step, phase=stretch.index, phase_name=stretch.name, objective=self.objective.name,
             samples=self.samples, tokens=self.tokens, targets=self.targets, skipped=self.skipped,
             metrics_position=metrics_position, history_hash=history_hash(history), history=history,
             data_fingerprints=timeline.fingerprints, tokenizer_fingerprint=self.plan.tokenizer.fingerprint,

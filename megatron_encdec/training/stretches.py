@@ -23,7 +23,8 @@ from megatron_encdec.training.config import Config, PhaseSettings
 
 @dataclass(frozen=True)
 class Stretch:
-    """Steps start + 1 .. end of a run, and all that determines them; `index` and `name` are those of the phase.
+    """Steps start + 1 .. end of a run, and all that determines them; `index` and `name` are those of the phase, which
+    began after step `phase_start` and has `phase_steps` steps.
     first_sample: windows consumed before it. precision: its part of the history. The learning rate follows
     `schedule`, which began after step `schedule_start` and has `schedule_steps` steps."""
 
@@ -31,6 +32,8 @@ class Stretch:
     name: str
     start: int
     end: int
+    phase_start: int
+    phase_steps: int
     first_sample: int
     objective: Objective
     optimizer_state: str  # at its start: carry or reset
@@ -54,6 +57,10 @@ class Stretch:
         """Numbers of the windows that update `step` reads."""
         first = self.first_sample + (step - 1 - self.start) * self.batch_size
         return range(first, first + self.batch_size)
+
+    def objective_at(self, step: int) -> Objective:
+        """That of update `step`, all that changes from step to step settled."""
+        return self.objective.at(step - self.phase_start, self.phase_steps)
 
     def learning_rate(self, step: int) -> float:
         """That of update `step`."""
@@ -102,7 +109,7 @@ def lay_out(config: Config) -> list[Stretch]:
         optimizer = replace(optimizer, lr=settings.lr or optimizer.lr)
         own = (settings.schedule, start, end - start) if settings.schedule else (config.schedule, 0, ends[-1])
         stretches.append(Stretch(
-            index, settings.name, start, end, start * config.batch.global_size, settings.objective,
+            index, settings.name, start, end, start, end - start, start * config.batch.global_size, settings.objective,
             settings.optimizer_state, config.data, config.batch.global_size, optimizer, *own,
             config.precision.identity()))
     return stretches
