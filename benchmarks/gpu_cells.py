@@ -84,7 +84,7 @@ def trainer_of(cell: dict):
     ddp = wrap(trunk)
     optimizer = build_optimizer(ddp, OptimizerSettings(lr=1e-4))
     make_fp8_state(trunk)
-    return Trainer(ddp, optimizer, topology, vocabulary_of(model_of(cell).vocabulary_size), cell["micro"],
+    return Trainer(ddp, optimizer, topology, vocabulary_of(model_of(cell).vocabulary_size),
                    performance.batches_ahead)
 
 
@@ -100,6 +100,7 @@ def throughput(cell: dict) -> dict:
 
     from megatron_encdec.model.config import training_flops
     from megatron_encdec.platform.device import device_type, peak_flops
+    from megatron_encdec.training.work import Work
 
     trainer, model = trainer_of(cell), model_of(cell)
     samples = RandomDocuments(cell["length"], model.vocabulary_size, cell.get("isolated", True))
@@ -107,7 +108,7 @@ def throughput(cell: dict) -> dict:
     tokens, seconds, flops, loss = len(windows_of(cell, 1)) * cell["length"], [], [], None
     for step in range(1, cell["warmup"] + cell["steps"] + 1):
         start = time.perf_counter()
-        result = trainer.train_step(samples, objective, windows_of(cell, step), 1e-4)
+        result = trainer.train_step(Work(samples, objective, windows_of(cell, step), cell["micro"]), 1e-4)
         if device_type() == "cuda":
             torch.cuda.synchronize()
         if step > cell["warmup"]:
@@ -215,16 +216,17 @@ def costs(cell: dict) -> dict:
     import torch
 
     from megatron_encdec.platform.device import device_type
+    from megatron_encdec.training.work import Work
 
     trainer, model = trainer_of(cell), model_of(cell)
     samples = RandomDocuments(cell["length"], model.vocabulary_size, True)
     objective = objective_of(cell["objective"])
     for step in (1, 2, 3):
-        trainer.train_step(samples, objective, windows_of(cell, step), 1e-4)
+        trainer.train_step(Work(samples, objective, windows_of(cell, step), cell["micro"]), 1e-4)
     on_gpu = device_type() == "cuda"
     kinds = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if on_gpu else [kinds.CPU]) as profile:
-        trainer.train_step(samples, objective, windows_of(cell, 4), 1e-4)
+        trainer.train_step(Work(samples, objective, windows_of(cell, 4), cell["micro"]), 1e-4)
         if on_gpu:
             torch.cuda.synchronize()
     averages = [(event.key, event.self_device_time_total if on_gpu else event.self_cpu_time_total)

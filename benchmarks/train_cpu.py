@@ -56,16 +56,17 @@ def our_step(arguments):
     from megatron_encdec.objectives.base import Vocabulary
     from megatron_encdec.platform.distributed import initialize
     from megatron_encdec.training.step import Trainer
+    from megatron_encdec.training.work import Work
 
     model = ModelConfig.from_yaml({"preset": arguments.preset, "vocabulary_size": VOCABULARY}, "model")
     topology = initialize()
     dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
     ddp = wrap(build_trunk(model, topology, dtype, arguments.length, 1))
     windows, vocabulary = arguments.windows, Vocabulary(VOCABULARY, frozenset(range(8)), MASK_ID)
-    trainer = Trainer(ddp, build_optimizer(ddp, OptimizerSettings()), topology, vocabulary, windows)
+    trainer = Trainer(ddp, build_optimizer(ddp, OptimizerSettings()), topology, vocabulary)
     samples = RandomDocuments(arguments.length)
-    return lambda name, step: trainer.train_step(samples, objective_of(name),
-                                                 range((step - 1) * windows, step * windows), 1e-3)
+    return lambda name, step: trainer.train_step(
+        Work(samples, objective_of(name), range((step - 1) * windows, step * windows), windows), 1e-3)
 
 
 def transformers_step(arguments):

@@ -56,10 +56,13 @@ def config_of(*overrides: str):
 def timeline_of(*overrides: str, fingerprints: tuple[str, ...] = ("f",)):
     """The timeline of `config_of(...)`, with a vocabulary of 301 tokens, of which 8 are special and 1 is the mask."""
     from megatron_encdec.objectives.base import Vocabulary
-    from megatron_encdec.training.stretches import Timeline, lay_out
+    from megatron_encdec.training.layout import lay_out
+    from megatron_encdec.training.stretches import Timeline
 
     config = config_of(*overrides)
-    return Timeline(lay_out(config), {"run_seed": config.run.seed}, config.model.identity(), list(fingerprints),
+    paths = dict.fromkeys(one.path for stretch in lay_out(config) for one in stretch.data.train)
+    known = {path: fingerprints[number] if number < len(fingerprints) else path for number, path in enumerate(paths)}
+    return Timeline(lay_out(config), {"run_seed": config.run.seed}, config.model.identity(), known,
                     Vocabulary(301, frozenset(range(8)), 1))
 
 

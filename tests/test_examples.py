@@ -31,7 +31,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_builds_and_its_phases_fit(name):
-    from megatron_encdec.training.stretches import lay_out
+    from megatron_encdec.training.layout import lay_out
 
     config = load(name)
     phases = lay_out(config)
@@ -50,7 +50,7 @@ def test_fine_tuning_config_builds(name):
 @pytest.mark.parametrize(("name", "parameters"), [("210m", 212), ("610m", 608), ("1b", 1188)])
 def test_real_configs_are_the_papers(name, parameters):
     """arXiv 2507.00994: model table, split 10k + 32k, 2,359,296 tokens a step."""
-    from megatron_encdec.training.stretches import lay_out
+    from megatron_encdec.training.layout import lay_out
 
     config = load(f"biphasic_{name}.yaml")
     phases = [(phase.objective.name, phase.start, phase.end) for phase in lay_out(config)]

@@ -1,6 +1,6 @@
 """The `data:` section of the config: which token files, in which proportions, cut into which windows."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 
 from megatron_encdec.platform.schema import at_least
@@ -61,3 +61,25 @@ class DataConfig:
         if self.random_length and self.random_length.max > self.sequence_length:
             raise ValueError(f"random_length.max: {self.random_length.max} is above "
                              f"sequence_length ({self.sequence_length})")
+
+
+@dataclass(frozen=True)
+class DataChange:
+    """What a phase changes of the data; a key that is left out stays as it was. random_length: false ends the cutting
+    that an earlier phase has."""
+
+    train: list[SourceConfig] | None = None
+    sequence_length: int | None = None
+    isolate_documents: bool | None = None
+    random_length: RandomLength | bool | None = None
+
+    def __post_init__(self):
+        if self.random_length is True:
+            raise ValueError("random_length: true says nothing; give {min, max}, or false for none")
+
+    def applied_to(self, data: DataConfig) -> DataConfig:
+        """`data` with the changes. Raises ValueError, as `DataConfig` does."""
+        given = {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
+        if self.random_length is False:
+            given["random_length"] = None
+        return replace(data, **given)

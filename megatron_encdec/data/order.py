@@ -89,12 +89,13 @@ class Mixture:
 
 
 class Order:
-    """The order of all samples of a run."""
+    """The order of the samples of a run from one declaration of its data, number `first` and later ones."""
 
     def __init__(self, windows: Sequence[int], weights: Sequence[float], seed: int,
-                 fingerprints: Sequence[str] | None = None):
+                 fingerprints: Sequence[str] | None = None, first: int = 0, read: Sequence[int] | None = None):
         """`windows` of each source; with `fingerprints` (all different) a source is known by its data, wherever it
-        stands in the list and under whatever path, otherwise by its place."""
+        stands in the list and under whatever path, otherwise by its place. read: of each source, how many of its
+        windows the samples before `first` have read, in whatever blend; it goes on from there."""
         names = list(fingerprints) if fingerprints is not None else [f"{k:08d}" for k in range(len(windows))]
         if not len(windows) == len(weights) == len(names) == len(set(names)):
             raise ValueError("windows, weights, fingerprints: one each a source, fingerprints all different")
@@ -103,6 +104,8 @@ class Order:
         self._windows, self._names, self._seed = list(windows), names, seed
         self._sources = sorted(range(len(names)), key=names.__getitem__)
         self._mixture = Mixture([weights[k] for k in self._sources], seed)
+        self._before = [(read[k] if read else 0) - self._mixture.count(first, place)
+                        for place, k in enumerate(self._sources)]
 
     def locate(self, index: int) -> tuple[int, int, int]:
         """(source, epoch of that source, window in [0, windows of that source)) of sample `index` >= 0."""
@@ -110,10 +113,11 @@ class Order:
             raise ValueError(f"sample {index}: samples are numbered from 0")
         place, count = self._mixture.locate(index)
         source = self._sources[place]
-        epoch, position = divmod(count, self._windows[source])
+        epoch, position = divmod(self._before[place] + count, self._windows[source])
         key = hash64(self._seed, "epoch", self._names[source], epoch)
         return source, epoch, permute(position, self._windows[source], key)
 
-    def counts(self, samples: int) -> list[int]:
-        """How many of samples 0 .. samples - 1 come from each source."""
-        return [self._mixture.count(samples, self._sources.index(source)) for source in range(len(self._sources))]
+    def read(self, end: int) -> list[int]:
+        """How many windows of each source all samples before number `end` have read."""
+        places = [self._sources.index(source) for source in range(len(self._sources))]
+        return [self._before[place] + self._mixture.count(end, place) for place in places]

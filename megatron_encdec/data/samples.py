@@ -7,6 +7,7 @@ Windows of S = sequence_length tokens tile each source without overlap; a rest s
 end is not used. Legend: S tokens of a window, E segments of it.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,12 +37,18 @@ class Sample:
 
 
 class Samples:
-    """Every sample of a run, by number, in any order, for ever (epochs follow one another)."""
+    """Every sample that one declaration of the data gives, by number, in any order, for ever (epochs follow one
+    another)."""
 
-    def __init__(self, config: DataConfig, which: Literal["train", "validation"] = "train"):
-        """Raises UserError where there is no source, one is shorter than a window, or two are the same data;
+    def __init__(self, config: DataConfig, which: Literal["train", "validation"] = "train", section: str = "data",
+                 first: int = 0, read: Mapping[tuple[str, int], int] | None = None,
+                 stores: dict[str, TokenStore] | None = None):
+        """section: where in the config it stands. first: its first sample, before which windows were `read`: (a
+        source's fingerprint, window length) -> how many; a source goes on from there. stores: open ones, by path.
+        Raises UserError where there is no source, one is shorter than a window, or two are the same data;
         IntegrityError where files are damaged. Whether they are of the run's tokenizer its plan checks."""
-        sources, self._key = getattr(config, which), f"data.{which}"
+        sources, self._key, self._section = getattr(config, which), f"{section}.{which}", section
+        stores, read = {} if stores is None else stores, read or {}
         if not sources:
             raise UserError(f"{self._key}: empty; give at least one source, e.g. [{{path: PREFIX}}]")
         # Validation has the same seed: its sample i has the mask pattern of training's, on other text. Masks are a
@@ -49,12 +56,14 @@ class Samples:
         self.sequence_length, self.seed = config.sequence_length, config.seed
         self._isolate, self._random_length = config.isolate_documents, config.random_length
         self._whole = np.array([self.sequence_length])
-        self.stores = [TokenStore(source.path) for source in sources]
+        self.stores = [stores.get(one.path) or stores.setdefault(one.path, TokenStore(one.path)) for one in sources]
         self.windows = [store.tokens // self.sequence_length for store in self.stores]
         self.fingerprints = [store.fingerprint for store in self.stores]
         self._check()
         try:
-            self._order = Order(self.windows, [source.weight for source in sources], self.seed, self.fingerprints)
+            self._order = Order(
+                self.windows, [source.weight for source in sources], self.seed, self.fingerprints, first,
+                [read.get((fingerprint, self.sequence_length), 0) for fingerprint in self.fingerprints])
         except ValueError as error:
             raise UserError(f"{self._key}: {error}") from None
 
@@ -63,15 +72,20 @@ class Samples:
         """Windows of all sources together: with one source, samples in an epoch."""
         return sum(self.windows)
 
-    def epochs(self, samples: int) -> list[float]:
-        """How often each source is read, on average over its windows, by samples 0 .. samples - 1."""
-        return [count / windows for count, windows in zip(self._order.counts(samples), self.windows, strict=True)]
+    def read(self, end: int) -> list[int]:
+        """How many windows of each source, in this length, all samples of the run before number `end` have read."""
+        return self._order.read(end)
 
-    def notes(self, samples: int) -> list[str]:
-        """What to say at the start of a run of `samples` samples: data without a manifest, sources seen too often."""
+    def epochs(self, end: int) -> list[float]:
+        """How often each source is read, on average over its windows, by all samples before number `end`."""
+        return [count / windows for count, windows in zip(self.read(end), self.windows, strict=True)]
+
+    def notes(self, end: int, fingerprints: Collection[str] | None = None) -> list[str]:
+        """What to say at the start of a run that reads samples before number `end` from here: data without a manifest,
+        sources seen too often; if given, of those with these `fingerprints`."""
         notes = [store.note for store in self.stores if store.note]
-        for k, epochs in enumerate(self.epochs(samples)):
-            if epochs > EPOCHS_WITHOUT_NOTE:
+        for k, epochs in enumerate(self.epochs(end)):
+            if epochs > EPOCHS_WITHOUT_NOTE and (fingerprints is None or self.fingerprints[k] in fingerprints):
                 notes.append(f"{self._key}.{k}: {self.stores[k].prefix} is repeated: {epochs:.1f} epochs of its "
                              f"{self.windows[k]:,} windows; beyond {EPOCHS_WITHOUT_NOTE} repeating is worth less than "
                              "new text (lower its weight, or give more of it)")
@@ -94,7 +108,7 @@ class Samples:
             key = f"{self._key}.{k}.path"
             if self.windows[k] == 0:
                 raise UserError(f"{key}: {store.prefix} holds {store.tokens} tokens, less than one window of "
-                                f"{self.sequence_length}; lower data.sequence_length or give more text")
+                                f"{self.sequence_length}; lower {self._section}.sequence_length or give more text")
             twin = self.fingerprints.index(store.fingerprint)
             if twin != k:
                 raise UserError(f"{key}: {store.prefix} is the same data as source {twin} "

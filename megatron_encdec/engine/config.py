@@ -1,7 +1,7 @@
 """Config of the engine: optimizer, schedule, batch, parallel sizes, checkpoints."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -73,6 +73,51 @@ class BatchSettings:
         schema.at_least(self, 1, "global_size", "micro_size")
         if self.global_size % self.micro_size:
             raise ValueError(f"global_size: {self.global_size} is no multiple of batch.micro_size={self.micro_size}")
+
+
+@dataclass(frozen=True)
+class BatchRamp:
+    """A batch that grows over the first `tokens` of a phase: `from`, 2 x `from`, 3 x `from` windows and so on, each for
+    the same number of tokens (whole steps), until it is the phase's global_size."""
+
+    from_: int = field(metadata={"key": "from"})
+    tokens: int
+
+    def __post_init__(self):
+        if self.from_ < 1:
+            raise ValueError(f"from: {self.from_} is not at least 1")
+        schema.at_least(self, 1, "tokens")
+
+    def plateaus(self, global_size: int, sequence_length: int) -> list[tuple[int, int]]:
+        """(steps, windows of a step), in order, up to global_size left out."""
+        count, consumed, found = global_size // self.from_ - 1, 0, []
+        for number in range(1, count + 1):
+            windows = number * self.from_
+            wanted = self.tokens * number // count - consumed
+            steps = max(1, -(-wanted // (windows * sequence_length)))
+            consumed += steps * windows * sequence_length
+            found.append((steps, windows))
+        return found
+
+
+@dataclass(frozen=True)
+class BatchChange:
+    """What a phase changes of the batch; sizes that are left out stay as they were. ramp: of this phase alone."""
+
+    global_size: int | None = None
+    micro_size: int | None = None
+    ramp: BatchRamp | None = None
+
+    def applied_to(self, batch: BatchSettings) -> BatchSettings:
+        """`batch` with the changes. Raises ValueError where they do not fit together."""
+        given = {name: value for name in ("global_size", "micro_size") if (value := getattr(self, name)) is not None}
+        changed = replace(batch, **given)
+        if self.ramp and (self.ramp.from_ >= changed.global_size or changed.global_size % self.ramp.from_):
+            raise ValueError(f"ramp.from: {self.ramp.from_} windows do not lead up to global_size="
+                             f"{changed.global_size} in equal parts; make it a divisor below it")
+        if self.ramp and self.ramp.from_ % changed.micro_size:
+            raise ValueError(f"ramp.from: {self.ramp.from_} is no multiple of micro_size={changed.micro_size}")
+        return changed
 
 
 @dataclass(frozen=True)

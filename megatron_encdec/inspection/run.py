@@ -24,7 +24,8 @@ from megatron_encdec.platform.schema import to_dict
 from megatron_encdec.rundir.lineage import differences
 from megatron_encdec.rundir.metrics import read_metrics
 from megatron_encdec.training.config import Config, load_config
-from megatron_encdec.training.stretches import lay_out
+from megatron_encdec.training.layout import lay_out
+from megatron_encdec.training.stretches import by_phase, tokens_between
 
 # Not a difference between two experiments: where a run lives, how it was cut over ranks, what it logged.
 _COSMETIC = ("dir", "phases", "checkpoint", "logging", "parallel", "micro_size", "on_nonfinite", "max_skipped",
@@ -114,18 +115,19 @@ def phase_summaries(config: Config, records: list[dict], entropy: float | None) 
     if first.get("kind") == "resume" and _continues(first.get("parent")):
         unseen, targets_before = first["step"], first["targets"]
     summaries = []
-    for phase in lay_out(config):
+    for parts in by_phase(lay_out(config)):
+        phase = parts[0]
         mine = [record for record in records if record.get("phase") == phase.name]
         lines, evaluations = of_kind("train", mine), of_kind("eval", mine)
         losses = [line["loss"] for line in lines if line["loss"] is not None]
-        reached = lines[-1]["step"] if lines else min(unseen, phase.end)
+        reached = lines[-1]["step"] if lines else min(unseen, parts[-1].end)
         steps = max(0, reached - phase.start)
         evaluation = evaluations[-1] if evaluations else {"losses": {}, "step": None}
         validation_loss = evaluation["losses"].get(phase.objective.name)
         ends = [loss for loss in (*losses[-1:], validation_loss) if loss is not None]
         summaries.append({
             "name": phase.name, "objective": phase.objective.label(), "start": phase.start,
-            "steps": steps, "planned_steps": phase.steps, "tokens": steps * phase.tokens_per_step,
+            "steps": steps, "planned_steps": phase.phase_steps, "tokens": tokens_between(parts, 0, reached),
             "targets": lines[-1]["targets"] - targets_before if lines and phase.start >= unseen else None,
             "first_loss": losses[0] if losses else None, "last_loss": losses[-1] if losses else None,
             "validation": evaluation["losses"], "validation_step": evaluation["step"],
@@ -142,7 +144,7 @@ def corpus_entropy(config: Config, fingerprints: list[str] | None) -> tuple[dict
     fingerprints are not those that the newest checkpoint knows."""
     try:
         stores = [TokenStore(source.path) for source in config.data.train]
-        if fingerprints is not None and fingerprints != [store.fingerprint for store in stores]:
+        if fingerprints is not None and not set(fingerprints).issuperset(store.fingerprint for store in stores):
             return None, "the data under data.train is no longer what the run was trained on"
         weights = [source.weight for source in config.data.train]
         return unigram_entropy(stores, weights, config.model.vocabulary_size), None

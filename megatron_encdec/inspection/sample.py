@@ -33,17 +33,18 @@ def describe(plan: Plan, index: int) -> dict:
         raise UserError(f"inspect run: --sample {index}: the run's samples are 0..{total - 1} ({timeline.total_steps} "
                         "steps)")
     stretch, step = timeline.of_sample(index)
-    objective = stretch.objective_at(step)
-    batch = next(micro_batches(plan.train, objective, plan.vocabulary, [range(index, index + 1)]))
+    samples, objective = plan.train.of(index), stretch.objective_at(step)
+    batch = next(micro_batches(samples, objective, plan.vocabulary, [range(index, index + 1)]))
     labelled = Labelled(batch.inputs_BS[0], batch.label_positions_N, batch.labels_N)
-    sample, length = plan.train.sample(index), plan.train.sequence_length
-    store, start = plan.train.stores[sample.source], sample.window * length
+    sample, length = samples.sample(index), samples.sequence_length
+    store, start = samples.stores[sample.source], sample.window * length
     document_ends, segment_ends = store.document_ends(start, length).tolist(), batch.cu_seqlens[1:].tolist()
     marks = marks_of(objective, labelled, sample, tokenizer)
     return {
         "sample": index, "samples": total, "step": step, "steps": timeline.total_steps, "phase": stretch.name,
         "objective": objective.label(), "attention": batch.attention,
-        "source": str(store.prefix), "source_number": sample.source, "epoch": sample.epoch, "window": sample.window,
+        "source": str(store.prefix), "source_key": f"{stretch.data_section}.train.{sample.source}",
+        "source_number": sample.source, "epoch": sample.epoch, "window": sample.window,
         "first_token": start, "tokens": length, "targets": len(batch.labels_N), "document_ends": document_ends,
         "segment_ends": segment_ends, "inputs": labelled.inputs_S.tolist(),
         "label_positions": labelled.positions_N.tolist(), "labels": labelled.labels_N.tolist(),
@@ -56,7 +57,7 @@ def print_report(report: dict) -> None:
         end = one["first_token"] + one["tokens"] - 1
         say(f"sample {one['sample']:,} of {one['samples']:,}: step {one['step']:,} of {one['steps']:,}, phase "
             f"{one['phase']} ({one['objective']}, {one['attention']} attention)")
-        say(f"from {one['source']} (data.train.{one['source_number']}), epoch {one['epoch']}, window "
+        say(f"from {one['source']} ({one['source_key']}), epoch {one['epoch']}, window "
             f"{one['window']:,}: its tokens {one['first_token']:,}..{end:,}")
         say(f"{one['tokens']:,} tokens in {len(one['segment_ends'])} segment(s) that attention stays in, "
             f"{one['targets']:,} targets ({one['targets'] / one['tokens']:.1%})")

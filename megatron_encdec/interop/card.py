@@ -4,7 +4,7 @@ from megatron_encdec.interop.families import Target
 from megatron_encdec.interop.mask_token import KINDS
 from megatron_encdec.interop.source import Source, parent_of
 from megatron_encdec.rundir.metrics import read_metrics
-from megatron_encdec.training.stretches import lay_out
+from megatron_encdec.training.stretches import by_phase, tokens_between
 
 _FILL_MASK = """\
 from transformers import pipeline
@@ -74,18 +74,17 @@ def _training(source: Source) -> str:
     return f"""{began}{_phases(source)}
 
 {state.tokens:,} input tokens and {state.targets:,} predicted tokens in all, in windows of \
-{source.config.data.sequence_length} tokens."""
+{source.sequence_length} tokens{" at most" if len({one.data.sequence_length for one in source.done}) > 1 else ""}."""
 
 
 def _phases(source: Source) -> str:
     """A table of the phases up to the checkpoint; the one that it interrupts is cut there."""
     lines = ["| phase | objective | steps | tokens |", "|---|---|---|---|"]
-    for phase in lay_out(source.config):
-        end, objective = min(phase.end, source.state.step), phase.objective
-        if end > phase.start:
-            settings = ", ".join(f"{key} {value}" for key, value in objective.settings().items())
-            lines.append(f"| {phase.name} | {objective.name}{f' ({settings})' if settings else ''} "
-                         f"| {phase.start + 1}–{end} | {(end - phase.start) * phase.tokens_per_step:,} |")
+    for parts in by_phase(source.done):
+        phase, end, objective = parts[0], min(parts[-1].end, source.state.step), parts[0].objective
+        settings = ", ".join(f"{key} {value}" for key, value in objective.settings().items())
+        lines.append(f"| {phase.name} | {objective.name}{f' ({settings})' if settings else ''} "
+                     f"| {phase.start + 1}–{end} | {tokens_between(parts, 0, end):,} |")
     return "\n".join(lines)
 
 

@@ -33,7 +33,7 @@ from megatron_encdec.interop.tokenizer_files import about_empty_texts, bos_id, w
 from megatron_encdec.model.config import training_flops, whole_pairs
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import fsync_tree, replace_durably, write_json_atomic
-from megatron_encdec.training.stretches import lay_out
+from megatron_encdec.training.stretches import by_phase, tokens_between
 
 RECORD = "export.json"
 _NO_TOKENIZER = "there is no tokenizer with it"
@@ -49,7 +49,7 @@ def export(run: str, out: str | Path, as_: str = "auto", dtype: str = "auto", fo
     result would not compute what the trunk computes; `out` is then as it was.
     """
     source = find(run)
-    imported, model = source.imported, source.config.model
+    imported, model = source.imported, source.model
     target = choose(as_, source.state.objective, model, imported and imported["as"])
     if dtype == "auto":
         dtype = imported["dtype"] if imported else "fp32"
@@ -92,14 +92,12 @@ def _about(source: Source) -> dict:
     """What the run did up to there, for studies: its phases, of `total` steps planned; counters; FLOPs with attention
     over whole windows. A phase is `decayed` where its learning rate ended below half of the peak."""
     state, config, phases, pairs = source.state, source.config, [], 0.0
-    for one in lay_out(config) if config.phases else ():
-        end = min(one.end, state.step)
-        if one.start < end:
-            phases.append({"name": one.objective.short_name(), "objective": one.objective.to_yaml(),
-                           "start": one.start, "end": end,
-                           "decayed": one.learning_rate(end) < 0.5 * one.optimizer.lr})
-            pairs += whole_pairs((end - one.start) * one.tokens_per_step, one.data.sequence_length,
-                                 one.objective.attention)
+    for parts in by_phase(source.done):
+        one, end = parts[-1], min(parts[-1].end, state.step)
+        phases.append({"name": one.objective.short_name(), "objective": one.objective.to_yaml(),
+                       "start": one.phase_start, "end": end,
+                       "decayed": one.learning_rate(end) < 0.5 * one.optimizer.lr})
+        pairs += whole_pairs(tokens_between(parts, 0, end), one.data.sequence_length, one.objective.attention)
     return {"size": config.model.preset, "seed": config.run.seed, "parameters": config.model.parameter_count(),
             "phases": phases, "total": config.run.total.steps, "samples": state.samples, "tokens": state.tokens,
             "targets": state.targets, "flops": training_flops(config.model, state.tokens, pairs, state.targets)}
@@ -133,7 +131,7 @@ def _is_there(out: Path, record: dict, force: bool) -> bool:
 def _write(work: Path, source: Source, target: Target, dtype: str, file_size: str,
            say: Callable[[str], None]) -> float:
     """Everything but the record into `work`; the largest difference of logits."""
-    model = source.config.model
+    model = source.model
     say(f"loading {source.checkpoint}" + (" (fp32 masters)" if source.has_masters else ""))
     with whole_trunk(source) as trunk:
         for parameter in trunk.parameters():  # what is compared is what is written
@@ -160,7 +158,7 @@ def _write(work: Path, source: Source, target: Target, dtype: str, file_size: st
 
 def _as_target(work: Path, source: Source, target: Target, weights: Tensors) -> Made:
     """Tokenizer into `work`, the trunk's `weights` as `target`."""
-    model, tokenizer, length = source.config.model, source.tokenizer, source.config.data.sequence_length
+    model, tokenizer, length = source.model, source.tokenizer, source.sequence_length
     remarks = [_NO_TOKENIZER]
     if tokenizer is not None:
         remarks = write_tokenizer(tokenizer, work, max(length, model.max_positions or 0))
@@ -173,7 +171,7 @@ def _as_it_came(work: Path, source: Source, target: Target, weights: Tensors) ->
     imported, directory = source.imported, source.run / "source"
     config = read_source(directory, imported["ignore"]).config
     remarks = [] if copy_tokenizer_files(directory, work) else [_NO_TOKENIZER]
-    model, mask = replace(source.config.model, vocabulary_size=imported["vocabulary_size"]), imported["mask"]["id"]
+    model, mask = replace(source.model, vocabulary_size=imported["vocabulary_size"]), imported["mask"]["id"]
     found = to_hugging_face(weights, model)
     rows = load_file(directory / REPLACED_ROWS) if (directory / REPLACED_ROWS).is_file() else {}
     for name, row in rows.items():

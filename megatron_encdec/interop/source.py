@@ -19,6 +19,7 @@ from megatron_encdec.engine import checkpoint, loading
 from megatron_encdec.engine.boxes import STATE_PREFIX
 from megatron_encdec.engine.checkpoint import RunState, read_run_state
 from megatron_encdec.engine.storage import stored_dtypes
+from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.trunk import Trunk, transformer_config
 from megatron_encdec.platform import distributed, schema
 from megatron_encdec.platform import megatron as mcore
@@ -26,6 +27,8 @@ from megatron_encdec.platform.device import device
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
 from megatron_encdec.training.config import Config, load_config
+from megatron_encdec.training.layout import lay_out
+from megatron_encdec.training.stretches import Stretch
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,23 @@ class Source:
     @property
     def run(self) -> Path:
         return self.checkpoint.parent.parent
+
+    @property
+    def done(self) -> list[Stretch]:
+        """The run's stretches up to the checkpoint; the last may reach beyond it. None of an import."""
+        return [] if self.imported else [one for one in lay_out(self.config) if one.start < self.state.step]
+
+    @property
+    def model(self) -> ModelConfig:
+        """The trunk, with the rotary embedding of the checkpoint's phase."""
+        rope = self.done[-1].rope if self.done else None
+        return self.config.model if rope is None else replace(
+            self.config.model, rope_theta=rope.theta, rope_scaling=rope.scaling)
+
+    @property
+    def sequence_length(self) -> int:
+        """Of the longest windows it was trained on."""
+        return max((one.data.sequence_length for one in self.done), default=self.config.data.sequence_length)
 
     @property
     def imported(self) -> dict | None:
@@ -125,9 +145,9 @@ def one_rank() -> Iterator[distributed.Topology]:
 @contextlib.contextmanager
 def whole_trunk(source: Source) -> Iterator[Trunk]:
     """The trunk of `source` in evaluation mode; its process groups last as long as the context."""
-    model = source.config.model
+    model = source.model
     with one_rank() as topology:
         settings = transformer_config(model, topology, torch.float32, sequence_parallel=False)
-        trunk = Trunk(model, settings, "torch", topology, source.config.data.sequence_length).to(device())
+        trunk = Trunk(model, settings, "torch", topology, source.sequence_length).to(device())
         loading.load_weights(source.checkpoint, trunk)
         yield trunk.eval()

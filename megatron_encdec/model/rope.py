@@ -56,6 +56,18 @@ class RopeScaling:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
+@dataclass(frozen=True)
+class Rope:
+    """Base and scaling of the rotary embedding."""
+
+    theta: float
+    scaling: RopeScaling | None = None
+
+    def identity(self) -> dict:
+        """Its part of a run's history."""
+        return {"rope_theta": self.theta, **({"rope_scaling": self.scaling.given} if self.scaling else {})}
+
+
 def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device,
                   scaling: RopeScaling | None = None) -> tuple[torch.Tensor, float]:
     """Angles [S, D/2] in fp32 of positions 0 .. S - 1, and the factor on cosine and sine."""

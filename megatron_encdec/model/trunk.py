@@ -25,7 +25,7 @@ from megatron_encdec.model.head import Head
 from megatron_encdec.model.layers import block_spec
 from megatron_encdec.model.performance import PerformanceSettings, accumulation_fusion, choose_attention, core_options
 from megatron_encdec.model.precision import PrecisionSettings, fp8_options
-from megatron_encdec.model.rope import rotary_angles
+from megatron_encdec.model.rope import Rope, rotary_angles
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device
 from megatron_encdec.platform.distributed import Topology
@@ -48,17 +48,17 @@ class Trunk(mcore.GPTModel):
             pre_process=topology.first_stage, post_process=topology.last_stage,
             share_embeddings_and_output_weights=model.tied_embeddings, position_embedding_type="none")
         self.model = model
-        self._angles_SD, self._rotary_factor = rotary_angles(sequence_length, model.head_dim, model.rope_theta,
-                                                             device(), model.rope_scaling)
+        self._rope, self._angles = Rope(model.rope_theta, model.rope_scaling), {}
         if self.post_process:
             Head.adopt(self.output_layer, performance.head_chunk, bool(performance.compile))
 
     def attention_context(self, kind: str, cu_seqlens: torch.Tensor, longest: int, isolated: bool,
-                          windows: int, length: int) -> AttentionContext:
-        """What the layers need to know of one micro-batch of `windows` x `length` tokens."""
+                          windows: int, length: int, rope: Rope | None = None) -> AttentionContext:
+        """What the layers need to know of one micro-batch of `windows` x `length` tokens. rope: the phase's, where it
+        is not the model's."""
         dtype = self.config.params_dtype
-        angles_SD = self._angles_SD[:length]
-        turns = tuple((turn(angles_SD) * self._rotary_factor).to(dtype) for turn in (torch.cos, torch.sin))
+        angles_SD, factor = self._rotary(rope or self._rope, length)
+        turns = tuple((turn(angles_SD) * factor).to(dtype) for turn in (torch.cos, torch.sin))
         if self.packed:
             cos, sin = (turn.repeat(windows, 1)[:, None] for turn in turns)
             most = min(length, 1 << (longest - 1).bit_length())  # few values: some kernels are planned anew for each
@@ -71,6 +71,13 @@ class Trunk(mcore.GPTModel):
         elif explicit and kind == "causal":
             mask_B1SS = segment_mask(cu_seqlens[:2], 1, length, kind, dtype)  # one mask for all windows
         return AttentionContext(qkv_format="sbhd", kind=kind, cos=cos, sin=sin, mask_B1SS=mask_B1SS, explicit=explicit)
+
+    def _rotary(self, rope: Rope, length: int) -> tuple[torch.Tensor, float]:
+        """Angles [S, D/2] of `length` positions, and the factor on cosine and sine; the last ones are kept."""
+        if (rope, length) not in self._angles:
+            angles = rotary_angles(length, self.model.head_dim, rope.theta, device(), rope.scaling)
+            self._angles = {**dict(list(self._angles.items())[-3:]), (rope, length): angles}
+        return self._angles[rope, length]
 
     def hidden_states(self, inputs_BS: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """This stage's output, [S, B, H] (packed layers: [B * S, 1, H]); under sequence parallelism this rank's slice

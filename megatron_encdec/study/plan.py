@@ -18,6 +18,7 @@ from megatron_encdec.study.config import Resources, StudyConfig
 from megatron_encdec.study.curves import short_steps
 from megatron_encdec.study.recipes import BASE, Recipe, planned_models
 from megatron_encdec.study.tree import Branch, Facts, Tree, grow
+from megatron_encdec.training.stretches import by_phase, tokens_between
 
 SHOWN_MISSING = 4
 
@@ -98,8 +99,8 @@ class StudyPlan:
     def _model(self, recipe: Recipe, states: Mapping[str, str]) -> dict[str, Any]:
         path = self.tree.path(recipe.name)
         done = all(states.get(branch.id) == "done" for branch in path)
-        phases = [{"objective": one.objective.short_name(), "steps": one.steps}
-                  for part in filter(None, (recipe.before, recipe)) for one in part.stretches]
+        phases = [{"objective": parts[0].objective.short_name(), "steps": parts[0].phase_steps}
+                  for part in filter(None, (recipe.before, recipe)) for parts in by_phase(part.stretches)]
         return {"size": recipe.size, "seed": recipe.seed, "steps": recipe.steps, "phases": phases,
                 "tokens": sum(branch.tokens for branch in path), "stretches": [branch.id for branch in path],
                 "state": "done" if done else "to do"}
@@ -107,7 +108,7 @@ class StudyPlan:
     def _stretch(self, branch: Branch, states: Mapping[str, str]) -> dict[str, Any]:
         start, end = branch.start + branch.before, branch.end + branch.before
         return {"id": branch.id, "parent": branch.parent and branch.parent.id, "start": start, "end": end,
-                "steps": branch.steps, "objectives": [one.objective.short_name() for one in branch.stretches],
+                "steps": branch.steps, "objectives": _objectives(branch),
                 "models": branch.models, "ending": branch.ending, "tokens": branch.tokens, "flops": _flops(branch),
                 "gpu_hours": self.gpu_hours(branch), "checkpoint_bytes": _checkpoint_bytes(branch),
                 "state": states.get(branch.id, "to do")}
@@ -133,7 +134,7 @@ class StudyPlan:
     def _place(self, branch: Branch, depth: int) -> str:
         start, end = branch.start + branch.before, branch.end + branch.before
         size = f"{branch.recipe.size} " if branch.parent is None and branch.recipe.size else ""
-        words = " ".join(one.objective.short_name() for one in branch.stretches)
+        words = " ".join(_objectives(branch))
         return f"{'  ' * depth}{size}{words} {start:,}..{end:,}"
 
     def _costs(self, states: Mapping[str, str]) -> list[str]:
@@ -169,7 +170,7 @@ class StudyPlan:
 def plan_study(study: StudyConfig) -> StudyPlan:
     """The plan of `study`, on any machine, also where data and tokenizer are not there yet."""
     recipes = planned_models(study)
-    facts = Facts.of((recipes[0].before or recipes[0]).config)
+    facts = Facts.of([one.config for recipe in recipes for one in (recipe.before, recipe) if one])
     plan = StudyPlan(study, recipes, facts, grow(recipes, facts))
     for branch in plan.branches:
         if len(branch.ending) > 1:
@@ -191,9 +192,14 @@ def drawn(tree: Tree, trunk_first: bool = False) -> Iterator[tuple[Branch, int]]
 
 def _flops(branch: Branch) -> float:
     """At most: every token labelled, attention over whole windows."""
-    config = branch.recipe.config
-    pairs = whole_pairs(branch.tokens, config.data.sequence_length, "bidirectional")
-    return training_flops(config.model, branch.tokens, pairs, branch.tokens)
+    pairs = sum(whole_pairs(tokens_between([one], branch.start, branch.end), one.data.sequence_length, "bidirectional")
+                for one in branch.stretches)
+    return training_flops(branch.recipe.config.model, branch.tokens, pairs, branch.tokens)
+
+
+def _objectives(branch: Branch) -> list[str]:
+    """Of its phases, in short."""
+    return [parts[0].objective.short_name() for parts in by_phase(branch.stretches)]
 
 
 def _checkpoint_bytes(branch: Branch) -> int:
@@ -208,6 +214,6 @@ def _count(number: int, name: str, plural: str = "s") -> str:
 
 def describe_path(plan: StudyPlan, model: str) -> str:
     """`clm 0..10k → mlm40 10k..42k` of a model."""
-    return " → ".join(f"{' '.join(one.objective.short_name() for one in branch.stretches)} "
+    return " → ".join(f"{' '.join(_objectives(branch))} "
                       f"{short_steps(branch.start + branch.before)}..{short_steps(branch.end + branch.before)}"
                       for branch in plan.tree.path(model))

@@ -22,8 +22,9 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.study.config import ContinuedPretraining, ModelEntry, Resources, StudyConfig
 from megatron_encdec.study.curves import ModelName, parse
 from megatron_encdec.training.config import Config, From
+from megatron_encdec.training.layout import lay_out, with_phase_steps
 from megatron_encdec.training.plan import check_topology, with_dtype
-from megatron_encdec.training.stretches import Stretch, lay_out, with_phase_steps
+from megatron_encdec.training.stretches import Stretch
 
 MOST_STEPS = 10_000_000  # of a model: the learning rate of each is compared
 BASE = "base"  # key of resources for models without a size

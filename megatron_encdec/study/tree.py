@@ -13,13 +13,15 @@ from functools import cached_property
 
 import numpy as np
 
+from megatron_encdec.data.store import TokenStore
 from megatron_encdec.objectives.base import Vocabulary
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.study.curves import short_steps
 from megatron_encdec.study.recipes import Recipe
 from megatron_encdec.training.config import Config
-from megatron_encdec.training.plan import ASSUMED_VOCABULARY, missing_inputs, resolve
-from megatron_encdec.training.stretches import Stretch, Timeline, lay_out
+from megatron_encdec.training.layout import lay_out
+from megatron_encdec.training.plan import ASSUMED_VOCABULARY, missing_inputs, resolve, sources
+from megatron_encdec.training.stretches import Stretch, Timeline, by_phase, tokens_between
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,23 @@ class Facts:
     """What data and tokenizer of the base say. missing: a line for each file that is not there yet; the rest are then
     stand-ins, which tell histories apart as well but are no checkpoint's."""
 
-    fingerprints: list[str]
+    fingerprints: dict[str, str]  # of sources, by path
     vocabulary: Vocabulary
     vocabulary_size: int
     missing: list[str]
 
     @classmethod
-    def of(cls, config: Config) -> "Facts":
-        """Those of a recipe's config; all recipes of a study have the same."""
-        missing = missing_inputs(config)
+    def of(cls, configs: Sequence[Config]) -> "Facts":
+        """Those of the recipes' configs, which have the same tokenizer."""
+        first, missing = configs[0], list(dict.fromkeys(line for one in configs for line in missing_inputs(one)))
+        paths = {source.path for one in configs for _, source in sources(one)}
         if missing:
-            size = config.model.vocabulary_size or ASSUMED_VOCABULARY
-            return cls([source.path for source in config.data.train], Vocabulary(size, mask_id=0), size, missing)
-        plan = resolve(config)
-        return cls(plan.timeline.fingerprints, plan.vocabulary, plan.config.model.vocabulary_size, [])
+            size = first.model.vocabulary_size or ASSUMED_VOCABULARY
+            return cls({path: path for path in paths}, Vocabulary(size, mask_id=0), size, missing)
+        plan = resolve(first)
+        known = dict(plan.timeline.fingerprints)
+        known |= {path: TokenStore(path).fingerprint for path in paths - known.keys()}
+        return cls(known, plan.vocabulary, plan.config.model.vocabulary_size, [])
 
 
 @dataclass(eq=False)
@@ -89,8 +94,9 @@ class Branch:
     @cached_property
     def id(self) -> str:
         """Its folder: size and objectives up to its end, and what tells it from all others."""
-        stages = [f"{one.objective.short_name()}-{short_steps(min(one.end, self.end) + self.before)}"
-                  for one in self.leading.timeline.stretches if one.start < self.end]
+        done = [one for one in self.leading.timeline.stretches if one.start < self.end]
+        stages = [f"{parts[0].objective.short_name()}-{short_steps(min(parts[-1].end, self.end) + self.before)}"
+                  for parts in by_phase(done)]
         return f"{'-'.join(filter(None, [self.recipe.size, *stages]))}_{self.hash_at(self.end)[:8]}"
 
     def hash_at(self, step: int) -> str:
@@ -107,8 +113,7 @@ class Branch:
     @property
     def tokens(self) -> int:
         """Input tokens."""
-        return sum((min(one.end, self.end) - max(one.start, self.start)) * one.tokens_per_step
-                   for one in self.stretches)
+        return tokens_between(self.stretches, self.start, self.end)
 
 
 @dataclass

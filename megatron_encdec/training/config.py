@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from megatron_encdec.data.config import DataConfig
+from megatron_encdec.data.config import DataChange, DataConfig
 from megatron_encdec.engine.config import (
+    BatchChange,
     BatchSettings,
     CheckpointSettings,
     OptimizerSettings,
@@ -15,6 +16,7 @@ from megatron_encdec.engine.config import (
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.precision import PrecisionSettings
+from megatron_encdec.model.rope import RopeScaling
 from megatron_encdec.objectives.base import Objective
 from megatron_encdec.platform import schema
 from megatron_encdec.text.tokenizer import TokenizerConfig
@@ -71,7 +73,8 @@ class RunSettings:
 class PhaseSettings:
     """One phase: an objective for some of the run. Exactly one of steps, tokens, fraction gives its length.
 
-    lr: the peak learning rate from here on, until a later phase gives another. schedule: of this phase alone.
+    data, rope_theta, rope_scaling (false: none), the sizes of batch, lr (the peak learning rate): from here on, until a
+    later phase gives others. batch.ramp, schedule, optimizer_state: of this phase alone.
     """
 
     name: str
@@ -80,6 +83,10 @@ class PhaseSettings:
     tokens: int | None = None
     fraction: float | None = None
     optimizer_state: Literal["carry", "reset"] = "carry"
+    data: DataChange | None = None
+    rope_theta: float | None = None
+    rope_scaling: RopeScaling | bool | None = None
+    batch: BatchChange | None = None
     lr: float | None = None
     schedule: ScheduleSettings | None = None
 
@@ -88,7 +95,9 @@ class PhaseSettings:
         if len(given) != 1:
             raise ValueError(f"steps: phase {self.name!r} gives {' and '.join(given) or 'no length'}; "
                              "give exactly one of steps, tokens, fraction")
-        schema.above(self, 0, *given, "lr")
+        schema.above(self, 0, *given, "lr", "rope_theta")
+        if self.rope_scaling is True:
+            raise ValueError("rope_scaling: true says nothing; give {rope_type, factor, ...}, or false for none")
         if self.fraction is not None and self.fraction > 1:
             raise ValueError(f"fraction: {self.fraction} is more than the whole run")
 

@@ -2,11 +2,16 @@
 
 from dataclasses import replace
 
-from megatron_encdec.data.samples import Samples
+from megatron_encdec.data.config import DataConfig
+from megatron_encdec.data.training_data import TrainingData
 from megatron_encdec.model.config import training_flops, whole_pairs
+from megatron_encdec.model.rope import Rope
+from megatron_encdec.platform import schema
 from megatron_encdec.platform.distributed import check_parallel_sizes
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.rundir.lineage import differences
 from megatron_encdec.training.config import Config
+from megatron_encdec.training.layout import lay_out, with_phase_steps
 from megatron_encdec.training.origin import check_origin
 from megatron_encdec.training.plan import (
     ASSUMED_VOCABULARY,
@@ -17,7 +22,7 @@ from megatron_encdec.training.plan import (
     resolved_yaml,
     with_dtype,
 )
-from megatron_encdec.training.stretches import Stretch, lay_out, with_phase_steps
+from megatron_encdec.training.stretches import Stretch, by_phase, tokens_between
 
 
 def describe(config: Config, ranks: int, fallback: bool = False) -> str:
@@ -40,23 +45,48 @@ def describe(config: Config, ranks: int, fallback: bool = False) -> str:
     except UserError as error:
         notes.append(f"not on this machine: {error}")
     data_size = check_parallel_sizes(ranks, config.parallel.tensor, config.parallel.pipeline)
-    return "\n".join([resolved_yaml(config), *_phases(stretches := lay_out(config)), "",
+    return "\n".join([resolved_yaml(config), *_phases(config, stretches := lay_out(config)), "",
                       *_estimates(config, stretches, data_size, train), *(f"note         {note}" for note in notes)])
 
 
-def _phases(stretches: list[Stretch]) -> list[str]:
+def _phases(config: Config, stretches: list[Stretch]) -> list[str]:
+    """Each phase, and below it what it changes."""
     lines = ["phase                  objective   steps                    tokens"]
-    for stretch in stretches:
-        steps, tokens = f"{stretch.start + 1}..{stretch.end}", stretch.steps * stretch.tokens_per_step
-        lines.append(f"{stretch.name:<22} {stretch.objective.name:<11} {steps:<18} {tokens:>12,}")
+    before = _changeable(config.data, config.batch.global_size, config.optimizer.lr, None, config)
+    for parts in by_phase(stretches):
+        first, last = parts[0], parts[-1]
+        steps, tokens = f"{first.start + 1}..{last.end}", tokens_between(parts, 0, last.end)
+        lines.append(f"{first.name:<22} {first.objective.label():<11} {steps:<18} {tokens:>12,}")
+        now = _changeable(last.data, last.batch_size, last.optimizer.lr, last.rope, config)
+        changes = differences(before, now)
+        if len(parts) > 1:
+            changes.append(f"batch.ramp: {first.batch_size} -> {last.batch_size} windows in {len(parts)} sizes, the "
+                           f"last from step {last.start + 1} on")
+        if config.phases[first.index].schedule:
+            changes.append("schedule: its own")
+        if first.optimizer_state != "carry":
+            changes.append(f"optimizer_state: {first.optimizer_state}")
+        lines += [f"  {change}" for change in changes]
+        before = now
     return lines
 
 
-def _estimates(config: Config, stretches: list[Stretch], data_size: int, train: Samples | None) -> list[str]:
-    model, length = config.model, config.data.sequence_length
-    total = sum(stretch.steps * stretch.tokens_per_step for stretch in stretches)
-    epochs = f" = {total / (train.len_windows * length):.2f} epochs of the training data" if train else ""
-    pairs = whole_pairs(total, length, "bidirectional")
+def _changeable(data: DataConfig, batch_size: int, lr: float, rope: Rope | None, config: Config) -> dict:
+    """What a phase may change, by key."""
+    rope = rope or Rope(config.model.rope_theta, config.model.rope_scaling)
+    shown = {key: value for key, value in schema.to_dict(data).items() if key not in ("train", "validation", "seed")}
+    blend = ", ".join(f"{one.path} ({one.weight:g})" for one in data.train)
+    return {"data": {"train": blend, **shown}, "batch.global_size": batch_size, "lr": lr,
+            **{"rope_scaling": None, **rope.identity()}}
+
+
+def _estimates(config: Config, stretches: list[Stretch], data_size: int, train: TrainingData | None) -> list[str]:
+    model = config.model
+    total = tokens_between(stretches, 0, stretches[-1].end)
+    available = sum(store.tokens for store in train.stores) if train else 0
+    epochs = f" = {total / available:.2f} epochs of the training data" if train else ""
+    pairs = sum(whole_pairs(one.steps * one.tokens_per_step, one.data.sequence_length, "bidirectional")
+                for one in stretches)
     mine = model.parameter_count() / (config.parallel.tensor * config.parallel.pipeline)
     weights, moments = (6, 12 / data_size) if config.precision.dtype == "bf16" else (8, 12 / data_size)
     return [

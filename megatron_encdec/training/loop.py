@@ -32,7 +32,7 @@ def train(job: "Job") -> None:
         if step == stretch.start + 1 and stretch.optimizer_state == "reset":
             reset_moments(run.trainer.optimizer)
         lr = stretch.learning_rate(step)
-        result = run.trainer.train_step(run.plan.train, stretch.objective_at(step), stretch.samples(step), lr)
+        result = run.trainer.train_step(run.plan.work(step), lr)
         nonfinite = job.guard.judge(step, result, run.skipped)
         run.count(step, result)
         job.report.train(stretch, result, lr, nonfinite)
@@ -81,8 +81,7 @@ class Job:
         """Validation loss under every evaluated objective, whichever one is being trained."""
         run = self.run
         mark(f"evaluating after step {run.step}")
-        windows = run.plan.config.evaluation.batches * run.plan.config.batch.global_size
-        self.report.evaluation({name: run.trainer.evaluate(run.plan.validation, objective, windows).loss
+        self.report.evaluation({name: run.trainer.evaluate(run.plan.validation_work(objective, run.stretch)).loss
                                 for name, objective in run.plan.evaluated.items()})
 
     def stop_if_asked(self) -> None:

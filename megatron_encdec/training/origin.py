@@ -203,6 +203,8 @@ def _state_of(found: Path) -> RunState:
 
 
 def _check_trunk(plan: Plan, state: RunState, found: Path) -> None:
-    if changed := differences(state.history["model"], plan.timeline.history(0)["model"], "model"):
+    last = (state.history.get("stretches") or [{}])[-1]
+    theirs = state.history["model"] | {key: last[key] for key in ("rope_theta", "rope_scaling") if key in last}
+    if changed := differences(theirs, plan.timeline.history(0)["model"], "model"):
         raise UserError("\n".join([f"{found}: these weights are of another trunk (theirs -> asked for):",
                                    *(f"  {line}" for line in changed), "Give the model its keys."]))

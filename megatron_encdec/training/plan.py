@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 import yaml
 
+from megatron_encdec.data.config import SourceConfig
 from megatron_encdec.data.samples import Samples
+from megatron_encdec.data.training_data import TrainingData
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.checkpoint import RunState, read_run_state
 from megatron_encdec.model.config import choose_layers
@@ -25,7 +27,9 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.ranks import RankEnvironment
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer, require_mask
 from megatron_encdec.training.config import Config, From, RunSettings
-from megatron_encdec.training.stretches import Timeline, lay_out, with_phase_steps
+from megatron_encdec.training.layout import declarations, lay_out, with_phase_steps
+from megatron_encdec.training.stretches import Stretch, Timeline
+from megatron_encdec.training.work import Work
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ASSUMED_VOCABULARY = 128_256  # the Llama 3 tokenizer's (arXiv 2507.00994), while there is none
@@ -38,7 +42,7 @@ class Plan:
     config: Config
     tokenizer: Tokenizer
     vocabulary: Vocabulary
-    train: Samples
+    train: TrainingData
     validation: Samples | None
     timeline: Timeline
     evaluated: dict[str, Objective]
@@ -47,15 +51,27 @@ class Plan:
     def dtype(self) -> torch.dtype:
         return DTYPES[self.config.precision.dtype]
 
+    def work(self, step: int) -> Work:
+        """What update `step` reads."""
+        stretch = self.timeline.at(step)
+        numbers = stretch.samples(step)
+        return Work(self.train.of(numbers.start), stretch.objective_at(step), numbers, stretch.micro_size, stretch.rope)
+
+    def validation_work(self, objective: Objective, stretch: Stretch) -> Work:
+        """What validation reads in `stretch`: always the same windows, of the length that `data` says."""
+        batch = self.config.batch
+        return Work(self.validation, objective, range(self.config.evaluation.batches * batch.global_size),
+                    batch.micro_size, stretch.rope)
+
     @property
     def notes(self) -> list[str]:
         """What the user should know of data and kernels before the first step."""
-        config, data = self.config, self.config.data
-        consumed = sum(stretch.steps * stretch.batch_size for stretch in self.timeline.stretches)
-        kernels = kernel_notes(choose_layers(config.model.layers, self.dtype), config.run.deterministic,
-                               config.model.num_attention_heads // config.parallel.tensor, data.sequence_length,
-                               config.batch.micro_size, data.isolate_documents or data.random_length is not None)
-        return self.train.notes(consumed) + (self.validation.notes(0) if self.validation else []) + kernels
+        config, layers = self.config, choose_layers(self.config.model.layers, self.dtype)
+        kernels = [note for one in self.timeline.stretches for note in kernel_notes(
+            layers, config.run.deterministic, config.model.num_attention_heads // config.parallel.tensor,
+            one.data.sequence_length, one.micro_size, one.data.isolate_documents or one.data.random_length is not None)]
+        validation = self.validation.notes(0) if self.validation else []
+        return self.train.notes() + validation + list(dict.fromkeys(kernels))
 
 
 def make_plan(config: Config, world_size: int | None = None) -> Plan:
@@ -69,11 +85,12 @@ def make_plan(config: Config, world_size: int | None = None) -> Plan:
 def resolve(config: Config) -> Plan:
     """`config` with all that it leaves open filled in from tokenizer, data and earlier checkpoints.
     The one thing that depends on the machine is `precision.dtype`, where it is left out."""
-    objectives = [stretch.objective for stretch in lay_out(config)]
+    stretches = lay_out(config)
+    objectives = [stretch.objective for stretch in stretches]
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.mask_token, config.tokenizer.eod_token)
     if any(objective.hides for objective in objectives):
         require_mask(tokenizer)
-    train = Samples(config.data, "train")
+    train = TrainingData(declarations(stretches))
     validation = Samples(config.data, "validation") if config.data.validation else None
     for store in [*train.stores, *(validation.stores if validation else [])]:
         if store.tokenizer:
@@ -87,9 +104,16 @@ def resolve(config: Config) -> Plan:
 def missing_inputs(config: Config) -> list[str]:
     """A line for the tokenizer and each source of `config` that is not there."""
     inputs = [("tokenizer.path", config.tokenizer.path, "")]
-    inputs += [(f"data.{split}.{number}.path", source.path, ".idx") for split in ("train", "validation")
-               for number, source in enumerate(getattr(config.data, split))]
+    inputs += [(f"{key}.path", source.path, ".idx") for key, source in sources(config)]
     return [f"{key}: {path}" for key, path, ending in inputs if not Path(f"{path}{ending}").exists()]
+
+
+def sources(config: Config) -> list[tuple[str, SourceConfig]]:
+    """All sources of `config`, each with its key, those that phases bring included."""
+    lists = [("data.train", config.data.train), ("data.validation", config.data.validation)]
+    lists += [(f"phases.{index}.data.train", phase.data.train) for index, phase in enumerate(config.phases)
+              if phase.data and phase.data.train]
+    return [(f"{key}.{number}", source) for key, given in lists for number, source in enumerate(given)]
 
 
 def _filled_in(config: Config, tokenizer: Tokenizer) -> Config:
@@ -112,14 +136,20 @@ def check_topology(config: Config, world_size: int) -> None:
     """Refuse a number of ranks, or parallel sizes, that trunk and batch cannot be cut into."""
     data_size = check_parallel_sizes(world_size, config.parallel.tensor, config.parallel.pipeline)
     config.model.check_parallel(config.parallel.tensor, config.parallel.pipeline)
-    share = data_size * config.batch.micro_size
-    if config.batch.global_size % share:
-        raise UserError(f"batch.global_size: {config.batch.global_size} windows cannot be split over {data_size} "
-                        f"data-parallel ranks in micro-batches of batch.micro_size={config.batch.micro_size}; "
-                        f"make it a multiple of {share}")
-    if config.parallel.sequence and config.data.sequence_length % config.parallel.tensor:
-        raise UserError(f"data.sequence_length: {config.data.sequence_length} is no multiple of "
-                        f"parallel.tensor={config.parallel.tensor}, which parallel.sequence needs")
+    batches = [("", config.batch.global_size, config.batch.micro_size, config.data.sequence_length)]
+    for one in lay_out(config):
+        ramp = one.steps < one.phase_steps and one.end < one.phase_start + one.phase_steps
+        where = f"phases.{one.index}." + ("batch.ramp: of its " if ramp else "")
+        batches.append((where, one.batch_size, one.micro_size, one.data.sequence_length))
+    for where, windows, micro_size, length in batches:
+        share = data_size * micro_size
+        if windows % share:
+            raise UserError(f"{where}batch.global_size: {windows} windows cannot be split over {data_size} "
+                            f"data-parallel ranks in micro-batches of batch.micro_size={micro_size}; "
+                            f"make it a multiple of {share}")
+        if config.parallel.sequence and length % config.parallel.tensor:
+            raise UserError(f"{where}data.sequence_length: {length} is no multiple of "
+                            f"parallel.tensor={config.parallel.tensor}, which parallel.sequence needs")
 
 
 def check_kernels(config: Config) -> None:
@@ -128,6 +158,9 @@ def check_kernels(config: Config) -> None:
     layers = choose_layers(config.model.layers, dtype)
     choose_attention(performance.attention, dtype)
     accumulation_fusion(performance.fuse_gradients, layers)
+    if performance.overlap_tensor and len(micro_batch_tokens(config)) > 1:
+        raise UserError("performance.overlap_tensor: true needs micro-batches of one size, and phases change "
+                        "sequence_length or micro_size; change both, so that their product stays, or leave it out")
     if performance.overlap_tensor and (layers != "transformer_engine" or not config.parallel.sequence):
         raise UserError("performance.overlap_tensor: true needs Transformer Engine's layers and parallel.sequence=true")
     if precision.fp8 is None:
@@ -136,14 +169,21 @@ def check_kernels(config: Config) -> None:
         raise UserError(f"precision.fp8: {precision.fp8} is not possible here: {refusal}")
     if layers != "transformer_engine":
         raise UserError(f"precision.fp8: {precision.fp8} needs Transformer Engine's layers; leave model.layers out")
-    problems = fp8_shape_problems(config.model, precision.fp8, config.parallel.tensor,
-                                  config.batch.micro_size * config.data.sequence_length)
-    if problems:
+    for tokens in sorted(micro_batch_tokens(config)):
+        problems = fp8_shape_problems(config.model, precision.fp8, config.parallel.tensor, tokens)
+        if not problems:
+            continue
         offer = "; precision.fp8=current may do" if precision.fp8 == "blockwise" else ""
         raise UserError(f"precision.fp8: {precision.fp8} cannot take {'; '.join(problems)}{offer}")
     for name in ("fp8_bf16_first", "fp8_bf16_last"):
         if getattr(precision, name) > config.model.num_layers // config.parallel.pipeline:
             raise UserError(f"precision.{name}: {getattr(precision, name)} is more than the layers of a pipeline stage")
+
+
+def micro_batch_tokens(config: Config) -> set[int]:
+    """How many tokens a micro-batch has, of evaluation and of each phase."""
+    return {config.batch.micro_size * config.data.sequence_length,
+            *(one.micro_size * one.data.sequence_length for one in lay_out(config))}
 
 
 def resolved_yaml(config: Config) -> str:

@@ -78,7 +78,8 @@ class Run:
             step=self.step, phase=stretch.index, phase_name=stretch.name, objective=self.objective.name,
             samples=self.samples, tokens=self.tokens, targets=self.targets, skipped=self.skipped,
             metrics_position=metrics_position, history_hash=history_hash(history), history=history,
-            data_fingerprints=timeline.fingerprints, tokenizer_fingerprint=self.plan.tokenizer.fingerprint,
+            data_fingerprints=list(dict.fromkeys(timeline.fingerprints.values())),
+            tokenizer_fingerprint=self.plan.tokenizer.fingerprint,
             topology=self.topology.as_dict(), versions=versions()),
             always=timeline.phase_ends.union(self.plan.config.checkpoint.steps), delete=not self.last_was_skipped)
         self.saved_step = self.step
@@ -88,15 +89,16 @@ def start(plan: Plan, topology: Topology, origin: Origin, claim: Claim | None = 
     """The run of `plan` with the state that `origin` names; collective. claim: on the run directory."""
     config = plan.config
     performance, precision = config.performance, config.precision
+    length = max(stretch.data.sequence_length for stretch in plan.timeline.stretches)
     mark("building the trunk", limit=LONG)
-    trunk = build_trunk(config.model, topology, plan.dtype, config.data.sequence_length, config.run.seed,
+    trunk = build_trunk(config.model, topology, plan.dtype, length, config.run.seed,
                         config.parallel.sequence, performance, precision)
     if performance.overlap_tensor:
         mcore.start_tensor_overlap(config.batch.micro_size * config.data.sequence_length, config.model.hidden_size,
                                    topology.tensor, precision.fp8 is not None)
     ddp = wrap(trunk, *(topology.data > 1 and performance.on_gpu(name)
                         for name in ("overlap_gradients", "overlap_parameters")))
-    trainer = Trainer(ddp, build_optimizer(ddp, config.optimizer), topology, plan.vocabulary, config.batch.micro_size,
+    trainer = Trainer(ddp, build_optimizer(ddp, config.optimizer), topology, plan.vocabulary,
                       performance.batches_ahead, precision.fp8_evaluation)
     make_fp8_state(trunk)
     if origin.checkpoint is not None:

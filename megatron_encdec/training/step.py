@@ -23,11 +23,13 @@ import torch.distributed as dist
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.engine import optimizer as updates
 from megatron_encdec.model.config import attended_pairs
+from megatron_encdec.model.rope import Rope
 from megatron_encdec.objectives.base import MicroBatch, Objective, Vocabulary, collate
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device, device_type
 from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.platform.watchdog import mark
+from megatron_encdec.training.work import Work
 
 _ARRAYS = ("inputs_BS", "label_positions_N", "labels_N", "cu_seqlens")
 
@@ -131,14 +133,14 @@ def staged(batches: Iterator[MicroBatch], ahead: int) -> Iterator[Iterator[Stage
         thread.shutdown(cancel_futures=True)
 
 
-def _forward(batches: Iterator[Staged], model):
+def _forward(batches: Iterator[Staged], model, rope: Rope | None):
     """megatron.core's forward_step_func: one micro-batch through this stage, and how its loss is summed."""
     ready = next(batches)
     batch = ready.batch
     trunk = mcore.unwrap_model(model)
     windows, length = batch.inputs_BS.shape
     context = trunk.attention_context(batch.attention, ready.tensor("cu_seqlens"), batch.longest, batch.isolated,
-                                      windows, length)
+                                      windows, length, rope)
     output = model(ready.tensor("inputs_BS"), context, ready.tensor("label_positions_N"), ready.tensor("labels_N"),
                    summed=True)
     return output, partial(_sums, count=len(batch.labels_N), pairs=attended_pairs(batch.cu_seqlens, batch.attention))
@@ -156,55 +158,56 @@ def _sums(total, count: int, pairs: float):
 class Trainer:
     """The trunk, its optimizer, and the two things done with them."""
 
-    def __init__(self, ddp, optimizer, topology: Topology, vocabulary: Vocabulary, micro_size: int, ahead: int = 0,
+    def __init__(self, ddp, optimizer, topology: Topology, vocabulary: Vocabulary, ahead: int = 0,
                  fp8_evaluation: bool = False):
         """ahead: micro-batches that a thread prepares while the device computes."""
         self.ddp, self.optimizer, self.topology, self.vocabulary = ddp, optimizer, topology, vocabulary
-        self.micro_size, self._ahead, self._fp8_evaluation = micro_size, ahead, fp8_evaluation
+        self._ahead, self._fp8_evaluation = ahead, fp8_evaluation
 
     @property
     def trunk(self):
         return mcore.unwrap_model(self.ddp)
 
-    def train_step(self, samples: Samples, objective: Objective, numbers: range, lr: float) -> StepResult:
-        """One update with the windows `numbers` of `samples`; none where loss or gradient norm is not finite."""
+    def train_step(self, work: Work, lr: float) -> StepResult:
+        """One update with the windows of `work`; none where loss or gradient norm is not finite."""
         self.ddp.train()
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         updates.set_learning_rate(self.optimizer, lr)
-        sums = self._run(samples, objective, numbers, forward_only=False)
+        sums = self._run(work, forward_only=False)
         totals_3 = self._reduce(sums)
-        mark(f"updating the weights with samples {numbers.start}..{numbers.stop - 1}")
+        mark(f"updating the weights with samples {work.numbers.start}..{work.numbers.stop - 1}")
         norm = updates.gradient_norm(self.optimizer)  # the device has been waited for: the loss costs no second wait
-        result = replace(_result(totals_3), grad_norm=norm, samples=numbers)
+        result = replace(_result(totals_3), grad_norm=norm, samples=work.numbers)
         if result.finite:
             updates.update(self.optimizer, norm)
             return result
         gradients = self._bad_gradients() if result.loss_is_finite else None
-        return replace(result, bad=self._bad(sums, numbers), gradients=gradients)
+        return replace(result, bad=self._bad(sums, work), gradients=gradients)
 
     @torch.no_grad()
-    def evaluate(self, samples: Samples, objective: Objective, windows: int) -> StepResult:
-        """Mean loss over the targets of the first `windows` samples; in bf16, unless told otherwise, also with FP8."""
+    def evaluate(self, work: Work) -> StepResult:
+        """Mean loss over the targets of `work`; in bf16, unless told otherwise, also with FP8."""
         self.ddp.eval()
         updates.whole_parameters(self.ddp)
         with contextlib.nullcontext() if self._fp8_evaluation else self.trunk.without_fp8():
-            return _result(self._reduce(self._run(samples, objective, range(windows), forward_only=True)))
+            return _result(self._reduce(self._run(work, forward_only=True)))
 
-    def _run(self, samples, objective, numbers: range, forward_only: bool) -> list[torch.Tensor]:
-        shares = share_of_batch(numbers, self.micro_size, self.topology)
-        length, packed = samples.sequence_length, self.trunk.packed
-        with staged(micro_batches(samples, objective, self.vocabulary, shares), self._ahead) as batches:
+    def _run(self, work: Work, forward_only: bool) -> list[torch.Tensor]:
+        shares = share_of_batch(work.numbers, work.micro_size, self.topology)
+        length, packed = work.samples.sequence_length, self.trunk.packed
+        with staged(micro_batches(work.samples, work.objective, self.vocabulary, shares), self._ahead) as batches:
             return mcore.get_forward_backward_func()(
-                forward_step_func=_forward, data_iterator=batches, model=[self.ddp], num_microbatches=len(shares),
-                forward_only=forward_only, seq_length=length * self.micro_size if packed else length,
-                micro_batch_size=1 if packed else self.micro_size)
+                forward_step_func=partial(_forward, rope=work.rope), data_iterator=batches, model=[self.ddp],
+                num_microbatches=len(shares), forward_only=forward_only,
+                seq_length=length * work.micro_size if packed else length,
+                micro_batch_size=1 if packed else work.micro_size)
 
-    def _bad(self, sums: list[torch.Tensor], numbers: range) -> tuple[tuple[int, int, range], ...]:
+    def _bad(self, sums: list[torch.Tensor], work: Work) -> tuple[tuple[int, int, range], ...]:
         """Which micro-batches of this rank have a loss that is not finite; told once a data-parallel rank."""
         if self.topology.tensor_rank:
             return ()
-        shares = share_of_batch(numbers, self.micro_size, self.topology)
+        shares = share_of_batch(work.numbers, work.micro_size, self.topology)
         return tuple((self.topology.rank, number, shares[number]) for number, sum_3 in enumerate(sums)
                      if not math.isfinite(float(sum_3[0])))
 

@@ -1,32 +1,33 @@
 """Stretches: what determines steps a..b of a run as one value, and the history that a state stands on.
 
-    1. `lay_out(config)`            the phases as stretches with first and last step; what does not fit is refused
+    1. `Stretch`                    made from a config by `lay_out` (layout.py)
     2. `Timeline.history(step)`     what determined the state after `step`: the stretches up to it, the last cut there
 
 Steps are optimizer updates counted from 1; a stretch covers the steps start + 1 .. end.
 """
 
 import hashlib
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from megatron_encdec.data.config import DataConfig
 from megatron_encdec.engine.config import OptimizerSettings, ScheduleSettings, learning_rate, learning_rates
+from megatron_encdec.model.rope import Rope
 from megatron_encdec.objectives.base import Objective, Vocabulary
 from megatron_encdec.platform import schema
-from megatron_encdec.platform.errors import UserError
-from megatron_encdec.training.config import Config, PhaseSettings
 
 
 @dataclass(frozen=True)
 class Stretch:
     """Steps start + 1 .. end of a run, and all that determines them; `index` and `name` are those of the phase, which
     began after step `phase_start` and has `phase_steps` steps.
-    first_sample: windows consumed before it. precision: its part of the history. The learning rate follows
-    `schedule`, which began after step `schedule_start` and has `schedule_steps` steps."""
+    first_sample: windows consumed before it. precision: its part of the history. rope: None where it is the model's.
+    The learning rate follows `schedule`, which began after step `schedule_start` and has `schedule_steps` steps.
+    micro_size and data_section (of the config, that says the data) change no number."""
 
     index: int
     name: str
@@ -39,11 +40,14 @@ class Stretch:
     optimizer_state: str  # at its start: carry or reset
     data: DataConfig
     batch_size: int  # windows of a step
+    micro_size: int  # of a micro-batch
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
     schedule_start: int
     schedule_steps: int
     precision: dict[str, Any]
+    rope: Rope | None = None
+    data_section: str = "data"
 
     @property
     def steps(self) -> int:
@@ -72,84 +76,41 @@ class Stretch:
         rates = learning_rates(self.schedule_steps, self.optimizer.lr, self.schedule)
         return rates[self.start - self.schedule_start:self.end - self.schedule_start]
 
-    def identity(self, fingerprints: list[str], vocabulary: Vocabulary) -> dict[str, Any]:
-        """What of it determines a state, but for how far it goes and the learning rates on the way."""
+    def identity(self, fingerprints: Mapping[str, str], vocabulary: Vocabulary) -> dict[str, Any]:
+        """What of it determines a state, but for how far it goes and the learning rates on the way. fingerprints: of
+        sources, by path."""
         data = schema.to_dict(self.data)
         optimizer = {key: value for key, value in schema.to_dict(self.optimizer).items() if key != "lr"}
         return {
             "objective": self.objective.identity(vocabulary),
             "optimizer_state": self.optimizer_state,
-            "data": {"sources": [{"fingerprint": fingerprint, "weight": source.weight} for fingerprint, source
-                                 in zip(fingerprints, self.data.train, strict=True)],
+            "data": {"sources": [{"fingerprint": fingerprints[source.path], "weight": source.weight}
+                                 for source in self.data.train],
                      **{key: data[key] for key in ("seed", "sequence_length", "isolate_documents", "random_length")}},
-            "batch_global_size": self.batch_size, "optimizer": optimizer, "precision": self.precision}
+            "batch_global_size": self.batch_size, "optimizer": optimizer, "precision": self.precision,
+            **(self.rope.identity() if self.rope else {})}
 
 
-def lay_out(config: Config) -> list[Stretch]:
-    """The phases with their steps; their lengths must add up to `run.total` where that is given."""
-    tokens_step = config.batch.global_size * config.data.sequence_length
-    total = config.run.total.steps
-    if config.run.total.tokens is not None:
-        total = math.ceil(config.run.total.tokens / tokens_step)
-    ends, position = [0], 0.0
-    for index, settings in enumerate(config.phases):
-        position += _length(settings, total, tokens_step)
-        ends.append(round(position))
-        if ends[-1] <= ends[-2]:
-            raise UserError(f"phases.{index}: {settings.name!r} comes to less than one step of {tokens_step} tokens")
-    if total is not None and abs(position - total) > 0.5:
-        lengths = " + ".join(str(end - start) for start, end in zip(ends, ends[1:], strict=False))
-        raise UserError(f"phases: their steps {lengths} = {ends[-1]} do not add up to the run's total of {total} "
-                        "steps; change the phases or run.total")
-    _check_schedule("schedule", config.schedule, ends[-1])
-    stretches, optimizer = [], config.optimizer
-    for index, (settings, start, end) in enumerate(zip(config.phases, ends, ends[1:], strict=False)):
-        if settings.schedule is not None:
-            _check_schedule(f"phases.{index}.schedule", settings.schedule, end - start)
-        optimizer = replace(optimizer, lr=settings.lr or optimizer.lr)
-        own = (settings.schedule, start, end - start) if settings.schedule else (config.schedule, 0, ends[-1])
-        stretches.append(Stretch(
-            index, settings.name, start, end, start, end - start, start * config.batch.global_size, settings.objective,
-            settings.optimizer_state, config.data, config.batch.global_size, optimizer, *own,
-            config.precision.identity()))
-    return stretches
+def by_phase(stretches: Sequence[Stretch]) -> list[list[Stretch]]:
+    """The stretches of each phase, in order."""
+    return [list(group) for _, group in groupby(stretches, key=lambda stretch: stretch.index)]
 
 
-def _length(phase: PhaseSettings, total: int | None, tokens_step: int) -> float:
-    if phase.steps is not None:
-        return phase.steps
-    if phase.tokens is not None:
-        return math.ceil(phase.tokens / tokens_step)
-    if total is None:
-        raise UserError(f"phases: {phase.name!r} is a fraction of the run, so run.total.steps or "
-                        "run.total.tokens must be given")
-    return phase.fraction * total
-
-
-def _check_schedule(where: str, schedule: ScheduleSettings, steps: int) -> None:
-    if schedule.warmup_steps + schedule.decay_steps > steps:
-        raise UserError(f"{where}: warmup_steps={schedule.warmup_steps} + decay_steps={schedule.decay_steps} "
-                        f"is more than its {steps} steps")
-
-
-def with_phase_steps(config: Config, stretches: list[Stretch]) -> Config:
-    """The config with every phase's length, and the total, in steps."""
-    settings = [replace(old, steps=stretch.steps, tokens=None, fraction=None)
-                for old, stretch in zip(config.phases, stretches, strict=True)]
-    total = replace(config.run.total, steps=stretches[-1].end, tokens=None)
-    return replace(config, phases=settings, run=replace(config.run, total=total))
+def tokens_between(stretches: Sequence[Stretch], start: int, end: int) -> int:
+    """Input tokens of the steps start + 1 .. end."""
+    return sum(max(0, min(one.end, end) - max(one.start, start)) * one.tokens_per_step for one in stretches)
 
 
 @dataclass(eq=False)
 class Timeline:
     """A run as its stretches in order. beginning: what the state at step 0 follows from, `{"run_seed": 1234}` or
-    `{"weights": {step, history_hash}}` of another run. model: the trunk's part of the history. fingerprints: of the
-    sources in `data.train`."""
+    `{"weights": {step, history_hash}}` of another run. model: the trunk's part of the history. fingerprints: of all
+    training sources, by path."""
 
     stretches: list[Stretch]
     beginning: dict[str, Any]
     model: dict[str, Any]
-    fingerprints: list[str]
+    fingerprints: Mapping[str, str]
     vocabulary: Vocabulary
     _rates: dict[int, tuple[int, Any]] = field(default_factory=dict)  # start of a stretch -> hash up to which step
 
@@ -213,7 +174,8 @@ def _joined(stretches: list[Stretch]) -> list[Stretch]:
     joined: list[Stretch] = []
     for stretch in stretches:
         last = joined[-1] if joined else None
-        if last and last.index == stretch.index and last.precision == stretch.precision:
+        if last and (last.index, last.precision, last.batch_size) == (
+                stretch.index, stretch.precision, stretch.batch_size):
             joined[-1] = replace(last, end=stretch.end)
         else:
             joined.append(stretch)

@@ -40,7 +40,7 @@ def test_every_sample_is_what_the_trainers_micro_batches_hold(inspect, config):
         first = (step - 1) * 4
         assert stretch.samples(step) == range(first, first + 4)
         shares = [range(first, first + 2), range(first + 2, first + 4)]  # as share_of_batch cuts it
-        for batch in micro_batches(plan.train, stretch.objective, plan.vocabulary, shares):
+        for batch in micro_batches(plan.train.parts[0], stretch.objective, plan.vocabulary, shares):
             for row, number in enumerate(batch.samples):
                 one = shown[number]
                 assert (one["sample"], one["step"], one["phase"]) == (number, step, stretch.name)

@@ -154,6 +154,7 @@ def test_a_step_waits_for_the_device_where_megatron_core_does_and_once_for_the_l
     import warnings
 
     from megatron_encdec.training.step import Trainer
+    from megatron_encdec.training.work import Work
 
     class Windows:
         sequence_length, seed = LENGTH, 3
@@ -163,15 +164,15 @@ def test_a_step_waits_for_the_device_where_megatron_core_does_and_once_for_the_l
             return Sample(index, 0, 0, index, tokens_S, np.array(CUTS))
 
     ddp = wrap(trunk_of(topology, "auto"))
-    trainer = Trainer(ddp, build_optimizer(ddp, OptimizerSettings()), topology, TOKENS, 2, ahead=2)
+    trainer = Trainer(ddp, build_optimizer(ddp, OptimizerSettings()), topology, TOKENS, ahead=2)
     objective = Objective.from_yaml("mlm", "objective")
     for step in (1, 2):
-        trainer.train_step(Windows(), objective, range(4 * step - 4, 4 * step), 1e-3)
+        trainer.train_step(Work(Windows(), objective, range(4 * step - 4, 4 * step), 2), 1e-3)
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            trainer.train_step(Windows(), objective, range(8, 12), 1e-3)
+            trainer.train_step(Work(Windows(), objective, range(8, 12), 2), 1e-3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     ours = [f"{one.filename}:{one.lineno}" for one in caught

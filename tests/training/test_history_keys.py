@@ -16,6 +16,16 @@ LLAMA3 = ("model.rope_scaling={rope_type: llama3, factor: 2, original_max_positi
           "high_freq_factor: 4}",)
 CUT = ("data.random_length={min: 8, max: 32}",)
 OWN = ("phases.1.schedule={name: wsd, warmup_steps: 1, decay_steps: 2, final_lr: 1.0e-5}",)
+MORE = ("phases.1.data.train=[{path: nowhere/text}, {path: nowhere/more}]",)
+MORE_CUT = ("phases.1.data.random_length={min: 8, max: 32}",)
+RAMP = ("phases.1.steps=12", "phases.1.batch.ramp={from: 2, tokens: 768}")
+
+
+def scaled_later(*, kind: str) -> tuple[str]:
+    """The rotary scalings of the model, as the second phase's."""
+    return tuple(one.replace("model.", "phases.1.") for one in {"yarn": SCALED, "llama3": LLAMA3}[kind])
+
+
 FP8 = ("precision.dtype=bf16", "precision.fp8=current", "precision.fp8_bf16_first=1", "precision.fp8_bf16_last=1")
 
 # key -> another value than the base's; then overrides that both have, and ones that only the changed one has
@@ -38,6 +48,18 @@ DECIDES = {
     "phases.1.objective(mlm).mask_ratio": "0.5", "phases.1.objective(mlm).random_fraction": (
         "0.1", ("phases.1.objective.mask_fraction=0.5",)), "phases.1.objective(mlm).mask_fraction": "0.5",
     "phases.0.steps": "7", "phases.1.optimizer_state": "reset", "phases.1.lr": "1e-4",
+    "phases.1.data.train.0.weight": ("2", MORE), "phases.1.data.sequence_length": "32",
+    "phases.1.data.isolate_documents": "false", "phases.1.data.random_length.min": ("9", MORE_CUT),
+    "phases.1.data.random_length.max": ("33", MORE_CUT), "phases.1.rope_theta": "5000",
+    "phases.1.batch.global_size": "16", "phases.1.batch.ramp.from": ("4", RAMP),
+    "phases.1.batch.ramp.tokens": ("1536", RAMP),
+    "phases.1.rope_scaling.rope_type": ("yarn", ("phases.1.rope_scaling={rope_type: linear, factor: 2}",),
+                                        ("phases.1.rope_scaling.original_max_position_embeddings=64",)),
+    **{f"phases.1.rope_scaling.{key}": (value, scaled_later(kind="yarn")) for key, value in {
+        "factor": "4", "original_max_position_embeddings": "32", "attention_factor": "0.5", "beta_fast": "16",
+        "beta_slow": "2", "truncate": "false"}.items()},
+    **{f"phases.1.rope_scaling.{key}": (value, scaled_later(kind="llama3")) for key, value in {
+        "low_freq_factor": "2", "high_freq_factor": "8"}.items()},
     "phases.1.schedule.name": ("constant", ("phases.1.schedule={name: wsd, decay_steps: 2}",)),
     "phases.1.schedule.warmup_steps": ("2", OWN), "phases.1.schedule.decay_steps": ("3", OWN),
     "phases.1.schedule.final_lr": ("1e-4", OWN),
@@ -61,7 +83,8 @@ DECIDES_NOTHING = {
     "run.total.steps": "12", "run.total.tokens": "6144", "phases.0.tokens": ("3072", (), ("phases.0.steps=null",)),
     "phases.0.fraction": ("0.5", ("run.total.steps=12",), ("phases.0.steps=null",)),
     # rounding of sums, within the tolerance of another topology or kernel
-    "run.deterministic": "true", "batch.micro_size": "4", "parallel.tensor": "2", "parallel.pipeline": "2",
+    "run.deterministic": "true", "batch.micro_size": "4",
+    "phases.1.batch.micro_size": "4", "parallel.tensor": "2", "parallel.pipeline": "2",
     "parallel.sequence": ("true", ("parallel.tensor=2",)), "model.layers": "torch",
     "performance.attention": "packed", "performance.head_chunk": "64", "performance.compile": "true",
     "performance.fuse_activation": "true", "performance.fuse_gradients": "false", "performance.recompute": "mlp",
@@ -75,6 +98,7 @@ DECIDES_NOTHING = {
 BY_CONTENT = {
     "tokenizer.path": "test_tokenizer_identity", "tokenizer.mask_token": "test_tokenizer_identity",
     "tokenizer.eod_token": "test_tokenizer_identity",  # data written with another end of document is refused
+    "phases.1.data.train.0.path": "the fingerprint of the data: test_stretches",
     "data.train.0.path": "the fingerprint of the data: test_stretches",
     "run.from.path": "test_fork", "run.from.step": "test_fork", "run.from.state": "test_fork",
     "parallel.context": "1 is the only value",
@@ -83,7 +107,7 @@ BY_CONTENT = {
 
 def keys_of(hint, where: str = "") -> list[str]:
     """Every key that a config may have; items of lists as number 0, phases as 0 and 1."""
-    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    kinds = [kind for kind in typing.get_args(hint) if kind not in (type(None), bool)]
     if typing.get_origin(hint) in (types.UnionType, typing.Union) and len(kinds) == 1:
         return keys_of(kinds[0], where)
     if hint is Objective:

@@ -6,7 +6,7 @@ from small_run import config_of, timeline_of
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config
-from megatron_encdec.training.stretches import lay_out, with_phase_steps
+from megatron_encdec.training.layout import lay_out, with_phase_steps
 
 
 def phases(*lengths):

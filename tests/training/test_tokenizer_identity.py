@@ -14,7 +14,7 @@ from megatron_encdec.rundir.files import sha256_file
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.text.tokenizer import load_tokenizer
 from megatron_encdec.training.config import load_config
-from megatron_encdec.training.stretches import lay_out
+from megatron_encdec.training.layout import lay_out
 
 
 def saved_again(root, directory):

@@ -1,0 +1,84 @@
+"""The training data of a run whose phases may change it: sources, weights, window length.
+
+    1. `Declaration`            what holds from one sample number on, and which section of the config says it
+    2. `TrainingData.sample`    sample number -> the declaration it falls to -> `Samples`
+
+A source that two declarations share at the same window length goes on where the earlier one stopped, whatever the blend
+and however many lie between: its windows are numbered over the whole run, so that none is lost and none repeated before
+all were read. Nothing is stored for it: how many windows were read up to a change is counted in closed form
+(data/order.py). Windows of another length are other windows; what they may repeat `notes` tells.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_encdec.data.config import DataConfig
+from megatron_encdec.data.samples import Sample, Samples
+from megatron_encdec.data.store import TokenStore
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """`config` holds for the samples `first` .. `end` - 1 of the run; `section` of the config says so."""
+
+    first: int
+    end: int
+    config: DataConfig
+    section: str
+
+
+class TrainingData:
+    """Every training sample of a run by its number."""
+
+    def __init__(self, declarations: Sequence[Declaration]):
+        """declarations: at least one, each beginning where the one before it ends. Raises as `Samples` does."""
+        self._declarations, self._read = list(declarations), []
+        stores: dict[str, TokenStore] = {}
+        read: dict[tuple[str, int], int] = {}  # (fingerprint, window length) -> windows read so far
+        self.parts: list[Samples] = []
+        for one in declarations:
+            part = Samples(one.config, "train", one.section, one.first, read, stores)
+            self._read.append(dict(read))
+            read |= {(fingerprint, part.sequence_length): count
+                     for fingerprint, count in zip(part.fingerprints, part.read(one.end), strict=True)}
+            self.parts.append(part)
+        self.stores = list(stores.values())
+        self.fingerprints = {path: store.fingerprint for path, store in stores.items()}
+
+    def of(self, index: int) -> Samples:
+        """What sample `index` is taken from."""
+        return self.parts[max(0, bisect_right(self._declarations, index, key=lambda one: one.first) - 1)]
+
+    def sample(self, index: int) -> Sample:
+        """Sample `index` >= 0; those beyond the run's end follow its last declaration."""
+        return self.of(index).sample(index)
+
+    def notes(self) -> list[str]:
+        """What to say at the start of a run: what `Samples.notes` tells of each source where it is last used, and what
+        windows of another length read again."""
+        last = {(fingerprint, part.sequence_length): number for number, part in enumerate(self.parts)
+                for fingerprint in part.fingerprints}
+        notes = []
+        for number, (declaration, part) in enumerate(zip(self._declarations, self.parts, strict=True)):
+            ending = [one for one in part.fingerprints if last[one, part.sequence_length] == number]
+            notes += part.notes(declaration.end, ending) + self._read_again(number)
+        return list(dict.fromkeys(notes))
+
+    def _read_again(self, number: int) -> list[str]:
+        """A line for each source whose text declaration `number` takes up in windows of another length than before."""
+        part, notes = self.parts[number], []
+        length, tokens_before = part.sequence_length, defaultdict(int)
+        for (fingerprint, other), windows in self._read[number].items():
+            tokens_before[fingerprint] += windows * other if other != length else 0
+        for store, end in zip(part.stores, part.read(self._declarations[number].end), strict=True):
+            begin = self._read[number].get((store.fingerprint, length), 0)
+            known = min(1.0, tokens_before[store.fingerprint] / store.tokens)
+            tokens = (end - begin) * length
+            if known and tokens and not begin:
+                notes.append(f"{self._declarations[number].section}: windows of {length:,} tokens begin {store.prefix} "
+                             f"anew: {known:.1%} of it was read in windows of another length, so about "
+                             f"{known * min(tokens, store.tokens):,.0f} of the {tokens:,} tokens taken from it are "
+                             "read again")
+        return notes

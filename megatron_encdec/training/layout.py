@@ -1,0 +1,172 @@
+"""The phases of a config as stretches: what each inherits and changes, where it begins and ends.
+
+    1. `_in_force(config)`   what holds in each phase: the config's sections with the changes of all phases up to it
+    2. `_lengths(...)`       steps, tokens and fractions -> whole steps, which add up to `run.total`
+    3. `lay_out(config)`     one stretch a phase; where its batch grows, one for each size
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from megatron_encdec.data.config import DataConfig
+from megatron_encdec.data.training_data import Declaration
+from megatron_encdec.engine.config import BatchSettings, ScheduleSettings
+from megatron_encdec.model.rope import Rope
+from megatron_encdec.platform.errors import UserError
+from megatron_encdec.training.config import Config, PhaseSettings
+from megatron_encdec.training.stretches import Stretch
+
+
+@dataclass(frozen=True)
+class _InForce:
+    """What holds in a phase. section: of the config, that says the data. plateaus: (steps, windows of a step) of its
+    ramp."""
+
+    data: DataConfig
+    section: str
+    batch: BatchSettings
+    lr: float
+    rope: Rope
+    plateaus: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch.global_size * self.data.sequence_length
+
+    def steps_for(self, tokens: float) -> int:
+        """Whole steps that read so many tokens or a few more."""
+        steps = 0
+        for count, windows in self.plateaus:
+            size = windows * self.data.sequence_length
+            here = min(count, math.ceil(tokens / size))
+            steps, tokens = steps + here, tokens - here * size
+            if tokens <= 0:
+                return steps
+        return steps + math.ceil(tokens / self.tokens_per_step)
+
+
+def lay_out(config: Config) -> list[Stretch]:
+    """The phases with their steps; their lengths must add up to `run.total` where that is given."""
+    in_force = _in_force(config)
+    lengths = _lengths(config, in_force)
+    _check_schedule("schedule", config.schedule, sum(lengths))
+    model, stretches, start, sample = config.model, [], 0, 0
+    for index, (settings, now, steps) in enumerate(zip(config.phases, in_force, lengths, strict=True)):
+        if settings.schedule is not None:
+            _check_schedule(f"phases.{index}.schedule", settings.schedule, steps)
+        optimizer = replace(config.optimizer, lr=now.lr)
+        own = (settings.schedule, start, steps) if settings.schedule else (config.schedule, 0, sum(lengths))
+        rope = None if now.rope == Rope(model.rope_theta, model.rope_scaling) else now.rope
+        at = start
+        for count, windows in _sizes(index, now, steps):
+            stretches.append(Stretch(
+                index, settings.name, at, at + count, start, steps, sample, settings.objective,
+                settings.optimizer_state if at == start else "carry", now.data, windows, now.batch.micro_size,
+                optimizer, *own, config.precision.identity(), rope, now.section))
+            at, sample = at + count, sample + count * windows
+        start = at
+    return stretches
+
+
+def _in_force(config: Config) -> list[_InForce]:
+    """What holds in each phase."""
+    model = config.model
+    now = _InForce(config.data, "data", config.batch, config.optimizer.lr, Rope(model.rope_theta, model.rope_scaling))
+    found = []
+    for index, phase in enumerate(config.phases):
+        where, ramp = f"phases.{index}", phase.batch and phase.batch.ramp
+        if phase.data:
+            now = replace(now, data=_applied(phase.data, now.data, f"{where}.data"), section=f"{where}.data")
+        if phase.batch:
+            now = replace(now, batch=_applied(phase.batch, now.batch, f"{where}.batch"))
+        scaling = now.rope.scaling if phase.rope_scaling is None else phase.rope_scaling or None
+        plateaus = ramp.plateaus(now.batch.global_size, now.data.sequence_length) if ramp else ()
+        now = replace(now, lr=phase.lr or now.lr, rope=Rope(phase.rope_theta or now.rope.theta, scaling),
+                      plateaus=tuple(plateaus))
+        found.append(now)
+    return found
+
+
+def _applied(change, settings, where: str):
+    try:
+        return change.applied_to(settings)
+    except ValueError as error:
+        raise UserError(f"{where}.{error}") from None
+
+
+def _lengths(config: Config, in_force: list[_InForce]) -> list[int]:
+    """Steps of each phase."""
+    total = config.run.total
+    even = not any(now.plateaus for now in in_force) and len({now.tokens_per_step for now in in_force}) == 1
+    ends, position = [0], 0.0
+    for index, (phase, now) in enumerate(zip(config.phases, in_force, strict=True)):
+        position += _length(phase, now, config)
+        ends.append(round(position))
+        if ends[-1] <= ends[-2]:
+            raise UserError(f"phases.{index}: {phase.name!r} comes to less than one step of {now.tokens_per_step} "
+                            "tokens")
+    lengths = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    steps = math.ceil(total.tokens / in_force[0].tokens_per_step) if total.tokens and even else total.steps
+    if steps is not None and abs(position - steps) > 0.5:
+        raise UserError(f"phases: their steps {' + '.join(map(str, lengths))} = {ends[-1]} do not add up to the run's "
+                        f"total of {steps} steps; change the phases or run.total")
+    if total.tokens and not even:
+        consumed = [sum(count * windows for count, windows in _sizes(index, now, steps)) * now.data.sequence_length
+                    for index, (now, steps) in enumerate(zip(in_force, lengths, strict=True))]
+        if abs(sum(consumed) - total.tokens) >= sum(now.tokens_per_step for now in in_force):
+            raise UserError(f"phases: their tokens {' + '.join(f'{one:,}' for one in consumed)} = {sum(consumed):,} do "
+                            f"not add up to the run's total of {total.tokens:,} tokens; change the phases or run.total")
+    return lengths
+
+
+def _length(phase: PhaseSettings, now: _InForce, config: Config) -> float:
+    """Steps, a fraction of one where they are a share of the run."""
+    total = config.run.total
+    if phase.steps is not None:
+        return phase.steps
+    if phase.tokens is not None:
+        return now.steps_for(phase.tokens)
+    if total.steps is not None:
+        return phase.fraction * total.steps
+    if total.tokens is None:
+        raise UserError(f"phases: {phase.name!r} is a fraction of the run, so run.total.steps or "
+                        "run.total.tokens must be given")
+    if now.plateaus:
+        return now.steps_for(phase.fraction * total.tokens)
+    return phase.fraction * math.ceil(total.tokens / now.tokens_per_step)
+
+
+def _sizes(index: int, now: _InForce, steps: int) -> list[tuple[int, int]]:
+    """(steps, windows of a step) of a phase's parts: the plateaus of its ramp, and the rest."""
+    ramp = sum(count for count, _ in now.plateaus)
+    if ramp > steps:
+        raise UserError(f"phases.{index}.batch.ramp.tokens: the ramp comes to {ramp} steps, the phase has {steps}; "
+                        "shorten the ramp or lengthen the phase")
+    return [*now.plateaus, *([(steps - ramp, now.batch.global_size)] if steps > ramp else [])]
+
+
+def _check_schedule(where: str, schedule: ScheduleSettings, steps: int) -> None:
+    if schedule.warmup_steps + schedule.decay_steps > steps:
+        raise UserError(f"{where}: warmup_steps={schedule.warmup_steps} + decay_steps={schedule.decay_steps} "
+                        f"is more than its {steps} steps")
+
+
+def with_phase_steps(config: Config, stretches: list[Stretch]) -> Config:
+    """The config with every phase's length, and the total, in steps."""
+    steps = {stretch.index: stretch.phase_steps for stretch in stretches}
+    settings = [replace(old, steps=steps[index], tokens=None, fraction=None)
+                for index, old in enumerate(config.phases)]
+    total = replace(config.run.total, steps=stretches[-1].end, tokens=None)
+    return replace(config, phases=settings, run=replace(config.run, total=total))
+
+
+def declarations(stretches: list[Stretch]) -> list[Declaration]:
+    """The data of a run: what holds from which sample on."""
+    found: list[Declaration] = []
+    for stretch in stretches:
+        end = stretch.samples(stretch.end).stop
+        if found and found[-1].config == stretch.data:
+            found[-1] = replace(found[-1], end=end)
+        else:
+            found.append(Declaration(stretch.first_sample, end, stretch.data, stretch.data_section))
+    return found
