@@ -6,7 +6,7 @@
 #   bash examples/study.sh --jobs 2                       options of `megatron-encdec study run`
 #   WHOLE=1 bash examples/study.sh --jobs 2               all of examples/study_tiny.yaml: hours
 #
-# Text, tokenizer and tasks are the demo's, in work_dirs/demo, made with .venv if they are not there; the study goes to
+# Text and tokenizer are the demo's, in work_dirs/demo, made with .venv if they are not there; tasks and study go to
 # work_dirs/study_tiny. Trains and fine-tunes in .venv-nemo, which has the recipes of NeMo AutoModel, or with
 # MEGATRON_ENCDEC_PYTHON, which has to have them.
 set -euo pipefail
@@ -28,7 +28,8 @@ work=work_dirs/demo
 "$PYTHON" -m megatron_encdec preprocess --input "$work/corpus.jsonl" --tokenizer "$work/tokenizer" \
     --train-tokenizer 4096 --validation-percent 10 --output "$work/data/docstrings"
 ENCDEC_ENV=nemo source tools/setup_env.sh
-"$PYTHON" tools/docstring_tasks.py "$work/corpus.jsonl" "$work/data/docstrings.manifest.json" "$work/tasks"
+"$PYTHON" tools/docstring_tasks.py "$work/corpus.jsonl" "$work/data/docstrings.manifest.json" \
+    work_dirs/study_tiny/tasks --most-bytes 126  # what a window of 128 holds
 
 cut=()
 if [[ -z "${WHOLE:-}" ]]; then

@@ -57,6 +57,15 @@ def test_held_out_documents_alone(tool, corpus, tmp_path):
             assert is_validation(hashlib.sha256(texts[number].encode()).digest(), 20.0)
 
 
+def test_sentences_for_short_windows(tool, corpus, tmp_path):
+    """Cut between words, where nothing more fits; one that keeps no identifier is left out."""
+    tool.write_tasks(*corpus, tmp_path / "tasks", most_bytes=90)
+    whole, cut = (list(tool.identifiers(tool.held_out(*corpus), most)) for most in (None, 90))
+    assert all(len(" " + " ".join(row["tokens"])) <= 90 for _, row in cut)
+    assert 0 < len(cut) <= len(whole) and max(len(row["tokens"]) for _, row in whole) > max(
+        len(row["tokens"]) for _, row in cut)
+
+
 def test_what_each_task_asks(tool):
     text = ("Call numpy on `x.y`.\n\nsize : int\n    The size.\nname : str\n    Its name, and a lot more about it, so "
             "that it is long enough.")

@@ -21,6 +21,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,8 +85,8 @@ def library(documents: list[Document]) -> Iterator[Row]:
             yield one.split, {"text": names.sub("_", one.text)[:CHARACTERS], "label": one.library}
 
 
-def identifiers(documents: list[Document]) -> Iterator[Row]:
-    """{tokens, tags}"""
+def identifiers(documents: list[Document], most_bytes: int | None = None) -> Iterator[Row]:
+    """{tokens, tags}; most_bytes: of a sentence, a blank before each word counted in."""
     for one in documents:
         if not _QUOTED.search(one.text):
             continue
@@ -94,8 +95,10 @@ def identifiers(documents: list[Document]) -> Iterator[Row]:
             quoted = _QUOTED.fullmatch(piece)
             words.append(quoted.group(1) if quoted else piece.strip("`") or "'")
             tags.append("B-CODE" if quoted else "O")
-        if "B-CODE" in tags[:WORDS]:
-            yield one.split, {"tokens": words[:WORDS], "tags": tags[:WORDS]}
+        sizes = accumulate(len(word.encode()) + 1 for word in words[:WORDS])
+        count = sum(most_bytes is None or size <= most_bytes for size in sizes)
+        if "B-CODE" in tags[:count]:
+            yield one.split, {"tokens": words[:count], "tags": tags[:count]}
 
 
 def parameter_type(documents: list[Document]) -> Iterator[Row]:
@@ -133,11 +136,11 @@ def summary_body(documents: list[Document]) -> Iterator[Row]:
 TASKS = (library, identifiers, parameter_type, summary_body)
 
 
-def write_tasks(corpus: Path, manifest: Path, output: Path) -> dict[str, list[int]]:
-    """Write every task; {task: how many examples of train, validation and test}."""
+def write_tasks(corpus: Path, manifest: Path, output: Path, most_bytes: int | None = None) -> dict[str, list[int]]:
+    """Write every task; {task: how many examples of train, validation and test}. most_bytes: of a sentence of words."""
     documents, counts = held_out(corpus, manifest), {}
     for task in TASKS:
-        name, rows = task.__name__, list(task(documents))
+        name, rows = task.__name__, list(task(documents, most_bytes) if task is identifiers else task(documents))
         lines = {split: [json.dumps(row) + "\n" for its, row in rows if its == split] for split in SPLITS}
         counts[name] = list(map(len, lines.values()))
         if not all(counts[name]):
@@ -155,9 +158,12 @@ def main() -> int:
     parser.add_argument("corpus", type=Path, metavar="CORPUS.jsonl", help="of tools/build_docstring_corpus.py")
     parser.add_argument("manifest", type=Path, metavar="MANIFEST.json", help="of the pretraining data made from it")
     parser.add_argument("output", type=Path, metavar="OUT")
+    parser.add_argument("--most-bytes", type=int, metavar="N",
+                        help="cut the sentences of the task `identifiers` at N bytes, which no byte-level tokenizer "
+                             "makes more than N tokens of: for a model of short windows")
     arguments = parser.parse_args()
     try:
-        counts = write_tasks(arguments.corpus, arguments.manifest, arguments.output)
+        counts = write_tasks(arguments.corpus, arguments.manifest, arguments.output, arguments.most_bytes)
     except (UserError, OSError) as error:
         print(f"docstring_tasks: {error}", file=sys.stderr)
         return 2

@@ -31,7 +31,7 @@ def _write_pair(prefix: Path, documents: list[list[int]], dtype: str = "uint16",
     return prefix
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_pair():
     """The writer: write_pair(prefix, documents, dtype="uint16", sequences_each=1) -> prefix."""
     return _write_pair
@@ -52,7 +52,7 @@ def _write_manifest(prefix: Path, tokenizer: str = "t", shard_bytes: int = SHARD
     return manifest
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_manifest():
     """write_manifest(prefix, tokenizer="t", shard_bytes=..., parts=...) -> manifest; of 1-sequence documents."""
     return _write_manifest
