@@ -101,13 +101,15 @@ def lay_out(config: Config) -> list[Stretch]:
         lengths = " + ".join(str(end - start) for start, end in zip(ends, ends[1:], strict=False))
         raise UserError(f"phases: their steps {lengths} = {ends[-1]} do not add up to the run's total of {total} "
                         "steps; change the phases or run.total")
-    _check_schedule("schedule", config.schedule, ends[-1])
+    pieces = [(end - start, tokens_step) for start, end in zip(ends, ends[1:], strict=False)]
+    schedule = _in_steps("schedule", config.schedule, pieces)
     stretches, optimizer = [], config.optimizer
     for index, (settings, start, end) in enumerate(zip(config.phases, ends, ends[1:], strict=False)):
-        if settings.schedule is not None:
-            _check_schedule(f"phases.{index}.schedule", settings.schedule, end - start)
         optimizer = replace(optimizer, lr=settings.lr or optimizer.lr)
-        own = (settings.schedule, start, end - start) if settings.schedule else (config.schedule, 0, ends[-1])
+        own = schedule, 0, ends[-1]
+        if settings.schedule is not None:
+            own = (_in_steps(f"phases.{index}.schedule", settings.schedule, pieces[index:index + 1]), start,
+                   end - start)
         stretches.append(Stretch(
             index, settings.name, start, end, start, end - start, start * config.batch.global_size, settings.objective,
             settings.optimizer_state, config.data, config.batch.global_size, optimizer, *own,
@@ -126,10 +128,15 @@ def _length(phase: PhaseSettings, total: int | None, tokens_step: int) -> float:
     return phase.fraction * total
 
 
-def _check_schedule(where: str, schedule: ScheduleSettings, steps: int) -> None:
-    if schedule.warmup_steps + schedule.decay_steps > steps:
-        raise UserError(f"{where}: warmup_steps={schedule.warmup_steps} + decay_steps={schedule.decay_steps} "
-                        f"is more than its {steps} steps")
+def _in_steps(where: str, given: ScheduleSettings, pieces: list[tuple[int, int]]) -> ScheduleSettings:
+    """`given` in steps alone. pieces: (steps, tokens of a step) of all that it covers, in order."""
+    schedule, total = given.in_steps(pieces), sum(steps for steps, _ in pieces)
+    if schedule.warmup_steps + schedule.decay_steps > total:
+        warmup, decay = (f"{name}_steps={steps}" if tokens is None else f"{name}_tokens={tokens} ({steps} steps)"
+                         for name, steps, tokens in (("warmup", schedule.warmup_steps, given.warmup_tokens),
+                                                     ("decay", schedule.decay_steps, given.decay_tokens)))
+        raise UserError(f"{where}: {warmup} + {decay} is more than its {total} steps")
+    return schedule
 
 
 def with_phase_steps(config: Config, stretches: list[Stretch]) -> Config:
