@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,12 +13,15 @@ from megatron_encdec.platform import schema
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW, decay on every parameter, clipping by the global norm (0: none). Defaults: arXiv 2507.00994."""
+    """AdamW, or StableAdamW (engine/stable_adamw.py), with clipping by the global norm (0: none) and weight decay on
+    every parameter but the kinds in `no_decay`. Defaults: arXiv 2507.00994."""
 
+    name: Literal["adamw", "stable_adamw"] = "adamw"
     lr: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-5
     weight_decay: float = 0.1
+    no_decay: tuple[Literal["norms", "biases", "embeddings"], ...] = ()
     clip_grad: float = 1.0
 
     def __post_init__(self):
@@ -26,6 +29,13 @@ class OptimizerSettings:
         schema.at_least(self, 0, "weight_decay", "clip_grad")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: {list(self.betas)} must lie in [0, 1)")
+
+    def identity(self) -> dict[str, Any]:
+        """What of this determines a state, learning rates apart. What is as it always was is left out."""
+        found = {key: value for key, value in schema.to_dict(self).items() if key not in ("lr", "name", "no_decay")}
+        if self.name != "adamw":
+            found["name"] = self.name
+        return found | ({"no_decay": sorted(set(self.no_decay))} if self.no_decay else {})
 
 
 @dataclass(frozen=True)

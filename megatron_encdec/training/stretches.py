@@ -75,14 +75,13 @@ class Stretch:
     def identity(self, fingerprints: list[str], vocabulary: Vocabulary) -> dict[str, Any]:
         """What of it determines a state, but for how far it goes and the learning rates on the way."""
         data = schema.to_dict(self.data)
-        optimizer = {key: value for key, value in schema.to_dict(self.optimizer).items() if key != "lr"}
         return {
             "objective": self.objective.identity(vocabulary),
             "optimizer_state": self.optimizer_state,
             "data": {"sources": [{"fingerprint": fingerprint, "weight": source.weight} for fingerprint, source
                                  in zip(fingerprints, self.data.train, strict=True)],
                      **{key: data[key] for key in ("seed", "sequence_length", "isolate_documents", "random_length")}},
-            "batch_global_size": self.batch_size, "optimizer": optimizer, "precision": self.precision}
+            "batch_global_size": self.batch_size, "optimizer": self.optimizer.identity(), "precision": self.precision}
 
 
 def lay_out(config: Config) -> list[Stretch]:

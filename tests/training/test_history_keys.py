@@ -45,7 +45,7 @@ DECIDES = {
     "phases.1.schedule.warmup_tokens": ("1024", OWN, ("phases.1.schedule.warmup_steps=0",)),
     "phases.1.schedule.decay_tokens": ("1536", OWN, ("phases.1.schedule.decay_steps=0",)),
     "optimizer.lr": "1e-4", "optimizer.betas": "[0.9, 0.9]", "optimizer.eps": "1e-7", "optimizer.weight_decay": "0.2",
-    "optimizer.clip_grad": "0.5",
+    "optimizer.clip_grad": "0.5", "optimizer.name": "stable_adamw", "optimizer.no_decay": "[norms]",
     "schedule.name": "cosine", "schedule.warmup_steps": "3", "schedule.decay_steps": "4", "schedule.final_lr": "1e-4",
     "schedule.warmup_tokens": ("1536", (), ("schedule.warmup_steps=0",)), "schedule.final_fraction": "0.1",
     "schedule.decay_tokens": ("2048", (), ("schedule.decay_steps=0",)), "schedule.decay": "1-sqrt",
