@@ -10,10 +10,17 @@ from types import SimpleNamespace
 import torch
 from small_run import fork, run_code
 
-from megatron_encdec.engine.boxes import Box, wanted
+from megatron_encdec.engine.boxes import Box, pieces, wanted
 from megatron_encdec.engine.checkpoint import RunState
 from megatron_encdec.engine.config import OptimizerSettings
-from megatron_encdec.engine.optimizer import build_optimizer, set_update_count, wrap
+from megatron_encdec.engine.optimizer import (
+    build_optimizer,
+    gradient_norm,
+    set_learning_rate,
+    set_update_count,
+    update,
+    wrap,
+)
 from megatron_encdec.model.attention import TorchAttention
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.trunk import build_trunk
@@ -27,22 +34,46 @@ def state_at(step: int) -> RunState:
                     versions={})
 
 
-def make(topology, seed: int = 1, dtype: torch.dtype = torch.float32, **model):
+def make(topology, seed: int = 1, dtype: torch.dtype = torch.float32, settings: OptimizerSettings | None = None,
+         **model):
     """(trunk, optimizer) of an odd vocabulary, two layers unless told otherwise."""
     sizes = dict(num_layers=2, hidden_size=32, ffn_hidden_size=48, num_attention_heads=4, num_query_groups=2,
                  vocabulary_size=301) | model
     trunk = build_trunk(ModelConfig(**sizes), topology, dtype, 64, seed)
-    return trunk, build_optimizer(wrap(trunk), OptimizerSettings())
+    return trunk, build_optimizer(wrap(trunk), settings or OptimizerSettings())
 
 
 def expected(box: Box) -> torch.Tensor:
     """What stands in the box: a function of name and global position alone, exact in bf16's 8 bits too."""
+    name = box.key.removeprefix("optimizer.state.param.")  # masters equal their weights
+    return ((_positions(box) + sum(name.encode())) % 251).to(box.values.dtype)
+
+
+def _positions(box: Box) -> torch.Tensor:
+    """Of each element in the flattened global tensor."""
     flat = torch.zeros(box.size, dtype=torch.int64)
     for dimension, (start, length) in enumerate(zip(box.offset, box.size, strict=True)):
         place = torch.arange(start, start + length).view([-1 if d == dimension else 1 for d in range(flat.dim())])
         flat = flat * box.shape[dimension] + place
-    name = box.key.removeprefix("optimizer.state.param.")  # masters equal their weights
-    return ((flat + sum(name.encode())) % 251).to(box.values.dtype)
+    return flat
+
+
+def give_gradients(trunk, step: int) -> None:
+    """A function of name, global position and step; every fifth step's is far larger than those before it."""
+    for piece in pieces(trunk):
+        for box in piece.cut(piece.key, piece.parameter.main_grad.view(-1), 0):
+            values = torch.sin((_positions(box) % 9973).double() * 0.7 + step * 1.3 + sum(box.key.encode()))
+            box.values.copy_(values * (0.3 if step % 5 == 4 else 0.001))
+
+
+def updated(topology, steps: int, settings: OptimizerSettings, **model):
+    """(trunk, optimizer) after so many updates with `give_gradients`."""
+    trunk, optimizer = make(topology, settings=settings, **model)
+    for step in range(steps):
+        give_gradients(trunk, step)
+        set_learning_rate(optimizer, 0.01 * (1 + step))
+        update(optimizer, gradient_norm(optimizer))
+    return trunk, optimizer
 
 
 def give_fp8_state(trunk) -> None:

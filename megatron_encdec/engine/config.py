@@ -1,9 +1,10 @@
 """Config of the engine: optimizer, schedule, batch, parallel sizes, checkpoints."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,12 +13,15 @@ from megatron_encdec.platform import schema
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW, decay on every parameter, clipping by the global norm (0: none). Defaults: arXiv 2507.00994."""
+    """AdamW, or StableAdamW (engine/stable_adamw.py), with clipping by the global norm (0: none) and weight decay on
+    every parameter but the kinds in `no_decay`. Defaults: arXiv 2507.00994."""
 
+    name: Literal["adamw", "stable_adamw"] = "adamw"
     lr: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-5
     weight_decay: float = 0.1
+    no_decay: tuple[Literal["norms", "biases", "embeddings"], ...] = ()
     clip_grad: float = 1.0
 
     def __post_init__(self):
@@ -26,29 +30,74 @@ class OptimizerSettings:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: {list(self.betas)} must lie in [0, 1)")
 
+    def identity(self) -> dict[str, Any]:
+        """What of this determines a state, learning rates apart. What is as it always was is left out."""
+        found = {key: value for key, value in schema.to_dict(self).items() if key not in ("lr", "name", "no_decay")}
+        if self.name != "adamw":
+            found["name"] = self.name
+        return found | ({"no_decay": sorted(set(self.no_decay))} if self.no_decay else {})
+
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """Learning rate by step: linear warm-up from 0, then `wsd` (the peak, and linear decay over the last
-    `decay_steps`), `cosine` (down from the end of the warm-up to the last step) or `constant`."""
+    """Learning rate by step: linear warm-up from 0, then `wsd` (the peak, and a decay over the last `decay_steps`),
+    `cosine` (down from the end of the warm-up to the last step) or `constant`.
+    decay: that of wsd, linear or 1-sqrt (arXiv 2405.18392). It ends at final_lr, or at final_fraction of the peak.
+    warmup_tokens, decay_tokens: input tokens in the place of steps (`in_steps`)."""
 
     name: Literal["wsd", "cosine", "constant"] = "wsd"
     warmup_steps: int = 0
+    warmup_tokens: int | None = None
     decay_steps: int = 0
+    decay_tokens: int | None = None
+    decay: Literal["linear", "1-sqrt"] = "linear"
     final_lr: float = 0.0
+    final_fraction: float | None = None
 
     def __post_init__(self):
-        schema.at_least(self, 0, "warmup_steps", "decay_steps", "final_lr")
+        schema.at_least(self, 0, "warmup_steps", "warmup_tokens", "decay_steps", "decay_tokens", "final_lr",
+                        "final_fraction")
+        for one, other in (("warmup_tokens", "warmup_steps"), ("decay_tokens", "decay_steps"),
+                           ("final_fraction", "final_lr")):
+            if getattr(self, one) is not None and getattr(self, other):
+                raise ValueError(f"{one}: {getattr(self, one)} is given beside {other}={getattr(self, other)}; "
+                                 "give one of the two")
+        if (self.final_fraction or 0) > 1:
+            raise ValueError(f"final_fraction: {self.final_fraction} is more than the peak; give a part of it, 0 to 1")
+
+    def in_steps(self, pieces: Sequence[tuple[int, int]]) -> "ScheduleSettings":
+        """The same in steps alone; `pieces`: (steps, tokens of a step) of what it covers, in order. The warm-up ends
+        with the first step at which so many tokens are consumed, the decay is as long counted back from the end."""
+        warmup, decay = self.warmup_steps, self.decay_steps
+        if self.warmup_tokens is not None:
+            warmup = steps_of_tokens(self.warmup_tokens, pieces)
+        if self.decay_tokens is not None:
+            decay = steps_of_tokens(self.decay_tokens, pieces[::-1])
+        return replace(self, warmup_steps=warmup, warmup_tokens=None, decay_steps=decay, decay_tokens=None)
+
+
+def steps_of_tokens(tokens: int, pieces: Sequence[tuple[int, int]]) -> int:
+    """The fewest steps that consume `tokens`, through `pieces` of (steps, tokens of a step) in order; where they do not
+    suffice, the last piece goes on."""
+    done = 0
+    for steps, tokens_step in pieces[:-1]:
+        if tokens <= steps * tokens_step:
+            return done + -(-tokens // tokens_step)
+        done, tokens = done + steps, tokens - steps * tokens_step
+    return done + -(-tokens // pieces[-1][1])
 
 
 def learning_rate(step: int, total_steps: int, peak: float, schedule: ScheduleSettings) -> float:
-    """Learning rate of update number `step` (1 .. total_steps): a pure function, nothing to save, nothing to drift."""
+    """Learning rate of update number `step` (1 .. total_steps): a pure function, nothing to save, nothing to drift.
+    schedule: in steps. The last step of a decay is done with the final rate."""
     if step <= schedule.warmup_steps:
         return peak * step / schedule.warmup_steps
-    low = schedule.final_lr
+    low = schedule.final_lr if schedule.final_fraction is None else peak * schedule.final_fraction
     if schedule.name == "wsd":
         remaining = total_steps - step
         if remaining < schedule.decay_steps:
+            if schedule.decay == "1-sqrt":
+                return low + (peak - low) * (1 - math.sqrt((schedule.decay_steps - remaining) / schedule.decay_steps))
             return low + (peak - low) * remaining / schedule.decay_steps
     elif schedule.name == "cosine":
         done = (step - schedule.warmup_steps) / max(1, total_steps - schedule.warmup_steps)

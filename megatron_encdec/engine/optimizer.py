@@ -1,7 +1,7 @@
 """megatron.core's DDP and DistributedOptimizer around the trunk, at every size, GPU or CPU.
 
     1. `wrap(trunk)`              gradient buffers, reduction over data-parallel ranks (fp32); `whole_parameters`
-    2. `build_optimizer(ddp)`     AdamW with fp32 masters split over data-parallel ranks; decay on every parameter
+    2. `build_optimizer(ddp)`     AdamW (or stable_adamw.py) with fp32 masters split over data-parallel ranks
     3. `set_learning_rate`, `gradient_norm`, `update`; `nonfinite_gradients` where no update is made
     4. `local_states`, `update_count`, `set_update_count`, `reset_moments`     the state, in place
 
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from megatron_encdec.engine.config import OptimizerSettings
+from megatron_encdec.engine.stable_adamw import StableAdamW
+from megatron_encdec.model.parts import places
 from megatron_encdec.model.trunk import Trunk
 from megatron_encdec.platform import megatron as mcore
 
@@ -40,16 +42,20 @@ def whole_parameters(ddp: torch.nn.Module) -> None:
 
 
 def build_optimizer(ddp: torch.nn.Module, settings: OptimizerSettings):
-    """megatron.core's optimizer over the parameters of `ddp`; its state exists from the start."""
+    """megatron.core's optimizer over the parameters of `ddp`; its state exists from the start. Collective.
+    Parameters of the kinds in `settings.no_decay` are a second group of it, with a weight decay of 0."""
+    exempt = [place.parameter for place in places(mcore.unwrap_model(ddp)) if place.kind in settings.no_decay]
     optimizer = mcore.get_megatron_optimizer(
         mcore.OptimizerConfig(
             optimizer="adam", lr=settings.lr, adam_beta1=settings.betas[0], adam_beta2=settings.betas[1],
             adam_eps=settings.eps, weight_decay=settings.weight_decay, clip_grad=settings.clip_grad,
             bf16=ddp.config.bf16, params_dtype=ddp.config.params_dtype, use_distributed_optimizer=True,
             overlap_param_gather=ddp.ddp_config.overlap_param_gather),
-        [ddp], config_overrides={})  # no overrides: norm weights decay too
+        [ddp], config_overrides=mcore.without_decay(exempt) if settings.no_decay else {})  # None: mcore's own choice
     for part in optimizer.chained_optimizers:
         _begin(part.optimizer)
+    if settings.name == "stable_adamw":
+        _stabilise(optimizer, mcore.unwrap_model(ddp))
     ddp.config.grad_scale_func = optimizer.scale_loss
     return optimizer
 
@@ -68,6 +74,17 @@ def _begin(adam: torch.optim.Optimizer) -> None:
             if is_torch:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             adam.state[parameter] = state
+
+
+def _stabilise(optimizer, trunk: Trunk) -> None:
+    """Let the inner optimizers update as StableAdamW does."""
+    names, states = {place.parameter: place.name for place in places(trunk)}, local_states(optimizer)
+    for part in optimizer.chained_optimizers:
+        mine = {shard for group in part.optimizer.param_groups for shard in group["params"]}
+        stable = StableAdamW(part.optimizer, {
+            state.tensors["param"]: names[parameter] for parameter, state in states.items()
+            if state is not None and state.tensors["param"] in mine})
+        part.optimizer.step = lambda stable=stable: stable.update(update_count(optimizer) + 1)
 
 
 @dataclass(frozen=True)
@@ -138,11 +155,16 @@ def gradient_norm(optimizer) -> float:
 
 @torch.no_grad()
 def update(optimizer, norm: float) -> None:
-    """Clip by `norm`, that of `gradient_norm`, and update: the rest of `step`. Without it nothing has changed."""
+    """Clip by `norm`, that of `gradient_norm`, and update: the rest of `step`. Without it nothing has changed.
+    The count is one for all: torch's AdamW would not count for a parameter without a gradient, FusedAdam not for a
+    group without a parameter."""
+    count = update_count(optimizer)
     for part in optimizer.chained_optimizers:
-        if part.config.clip_grad > 0.0 and (parameters := part.get_parameters()):
+        parameters = [parameter for parameter in part.get_parameters() if parameter.grad is not None]
+        if part.config.clip_grad > 0.0 and parameters:
             mcore.clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
     optimizer.step_with_ready_grads()
+    set_update_count(optimizer, count + 1)
 
 
 @torch.no_grad()

@@ -42,6 +42,7 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, gather_from_sequence_parallel_region
@@ -49,7 +50,7 @@ from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubm
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
-from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.module import MegatronModule, param_is_not_shared
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -59,6 +60,18 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 def unwrap_model(model):
     """The module inside megatron.core's DistributedDataParallel."""
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def counts_once(shard) -> bool:
+    """Whether this rank's `shard` of a parameter is not a copy of another rank's: as for megatron.core's norm."""
+    return param_is_not_shared(shard) and tensor_parallel.param_is_not_tensor_parallel_duplicate(shard)
+
+
+def without_decay(parameters) -> dict:
+    """`config_overrides` of `get_megatron_optimizer` that put `parameters` into a group without weight decay."""
+    known = {id(parameter) for parameter in parameters}
+    key = ParamKey(predicate=ParamPredicate("no_decay", lambda parameter: id(parameter) in known))
+    return {key: {"weight_decay": 0.0}}
 
 
 def transformer_engine_modules():

@@ -144,11 +144,14 @@ def _continued(study: StudyConfig, base: dict, parsed: ModelName, name: str, see
 
 def _continuation(cpt: ContinuedPretraining, base: Config) -> dict[str, Any]:
     """Keys of the phase that goes on from a decayed checkpoint."""
-    schedule = base.schedule
-    warmup = schedule.warmup_steps // 10 if cpt.warmup_steps is None else cpt.warmup_steps
-    decay = schedule.decay_steps // 2 if cpt.decay_steps is None else cpt.decay_steps
-    return {"lr": cpt.lr, "optimizer_state": cpt.optimizer_state,
-            "schedule": {**schema.to_dict(schedule), "warmup_steps": warmup, "decay_steps": decay}}
+    schedule = schema.to_dict(base.schedule)
+    for name, own, part in (("warmup", cpt.warmup_steps, 10), ("decay", cpt.decay_steps, 2)):
+        steps, tokens = f"{name}_steps", f"{name}_tokens"
+        if own is None and schedule[tokens] is not None:
+            schedule[tokens] //= part
+        else:
+            schedule |= {steps: schedule[steps] // part if own is None else own, tokens: None}
+    return {"lr": cpt.lr, "optimizer_state": cpt.optimizer_state, "schedule": schedule}
 
 
 def _phases(parsed: ModelName) -> list[dict[str, Any]]:

@@ -49,22 +49,23 @@ def lay_out(config: Config) -> list[Stretch]:
     """The phases with their steps; their lengths must add up to `run.total` where that is given."""
     in_force = _in_force(config)
     lengths = _lengths(config, in_force)
-    _check_schedule("schedule", config.schedule, sum(lengths))
-    model, stretches, start, sample = config.model, [], 0, 0
+    sizes = [_sizes(index, now, steps) for index, (now, steps) in enumerate(zip(in_force, lengths, strict=True))]
+    pieces = [[(count, windows * now.data.sequence_length) for count, windows in parts]
+              for now, parts in zip(in_force, sizes, strict=True)]
+    schedule = _in_steps("schedule", config.schedule, sum(pieces, []))
+    model, stretches, at, sample = config.model, [], 0, 0
     for index, (settings, now, steps) in enumerate(zip(config.phases, in_force, lengths, strict=True)):
+        start, own = at, (schedule, 0, sum(lengths))
         if settings.schedule is not None:
-            _check_schedule(f"phases.{index}.schedule", settings.schedule, steps)
+            own = _in_steps(f"phases.{index}.schedule", settings.schedule, pieces[index]), start, steps
         optimizer = replace(config.optimizer, lr=now.lr)
-        own = (settings.schedule, start, steps) if settings.schedule else (config.schedule, 0, sum(lengths))
         rope = None if now.rope == Rope(model.rope_theta, model.rope_scaling) else now.rope
-        at = start
-        for count, windows in _sizes(index, now, steps):
+        for count, windows in sizes[index]:
             stretches.append(Stretch(
                 index, settings.name, at, at + count, start, steps, sample, settings.objective,
                 settings.optimizer_state if at == start else "carry", now.data, windows, now.batch.micro_size,
                 optimizer, *own, config.precision.identity(), rope, now.section))
             at, sample = at + count, sample + count * windows
-        start = at
     return stretches
 
 
@@ -145,10 +146,15 @@ def _sizes(index: int, now: _InForce, steps: int) -> list[tuple[int, int]]:
     return [*now.plateaus, *([(steps - ramp, now.batch.global_size)] if steps > ramp else [])]
 
 
-def _check_schedule(where: str, schedule: ScheduleSettings, steps: int) -> None:
-    if schedule.warmup_steps + schedule.decay_steps > steps:
-        raise UserError(f"{where}: warmup_steps={schedule.warmup_steps} + decay_steps={schedule.decay_steps} "
-                        f"is more than its {steps} steps")
+def _in_steps(where: str, given: ScheduleSettings, pieces: list[tuple[int, int]]) -> ScheduleSettings:
+    """`given` in steps alone. pieces: (steps, tokens of a step) of all that it covers, in order."""
+    schedule, total = given.in_steps(pieces), sum(steps for steps, _ in pieces)
+    if schedule.warmup_steps + schedule.decay_steps > total:
+        warmup, decay = (f"{name}_steps={steps}" if tokens is None else f"{name}_tokens={tokens} ({steps} steps)"
+                         for name, steps, tokens in (("warmup", schedule.warmup_steps, given.warmup_tokens),
+                                                     ("decay", schedule.decay_steps, given.decay_tokens)))
+        raise UserError(f"{where}: {warmup} + {decay} is more than its {total} steps")
+    return schedule
 
 
 def with_phase_steps(config: Config, stretches: list[Stretch]) -> Config:

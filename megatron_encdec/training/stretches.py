@@ -80,14 +80,13 @@ class Stretch:
         """What of it determines a state, but for how far it goes and the learning rates on the way. fingerprints: of
         sources, by path."""
         data = schema.to_dict(self.data)
-        optimizer = {key: value for key, value in schema.to_dict(self.optimizer).items() if key != "lr"}
         return {
             "objective": self.objective.identity(vocabulary),
             "optimizer_state": self.optimizer_state,
             "data": {"sources": [{"fingerprint": fingerprints[source.path], "weight": source.weight}
                                  for source in self.data.train],
                      **{key: data[key] for key in ("seed", "sequence_length", "isolate_documents", "random_length")}},
-            "batch_global_size": self.batch_size, "optimizer": optimizer, "precision": self.precision,
+            "batch_global_size": self.batch_size, "optimizer": self.optimizer.identity(), "precision": self.precision,
             **(self.rope.identity() if self.rope else {})}
 
 

@@ -7,12 +7,13 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_run import BASE
+from small_run import BASE, config_of
 
 from megatron_encdec.cli import main
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.lineage import history_hash
-from megatron_encdec.study.config import StudyConfig, load_study
+from megatron_encdec.study import recipes
+from megatron_encdec.study.config import ContinuedPretraining, StudyConfig, load_study
 from megatron_encdec.study.plan import plan_study
 from megatron_encdec.study.recipes import expand
 
@@ -119,6 +120,16 @@ def test_continued_pretraining_with_samples_of_its_own_is_a_run_from_weights(tmp
     assert rest[0].parent is first and plan.steps_alone == 8 + 14 + 16 and plan.steps_shared == 8 + 5 + 1 + 3
     assert rest[0].leading.timeline.beginning == {"weights": {"step": 8, "history_hash": first.hash_at(8)}}
     assert max(rest[0].stretches[0].learning_rates) == 1e-3
+
+
+def test_continued_pretraining_of_a_schedule_in_tokens():
+    """A tenth of the base's warm-up and half of its decay, whether they are given in steps or in tokens."""
+    base = config_of("schedule={warmup_tokens: 5000, decay_steps: 4}")
+    found = recipes._continuation(ContinuedPretraining(), base)["schedule"]
+    assert (found["warmup_tokens"], found["warmup_steps"], found["decay_tokens"], found["decay_steps"]) == (
+        500, 0, None, 2)
+    found = recipes._continuation(ContinuedPretraining(warmup_steps=1), base)["schedule"]
+    assert (found["warmup_tokens"], found["warmup_steps"]) == (None, 1)
 
 
 def test_a_model_by_its_phases(tmp_path):

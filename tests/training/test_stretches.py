@@ -34,6 +34,10 @@ def test_lengths(overrides, ends):
     ((phases("steps: 3", "steps: 3, tokens: 100"),), "exactly one of steps, tokens, fraction"),
     ((phases("steps: 0"),), "phases.0.steps: 0 is not above 0"),
     (("schedule.warmup_steps=9", "schedule.decay_steps=9"), "more than its 12 steps"),
+    (("schedule.warmup_steps=0", "schedule.warmup_tokens=5121"),
+     r"schedule: warmup_tokens=5121 \(11 steps\) \+ decay_steps=3 is more than its 12 steps"),
+    (("phases.1.schedule={decay_tokens: 4e3}",),
+     r"phases.1.schedule: .* decay_tokens=4000 \(8 steps\) is more than its 6 steps"),
     (("phases.1.name=causal",), "'causal' is given 2 times"),
     (("run.total={steps: 3, tokens: 4}",), "not both"),
 ])
@@ -85,3 +89,10 @@ def test_a_phase_may_have_its_own_schedule():
     timeline = timeline_of("phases.1.schedule={name: wsd, warmup_steps: 3}")
     rates = {step: timeline.at(step).learning_rate(step) for step in (6, 7, 12)}
     assert rates == {6: 5e-3, 7: pytest.approx(5e-3 / 3), 12: 5e-3}
+
+
+def test_tokens_of_a_schedule_are_steps_by_the_stretches():
+    in_steps = timeline_of("schedule.warmup_steps=3", "phases.1.schedule={decay_steps: 4}")
+    in_tokens = timeline_of("schedule={warmup_tokens: 1025, decay_tokens: 1536}",
+                            "phases.1.schedule={decay_tokens: 1537}")
+    assert in_tokens.history(12) == in_steps.history(12)
