@@ -33,7 +33,7 @@ def describe(plan: Plan, index: int) -> dict:
         raise UserError(f"inspect run: --sample {index}: the run's samples are 0..{total - 1} ({timeline.total_steps} "
                         "steps)")
     stretch, step = timeline.of_sample(index)
-    objective = stretch.objective_at(step)
+    objective = stretch.objective_at(step).of_sample(plan.train.seed, index)
     batch = next(micro_batches(plan.train, objective, plan.vocabulary, [range(index, index + 1)]))
     labelled = Labelled(batch.inputs_BS[0], batch.label_positions_N, batch.labels_N)
     sample, length = plan.train.sample(index), plan.train.sequence_length

@@ -77,7 +77,7 @@ class Stretch:
         data = schema.to_dict(self.data)
         optimizer = {key: value for key, value in schema.to_dict(self.optimizer).items() if key != "lr"}
         return {
-            "objective": self.objective.identity(vocabulary),
+            "objective": self.objective.identity(vocabulary, self.start - self.phase_start, self.phase_steps),
             "optimizer_state": self.optimizer_state,
             "data": {"sources": [{"fingerprint": fingerprint, "weight": source.weight} for fingerprint, source
                                  in zip(fingerprints, self.data.train, strict=True)],
