@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megatron_encdec.engine.checkpoint import directory_of, read_run_state
 from megatron_encdec.inspection.tables import number, print_facts, print_table, say, size
-from megatron_encdec.objectives.base import OBJECTIVES
+from megatron_encdec.objectives.base import OBJECTIVES, Objective
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.platform.restricted_pickle import load_records
 
@@ -76,4 +76,5 @@ def _label(identity: dict) -> str:
     kind = OBJECTIVES.get(identity["name"])
     if kind is None:
         return identity["name"]
-    return kind(**{key: value for key, value in identity.items() if key in kind.setting_names()}).label()
+    settings = {key: value for key, value in identity.items() if key == "name" or key in kind.setting_names()}
+    return Objective.from_yaml(settings, "objective").label()

@@ -79,6 +79,7 @@ def windows(arguments: argparse.Namespace, report: dict) -> list[dict]:
         objective = Objective.from_yaml(parse_yaml(arguments.objective, "--objective"), "--objective")
         if objective.hides:
             require_mask(tokenizer)
+        objective.check(Vocabulary.of(tokenizer), "--objective")
     return [_window(samples, index, objective, tokenizer) for index in range(arguments.samples)]
 
 
@@ -87,6 +88,7 @@ def _window(samples: Samples, index: int, objective: Objective | None, tokenizer
     if sample.tokens_S.min() < 0 or sample.tokens_S.max() >= tokenizer.vocabulary_size:
         raise UserError(f"--tokenizer {tokenizer.path}: has {tokenizer.vocabulary_size} tokens, the data "
                         f"holds the id {sample.tokens_S.max()}; name the tokenizer that wrote the data")
+    objective = objective and objective.at(1, 1).of_sample(samples.seed, index)
     labelled = objective.apply(sample, samples.seed, Vocabulary.of(tokenizer)) if objective else None
     marks = marks_of(objective, labelled, sample, tokenizer) if objective else {}
     document_ends = samples.stores[0].document_ends(sample.window * length, length)

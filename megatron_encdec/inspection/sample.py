@@ -33,7 +33,8 @@ def describe(plan: Plan, index: int) -> dict:
         raise UserError(f"inspect run: --sample {index}: the run's samples are 0..{total - 1} ({timeline.total_steps} "
                         "steps)")
     stretch, step = timeline.of_sample(index)
-    samples, objective = plan.train.of(index), stretch.objective_at(step)
+    samples = plan.train.of(index)
+    objective = stretch.objective_at(step).of_sample(samples.seed, index)
     batch = next(micro_batches(samples, objective, plan.vocabulary, [range(index, index + 1)]))
     labelled = Labelled(batch.inputs_BS[0], batch.label_positions_N, batch.labels_N)
     sample, length = samples.sample(index), samples.sequence_length

@@ -97,7 +97,8 @@ def _about(source: Source) -> dict:
         phases.append({"name": one.objective.short_name(), "objective": one.objective.to_yaml(),
                        "start": one.phase_start, "end": end,
                        "decayed": one.learning_rate(end) < 0.5 * one.optimizer.lr})
-        pairs += whole_pairs(tokens_between(parts, 0, end), one.data.sequence_length, one.objective.attention)
+        pairs += sum(whole_pairs(share * tokens_between(parts, 0, end), one.data.sequence_length, part.attention)
+                     for share, part in one.objective.shares())
     return {"size": config.model.preset, "seed": config.run.seed, "parameters": config.model.parameter_count(),
             "phases": phases, "total": config.run.total.steps, "samples": state.samples, "tokens": state.tokens,
             "targets": state.targets, "flops": training_flops(config.model, state.tokens, pairs, state.targets)}

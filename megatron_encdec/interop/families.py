@@ -109,7 +109,7 @@ def choose(wish: str, objective: str, model: ModelConfig, source: str | None = N
     if objective not in OBJECTIVES:
         raise UserError(f"--as auto: no class is known for the objective {objective!r}; "
                         f"name one of {', '.join(TARGETS)}")
-    attention = OBJECTIVES[objective].attention
+    attention = OBJECTIVES[objective].attention_of_models()
     candidates = sorted((target for target in TARGETS.values() if target.attention == attention),
                         key=lambda target: (target.name != "eurobert", target.family.name != model.family))
     for target in candidates:

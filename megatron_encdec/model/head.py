@@ -40,14 +40,15 @@ class Head(mcore.ColumnParallelLinear):
         layer.sequence_parallel = False
         layer.allreduce_dgrad = layer.tp_group.size() > 1
 
-    def forward(self, rows, weight=None, labels_N=None, vocabulary_size: int = 0, **options):
-        """rows [N, 1, H] -> (logits [N, 1, V], None); with labels: rows [N, H] -> (summed loss, losses [N])."""
+    def forward(self, rows, weight=None, labels_N=None, vocabulary_size: int = 0, weights_N=None, **options):
+        """rows [N, 1, H] -> (logits [N, 1, V], None); with labels: rows [N, H] -> (summed loss, losses [N]).
+        weights_N: of the losses in their sum, None where each is 1."""
         if labels_N is None:
             return super().forward(rows, weight=weight, **options)
         if self.allreduce_dgrad:
             rows = mcore.tensor_parallel.copy_to_tensor_model_parallel_region(rows, group=self.tp_group)
         return linear_cross_entropy(rows, self.weight if weight is None else weight, labels_N, vocabulary_size,
-                                    self.tp_group, self.chunk, self.compile)
+                                    self.tp_group, self.chunk, self.compile, weights_N)
 
 
 def chunk_rows(columns: int, device: str) -> int:
@@ -57,19 +58,23 @@ def chunk_rows(columns: int, device: str) -> int:
 
 def linear_cross_entropy(hidden_NH: torch.Tensor, weight_VH: torch.Tensor, labels_N: torch.Tensor,
                          vocabulary_size: int, group: dist.ProcessGroup, chunk: int | None = None,
-                         compile_: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+                         compile_: bool = False, weights_N: torch.Tensor | None = None
+                         ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of `hidden_NH @ weight_VH.T`: its sum, a scalar with gradients, and each position's [N], without.
     In fp32 (fp64 for fp64 inputs). weight_VH: this rank's rows of the table; ranks of `group` hold equal parts in
     order. labels_N: global ids below `vocabulary_size`; N may be 0. chunk: positions whose logits exist at a time.
-    compile_: torch.compile fuses the passes over them. The gradient of `hidden_NH` is that of this rank's columns."""
+    compile_: torch.compile fuses the passes over them. weights_N: of each loss in the sum (None: 1), not in the
+    losses [N]. The gradient of `hidden_NH` is that of this rank's columns."""
     rows = chunk or chunk_rows(weight_VH.shape[0], weight_VH.device.type)
     wanted = torch.is_grad_enabled() and (hidden_NH.requires_grad or weight_VH.requires_grad)
-    return _LinearCrossEntropy.apply(hidden_NH, weight_VH, labels_N, vocabulary_size, group, rows, compile_, wanted)
+    return _LinearCrossEntropy.apply(hidden_NH, weight_VH, labels_N, vocabulary_size, group, rows, compile_, wanted,
+                                     weights_N)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(context, hidden_NH, weight_VH, labels_N, vocabulary_size, group, rows, compile_, wanted):
+    def forward(context, hidden_NH, weight_VH, labels_N, vocabulary_size, group, rows, compile_, wanted,
+                weights_N):
         first = dist.get_rank(group) * weight_VH.shape[0]
         real = min(max(vocabulary_size - first, 0), weight_VH.shape[0])
         chunk_of = _compiled_chunk if compile_ else _chunk
@@ -86,7 +91,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses_N[start : start + rows], gradient = chunk_of(
                 hidden_CH @ weight_VH.T, local_C.masked_fill(~here_C, 0), here_C, real, group)
             if wanted:
-                gradient_CV = gradient()
+                gradient_CV = gradient(None if weights_N is None else weights_N[start : start + rows])
                 torch.mm(gradient_CV, weight_VH, out=hidden_gradient_NH[start : start + rows])
                 if single:
                     weight_gradient_VH = gradient_CV.T @ hidden_CH
@@ -96,17 +101,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if wanted:
             context.save_for_backward(hidden_gradient_NH, weight_gradient_VH.to(weight_VH.dtype))
         context.mark_non_differentiable(losses_N)
-        return losses_N.sum(), losses_N
+        return (losses_N if weights_N is None else losses_N * weights_N).sum(), losses_N
 
     @staticmethod
     def backward(context, scale, _losses):
         hidden_gradient_NH, weight_gradient_VH = context.saved_tensors  # made for this call: used once, in place
-        return (hidden_gradient_NH.mul_(scale), weight_gradient_VH.mul_(scale), *(None,) * 6)
+        return (hidden_gradient_NH.mul_(scale), weight_gradient_VH.mul_(scale), *(None,) * 7)
 
 
 def _chunk(logits_CV, label_C, here_C, real: int, group):
-    """(losses [C], function that makes the gradient [C, V] of their sum): label_C counts this rank's columns, and
-    here_C is true where the label is one of the `real` ones. All in the memory of the logits, or of one fp32 copy."""
+    """(losses [C], function that makes the gradient [C, V] of their sum, weighted by its argument [C] or None): label_C
+    counts this rank's columns, and here_C is true where the label is one of the `real` ones. All in the memory of the
+    logits, or of one fp32 copy."""
     dtype = logits_CV.dtype
     scores_CV = logits_CV if dtype in (torch.float32, torch.float64) else logits_CV.float()
     scores_CV[:, real:] = float("-inf")
@@ -115,10 +121,11 @@ def _chunk(logits_CV, label_C, here_C, real: int, group):
     exponentials_CV = scores_CV.exp_()
     total_C, own_C = _over_ranks(torch.stack((exponentials_CV.sum(dim=1), own_C)), dist.ReduceOp.SUM, group)
 
-    def gradient():
+    def gradient(weights_C):
         gradient_CV = exponentials_CV.mul_(total_C.reciprocal()[:, None])
         minus_C = -here_C.to(gradient_CV.dtype)
-        return gradient_CV.scatter_add_(1, label_C[:, None], minus_C[:, None]).to(dtype)
+        gradient_CV.scatter_add_(1, label_C[:, None], minus_C[:, None])
+        return (gradient_CV if weights_C is None else gradient_CV.mul_(weights_C[:, None])).to(dtype)
 
     return total_C.log() - own_C, gradient
 
@@ -132,7 +139,8 @@ def _compiled_chunk(logits_CV, label_C, here_C, real: int, group):
         maximum_C = _over_ranks(local_C.clone(), dist.ReduceOp.MAX, group)
         total_C = total_C * (local_C - maximum_C).exp()
     total_C, own_C = _over_ranks(torch.stack((total_C, own_C - maximum_C * here_C)), dist.ReduceOp.SUM, group)
-    return total_C.log() - own_C, lambda: logits_gradient(logits_CV, maximum_C, total_C, label_C, here_C, real)
+    return total_C.log() - own_C, lambda weights_C: logits_gradient(
+        logits_CV, maximum_C, total_C, label_C, here_C, real, weights_C)
 
 
 def _over_ranks(values, operation, group):
@@ -157,12 +165,13 @@ def _statistics(logits_CV, label_C, here_C, real: int):
     return maximum_C, total_C, torch.where(here_C, own_C, torch.zeros_like(own_C))
 
 
-def _logits_gradient(logits_CV, maximum_C, total_C, label_C, here_C, real: int):
-    """(probability - one at the label) in the logits' dtype."""
+def _logits_gradient(logits_CV, maximum_C, total_C, label_C, here_C, real: int, weights_C):
+    """(probability - one at the label), times the weight where there are some, in the logits' dtype."""
     probabilities_CV = (_real_scores(logits_CV, real) - maximum_C[:, None]).exp() / total_C[:, None]
     columns_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
     is_label_CV = (columns_V[None] == label_C[:, None]) & here_C[:, None]
-    return (probabilities_CV - is_label_CV.to(probabilities_CV.dtype)).to(logits_CV.dtype)
+    gradient_CV = probabilities_CV - is_label_CV.to(probabilities_CV.dtype)
+    return (gradient_CV if weights_C is None else gradient_CV * weights_C[:, None]).to(logits_CV.dtype)
 
 
 def _real_scores(logits_CV, real: int):

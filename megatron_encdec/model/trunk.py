@@ -94,15 +94,17 @@ class Trunk(mcore.GPTModel):
         logits_N1V, _ = self.output_layer(rows_NH[:, None], weight=self._table())
         return logits_N1V.flatten(0, 1)
 
-    def forward(self, inputs_BS, context: AttentionContext, positions_N=None, labels_N=None, summed: bool = False):
+    def forward(self, inputs_BS, context: AttentionContext, positions_N=None, labels_N=None, summed: bool = False,
+                weights_N=None):
         """On the last stage the loss of each labelled position [N] in fp32, without gradients, or, if `summed`, their
-        sum, with gradients; hidden states on the others. positions_N: flat, b * S + s, ascending."""
+        sum, with gradients; hidden states on the others. positions_N: flat, b * S + s, ascending. weights_N: of the
+        losses in the sum, None where each is 1."""
         hidden = self.hidden_states(inputs_BS, context)
         if not self.post_process:
             return hidden
         rows_NH = self._rows(hidden, positions_N, inputs_BS.shape[0])
         total, losses_N = self.output_layer(rows_NH, weight=self._table(), labels_N=labels_N,
-                                            vocabulary_size=self.model.vocabulary_size)
+                                            vocabulary_size=self.model.vocabulary_size, weights_N=weights_N)
         return total if summed else losses_N
 
     def _rows(self, hidden: torch.Tensor, positions_N: torch.Tensor, windows: int) -> torch.Tensor:

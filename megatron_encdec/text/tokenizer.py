@@ -70,6 +70,11 @@ class Tokenizer:
         """Hex sha256 of the model file: the fingerprint in manifests and checkpoints of earlier versions."""
         return hashlib.sha256(find_model_file(self.path).read_bytes()).hexdigest()
 
+    @cached_property
+    def word_start_ids(self) -> frozenset[int] | None:
+        """The tokens that begin a word, as the model writes words; None where it does not tell."""
+        return frozenset(self.model.word_starts()) or None
+
     def has_fingerprint(self, recorded: str | None) -> bool:
         """Whether `recorded`, of a manifest or a checkpoint, is this tokenizer's, by meaning or (old ones) by bytes."""
         mine = self.fingerprint if str(recorded).startswith(FINGERPRINT_KIND) else self.file_sha256

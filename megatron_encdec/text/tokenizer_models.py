@@ -3,7 +3,8 @@
     1. `find_model_file(path)`, `load_model(path)`   which file it is, what kind, or why it is none
     2. `model.hide(ids)`                             the special entries get names that no text can hold
     3. `model.encode_batch(texts)`                   ids; never a hidden one
-    4. `model.deciding()`                            all that decides a text's ids: what a fingerprint is made of
+    4. `model.word_starts()`                         the entries that begin a word
+    5. `model.deciding()`                            all that decides a text's ids: what a fingerprint is made of
 
 A tokenizer may meet its special tokens in a text at three places: among the added tokens, as a piece of the model's
 own vocabulary (Unigram, WordLevel, WordPiece), or as a user-defined piece (SentencePiece). Hiding renames the entry (or
@@ -27,6 +28,7 @@ from megatron_encdec.rundir.files import refuse_pointer
 
 MODEL_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 HIDDEN = "\ufdd0"  # starts a hidden name: a noncharacter, which Unicode keeps out of texts
+_BYTE_BLANKS = ("\u0120", "\u010a", "\u0109", "\u010d")  # blank, line feed, tab, carriage return in byte-level BPE
 _UNWANTED = ("truncation", "padding")  # sentence encoders store a limit of 128 tokens: it would cut documents silently
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")
 
@@ -129,6 +131,19 @@ class HuggingFaceModel:
         by_bytes = "ByteLevel" in json.dumps([self._content.get("normalizer"), self._content.get("pre_tokenizer")])
         return None if by_bytes and known >= set(pre_tokenizers.ByteLevel.alphabet()) else known
 
+    def word_starts(self) -> set[int]:
+        """Ids of the entries that begin a word: that hold the blank before it, or lack the mark of a word's inside;
+        none where the model marks neither."""
+        model = self._content["model"]
+        rules = json.dumps([self._content.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")])
+        inside = model.get("continuing_subword_prefix")
+        if inside or model.get("type") == "WordLevel":
+            return {id_ for name, id_ in self.vocabulary.items() if not (inside and name.startswith(inside))}
+        if model.get("end_of_word_suffix"):
+            return set()
+        blanks = (" ",) + (_BYTE_BLANKS if "ByteLevel" in rules else ("\u2581",))
+        return {id_ for name, id_ in self.vocabulary.items() if name.startswith(blanks)}
+
     def for_gigatoken(self):
         """gigatoken's form of what encodes."""
         import gigatoken
@@ -202,6 +217,12 @@ class SentencePieceModel:
 
     def decode(self, ids: list[int]) -> str:
         return self._named.decode(ids)
+
+    def word_starts(self) -> set[int]:
+        """Ids of the pieces that begin a word; none where blanks are written behind words."""
+        if parse_sentencepiece(self._content).trainer_spec.treat_whitespace_as_suffix:
+            return set()
+        return {id_ for piece, id_ in self.vocabulary.items() if piece.startswith((" ", "\u2581"))}
 
     def for_gigatoken(self):
         import gigatoken

@@ -11,7 +11,7 @@ import torch
 from megatron_encdec.platform.distributed import Control
 from megatron_encdec.platform.errors import RunFailed
 from megatron_encdec.training.config import RunSettings
-from megatron_encdec.training.step import BadGradients, StepResult
+from megatron_encdec.training.step import BadGradients, Share, StepResult, named
 
 
 def _shown(value: float | None) -> str:
@@ -30,6 +30,13 @@ def blamed(found: list[BadGradients]) -> list[tuple[int, tuple[str, ...], str]]:
     return blame
 
 
+def _first_and_last(part: Share) -> dict:
+    """The sample numbers of a micro-batch for the metrics; all of them where they do not follow one another."""
+    numbers = [number for number in part if number is not None]
+    ends = [numbers[0], numbers[-1]]
+    return {"samples": ends} | ({} if ends[1] - ends[0] + 1 == len(numbers) else {"sample_numbers": numbers})
+
+
 class Guard:
     """Applies `run.on_nonfinite`; made on all ranks, and asked by all in the same order."""
 
@@ -45,7 +52,7 @@ class Guard:
         everyones = self._control.gathered((result.bad, result.gradients))
         found = [bad for one, _ in everyones for bad in one]
         gradients = blamed([one for _, one in everyones if one is not None])
-        where = "; ".join([f"samples {part.start}..{part.stop - 1} (rank {rank}, micro-batch {number})"
+        where = "; ".join([f"samples {named(part)} (rank {rank}, micro-batch {number})"
                            for rank, number, part in found] + [line for _, _, line in gradients][:8])
         where = where or "no micro-batch's loss and no parameter's gradient: their sums are too large"
         what = (f"step {step}: loss {_shown(result.loss)}, gradient norm {_shown(result.grad_norm)}, on samples "
@@ -59,7 +66,7 @@ class Guard:
                             "Nothing was saved of it; fork an earlier step with a lower optimizer.lr (--fork RUN@STEP)")
         return {"loss": _shown(result.loss), "grad_norm": _shown(result.grad_norm),
                 "samples": [samples.start, samples.stop - 1], "skipped": skipped,
-                "seen": [{"rank": rank, "micro_batch": number, "samples": [part.start, part.stop - 1]}
+                "seen": [{"rank": rank, "micro_batch": number, **_first_and_last(part)}
                          for rank, number, part in found],
                 "gradients": [{"rank": rank, "parameters": list(names)} for rank, names, _ in gradients]}
 

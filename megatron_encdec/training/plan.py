@@ -96,6 +96,8 @@ def resolve(config: Config) -> Plan:
         if store.tokenizer:
             tokenizer.check_wrote(store.prefix, store.tokenizer.fingerprint, "tokenizer.path")
     config, vocabulary = _filled_in(config, tokenizer), Vocabulary.of(tokenizer)
+    for index, phase in enumerate(config.phases):
+        phase.objective.check(vocabulary, f"phases.{index}.objective")
     timeline = Timeline(lay_out(config), beginning(config), config.model.identity(), train.fingerprints, vocabulary)
     return Plan(config, tokenizer, vocabulary, train, validation, timeline,
                 evaluated(objectives, tokenizer.mask_id is not None))

@@ -1,18 +1,19 @@
 """One optimizer step, and one evaluation, over a global batch.
 
-    1. `share_of_batch`       the sample numbers of this data-parallel rank, micro-batch by micro-batch
+    1. `regrouped`            the sample numbers of this data-parallel rank, micro-batch by micro-batch, each of one
+                              attention kind (`share_of_batch`: of the samples of one kind)
     2. `micro_batches`        sample -> objective -> arrays, one micro-batch at a time (`staged`: a thread may be ahead)
     3. `Trainer.train_step`   forward, backward, reduction; gradient norm; update, where loss and norm are finite
     4. `Trainer.evaluate`     forward only, on fixed samples
 
-The loss is the sum over the labelled tokens of the whole global batch over their number, whatever the
-micro-batches hold, and so is the gradient (megatron.core divides by the summed counts).
+The loss is the sum over the labelled tokens of the whole global batch over their number (or over the weight that the
+objective gives), whatever the micro-batches hold, and so is the gradient (megatron.core divides by the summed counts).
 """
 
 import contextlib
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,26 +25,28 @@ from megatron_encdec.data.samples import Samples
 from megatron_encdec.engine import optimizer as updates
 from megatron_encdec.model.config import attended_pairs
 from megatron_encdec.model.rope import Rope
-from megatron_encdec.objectives.base import MicroBatch, Objective, Vocabulary, collate
+from megatron_encdec.objectives.base import AttentionKind, MicroBatch, Objective, Vocabulary, collate, filler
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device, device_type
 from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.platform.watchdog import mark
 from megatron_encdec.training.work import Work
 
-_ARRAYS = ("inputs_BS", "label_positions_N", "labels_N", "cu_seqlens")
+_ARRAYS = ("inputs_BS", "label_positions_N", "labels_N", "weights_N", "cu_seqlens")
+Share = Sequence[int | None]  # sample numbers of one micro-batch, a range where nothing is regrouped; None: filler
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured; `loss` is None where nothing was labelled. pairs: `attended_pairs` of the global batch."""
+    """What a step measured; `loss` is None where nothing was labelled. targets: labelled tokens. pairs:
+    `attended_pairs` of the global batch."""
 
     loss: float | None
     targets: int
     pairs: float = 0.0
     grad_norm: float | None = None
     samples: range = range(0)
-    bad: tuple[tuple[int, int, range], ...] = ()  # this rank's non-finite micro-batches: rank, number, samples
+    bad: tuple[tuple[int, int, Share], ...] = ()  # this rank's non-finite micro-batches: rank, number, samples
     gradients: "BadGradients | None" = None  # this rank's, where the loss is finite
 
     @property
@@ -68,19 +71,44 @@ class BadGradients:
     summed: tuple[str, ...]
 
 
-def share_of_batch(numbers: range, micro_size: int, topology: Topology) -> list[range]:
-    """Of a global batch's sample `numbers` those of this rank, a range a micro-batch."""
-    mine = topology.data_rank * micro_size
-    return [range(start + mine, start + mine + micro_size)
-            for start in range(numbers.start, numbers.stop, topology.data * micro_size)]
+def share_of_batch(numbers: Sequence[int], micro_size: int, topology: Topology, equal: bool = False) -> list[Share]:
+    """Of the sample `numbers` those of this rank, a share a micro-batch; as many on every rank. Where they do not fill
+    the last micro-batches of all ranks, these are smaller (`equal`: as large), and what is still free is filler."""
+    shares, all_ranks = [], topology.data * micro_size
+    for start in range(0, len(numbers), all_ranks):
+        size = micro_size if equal else min(micro_size, -(-(len(numbers) - start) // topology.data))
+        first = start + topology.data_rank * size
+        mine = numbers[first:first + size]
+        shares.append(mine if len(mine) == size else (*mine, *[None] * (size - len(mine))))
+    return shares
+
+
+def regrouped(objective: Objective, data_seed: int, numbers: range, micro_size: int, topology: Topology,
+              equal: bool = False) -> list[Share]:
+    """The shares of a global batch in which a micro-batch has one attention kind: kind after kind, samples in order."""
+    kinds: dict[AttentionKind, list[int]] = {}
+    for number in numbers:
+        kinds.setdefault(objective.of_sample(data_seed, number).attention, []).append(number)
+    groups = [numbers] if len(kinds) < 2 else [kinds[kind] for kind in sorted(kinds)]
+    return [share for group in groups for share in share_of_batch(group, micro_size, topology, equal)]
+
+
+def named(share: Share) -> str:
+    """For people: `4..7` where numbers follow one another, else `4, 6, 9`; filler has none."""
+    numbers = [number for number in share if number is not None]
+    if numbers and numbers[-1] - numbers[0] + 1 == len(numbers):
+        return f"{numbers[0]}..{numbers[-1]}"
+    return ", ".join(map(str, numbers)) or "(filler)"
 
 
 def micro_batches(samples: Samples, objective: Objective, vocabulary: Vocabulary,
-                  shares: list[range]) -> Iterator[MicroBatch]:
+                  shares: Sequence[Share]) -> Iterator[MicroBatch]:
+    empty = filler(samples.sequence_length)
     for share in shares:
-        mark(f"reading samples {share.start}..{share.stop - 1}")
-        batch = collate(objective, [samples.sample(index) for index in share], samples.seed, vocabulary)
-        mark(f"computing samples {share.start}..{share.stop - 1}")
+        mark(f"reading samples {named(share)}")
+        batch = collate(objective, [empty if index is None else samples.sample(index) for index in share],
+                        samples.seed, vocabulary)
+        mark(f"computing samples {named(share)}")
         yield batch
 
 
@@ -89,13 +117,13 @@ class Staged:
 
     def __init__(self, batch: MicroBatch):
         self.batch = batch
-        self._host = {name: torch.from_numpy(getattr(batch, name)) for name in _ARRAYS}
+        self._host = {name: torch.from_numpy(array) for name in _ARRAYS if (array := getattr(batch, name)) is not None}
         if device_type() == "cuda":
             self._host = {name: tensor.pin_memory() for name, tensor in self._host.items()}
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """The array `name` on this rank's device."""
-        return self._host[name].to(device(), non_blocking=True)
+    def tensor(self, name: str) -> torch.Tensor | None:
+        """The array `name` on this rank's device; None where there is none."""
+        return self._host[name].to(device(), non_blocking=True) if name in self._host else None
 
 
 @contextlib.contextmanager
@@ -122,7 +150,7 @@ def staged(batches: Iterator[MicroBatch], ahead: int) -> Iterator[Iterator[Stage
             if one is None:
                 return
             pending.append(thread.submit(prepare))
-            mark(f"computing samples {one.batch.samples[0]}..{one.batch.samples[-1]}")
+            mark(f"computing samples {named(one.batch.samples)}")
             yield one
 
     thread = ThreadPoolExecutor(1, "micro-batches", begin)
@@ -142,17 +170,20 @@ def _forward(batches: Iterator[Staged], model, rope: Rope | None):
     context = trunk.attention_context(batch.attention, ready.tensor("cu_seqlens"), batch.longest, batch.isolated,
                                       windows, length, rope)
     output = model(ready.tensor("inputs_BS"), context, ready.tensor("label_positions_N"), ready.tensor("labels_N"),
-                   summed=True)
-    return output, partial(_sums, count=len(batch.labels_N), pairs=attended_pairs(batch.cu_seqlens, batch.attention))
+                   summed=True, weights_N=ready.tensor("weights_N"))
+    cuts = batch.cu_seqlens[batch.cu_seqlens <= len(batch.samples) * length]  # without filler
+    return output, partial(_sums, weight=batch.weight, count=len(batch.labels_N),
+                           pairs=attended_pairs(cuts, batch.attention))
 
 
-def _sums(total, count: int, pairs: float):
-    """(sum to differentiate, number of targets, what to report). No number is copied to the device and waited for."""
-    counted = torch.full((), count, dtype=torch.int, device=total.device)
-    reported = torch.full((3,), pairs, dtype=torch.double, device=total.device)
-    reported[1].fill_(count)
+def _sums(total, weight: int, count: int, pairs: float):
+    """(sum to differentiate, what to divide by, what to report). No number is copied to the device and waited for."""
+    divisor = torch.full((), weight, dtype=torch.int, device=total.device)
+    reported = torch.full((4,), pairs, dtype=torch.double, device=total.device)
+    reported[2].fill_(count)
+    reported[1].fill_(weight)
     reported[0].copy_(total.detach())
-    return total, counted, reported
+    return total, divisor, reported
 
 
 class Trainer:
@@ -175,15 +206,15 @@ class Trainer:
         self.optimizer.zero_grad()
         updates.set_learning_rate(self.optimizer, lr)
         sums = self._run(work, forward_only=False)
-        totals_3 = self._reduce(sums)
+        totals_4 = self._reduce(sums)
         mark(f"updating the weights with samples {work.numbers.start}..{work.numbers.stop - 1}")
         norm = updates.gradient_norm(self.optimizer)  # the device has been waited for: the loss costs no second wait
-        result = replace(_result(totals_3), grad_norm=norm, samples=work.numbers)
+        result = replace(_result(totals_4), grad_norm=norm, samples=work.numbers)
         if result.finite:
             updates.update(self.optimizer, norm)
             return result
         gradients = self._bad_gradients() if result.loss_is_finite else None
-        return replace(result, bad=self._bad(sums, work), gradients=gradients)
+        return replace(result, bad=self._bad(sums, self._shares(work)), gradients=gradients)
 
     @torch.no_grad()
     def evaluate(self, work: Work) -> StepResult:
@@ -194,7 +225,7 @@ class Trainer:
             return _result(self._reduce(self._run(work, forward_only=True)))
 
     def _run(self, work: Work, forward_only: bool) -> list[torch.Tensor]:
-        shares = share_of_batch(work.numbers, work.micro_size, self.topology)
+        shares = self._shares(work)
         length, packed = work.samples.sequence_length, self.trunk.packed
         with staged(micro_batches(work.samples, work.objective, self.vocabulary, shares), self._ahead) as batches:
             return mcore.get_forward_backward_func()(
@@ -203,13 +234,16 @@ class Trainer:
                 seq_length=length * work.micro_size if packed else length,
                 micro_batch_size=1 if packed else work.micro_size)
 
-    def _bad(self, sums: list[torch.Tensor], work: Work) -> tuple[tuple[int, int, range], ...]:
+    def _shares(self, work: Work) -> list[Share]:
+        equal = self.topology.pipeline > 1 or self.trunk.config.tp_comm_overlap  # both are planned for one shape
+        return regrouped(work.objective, work.samples.seed, work.numbers, work.micro_size, self.topology, equal)
+
+    def _bad(self, sums: list[torch.Tensor], shares: list[Share]) -> tuple[tuple[int, int, Share], ...]:
         """Which micro-batches of this rank have a loss that is not finite; told once a data-parallel rank."""
         if self.topology.tensor_rank:
             return ()
-        shares = share_of_batch(work.numbers, work.micro_size, self.topology)
-        return tuple((self.topology.rank, number, shares[number]) for number, sum_3 in enumerate(sums)
-                     if not math.isfinite(float(sum_3[0])))
+        return tuple((self.topology.rank, number, shares[number]) for number, sum_4 in enumerate(sums)
+                     if not math.isfinite(float(sum_4[0])))
 
     def _bad_gradients(self) -> BadGradients:
         topology, found = self.topology, updates.nonfinite_gradients(self.trunk, self.optimizer)
@@ -218,17 +252,17 @@ class Trainer:
         return BadGradients(topology.rank, (topology.pipeline_rank, topology.tensor_rank), own, summed)
 
     def _reduce(self, sums: list[torch.Tensor]) -> torch.Tensor:
-        """Sums [3] of the last stage over all data-parallel ranks, on every rank; not waited for."""
+        """Sums [4] of the last stage over all data-parallel ranks, on every rank; not waited for."""
         state = mcore.parallel_state
-        total_3 = torch.stack(sums).sum(dim=0) if sums else torch.zeros(3, dtype=torch.double, device=device())
+        total_4 = torch.stack(sums).sum(dim=0) if sums else torch.zeros(4, dtype=torch.double, device=device())
         if self.topology.data > 1:
-            dist.all_reduce(total_3, group=state.get_data_parallel_group())
+            dist.all_reduce(total_4, group=state.get_data_parallel_group())
         if self.topology.pipeline > 1:
-            dist.broadcast(total_3, state.get_pipeline_model_parallel_last_rank(),
+            dist.broadcast(total_4, state.get_pipeline_model_parallel_last_rank(),
                            group=state.get_pipeline_model_parallel_group())
-        return total_3
+        return total_4
 
 
-def _result(totals_3: torch.Tensor) -> StepResult:
-    loss_sum, targets, pairs = totals_3.tolist()
-    return StepResult(loss_sum / targets if targets else None, int(targets), pairs)
+def _result(totals_4: torch.Tensor) -> StepResult:
+    loss_sum, weight, targets, pairs = totals_4.tolist()
+    return StepResult(loss_sum / weight if targets else None, int(targets), pairs)

@@ -81,7 +81,7 @@ class Stretch:
         sources, by path."""
         data = schema.to_dict(self.data)
         return {
-            "objective": self.objective.identity(vocabulary),
+            "objective": self.objective.identity(vocabulary, self.start - self.phase_start, self.phase_steps),
             "optimizer_state": self.optimizer_state,
             "data": {"sources": [{"fingerprint": fingerprints[source.path], "weight": source.weight}
                                  for source in self.data.train],

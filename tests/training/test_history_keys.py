@@ -1,24 +1,31 @@
 """No number may change unseen: every key of the config is part of the history, or it is known to change no number."""
 
 import dataclasses
+import re
 import types
 import typing
 
 import pytest
 from small_run import timeline_of
 
-from megatron_encdec.objectives.base import OBJECTIVES, Objective
+from megatron_encdec.objectives.base import OBJECTIVES, Objective, Vocabulary
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.training.config import Config
 
 SCALED = ("model.rope_scaling={rope_type: yarn, factor: 2, original_max_position_embeddings: 64}",)
 LLAMA3 = ("model.rope_scaling={rope_type: llama3, factor: 2, original_max_position_embeddings: 64, low_freq_factor: 1, "
           "high_freq_factor: 4}",)
+RAMP = ("phases.1.objective={name: mlm, mask_ratio: {from: 0.3, to: 0.1}}",)
+SPANS = ("phases.1.objective={name: mlm, unit: span}",)
+MNTP = ("phases.1.objective={name: mntp}",)
+MNTP_RAMP = ("phases.1.objective={name: mntp, mask_ratio: {from: 0.3, to: 0.1}}",)
+TURNS = ("phases.1.objective={name: alternate, cycle: [{objective: clm, steps: 1}, {objective: mlm, steps: 2}]}",)
+PARTS = ("phases.1.objective={name: mixture, parts: [{objective: clm, weight: 1}, {objective: mlm, weight: 2}]}",)
 CUT = ("data.random_length={min: 8, max: 32}",)
 OWN = ("phases.1.schedule={name: wsd, warmup_steps: 1, decay_steps: 2, final_lr: 1.0e-5}",)
 MORE = ("phases.1.data.train=[{path: nowhere/text}, {path: nowhere/more}]",)
 MORE_CUT = ("phases.1.data.random_length={min: 8, max: 32}",)
-RAMP = ("phases.1.steps=12", "phases.1.batch.ramp={from: 2, tokens: 768}")
+GROWING = ("phases.1.steps=12", "phases.1.batch.ramp={from: 2, tokens: 768}")
 
 
 def scaled_later(*, kind: str) -> tuple[str]:
@@ -47,12 +54,24 @@ DECIDES = {
     "model.rope_scaling.low_freq_factor": ("2", LLAMA3), "model.rope_scaling.high_freq_factor": ("8", LLAMA3),
     "phases.1.objective(mlm).mask_ratio": "0.5", "phases.1.objective(mlm).random_fraction": (
         "0.1", ("phases.1.objective.mask_fraction=0.5",)), "phases.1.objective(mlm).mask_fraction": "0.5",
+    "phases.1.objective(mlm).mask_ratio.from": ("0.4", RAMP), "phases.1.objective(mlm).mask_ratio.to": ("0.2", RAMP),
+    "phases.1.objective(mlm).unit": "word", "phases.1.objective(mlm).mean_span": ("4", SPANS),
+    "phases.1.objective(mntp).mask_ratio": ("0.5", MNTP), "phases.1.objective(mntp).unit": ("word", MNTP),
+    "phases.1.objective(mntp).mask_ratio.from": ("0.4", MNTP_RAMP),
+    "phases.1.objective(mntp).mask_ratio.to": ("0.2", MNTP_RAMP),
+    "phases.1.objective(mntp).mask_fraction": ("0.5", MNTP),
+    "phases.1.objective(mntp).random_fraction": ("0.1", (*MNTP, "phases.1.objective.mask_fraction=0.5")),
+    "phases.1.objective(mntp).mean_span": ("4", (*MNTP, "phases.1.objective.unit=span")),
+    "phases.1.objective(alternate).cycle.0.steps": ("2", TURNS),
+    "phases.1.objective(alternate).cycle.0.objective": ("mdlm", TURNS),
+    "phases.1.objective(mixture).parts.0.weight": ("2", PARTS),
+    "phases.1.objective(mixture).parts.0.objective": ("mdlm", PARTS),
     "phases.0.steps": "7", "phases.1.optimizer_state": "reset", "phases.1.lr": "1e-4",
     "phases.1.data.train.0.weight": ("2", MORE), "phases.1.data.sequence_length": "32",
     "phases.1.data.isolate_documents": "false", "phases.1.data.random_length.min": ("9", MORE_CUT),
     "phases.1.data.random_length.max": ("33", MORE_CUT), "phases.1.rope_theta": "5000",
-    "phases.1.batch.global_size": "16", "phases.1.batch.ramp.from": ("4", RAMP),
-    "phases.1.batch.ramp.tokens": ("1536", RAMP),
+    "phases.1.batch.global_size": "16", "phases.1.batch.ramp.from": ("4", GROWING),
+    "phases.1.batch.ramp.tokens": ("1536", GROWING),
     "phases.1.rope_scaling.rope_type": ("yarn", ("phases.1.rope_scaling={rope_type: linear, factor: 2}",),
                                         ("phases.1.rope_scaling.original_max_position_embeddings=64",)),
     **{f"phases.1.rope_scaling.{key}": (value, scaled_later(kind="yarn")) for key, value in {
@@ -67,7 +86,8 @@ DECIDES = {
     "phases.1.schedule.warmup_tokens": ("1024", OWN, ("phases.1.schedule.warmup_steps=0",)),
     "phases.1.schedule.decay_tokens": ("1536", OWN, ("phases.1.schedule.decay_steps=0",)),
     "optimizer.lr": "1e-4", "optimizer.betas": "[0.9, 0.9]", "optimizer.eps": "1e-7", "optimizer.weight_decay": "0.2",
-    "optimizer.clip_grad": "0.5", "optimizer.name": "stable_adamw", "optimizer.no_decay": "[norms]",
+    "optimizer.clip_grad": "0.5", "optimizer.name": "stable_adamw",
+    "optimizer.no_decay.0": ("biases", ("optimizer.no_decay=[norms]",)),
     "schedule.name": "cosine", "schedule.warmup_steps": "3", "schedule.decay_steps": "4", "schedule.final_lr": "1e-4",
     "schedule.warmup_tokens": ("1536", (), ("schedule.warmup_steps=0",)), "schedule.final_fraction": "0.1",
     "schedule.decay_tokens": ("2048", (), ("schedule.decay_steps=0",)), "schedule.decay": "1-sqrt",
@@ -111,23 +131,28 @@ BY_CONTENT = {
 
 
 def keys_of(hint, where: str = "") -> list[str]:
-    """Every key that a config may have; items of lists as number 0, phases as 0 and 1."""
+    """Every key that a config may have; items of lists as number 0, phases as 0 and 1. An objective that is part of
+    another is one key: its settings are those of the same objective alone."""
     kinds = [kind for kind in typing.get_args(hint) if kind not in (type(None), bool)]
     if typing.get_origin(hint) in (types.UnionType, typing.Union) and len(kinds) == 1:
         return keys_of(kinds[0], where)
     if hint is Objective:
-        return [f"{where}({name}).{key}" for name, kind in OBJECTIVES.items() for key in kind.setting_names()]
+        return [where] if "(" in where else [key for name, kind in OBJECTIVES.items()
+                                             for key in keys_of(kind, f"{where}({name})")]
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return [where, *(key for kind in kinds if dataclasses.is_dataclass(kind) for key in keys_of(kind, where))]
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
         return [key for field in dataclasses.fields(hint) for key in keys_of(
             hints[field.name], f"{where}.{field.metadata.get('key', field.name)}".lstrip("."))]
-    return keys_of(kinds[0], f"{where}.0") if typing.get_origin(hint) is list else [where]
+    many = typing.get_origin(hint) is list or Ellipsis in kinds
+    return keys_of(kinds[0], f"{where}.0") if many else [where]
 
 
 def hashes(key: str, change) -> tuple[str, str]:
     """Before and after."""
     value, context, also = (*change, (), ())[:3] if isinstance(change, tuple) else (change, (), ())
-    key = key.replace("(mlm)", "")
+    key = re.sub(r"\(\w+\)", "", key)
     sources = tuple("fg"[: 2 if "more" in " ".join(context) else 1])
     base = timeline_of("precision.dtype=fp32", *context, fingerprints=sources)
     changed = timeline_of("precision.dtype=fp32", *context, f"{key}={value}", *also, fingerprints=sources)
@@ -151,3 +176,40 @@ def test_a_key_that_decides_changes_the_hash(key):
 def test_a_key_that_decides_nothing_does_not(key):
     before, after = hashes(key, DECIDES_NOTHING[key])
     assert before == after
+
+
+def test_what_came_later_is_in_no_history_that_does_not_use_it():
+    vocabulary = Vocabulary(20, frozenset({0}), 1)
+    found = Objective.from_yaml("mlm:0.3", "objective").identity(vocabulary, 3, 6)
+    assert found == {"name": "mlm", "mask_ratio": 0.3, "mask_fraction": 1.0, "random_fraction": 0.0,
+                     **vocabulary.identity}
+    stretch = timeline_of(*PARTS).stretches[1]
+    inside = stretch.identity({"nowhere/text": "f"}, vocabulary)["objective"]["parts"][1]["objective"]
+    assert inside == {"name": "mlm", "mask_ratio": 0.4, "mask_fraction": 1.0, "random_fraction": 0.0}
+
+
+@pytest.mark.parametrize("context, matters", [(RAMP, True), (TURNS, False), (PARTS, False), ((), False), (
+    ("phases.1.objective={name: alternate, cycle: [{objective: {name: mlm, mask_ratio: {from: 0.3, to: 0.1}}, "
+     "steps: 1}]}",), True)])
+def test_how_long_a_phase_is_matters_where_it_decides_a_ratio(context, matters):
+    flat = ("schedule={name: constant}", *context)
+    short, long = (history_hash(timeline_of(*flat, f"phases.1.steps={steps}").history(8)) for steps in (6, 7))
+    assert (short != long) == matters
+
+
+@pytest.mark.parametrize("context", [RAMP, TURNS])
+def test_a_stretch_that_begins_inside_a_phase_is_none_that_begins_a_phase(context):
+    stretch = timeline_of(*context).stretches[1]
+    cut = dataclasses.replace(stretch, start=stretch.start + 2)
+    whole = dataclasses.replace(cut, phase_start=cut.start)
+    vocabulary = Vocabulary(20, frozenset({0}), 1)
+    assert cut.identity({"nowhere/text": "f"}, vocabulary) != whole.identity({"nowhere/text": "f"}, vocabulary)
+
+
+def test_word_starts_are_part_of_the_history_of_what_keeps_to_words():
+    plain, other = (Vocabulary(20, frozenset({0}), 1, frozenset(starts)) for starts in ({2, 3}, {2, 4}))
+    for context, matters in ((), False), ({"unit": "word"}, True):
+        objective = Objective.from_yaml({"name": "mlm", **dict(context)}, "objective")
+        assert (objective.identity(plain) != objective.identity(other)) == matters
+        mixture = Objective.from_yaml({"name": "mixture", "parts": [{"objective": objective.to_yaml()}]}, "objective")
+        assert (mixture.identity(plain) != mixture.identity(other)) == matters
