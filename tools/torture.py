@@ -2,9 +2,10 @@
 
     python tools/torture.py --kills 100 --seed 1
 
-A two-phase job (CLM, then MLM) of a tiny trunk runs on two gloo ranks. It is killed with SIGKILL and started again
-until it is done; then the next job begins, until there were enough kills. At each end its checkpoint's tensors and
-all of its train, eval and phase lines must be those of a job that nobody touched, to the last bit.
+A job of five phases that change all that a phase may change (objective, data, window length, rotary base, batch,
+learning rate, optimizer state, what is frozen) trains a tiny trunk on two gloo ranks. It is killed with SIGKILL and
+started again until it is done; then the next job begins, until there were enough kills. At each end its checkpoint's
+tensors and all of its train, eval and phase lines must be those of a job that nobody touched, to the last bit.
 
     1. `baseline`      the job that nobody touches
     2. `Attempt`       one launch, from start to kill or end; ranks and launcher are real processes
@@ -35,16 +36,39 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-BOUNDARY, STEPS = 24, 48
+BOUNDARIES, STEPS = (12, 22, 30, 40), 48
 CONFIG = """
 run: {{dir: RUN, seed: 3, hang_timeout: 60}}
 tokenizer: {{path: {root}/tokenizer}}
 data: {{train: [{{path: {root}/text}}], validation: [{{path: {root}/text.validation}}], sequence_length: 64}}
 model: {{num_layers: 2, hidden_size: 64, ffn_hidden_size: 128, num_attention_heads: 4, num_query_groups: 2}}
 phases:
-  - {{name: causal, objective: clm, steps: {boundary}}}
-  - {{name: masked, objective: {{name: mlm, mask_ratio: 0.3}}, steps: {left}}}
-optimizer: {{lr: 5.0e-3}}
+  - {{name: causal, objective: clm, steps: 12, batch: {{ramp: {{from: 4, tokens: 2048}}}}}}
+  - name: masked
+    objective: {{name: mlm, mask_ratio: {{from: 0.4, to: 0.2}}, unit: span}}
+    steps: 10
+    lr: 3.0e-3
+    data: {{train: [{{path: {root}/text, weight: 3}}, {{path: {root}/text.validation}}]}}
+  - name: long
+    objective: mntp
+    steps: 8
+    data: {{sequence_length: 128}}
+    batch: {{global_size: 4, micro_size: 1}}
+    rope_theta: 40000
+    schedule: {{name: wsd, warmup_steps: 1, decay_steps: 3, decay: 1-sqrt, final_fraction: 0.5}}
+  - name: mixed
+    objective: {{name: mixture, parts: [{{objective: mlm, weight: 3}}, {{objective: clm, weight: 1}}]}}
+    steps: 10
+    optimizer_state: reset
+    freeze: [embeddings, layers 0]
+    data: {{train: [{{path: {root}/text.validation}}], random_length: {{min: 8, max: 50}}}}
+    batch: {{global_size: 8, micro_size: 2}}
+  - name: diffusion
+    objective: {{name: alternate, cycle: [{{objective: mdlm, steps: 1}}, {{objective: clm, steps: 1}}]}}
+    steps: 8
+    freeze: []
+    data: {{train: [{{path: {root}/text}}], sequence_length: 64, random_length: false}}
+optimizer: {{lr: 5.0e-3, name: stable_adamw, no_decay: [norms, embeddings]}}
 schedule: {{name: wsd, warmup_steps: 4, decay_steps: 8}}
 batch: {{global_size: 8, micro_size: 2}}
 precision: {{dtype: fp32}}
@@ -71,7 +95,7 @@ def workspace(root: Path) -> Path:
                     "--output", root / "text", "--workers", "1"], check=True, stdout=subprocess.DEVNULL,
                    cwd=Path(__file__).resolve().parent.parent)
     config = root / "config.yaml"
-    config.write_text(CONFIG.format(root=root, boundary=BOUNDARY, left=STEPS - BOUNDARY))
+    config.write_text(CONFIG.format(root=root))
     return config
 
 
@@ -169,8 +193,8 @@ def strike(attempt: Attempt, draw: random.Random) -> tuple[str, str]:
     if aim == "save":
         attempt.wait(lambda: is_saving(run))
         time.sleep(draw.uniform(0, 0.03))
-    elif aim == "boundary" and before <= BOUNDARY:
-        target = BOUNDARY + draw.choice((-1, 0, 1))
+    elif aim == "boundary" and before <= BOUNDARIES[-1]:
+        target = draw.choice([one for one in BOUNDARIES if one >= before]) + draw.choice((-1, 0, 1))
         attempt.wait(lambda: train_lines(run) >= max(target, 1))
         time.sleep(draw.uniform(0, 0.03))
     elif aim == "start":
@@ -191,7 +215,7 @@ def strike(attempt: Attempt, draw: random.Random) -> tuple[str, str]:
 def place(attempt: Attempt) -> str:
     """Where the job was when it was killed, by what is on disk."""
     lines = train_lines(attempt.run)
-    near = abs(lines - BOUNDARY) <= 1  # within a step
+    near = min(abs(lines - one) for one in BOUNDARIES) <= 1  # within a step
     if is_saving(attempt.run):
         return "in a save there" if near else "in a save"
     if near:
@@ -263,8 +287,8 @@ def _print(hits: Counter, jobs: int, launches: int, wrong: list[str]) -> None:
         row = [sum(count for (where, whom), count in hits.items() if where == place and victim in (whom, None))
                for place in PLACES[:-1]]
         print(f"{victim or 'together':<20}" + "".join(f"{count:>19}" for count in row) + f"{sum(row):>10}")
-    print(f"{sum(hits.values())} kills in {launches} launches of {jobs} jobs of {STEPS} steps, the objective switching "
-          f"after step {BOUNDARY}")
+    print(f"{sum(hits.values())} kills in {launches} launches of {jobs} jobs of {STEPS} steps, the phases changing "
+          f"after the steps {', '.join(map(str, BOUNDARIES))}")
     for line in wrong[:20]:
         print(f"DIFFERENT: {line}")
     verdict = "NOT identical to" if wrong else "identical, bit for bit, to those of"

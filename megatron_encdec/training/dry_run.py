@@ -51,12 +51,12 @@ def describe(config: Config, ranks: int, fallback: bool = False) -> str:
 
 def _phases(config: Config, stretches: list[Stretch]) -> list[str]:
     """Each phase, and below it what it changes."""
-    lines = ["phase                  objective   steps                    tokens"]
+    lines = ["phase                  objective                        steps                    tokens"]
     before = _changeable(config.data, config.batch.global_size, config.optimizer.lr, None, config)
     for parts in by_phase(stretches):
         first, last = parts[0], parts[-1]
         steps, tokens = f"{first.start + 1}..{last.end}", tokens_between(parts, 0, last.end)
-        lines.append(f"{first.name:<22} {first.objective.label():<11} {steps:<18} {tokens:>12,}")
+        lines.append(f"{first.name:<22} {first.objective.label():<32} {steps:<18} {tokens:>12,}")
         now = _changeable(last.data, last.batch_size, last.optimizer.lr, last.rope, config)
         changes = differences(before, now)
         if len(parts) > 1:
