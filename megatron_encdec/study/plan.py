@@ -191,9 +191,12 @@ def drawn(tree: Tree, trunk_first: bool = False) -> Iterator[tuple[Branch, int]]
 
 def _flops(branch: Branch) -> float:
     """At most: every token labelled, attention over whole windows."""
-    config = branch.recipe.config
-    pairs = whole_pairs(branch.tokens, config.data.sequence_length, "bidirectional")
-    return training_flops(config.model, branch.tokens, pairs, branch.tokens)
+    total = 0.0
+    for one in branch.stretches:
+        tokens = (min(one.end, branch.end) - max(one.start, branch.start)) * one.tokens_per_step
+        pairs = whole_pairs(tokens, one.data.sequence_length, "bidirectional")
+        total += training_flops(branch.recipe.config.model, tokens, pairs, tokens, one.freeze)
+    return total
 
 
 def _checkpoint_bytes(branch: Branch) -> int:

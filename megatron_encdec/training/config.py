@@ -13,6 +13,7 @@ from megatron_encdec.engine.config import (
     ScheduleSettings,
 )
 from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.parts import Frozen
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.precision import PrecisionSettings
 from megatron_encdec.objectives.base import Objective
@@ -72,6 +73,7 @@ class PhaseSettings:
     """One phase: an objective for some of the run. Exactly one of steps, tokens, fraction gives its length.
 
     lr: the peak learning rate from here on, until a later phase gives another. schedule: of this phase alone.
+    freeze: what is not trained from here on, until a later phase gives another list (`Frozen`; [] frees all).
     """
 
     name: str
@@ -82,6 +84,7 @@ class PhaseSettings:
     optimizer_state: Literal["carry", "reset"] = "carry"
     lr: float | None = None
     schedule: ScheduleSettings | None = None
+    freeze: tuple[str, ...] | None = None
 
     def __post_init__(self):
         given = [name for name in ("steps", "tokens", "fraction") if getattr(self, name) is not None]
@@ -91,6 +94,10 @@ class PhaseSettings:
         schema.above(self, 0, *given, "lr")
         if self.fraction is not None and self.fraction > 1:
             raise ValueError(f"fraction: {self.fraction} is more than the whole run")
+        try:
+            Frozen.parse(self.freeze or ())
+        except ValueError as error:
+            raise ValueError(f"freeze: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ def _phases(stretches: list[Stretch]) -> list[str]:
     lines = ["phase                  objective   steps                    tokens"]
     for stretch in stretches:
         steps, tokens = f"{stretch.start + 1}..{stretch.end}", stretch.steps * stretch.tokens_per_step
-        lines.append(f"{stretch.name:<22} {stretch.objective.name:<11} {steps:<18} {tokens:>12,}")
+        frozen = f"  frozen: {', '.join(stretch.freeze.words)}" if stretch.freeze else ""
+        lines.append(f"{stretch.name:<22} {stretch.objective.name:<11} {steps:<18} {tokens:>12,}{frozen}")
     return lines
 
 
@@ -56,12 +57,14 @@ def _estimates(config: Config, stretches: list[Stretch], data_size: int, train: 
     model, length = config.model, config.data.sequence_length
     total = sum(stretch.steps * stretch.tokens_per_step for stretch in stretches)
     epochs = f" = {total / (train.len_windows * length):.2f} epochs of the training data" if train else ""
-    pairs = whole_pairs(total, length, "bidirectional")
+    each = [(tokens := stretch.steps * stretch.tokens_per_step,
+             whole_pairs(tokens, stretch.data.sequence_length, "bidirectional"), tokens, stretch.freeze)
+            for stretch in stretches]
     mine = model.parameter_count() / (config.parallel.tensor * config.parallel.pipeline)
     weights, moments = (6, 12 / data_size) if config.precision.dtype == "bf16" else (8, 12 / data_size)
     return [
         f"parameters   {model.parameter_count():,} ({model.parameter_count(with_head=False):,} without the head)",
         f"tokens       {total:,}{epochs}",
-        f"compute      {training_flops(model, total, pairs, total):.3g} FLOP at most",
+        f"compute      {sum(training_flops(model, *one) for one in each):.3g} FLOP at most",
         f"memory       {mine * (weights + moments) / 2**30:.2f} GiB a rank for weights, gradients and optimizer; "
         "activations come on top"]

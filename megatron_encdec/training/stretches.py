@@ -15,6 +15,7 @@ import numpy as np
 
 from megatron_encdec.data.config import DataConfig
 from megatron_encdec.engine.config import OptimizerSettings, ScheduleSettings, learning_rate, learning_rates
+from megatron_encdec.model.parts import Frozen
 from megatron_encdec.objectives.base import Objective, Vocabulary
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
@@ -44,6 +45,7 @@ class Stretch:
     schedule_start: int
     schedule_steps: int
     precision: dict[str, Any]
+    freeze: Frozen = Frozen()
 
     @property
     def steps(self) -> int:
@@ -81,7 +83,8 @@ class Stretch:
             "data": {"sources": [{"fingerprint": fingerprint, "weight": source.weight} for fingerprint, source
                                  in zip(fingerprints, self.data.train, strict=True)],
                      **{key: data[key] for key in ("seed", "sequence_length", "isolate_documents", "random_length")}},
-            "batch_global_size": self.batch_size, "optimizer": self.optimizer.identity(), "precision": self.precision}
+            "batch_global_size": self.batch_size, "optimizer": self.optimizer.identity(), "precision": self.precision,
+            **({"freeze": self.freeze.words} if self.freeze else {})}
 
 
 def lay_out(config: Config) -> list[Stretch]:
@@ -102,9 +105,12 @@ def lay_out(config: Config) -> list[Stretch]:
                         "steps; change the phases or run.total")
     pieces = [(end - start, tokens_step) for start, end in zip(ends, ends[1:], strict=False)]
     schedule = _in_steps("schedule", config.schedule, pieces)
-    stretches, optimizer = [], config.optimizer
+    stretches, optimizer, freeze = [], config.optimizer, Frozen()
     for index, (settings, start, end) in enumerate(zip(config.phases, ends, ends[1:], strict=False)):
         optimizer = replace(optimizer, lr=settings.lr or optimizer.lr)
+        if settings.freeze is not None:
+            freeze = Frozen.parse(settings.freeze)
+            freeze.check(config.model.num_layers, config.model.tied_embeddings, f"phases.{index}.freeze")
         own = schedule, 0, ends[-1]
         if settings.schedule is not None:
             own = (_in_steps(f"phases.{index}.schedule", settings.schedule, pieces[index:index + 1]), start,
@@ -112,7 +118,7 @@ def lay_out(config: Config) -> list[Stretch]:
         stretches.append(Stretch(
             index, settings.name, start, end, start, end - start, start * config.batch.global_size, settings.objective,
             settings.optimizer_state, config.data, config.batch.global_size, optimizer, *own,
-            config.precision.identity()))
+            config.precision.identity(), freeze))
     return stretches
 
 

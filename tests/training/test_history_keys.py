@@ -38,6 +38,7 @@ DECIDES = {
     "phases.1.objective(mlm).mask_ratio": "0.5", "phases.1.objective(mlm).random_fraction": (
         "0.1", ("phases.1.objective.mask_fraction=0.5",)), "phases.1.objective(mlm).mask_fraction": "0.5",
     "phases.0.steps": "7", "phases.1.optimizer_state": "reset", "phases.1.lr": "1e-4",
+    "phases.1.freeze": "[embeddings]",
     "phases.1.schedule.name": ("constant", ("phases.1.schedule={name: wsd, decay_steps: 2}",)),
     "phases.1.schedule.warmup_steps": ("2", OWN), "phases.1.schedule.decay_steps": ("3", OWN),
     "phases.1.schedule.final_lr": ("1e-4", OWN), "phases.1.schedule.decay": ("1-sqrt", OWN),
