@@ -3,7 +3,8 @@
     1. `wrap(trunk)`              gradient buffers, reduction over data-parallel ranks (fp32); `whole_parameters`
     2. `build_optimizer(ddp)`     AdamW (or stable_adamw.py) with fp32 masters split over data-parallel ranks
     3. `set_learning_rate`, `gradient_norm`, `update`; `nonfinite_gradients` where no update is made
-    4. `local_states`, `update_count`, `set_update_count`, `reset_moments`     the state, in place
+    4. `freeze(...)`              which parameters stay as they are
+    5. `local_states`, `update_count`, `set_update_count`, `reset_moments`     the state, in place
 
 Without Transformer Engine or Apex the inner optimizer is torch's AdamW, whose `step` lives with each parameter;
 megatron.core expects it in the parameter group. Both have their state from the start.
@@ -16,7 +17,7 @@ import torch
 
 from megatron_encdec.engine.config import OptimizerSettings
 from megatron_encdec.engine.stable_adamw import StableAdamW
-from megatron_encdec.model.parts import places
+from megatron_encdec.model.parts import Frozen, places
 from megatron_encdec.model.trunk import Trunk
 from megatron_encdec.platform import megatron as mcore
 
@@ -56,6 +57,7 @@ def build_optimizer(ddp: torch.nn.Module, settings: OptimizerSettings):
         _begin(part.optimizer)
     if settings.name == "stable_adamw":
         _stabilise(optimizer, mcore.unwrap_model(ddp))
+    optimizer.frozen, optimizer.frozen_shards = Frozen(), []
     ddp.config.grad_scale_func = optimizer.scale_loss
     return optimizer
 
@@ -74,6 +76,22 @@ def _begin(adam: torch.optim.Optimizer) -> None:
             if is_torch:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             adam.state[parameter] = state
+
+
+def freeze(ddp: torch.nn.Module, optimizer, frozen: Frozen) -> None:
+    """From now on `frozen`, and nothing else, stays as it is: weights, fp32 masters and moments, to the bit. Its
+    gradients are no part of the norm; they are not computed either, but for overlap_gradients, where a bucket is
+    reduced when all of its gradients are there. The update count goes on for all."""
+    if optimizer.frozen == frozen:
+        return
+    trunk, states = mcore.unwrap_model(ddp), local_states(optimizer)
+    optimizer.frozen, optimizer.frozen_shards = frozen, []
+    for place in places(trunk):
+        held = frozen.holds(place, trunk.model.num_layers)
+        if not ddp.ddp_config.overlap_grad_reduce:
+            place.parameter.requires_grad_(not held)
+        if held and (state := states[place.parameter]) is not None:
+            optimizer.frozen_shards.append(state.tensors["param"])
 
 
 def _stabilise(optimizer, trunk: Trunk) -> None:
@@ -150,6 +168,8 @@ def reset_moments(optimizer) -> None:
 def gradient_norm(optimizer) -> float:
     """The norm of the reduced gradients, which `update` takes over; the first part of megatron.core's `step`."""
     optimizer.prepare_grads()
+    for shard in optimizer.frozen_shards:
+        shard.grad = None
     return float(optimizer.get_grad_norm())
 
 

@@ -30,7 +30,7 @@ from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.source_files import copy_tokenizer_files, read_object
 from megatron_encdec.interop.tokenizer_files import about_empty_texts, bos_id, write_tokenizer
-from megatron_encdec.model.config import training_flops, whole_pairs
+from megatron_encdec.model.config import spared_flops, training_flops, whole_pairs
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import fsync_tree, replace_durably, write_json_atomic
 from megatron_encdec.training.stretches import by_phase, tokens_between
@@ -90,18 +90,23 @@ def _goes_back(source: Source, target: Target) -> bool:
 
 def _about(source: Source) -> dict:
     """What the run did up to there, for studies: its phases, of `total` steps planned; counters; FLOPs with attention
-    over whole windows. A phase is `decayed` where its learning rate ended below half of the peak."""
-    state, config, phases, pairs = source.state, source.config, [], 0.0
+    over whole windows, and where a part was frozen the targets spread evenly. A phase is `decayed` where its learning
+    rate ended below half of the peak."""
+    state, config, phases, pairs, spared = source.state, source.config, [], 0.0, 0.0
     for parts in by_phase(source.done):
         one, end = parts[-1], min(parts[-1].end, state.step)
         phases.append({"name": one.objective.short_name(), "objective": one.objective.to_yaml(),
                        "start": one.phase_start, "end": end,
                        "decayed": one.learning_rate(end) < 0.5 * one.optimizer.lr})
-        pairs += sum(whole_pairs(share * tokens_between(parts, 0, end), one.data.sequence_length, part.attention)
-                     for share, part in one.objective.shares())
+        tokens = tokens_between(parts, 0, end)
+        its_pairs = sum(whole_pairs(share * tokens, one.data.sequence_length, part.attention)
+                        for share, part in one.objective.shares())
+        pairs += its_pairs
+        spared += spared_flops(config.model, tokens, its_pairs, state.targets * tokens / state.tokens, one.freeze)
+    flops = training_flops(config.model, state.tokens, pairs, state.targets) - spared
     return {"size": config.model.preset, "seed": config.run.seed, "parameters": config.model.parameter_count(),
             "phases": phases, "total": config.run.total.steps, "samples": state.samples, "tokens": state.tokens,
-            "targets": state.targets, "flops": training_flops(config.model, state.tokens, pairs, state.targets)}
+            "targets": state.targets, "flops": flops}
 
 
 def _is_there(out: Path, record: dict, force: bool) -> bool:

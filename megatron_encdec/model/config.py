@@ -5,7 +5,8 @@ FLOPs are what the mathematics needs, whatever the implementation repeats or was
     matrices    2 per parameter and token, the embedding's look-up not counted
     head        2 * H * V for each labelled position only
     attention   4 * D * heads per pair of positions that may see each other, within segments; causal counts half
-    backward    twice the forward
+    backward    twice the forward: the gradient of what went in, and that of the weight
+    frozen      no gradient of a frozen weight, and none at all below the lowest weight that is trained
 
 Recomputed activations, masked-out pairs that a kernel computes anyway, padded columns of the vocabulary, norms, softmax
 and the optimizer are not counted. tests/model/test_flops.py holds this against torch's own counter.
@@ -19,6 +20,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from megatron_encdec.model.parts import Frozen
 from megatron_encdec.model.rope import RopeScaling
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.device import device_type
@@ -173,8 +175,26 @@ def whole_pairs(tokens: float, sequence_length: int, attention: str) -> float:
     return attended_pairs(np.array([0, sequence_length]), attention) * tokens / sequence_length
 
 
-def training_flops(model: ModelConfig, tokens: float, pairs: float, targets: float) -> float:
+def training_flops(model: ModelConfig, tokens: float, pairs: float, targets: float,
+                   frozen: Frozen | None = None) -> float:
     """FLOPs of forward and backward for `tokens` inputs that attend to `pairs` and `targets` labelled positions."""
-    layer = 2 * model.parameters_per_layer * tokens + 4 * model.head_dim * model.num_attention_heads * pairs
-    head = 2 * model.hidden_size * model.vocabulary_size * targets
-    return 3 * (model.num_layers * layer + head)  # forward, and backward at twice its cost
+    matrices, attention, head = _forward_flops(model, tokens, pairs, targets)
+    whole = 3 * (model.num_layers * (matrices + attention) + head)  # forward, and backward at twice its cost
+    return whole - spared_flops(model, tokens, pairs, targets, frozen) if frozen else whole
+
+
+def _forward_flops(model: ModelConfig, tokens: float, pairs: float, targets: float) -> tuple[float, float, float]:
+    """Of a layer's matrices, a layer's attention, the head."""
+    return (2 * model.parameters_per_layer * tokens, 4 * model.head_dim * model.num_attention_heads * pairs,
+            2 * model.hidden_size * model.vocabulary_size * targets)
+
+
+def spared_flops(model: ModelConfig, tokens: float, pairs: float, targets: float, frozen: Frozen) -> float:
+    """Those of the backward pass that a frozen part makes needless. The lowest layer that is trained counts whole."""
+    matrices, attention, head = _forward_flops(model, tokens, pairs, targets)
+    spared, trained_below = 0.0, not frozen.embeddings
+    for layer in range(model.num_layers):
+        trained_below |= layer not in frozen.layers
+        spared += matrices * (layer in frozen.layers) + (matrices + 2 * attention) * (not trained_below)
+    held = frozen.embeddings if model.tied_embeddings else frozen.head
+    return spared + head * (held + (not trained_below))

@@ -66,7 +66,7 @@ def linear_cross_entropy(hidden_NH: torch.Tensor, weight_VH: torch.Tensor, label
     compile_: torch.compile fuses the passes over them. weights_N: of each loss in the sum (None: 1), not in the
     losses [N]. The gradient of `hidden_NH` is that of this rank's columns."""
     rows = chunk or chunk_rows(weight_VH.shape[0], weight_VH.device.type)
-    wanted = torch.is_grad_enabled() and (hidden_NH.requires_grad or weight_VH.requires_grad)
+    wanted = tuple(torch.is_grad_enabled() and one.requires_grad for one in (hidden_NH, weight_VH))
     return _LinearCrossEntropy.apply(hidden_NH, weight_VH, labels_N, vocabulary_size, group, rows, compile_, wanted,
                                      weights_N)
 
@@ -81,32 +81,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
         precision = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
         losses_N = torch.empty(len(labels_N), dtype=precision, device=hidden_NH.device)
         single = 0 < len(labels_N) <= rows  # else the weight's gradient is a sum over chunks, in fp32 or more
-        if wanted:
-            hidden_gradient_NH = torch.empty_like(hidden_NH)
-            weight_gradient_VH = None if single else torch.zeros_like(weight_VH, dtype=precision)
+        of_hidden, of_weight = wanted
+        hidden_gradient_NH = torch.empty_like(hidden_NH) if of_hidden else None
+        weight_gradient_VH = torch.zeros_like(weight_VH, dtype=precision) if of_weight and not single else None
         for start in range(0, len(labels_N), rows):
             hidden_CH = hidden_NH[start : start + rows]
             local_C = labels_N[start : start + rows] - first
             here_C = (local_C >= 0) & (local_C < real)
             losses_N[start : start + rows], gradient = chunk_of(
                 hidden_CH @ weight_VH.T, local_C.masked_fill(~here_C, 0), here_C, real, group)
-            if wanted:
-                gradient_CV = gradient(None if weights_N is None else weights_N[start : start + rows])
+            weights_C = None if weights_N is None else weights_N[start : start + rows]
+            gradient_CV = gradient(weights_C) if any(wanted) else None
+            if of_hidden:
                 torch.mm(gradient_CV, weight_VH, out=hidden_gradient_NH[start : start + rows])
-                if single:
-                    weight_gradient_VH = gradient_CV.T @ hidden_CH
-                else:
-                    _add_product(weight_gradient_VH, gradient_CV.T, hidden_CH)
-            del gradient  # and the logits in it
-        if wanted:
-            context.save_for_backward(hidden_gradient_NH, weight_gradient_VH.to(weight_VH.dtype))
+            if of_weight and single:
+                weight_gradient_VH = gradient_CV.T @ hidden_CH
+            elif of_weight:
+                _add_product(weight_gradient_VH, gradient_CV.T, hidden_CH)
+            del gradient, gradient_CV  # and the logits in them
+        context.save_for_backward(hidden_gradient_NH, weight_gradient_VH.to(weight_VH.dtype) if of_weight else None)
         context.mark_non_differentiable(losses_N)
         return (losses_N if weights_N is None else losses_N * weights_N).sum(), losses_N
 
     @staticmethod
     def backward(context, scale, _losses):
-        hidden_gradient_NH, weight_gradient_VH = context.saved_tensors  # made for this call: used once, in place
-        return (hidden_gradient_NH.mul_(scale), weight_gradient_VH.mul_(scale), *(None,) * 7)
+        # made for this call: used once, in place
+        return (*(None if one is None else one.mul_(scale) for one in context.saved_tensors), *(None,) * 7)
 
 
 def _chunk(logits_CV, label_C, here_C, real: int, group):

@@ -4,10 +4,13 @@ Names are those of the whole model, whichever pipeline stage holds a parameter; 
 the first and the last stage both hold the table.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from megatron_encdec.platform.errors import UserError
 
 _EMBEDDINGS, _HEAD, _LAYERS = "embedding.word_embeddings.weight", "output_layer.weight", "decoder.layers."
 
@@ -28,6 +31,61 @@ class Place:
         if self.name.endswith(".bias"):
             return "biases"
         return "norms" if self.parameter.dim() == 1 else "matrices"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What of a trunk stays as it is: the embeddings, layers by their numbers from 0, the head (the output matrix).
+    The final norm goes with the last layer; a head that is tied to the embeddings goes with them."""
+
+    embeddings: bool = False
+    head: bool = False
+    layers: frozenset[int] = frozenset()
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> "Frozen":
+        """From `[embeddings, layers 0-7, layers 9, head]`; `ValueError` for other words."""
+        layers: set[int] = set()
+        for word in words:
+            if word in ("embeddings", "head"):
+                continue
+            found = re.fullmatch(r"layers (\d{1,5})(?:-(\d{1,5}))?", word)
+            if found is None or found[2] and int(found[2]) < int(found[1]):
+                raise ValueError(f"{word!r} is not one of embeddings, head, layers A-B, layers N")
+            layers |= set(range(int(found[1]), int(found[2] or found[1]) + 1))
+        return cls("embeddings" in words, "head" in words, frozenset(layers))
+
+    def __bool__(self) -> bool:
+        return self != Frozen()
+
+    @property
+    def words(self) -> list[str]:
+        """The one way to write it."""
+        ranges: list[list[int]] = []
+        for layer in sorted(self.layers):
+            if ranges and ranges[-1][1] == layer - 1:
+                ranges[-1][1] = layer
+            else:
+                ranges.append([layer, layer])
+        layers = [f"layers {first}" + (f"-{last}" if last > first else "") for first, last in ranges]
+        return ["embeddings"] * self.embeddings + layers + ["head"] * self.head
+
+    def check(self, num_layers: int, tied: bool, where: str) -> None:
+        """Refuse, under the key `where`, what a trunk of so many layers does not have, and to freeze all of it."""
+        if beyond := [layer for layer in sorted(self.layers) if layer >= num_layers]:
+            raise UserError(f"{where}: there is no layer {beyond[0]}; the trunk has the layers 0-{num_layers - 1}")
+        if self.head and tied:
+            raise UserError(f"{where}: head: model.tied_embeddings makes the head the embeddings' table; give "
+                            "embeddings, which freezes both")
+        if self.embeddings and (self.head or tied) and len(self.layers) == num_layers:
+            raise UserError(f"{where}: {', '.join(self.words)} is the whole trunk, nothing is left to train; leave a "
+                            "part out")
+
+    def holds(self, place: Place, num_layers: int) -> bool:
+        """Whether the parameter is frozen."""
+        if place.kind in ("embeddings", "head"):
+            return self.embeddings if place.kind == "embeddings" else self.head
+        return (num_layers - 1 if place.layer is None else place.layer) in self.layers
 
 
 def places(trunk: torch.nn.Module) -> Iterator[Place]:

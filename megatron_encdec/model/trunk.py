@@ -48,6 +48,8 @@ class Trunk(mcore.GPTModel):
             pre_process=topology.first_stage, post_process=topology.last_stage,
             share_embeddings_and_output_weights=model.tied_embeddings, position_embedding_type="none")
         self.model = model
+        # a stage without anything to train still passes a backward, and recomputation looks at its input alone
+        self._passes_gradients = topology.pipeline > 1 or config.recompute_granularity is not None
         self._rope, self._angles = Rope(model.rope_theta, model.rope_scaling), {}
         if self.post_process:
             Head.adopt(self.output_layer, performance.head_chunk, bool(performance.compile))
@@ -86,6 +88,8 @@ class Trunk(mcore.GPTModel):
         if self.pre_process:
             ids = inputs_BS.reshape(1, -1) if self.packed else inputs_BS
             hidden = self.embedding(input_ids=ids, position_ids=None)
+            if self._passes_gradients and torch.is_grad_enabled():
+                hidden.requires_grad_()  # also where the embeddings are frozen
         return self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=context)
 
     def logits(self, hidden: torch.Tensor, positions_N: torch.Tensor, windows: int) -> torch.Tensor:

@@ -15,6 +15,8 @@ from megatron_encdec.platform.optional import keep_out_unusable
 
 # torch renames collectives faster than mcore follows
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
+# a frozen shard of an fp32 parameter is a view without a gradient
+warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf Tensor")
 if device_type() == "cpu":
     cpu_backend.install()
     # Without a GPU mcore warns about missing Apex, TE and fused kernels at import: `doctor` says it better.

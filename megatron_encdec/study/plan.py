@@ -192,9 +192,12 @@ def drawn(tree: Tree, trunk_first: bool = False) -> Iterator[tuple[Branch, int]]
 
 def _flops(branch: Branch) -> float:
     """At most: every token labelled, attention over whole windows."""
-    pairs = sum(whole_pairs(tokens_between([one], branch.start, branch.end), one.data.sequence_length, "bidirectional")
-                for one in branch.stretches)
-    return training_flops(branch.recipe.config.model, branch.tokens, pairs, branch.tokens)
+    total = 0.0
+    for one in branch.stretches:
+        tokens = tokens_between([one], branch.start, branch.end)
+        pairs = whole_pairs(tokens, one.data.sequence_length, "bidirectional")
+        total += training_flops(branch.recipe.config.model, tokens, pairs, tokens, one.freeze)
+    return total
 
 
 def _objectives(branch: Branch) -> list[str]:

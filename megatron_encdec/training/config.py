@@ -14,6 +14,7 @@ from megatron_encdec.engine.config import (
     ScheduleSettings,
 )
 from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.parts import Frozen
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.precision import PrecisionSettings
 from megatron_encdec.model.rope import RopeScaling
@@ -73,8 +74,9 @@ class RunSettings:
 class PhaseSettings:
     """One phase: an objective for some of the run. Exactly one of steps, tokens, fraction gives its length.
 
-    data, rope_theta, rope_scaling (false: none), the sizes of batch, lr (the peak learning rate): from here on, until a
-    later phase gives others. batch.ramp, schedule, optimizer_state: of this phase alone.
+    data, rope_theta, rope_scaling (false: none), the sizes of batch, lr (the peak learning rate), freeze (what is not
+    trained: `Frozen`; [] frees all): from here on, until a later phase gives others. batch.ramp, schedule,
+    optimizer_state: of this phase alone.
     """
 
     name: str
@@ -89,6 +91,7 @@ class PhaseSettings:
     batch: BatchChange | None = None
     lr: float | None = None
     schedule: ScheduleSettings | None = None
+    freeze: tuple[str, ...] | None = None
 
     def __post_init__(self):
         given = [name for name in ("steps", "tokens", "fraction") if getattr(self, name) is not None]
@@ -100,6 +103,10 @@ class PhaseSettings:
             raise ValueError("rope_scaling: true says nothing; give {rope_type, factor, ...}, or false for none")
         if self.fraction is not None and self.fraction > 1:
             raise ValueError(f"fraction: {self.fraction} is more than the whole run")
+        try:
+            Frozen.parse(self.freeze or ())
+        except ValueError as error:
+            raise ValueError(f"freeze: {error}") from None
 
 
 @dataclass(frozen=True)

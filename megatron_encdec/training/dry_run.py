@@ -5,6 +5,7 @@ from dataclasses import replace
 from megatron_encdec.data.config import DataConfig
 from megatron_encdec.data.training_data import TrainingData
 from megatron_encdec.model.config import training_flops, whole_pairs
+from megatron_encdec.model.parts import Frozen
 from megatron_encdec.model.rope import Rope
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.distributed import check_parallel_sizes
@@ -52,12 +53,12 @@ def describe(config: Config, ranks: int, fallback: bool = False) -> str:
 def _phases(config: Config, stretches: list[Stretch]) -> list[str]:
     """Each phase, and below it what it changes."""
     lines = ["phase                  objective                        steps                    tokens"]
-    before = _changeable(config.data, config.batch.global_size, config.optimizer.lr, None, config)
+    before = _changeable(config, config.data, config.batch.global_size, config.optimizer.lr, None, Frozen())
     for parts in by_phase(stretches):
         first, last = parts[0], parts[-1]
         steps, tokens = f"{first.start + 1}..{last.end}", tokens_between(parts, 0, last.end)
         lines.append(f"{first.name:<22} {first.objective.label():<32} {steps:<18} {tokens:>12,}")
-        now = _changeable(last.data, last.batch_size, last.optimizer.lr, last.rope, config)
+        now = _changeable(config, last.data, last.batch_size, last.optimizer.lr, last.rope, last.freeze)
         changes = differences(before, now)
         if len(parts) > 1:
             changes.append(f"batch.ramp: {first.batch_size} -> {last.batch_size} windows in {len(parts)} sizes, the "
@@ -71,13 +72,14 @@ def _phases(config: Config, stretches: list[Stretch]) -> list[str]:
     return lines
 
 
-def _changeable(data: DataConfig, batch_size: int, lr: float, rope: Rope | None, config: Config) -> dict:
+def _changeable(config: Config, data: DataConfig, batch_size: int, lr: float, rope: Rope | None,
+                frozen: Frozen) -> dict:
     """What a phase may change, by key."""
     rope = rope or Rope(config.model.rope_theta, config.model.rope_scaling)
     shown = {key: value for key, value in schema.to_dict(data).items() if key not in ("train", "validation", "seed")}
     blend = ", ".join(f"{one.path} ({one.weight:g})" for one in data.train)
     return {"data": {"train": blend, **shown}, "batch.global_size": batch_size, "lr": lr,
-            **{"rope_scaling": None, **rope.identity()}}
+            "freeze": ", ".join(frozen.words), **{"rope_scaling": None, **rope.identity()}}
 
 
 def _estimates(config: Config, stretches: list[Stretch], data_size: int, train: TrainingData | None) -> list[str]:
@@ -85,13 +87,13 @@ def _estimates(config: Config, stretches: list[Stretch], data_size: int, train: 
     total = tokens_between(stretches, 0, stretches[-1].end)
     available = sum(store.tokens for store in train.stores) if train else 0
     epochs = f" = {total / available:.2f} epochs of the training data" if train else ""
-    pairs = sum(whole_pairs(one.steps * one.tokens_per_step, one.data.sequence_length, "bidirectional")
-                for one in stretches)
+    each = [(tokens := one.steps * one.tokens_per_step,
+             whole_pairs(tokens, one.data.sequence_length, "bidirectional"), tokens, one.freeze) for one in stretches]
     mine = model.parameter_count() / (config.parallel.tensor * config.parallel.pipeline)
     weights, moments = (6, 12 / data_size) if config.precision.dtype == "bf16" else (8, 12 / data_size)
     return [
         f"parameters   {model.parameter_count():,} ({model.parameter_count(with_head=False):,} without the head)",
         f"tokens       {total:,}{epochs}",
-        f"compute      {training_flops(model, total, pairs, total):.3g} FLOP at most",
+        f"compute      {sum(training_flops(model, *one) for one in each):.3g} FLOP at most",
         f"memory       {mine * (weights + moments) / 2**30:.2f} GiB a rank for weights, gradients and optimizer; "
         "activations come on top"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from megatron_encdec.data.config import DataConfig
 from megatron_encdec.data.training_data import Declaration
 from megatron_encdec.engine.config import BatchSettings, ScheduleSettings
+from megatron_encdec.model.parts import Frozen
 from megatron_encdec.model.rope import Rope
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config, PhaseSettings
@@ -27,6 +28,7 @@ class _InForce:
     batch: BatchSettings
     lr: float
     rope: Rope
+    freeze: Frozen = Frozen()
     plateaus: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -64,7 +66,7 @@ def lay_out(config: Config) -> list[Stretch]:
             stretches.append(Stretch(
                 index, settings.name, at, at + count, start, steps, sample, settings.objective,
                 settings.optimizer_state if at == start else "carry", now.data, windows, now.batch.micro_size,
-                optimizer, *own, config.precision.identity(), rope, now.section))
+                optimizer, *own, config.precision.identity(), now.freeze, rope, now.section))
             at, sample = at + count, sample + count * windows
     return stretches
 
@@ -80,6 +82,9 @@ def _in_force(config: Config) -> list[_InForce]:
             now = replace(now, data=_applied(phase.data, now.data, f"{where}.data"), section=f"{where}.data")
         if phase.batch:
             now = replace(now, batch=_applied(phase.batch, now.batch, f"{where}.batch"))
+        if phase.freeze is not None:
+            now = replace(now, freeze=Frozen.parse(phase.freeze))
+            now.freeze.check(model.num_layers, model.tied_embeddings, f"{where}.freeze")
         scaling = now.rope.scaling if phase.rope_scaling is None else phase.rope_scaling or None
         plateaus = ramp.plateaus(now.batch.global_size, now.data.sequence_length) if ramp else ()
         now = replace(now, lr=phase.lr or now.lr, rope=Rope(phase.rope_theta or now.rope.theta, scaling),

@@ -8,7 +8,7 @@ had not.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megatron_encdec.engine.optimizer import reset_moments, whole_parameters
+from megatron_encdec.engine.optimizer import freeze, reset_moments, whole_parameters
 from megatron_encdec.engine.saver import SaveEvent
 from megatron_encdec.platform.errors import RunFailed, stopped_code
 from megatron_encdec.platform.watchdog import LONG, mark
@@ -31,6 +31,7 @@ def train(job: "Job") -> None:
         stretch = timeline.at(step)
         if step == stretch.start + 1 and stretch.optimizer_state == "reset":
             reset_moments(run.trainer.optimizer)
+        freeze(run.trainer.ddp, run.trainer.optimizer, stretch.freeze)
         lr = stretch.learning_rate(step)
         result = run.trainer.train_step(run.plan.work(step), lr)
         nonfinite = job.guard.judge(step, result, run.skipped)

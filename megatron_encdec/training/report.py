@@ -69,7 +69,7 @@ class Report:
         run, tokens = self._run, stretch.tokens_per_step
         before, self._clock = self._clock, time.perf_counter()
         speed = tokens / (self._clock - before)
-        flops = training_flops(run.plan.config.model, tokens, result.pairs, result.targets)
+        flops = training_flops(run.plan.config.model, tokens, result.pairs, result.targets, stretch.freeze)
         mfu = speed * flops / tokens / self._peak
         loss, norm = (result.loss, result.grad_norm) if nonfinite is None else (None, None)
         if run.step % self._every == 0 or run.step in run.plan.timeline.phase_ends or nonfinite:

@@ -16,6 +16,7 @@ import numpy as np
 
 from megatron_encdec.data.config import DataConfig
 from megatron_encdec.engine.config import OptimizerSettings, ScheduleSettings, learning_rate, learning_rates
+from megatron_encdec.model.parts import Frozen
 from megatron_encdec.model.rope import Rope
 from megatron_encdec.objectives.base import Objective, Vocabulary
 from megatron_encdec.platform import schema
@@ -46,6 +47,7 @@ class Stretch:
     schedule_start: int
     schedule_steps: int
     precision: dict[str, Any]
+    freeze: Frozen = Frozen()
     rope: Rope | None = None
     data_section: str = "data"
 
@@ -87,7 +89,7 @@ class Stretch:
                                  for source in self.data.train],
                      **{key: data[key] for key in ("seed", "sequence_length", "isolate_documents", "random_length")}},
             "batch_global_size": self.batch_size, "optimizer": self.optimizer.identity(), "precision": self.precision,
-            **(self.rope.identity() if self.rope else {})}
+            **(self.rope.identity() if self.rope else {}), **({"freeze": self.freeze.words} if self.freeze else {})}
 
 
 def by_phase(stretches: Sequence[Stretch]) -> list[list[Stretch]]:

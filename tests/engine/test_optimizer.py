@@ -9,8 +9,17 @@ from trunk_states import give_gradients, make, run_ranks, updated
 from megatron_encdec.engine import checkpoint, loading
 from megatron_encdec.engine.boxes import wanted
 from megatron_encdec.engine.config import OptimizerSettings
-from megatron_encdec.engine.optimizer import gradient_norm, local_states, set_learning_rate, update, update_count
-from megatron_encdec.model.parts import places
+from megatron_encdec.engine.optimizer import (
+    build_optimizer,
+    freeze,
+    gradient_norm,
+    local_states,
+    set_learning_rate,
+    update,
+    update_count,
+    wrap,
+)
+from megatron_encdec.model.parts import Frozen, places
 
 KEYS = dict(name="stable_adamw", eps=1e-8, no_decay=("norms", "embeddings"))
 STABLE = OptimizerSettings(**KEYS)
@@ -87,3 +96,28 @@ def test_no_decay_leaves_those_kinds_alone(name, kinds, topology):
     found = {place.kind: float(place.parameter.detach().mean()) for place in places(trunk)}
     assert found == {kind: pytest.approx(1.0 if kind in kinds else 0.95)
                      for kind in ("embeddings", "head", "matrices", "norms", "biases")}
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("name", ["adamw", "stable_adamw"])
+def test_frozen_parameters_have_no_part_in_an_update(name, overlap, topology):
+    trunk, _ = make(topology)
+    ddp = wrap(trunk, overlap)
+    optimizer = build_optimizer(ddp, OptimizerSettings(name=name))
+    for step, words in enumerate((["embeddings", "layers 1"], ["embeddings", "layers 1"], ["head"], [])):
+        freeze(ddp, optimizer, frozen := Frozen.parse(words))
+        before = {box.key: box.values.clone() for box in wanted(trunk, optimizer)}
+        give_gradients(trunk, step)
+        set_learning_rate(optimizer, 0.01)
+        expected = sum(float(place.parameter.main_grad.double().square().sum()) for place in places(trunk)
+                       if not frozen.holds(place, 2)) ** 0.5
+        assert (norm := gradient_norm(optimizer)) == pytest.approx(expected)
+        update(optimizer, norm)
+        held = {place.name: frozen.holds(place, 2) for place in places(trunk)}
+        assert all(place.parameter.requires_grad != (held[place.name] and not overlap) for place in places(trunk))
+        assert {int(state["step"]) for state in optimizer.chained_optimizers[0].optimizer.state.values()} == {step + 1}
+        after = {box.key: box.values for box in wanted(trunk, optimizer)}
+        for key, values in before.items():
+            if key.endswith(("word_embeddings.weight", "output_layer.weight")):
+                assert torch.equal(values, after[key]) == held[key.removeprefix("optimizer.state.").split(".", 1)[-1]
+                                                               if key.startswith("optimizer") else key], key

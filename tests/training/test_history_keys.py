@@ -79,6 +79,7 @@ DECIDES = {
         "beta_slow": "2", "truncate": "false"}.items()},
     **{f"phases.1.rope_scaling.{key}": (value, scaled_later(kind="llama3")) for key, value in {
         "low_freq_factor": "2", "high_freq_factor": "8"}.items()},
+    "phases.1.freeze.0": ("head", ("phases.1.freeze=[embeddings]",)),
     "phases.1.schedule.name": ("constant", ("phases.1.schedule={name: wsd, decay_steps: 2}",)),
     "phases.1.schedule.warmup_steps": ("2", OWN), "phases.1.schedule.decay_steps": ("3", OWN),
     "phases.1.schedule.final_lr": ("1e-4", OWN), "phases.1.schedule.decay": ("1-sqrt", OWN),

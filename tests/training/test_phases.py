@@ -35,11 +35,13 @@ phases:
     objective: {{name: mixture, parts: [{{objective: mlm, weight: 3}}, {{objective: clm, weight: 1}}]}}
     steps: 5
     optimizer_state: reset
+    freeze: [embeddings, layers 0]
     data: {{train: [{{path: {root}/text.validation}}], random_length: {{min: 8, max: 50}}}}
     batch: {{global_size: 8, micro_size: 2}}
   - name: diffusion
     objective: {{name: alternate, cycle: [{{objective: mdlm, steps: 1}}, {{objective: clm, steps: 1}}]}}
     steps: 4
+    freeze: []
     data: {{train: [{{path: {root}/text}}], sequence_length: 64, random_length: false}}
 optimizer: {{lr: 5.0e-3, name: stable_adamw, no_decay: [norms, embeddings]}}
 schedule: {{name: wsd, warmup_tokens: 1024, decay_steps: 3}}
