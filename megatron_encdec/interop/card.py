@@ -100,7 +100,7 @@ def _phases(source: Source) -> str:
     for phase in lay_out(source.config):
         end, objective = min(phase.end, source.state.step), phase.objective
         if end > phase.start:
-            settings = {key: value for key, value in objective.decisive().items() if key != "name"}
+            settings = {key: value for key, value in objective.to_yaml().items() if key != "name"}
             told = ", ".join(f"{key} {value}" for key, value in settings.items())
             told = f"{objective.name}{f' ({told})' if told else ''}"
             if any(isinstance(value, (dict, list)) for value in settings.values()):
