@@ -3,6 +3,7 @@
 from megatron_encdec.interop.families import Target
 from megatron_encdec.interop.mask_token import KINDS
 from megatron_encdec.interop.source import Source, parent_of
+from megatron_encdec.objectives.base import OBJECTIVES
 from megatron_encdec.rundir.metrics import read_metrics
 from megatron_encdec.training.stretches import by_phase, tokens_between
 
@@ -12,6 +13,11 @@ from transformers import pipeline
 fill = pipeline("fill-mask", "PATH")
 for guess in fill(f"The encoder reads {fill.tokenizer.mask_token} word."):
     print(guess["token_str"], guess["score"])"""
+_EMBED = """\
+from transformers import pipeline
+
+embed = pipeline("feature-extraction", "PATH")
+print(embed("The encoder reads every word.", return_tensors=True).shape)"""
 _GENERATE = """\
 from transformers import pipeline
 
@@ -24,6 +30,8 @@ def model_card(source: Source, target: Target, dtype: str, remarks: list[str]) -
     state, config = source.state, source.config
     model = config.model
     task, use = ("fill-mask", _FILL_MASK) if target.is_encoder else ("text-generation", _GENERATE)
+    if about_head(source, target):
+        task, use = "feature-extraction", _EMBED
     notes = "".join(f"\n- {remark[0].upper()}{remark[1:]}." for remark in remarks)
     return f"""\
 ---
@@ -55,6 +63,15 @@ attention, weights in {dtype}.
 """
 
 
+def about_head(source: Source, target: Target) -> list[str]:
+    """What to know of an encoder whose head was not trained to fill in the mask that it reads."""
+    objective = OBJECTIVES.get(source.state.objective)
+    if objective is None or not objective.predicts or not target.is_encoder:
+        return []
+    return [f"trained last with {objective.name}, whose head predicts the token one position after the output that it "
+            "reads: fill-mask takes the wrong output; use the hidden states, or train with mlm first"]
+
+
 def _training(source: Source) -> str:
     """Where the weights began, and what was done to them."""
     state, weights = source.state, source.state.history.get("weights")
@@ -82,9 +99,12 @@ def _phases(source: Source) -> str:
     lines = ["| phase | objective | steps | tokens |", "|---|---|---|---|"]
     for parts in by_phase(source.done):
         phase, end, objective = parts[0], min(parts[-1].end, source.state.step), parts[0].objective
-        settings = ", ".join(f"{key} {value}" for key, value in objective.settings().items())
-        lines.append(f"| {phase.name} | {objective.name}{f' ({settings})' if settings else ''} "
-                     f"| {phase.start + 1}–{end} | {tokens_between(parts, 0, end):,} |")
+        settings = {key: value for key, value in objective.to_yaml().items() if key != "name"}
+        told = ", ".join(f"{key} {value}" for key, value in settings.items())
+        told = f"{objective.name}{f' ({told})' if told else ''}"
+        if any(isinstance(value, (dict, list)) for value in settings.values()):
+            told = objective.label()
+        lines.append(f"| {phase.name} | {told} | {phase.start + 1}–{end} | {tokens_between(parts, 0, end):,} |")
     return "\n".join(lines)
 
 

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_encdec.interop import hugging_face
-from megatron_encdec.interop.card import model_card
+from megatron_encdec.interop.card import about_head, model_card
 from megatron_encdec.interop.families import Target, check_fits, choose
 from megatron_encdec.interop.hugging_face import DTYPES, FILE_SIZE
 from megatron_encdec.interop.importing import REPLACED_ROWS
@@ -154,7 +154,7 @@ def _write(work: Path, source: Source, target: Target, dtype: str, file_size: st
             shutil.copyfile(own, work / own.name)
         if target.is_encoder:
             hugging_face.write_pooling(work, model.hidden_size, config.max_position_embeddings)
-            remarks += about_empty_texts(work)
+            remarks += about_empty_texts(work) + about_head(source, target)
         (work / "README.md").write_text(model_card(source, target, dtype, remarks), encoding="utf-8")
         for remark in remarks:
             say(f"note: {remark}")

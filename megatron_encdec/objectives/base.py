@@ -157,12 +157,8 @@ class Objective:
 
     def identity(self, vocabulary: Vocabulary, done: int = 0, steps: int = 0) -> dict[str, Any]:
         """What of this determines a state: its part of a run's history, in steps done + 1 .. of a phase of `steps`."""
-        return (self.decisive() | self.progress(done, steps) | (vocabulary.identity if self.hides else {})
+        return (self.to_yaml() | self.progress(done, steps) | (vocabulary.identity if self.hides else {})
                 | (vocabulary.words_identity if self.by_words else {}))
-
-    def decisive(self) -> dict[str, Any]:
-        """Its settings as the history has them: those that came later are left out where they have their default."""
-        return self.to_yaml()
 
     def progress(self, done: int, steps: int) -> dict[str, int]:
         """What of its place in the phase matters: how much is `done`, of how many `steps`."""
@@ -177,6 +173,8 @@ class Objective:
         return f"{self.name}{100 * getattr(self, self.short):g}" if self.short else self.name
 
     def to_yaml(self) -> dict[str, Any]:
+        """Name and settings, as configs and histories have them; one that came later than the others is left out where
+        it has its default, so that it changes neither."""
         return {"name": self.name, **self.settings()}
 
     @classmethod

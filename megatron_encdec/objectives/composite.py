@@ -2,10 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from megatron_encdec.objectives.base import AttentionKind, Objective, Vocabulary
-from megatron_encdec.platform import schema
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,6 @@ class Composite(Objective):
     def check(self, vocabulary: Vocabulary, where: str) -> None:
         for number, part in enumerate(self._parts):
             part.objective.check(vocabulary, f"{where}.{self.listed}.{number}.objective")
-
-    def decisive(self) -> dict[str, Any]:
-        return {"name": self.name, self.listed: [
-            schema.to_dict(part) | {"objective": part.objective.decisive()} for part in self._parts]}
 
     def progress(self, done: int, steps: int) -> dict[str, int]:
         return {key: value for part in self._parts for key, value in part.objective.progress(done, steps).items()}

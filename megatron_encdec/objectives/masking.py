@@ -37,7 +37,7 @@ from megatron_encdec.objectives.base import Labelled, Objective, Vocabulary
 from megatron_encdec.platform.errors import UserError
 
 MEAN_SPAN = 3.0
-_LATER = {"unit": "token", "mean_span": None}  # settings that came later: not in a history while they are these
+_LATER = {"unit": "token", "mean_span": None}  # settings that came later, and their defaults
 
 
 def check_ratio(key: str, ratio: float) -> None:
@@ -108,8 +108,8 @@ class Masking(Objective):
             raise UserError(f"{where}.unit: word, but this tokenizer has no word starts (no blank before words, no ## "
                             "inside them); take unit: token or span, or another tokenizer")
 
-    def decisive(self) -> dict[str, Any]:
-        return {key: value for key, value in self.to_yaml().items() if key not in _LATER or value != _LATER[key]}
+    def to_yaml(self) -> dict[str, Any]:
+        return {key: value for key, value in super().to_yaml().items() if key not in _LATER or value != _LATER[key]}
 
     def progress(self, done: int, steps: int) -> dict[str, int]:
         """A ramp's ratios follow from both."""

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from megatron_encdec.study.results import ModelRecord, natural
 
 _COUNT = r"[0-9]+(?:\.[0-9]+)?[kKmM]?"
-_STAGE = re.compile(rf"(?P<objective>(?:clm|mlm|mntp)[0-9]*)-(?P<decayed>dec)?(?P<steps>{_COUNT})")
+_STAGE = re.compile(rf"(?P<objective>(?:clm|mlm|mntp|mdlm)[0-9]*)-(?P<decayed>dec)?(?P<steps>{_COUNT})")
 _ANY_STAGE = re.sub(r"\?P<\w+>", "?:", _STAGE.pattern)  # without names, which a pattern may hold only once
 _PAPER = re.compile(rf"(?:(?P<prefix>.+?)-)??(?P<stages>{_ANY_STAGE}(?:-{_ANY_STAGE})*)")
 _STEP = re.compile(rf"(?P<series>.+?)(?:@|[-_]step[-_]?|-)(?P<steps>{_COUNT})")
@@ -142,9 +142,10 @@ def ratios(models: Iterable[str], records: Mapping[str, ModelRecord] = MappingPr
     """Models of one size and budget that mask from the first step on, by their mask ratio in per cent; at least two."""
     points: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for model, name in _finished(models, records):
-        objective, digits = re.fullmatch(r"([a-z]+)([\d.]*)", name.stages[0].objective).groups()
-        if len(name.stages) == 1 and digits:
-            points[f"{name.prefix} {objective}, {short_steps(name.steps)} steps".strip()].append((float(digits), model))
+        masked = re.fullmatch(r"([a-z]+)([\d.]+)", name.stages[0].objective)  # at one ratio, token by token
+        if len(name.stages) == 1 and masked:
+            curve = f"{name.prefix} {masked[1]}, {short_steps(name.steps)} steps".strip()
+            points[curve].append((float(masked[2]), model))
     return {label: sorted(found) for label, found in sorted(points.items(), key=lambda one: natural(one[0]))
             if len(found) > 1}
 

@@ -121,3 +121,18 @@ def test_mistakes_are_one_line(inspect, config, capsys, words, message):
 def test_a_directory_that_is_no_run(inspect, tmp_path):
     code, _, err = inspect("run", tmp_path, "--sample", 0)
     assert code == 2 and "it has no config.yaml" in err
+
+
+def test_a_sample_of_a_mixture_is_shown_as_its_own_objective(inspect, config):
+    parts = "{name: mixture, parts: [{objective: clm}, {objective: mntp:0.4}, {objective: {name: mlm, unit: word}}]}"
+    turns = "{name: alternate, cycle: [{objective: clm, steps: 1}, {objective: mdlm, steps: 1}]}"
+    shown = samples_of(inspect, config, f"phases.0.objective={turns}", f"phases.1.objective={parts}", "--sample",
+                       *range(20))
+    assert [one["objective"] for one in shown[:8]] == ["clm"] * 4 + ["mdlm"] * 4
+    assert {one["objective"] for one in shown[8:]} == {"clm", "mntp:0.4", "mlm:0.4 (word)"}
+    for one in shown:
+        assert one["attention"] == ("causal" if one["objective"] == "clm" else "bidirectional")
+        marked = one["text"].count("[MASK:")
+        assert marked == (0 if one["objective"] == "clm" else one["targets"])
+        if one["objective"] == "mntp:0.4":
+            assert not {0, *(end for end in one["segment_ends"])} & {place + 1 for place in one["label_positions"]}

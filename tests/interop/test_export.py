@@ -12,6 +12,7 @@ import torch
 import transformers
 from check_parity import compare
 
+from megatron_encdec.cli import main
 from megatron_encdec.engine import loading
 from megatron_encdec.interop.export import export
 from megatron_encdec.interop.families import TARGETS
@@ -180,3 +181,26 @@ def test_mistakes_get_one_line(run_directory, tmp_path):
     with pytest.raises(UserError, match="not the tokenizer of step_00000009"):
         export(str(moved), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_every_objective_that_sees_both_sides_becomes_an_encoder(prepared, tmp_path):
+    """auto; and the card does not offer to fill in a mask where the head was trained for another position."""
+    phases = ("[{name: shifted, objective: mntp, steps: 1}, {name: diffusion, objective: mdlm, steps: 1}, {name: both, "
+              "objective: {name: mixture, parts: [{objective: clm}, {objective: {name: mlm, unit: word}}]}, steps: 1}, "
+              "{name: turns, objective: {name: alternate, cycle: [{objective: mlm, steps: 1}, {objective: clm, "
+              "steps: 1}]}, steps: 2}]")
+    assert main(["pretrain", str(prepared / "config.yaml"), f"run.dir={tmp_path / 'run'}", f"phases={phases}",
+                 "schedule={name: constant}", "checkpoint.keep=9", "checkpoint.every=1"]) == 0
+    cards = {}
+    for step in range(1, 6):
+        said = []
+        assert export(f"{tmp_path / 'run'}@{step}", tmp_path / str(step), say=said.append) < 1e-4
+        config = json.loads((tmp_path / str(step) / "config.json").read_text())
+        cards[step] = (tmp_path / str(step) / "README.md").read_text()
+        assert config["architectures"] == ["EuroBertForMaskedLM" if step < 5 else "LlamaForCausalLM"]
+        assert ("pipeline_tag: feature-extraction" in cards[step]) == (step == 1)
+        assert any("mntp, whose head predicts the token one position after" in line for line in said) == (step == 1)
+    assert "| both | mixture (1 clm, 1 mlm:0.4 (word)) | 3–3 |" in cards[3]
+    assert "tags: [megatron_encdec, mixture]" in cards[3] and "tags: [megatron_encdec, mlm]" in cards[4]
+    run = json.loads((tmp_path / "3" / "export.json").read_text())["run"]
+    assert [one["name"] for one in run["phases"]] == ["mntp40", "mdlm", "mixture_1clm_1mlm40word"]

@@ -51,6 +51,28 @@ def test_value_and_gradients(topology, dtype, vocabulary, padded, chunk):
     assert not found[2][vocabulary:].any()  # padded rows of the table learn nothing
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize("chunk", [None, 7])
+@pytest.mark.parametrize("compile_", [False, True])
+def test_weights_multiply_loss_and_gradients(topology, dtype, chunk, compile_):
+    """As torch's own, weighted and summed; the losses [N] stay as they are."""
+    hidden_NH, table_VH, labels_N = inputs(97, 128, dtype)
+    weights_N = torch.rand(ROWS, generator=torch.Generator().manual_seed(1)) * 20
+    ours_, plain_ = ([x.clone().requires_grad_() for x in (hidden_NH, table_VH)] for _ in range(2))
+    with torch.compiler.set_stance("force_eager"):
+        total, losses_N = linear_cross_entropy(*ours_, labels_N, 97, dist.group.WORLD, chunk, compile_, weights_N)
+    logits_NV = (plain_[0] @ plain_[1].T)[:, :97]
+    logits_NV = logits_NV if dtype == torch.float64 else logits_NV.float()
+    expected_N = torch.nn.functional.cross_entropy(logits_NV, labels_N, reduction="none")
+    (expected_N * weights_N).sum().backward()
+    total.backward()
+    torch.testing.assert_close(losses_N, expected_N.detach(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    torch.testing.assert_close(total.detach(), (expected_N.detach() * weights_N).sum(), rtol=1e-2, atol=1e-9)
+    for one, other in zip(ours_, plain_, strict=True):
+        scale = other.grad.abs().max()
+        torch.testing.assert_close(one.grad / scale, other.grad / scale, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("chunk", [None, 7])
 def test_the_compiled_passes_are_the_same_function(topology, chunk):
     """The functions that torch.compile is given, run as they stand: a compiler is not everywhere."""

@@ -184,3 +184,24 @@ def test_gigatokens_cache_is_started_anew(zoo, monkeypatch):
     ids, _ = fast.encode([b"a word"])
     assert fast._fast is not first
     assert ids.tolist() == zoo["byte-level"].encode("a word")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_that_starts_a_word_is_the_one_after_a_blank(zoo, kind):
+    """Seen from outside: a word's first token, behind another word, starts one, and no other token of it does."""
+    tokenizer = zoo[kind]
+    for word in ("encoder", "reading", "longwinded", "of"):
+        first, *rest = tokenizer.encode(f"mask {word}")[len(tokenizer.encode("mask")):]
+        assert first in tokenizer.word_start_ids and not set(rest) & tokenizer.word_start_ids
+
+
+def test_a_tokenizer_that_marks_no_words_says_so(tmp_path):
+    special = {"special_tokens": SPECIAL, "show_progress": False, "vocab_size": 400}
+    save(models.BPE(unk_token="[UNK]", end_of_word_suffix="</w>"),
+         trainers.BpeTrainer(end_of_word_suffix="</w>", **special), tmp_path / "suffix",
+         pre_tokenizer=pre_tokenizers.Whitespace())
+    save(models.BPE(unk_token="[UNK]"), trainers.BpeTrainer(**special), tmp_path / "plain",
+         pre_tokenizer=pre_tokenizers.Whitespace())
+    sentencepiece_model(tmp_path / "behind.model", model_type="bpe", treat_whitespace_as_suffix=True)
+    for name in ("suffix", "plain", "behind.model"):
+        assert load_tokenizer(tmp_path / name).word_start_ids is None, name

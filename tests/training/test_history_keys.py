@@ -183,7 +183,7 @@ def test_what_came_later_is_in_no_history_that_does_not_use_it():
     vocabulary = Vocabulary(20, frozenset({0}), 1)
     found = Objective.from_yaml("mlm:0.3", "objective").identity(vocabulary, 3, 6)
     assert found == {"name": "mlm", "mask_ratio": 0.3, "mask_fraction": 1.0, "random_fraction": 0.0,
-                     **vocabulary.identity}
+                     **vocabulary.identity}  # as before there were units
     stretch = timeline_of(*PARTS).stretches[1]
     inside = stretch.identity({"nowhere/text": "f"}, vocabulary)["objective"]["parts"][1]["objective"]
     assert inside == {"name": "mlm", "mask_ratio": 0.4, "mask_fraction": 1.0, "random_fraction": 0.0}

@@ -20,7 +20,7 @@ from megatron_encdec.training import origin
 from megatron_encdec.training.config import load_config
 from megatron_encdec.training.plan import make_plan
 from megatron_encdec.training.state import start
-from megatron_encdec.training.step import share_of_batch
+from megatron_encdec.training.step import regrouped, share_of_batch
 
 EXPLODING = ("phases.1.schedule={name: wsd, decay_steps: 6, final_lr: 1e30}", "schedule.decay_steps=0")
 
@@ -85,6 +85,28 @@ def test_stop_names_step_samples_and_rank_and_saves_nothing(here, root, rare):
     owner = 0 if any(bad[0] in share for share in share_of_batch(range(8 * step - 8, 8 * step), 1, topology)) else 1
     assert two.returncode == 1 and "Traceback" not in two.stderr
     assert f"samples {bad[0]}..{bad[0]} (rank {owner}, micro-batch {(bad[0] % 8) // 2})" in two.stderr
+
+
+def test_a_regrouped_micro_batch_names_its_own_samples(here, rare):
+    overrides, token = rare
+    mixture = ("phases=[{name: only, objective: {name: mixture, parts: [{objective: clm}, {objective: mlm}]}, "
+               "steps: 12}]", "run.on_nonfinite=skip", "run.max_skipped=12", "--until")
+    run = here("run", *overrides, *mixture, "3").run
+    poison(run, token)
+    here("run", *overrides, *mixture, "12", "checkpoint.every=100", code=1)  # such a weight is not saved in the end
+    plan = make_plan(load_config(run / "config.yaml"), world_size=1)
+    objective = plan.timeline.stretches[0].objective
+    skipped = [line for line in metrics(run) if "nonfinite" in line]
+    assert skipped and {1, 2} >= {len(share) for share in (
+        one.get("sample_numbers", one["samples"]) for line in skipped for one in line["nonfinite"]["seen"])}
+    for line in skipped:
+        shares = regrouped(objective, plan.train.seed, range(8 * line["step"] - 8, 8 * line["step"]), 2,
+                           Topology(1, 0, 1, 1, 1, 0, 0, 0))
+        for one in line["nonfinite"]["seen"]:
+            share = list(shares[one["micro_batch"]])
+            assert one["samples"] == [share[0], share[-1]] and one.get("sample_numbers", share) == share
+            assert any(token in plan.train.sample(index).tokens_S for index in share)
+    assert any("sample_numbers" in one for line in skipped for one in line["nonfinite"]["seen"])
 
 
 def test_gradients_alone_that_are_not_finite_name_their_rank_and_parameter(root, here, rare, tmp_path):

@@ -15,6 +15,22 @@ def test_same_bits_after_stopping(stops, unbroken, pretrain):
     assert final_bits(run, 12) == final_bits(unbroken, 12)
 
 
+def test_turns_and_ramps_go_on_where_they_were(pretrain):
+    """A phase that stops inside a turn, and inside a ramp; and with as many steps more, its ratios would be others."""
+    turns = ("phases=[{name: turns, objective: {name: alternate, cycle: [{objective: clm, steps: 2}, {objective: "
+             "{name: mlm, unit: span, mask_ratio: {from: 0.5, to: 0.1}}, steps: 3}]}, steps: 9}]", "schedule={name: constant}")
+    whole = pretrain("whole", *turns)
+    assert [line["objective"] for line in metrics(whole)] == ["clm"] * 2 + ["mlm"] * 3 + ["clm"] * 2 + ["mlm"] * 2
+    targets = [line["targets"] for line in metrics(whole)]
+    assert targets[8] - targets[7] < targets[2] - targets[1]
+    pretrain("stopped", *turns, "--until", "4")
+    ended = pretrain("stopped", *turns)
+    assert metrics(ended) == metrics(whole) and final_bits(ended, 9) == final_bits(whole, 9)
+    assert metrics(whole, "eval")[-1]["losses"].keys() == {"clm", "mlm"}
+    pretrain("longer", *turns, "--until", "4")
+    pretrain("longer", *turns, "phases.0.steps=10", code=2)
+
+
 def test_bf16_and_two_ranks_resume_exactly(pretrain):
     options = ("precision.dtype=bf16", "--nproc", "2", "parallel.tensor=2")
     whole = pretrain("whole", *options)

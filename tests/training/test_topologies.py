@@ -33,6 +33,27 @@ def test_agrees_with_one_process(name, unbroken, pretrain):
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
 
 
+PARTS = "parts: [{objective: clm, weight: 1}, {objective: mlm, weight: 1}, {objective: mdlm, weight: 2}]"
+
+
+@pytest.mark.parametrize("objective", [f"{{name: mixture, {PARTS}}}", "mdlm"], ids=["mixture", "mdlm"])
+def test_mixtures_and_weighted_losses_agree_too(objective, pretrain):
+    """Batches of 12 that no two kinds of attention fill: the last micro-batches are smaller, or hold filler."""
+    phases = f"phases=[{{name: only, objective: {objective}, steps: 6}}]"
+    alone, *others = (metrics(pretrain(name, phases, "batch.global_size=12", *arguments)) for name, *arguments in (
+        ("alone", "batch.micro_size=6"), ("dp2", "--nproc", "2"),
+        ("tp2", "--nproc", "2", "parallel.tensor=2", "batch.micro_size=3"),
+        ("pp2", "--nproc", "2", "parallel.pipeline=2", "batch.micro_size=3")))
+    for lines in others:
+        assert len(lines) == len(alone) == 6
+        for ours, theirs in zip(lines, alone, strict=True):
+            assert [ours[key] for key in ("targets", "tokens", "samples")] == [
+                theirs[key] for key in ("targets", "tokens", "samples")]
+            assert ours["objective"] == theirs["objective"] in ("mixture", "mdlm")
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5), ours["step"]
+            assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5), ours["step"]
+
+
 def test_loss_falls(unbroken):
     lines = metrics(unbroken)
     assert lines[5]["loss"] < lines[0]["loss"] - 0.5
