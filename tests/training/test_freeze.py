@@ -8,7 +8,7 @@ from megatron_encdec.engine.boxes import Box
 from megatron_encdec.engine.storage import read_boxes
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.restricted_pickle import load_records
-from megatron_encdec.training.stretches import lay_out
+from megatron_encdec.training.layout import lay_out
 
 FROZEN = ("phases=[{name: all, objective: clm, steps: 4}, "
           "{name: upper, objective: {name: mlm, mask_ratio: 0.3}, steps: 4, freeze: [embeddings, layers 0]}, "

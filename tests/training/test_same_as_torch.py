@@ -32,10 +32,10 @@ def initial_model(plan):
     """The run's first weights in a Llama; plain attention, so that a mask is all that it goes by."""
     model = plan.config.model
     with one_rank() as topology:
-        trunk = build_trunk(model, topology, torch.float32, plan.config.data.sequence_length, plan.config.run.seed)
+        trunk = build_trunk(model, topology, torch.float32, 128, plan.config.run.seed)
         weights = {name: tensor.detach().clone() for name, tensor in to_hugging_face(
             canonical_weights(trunk), model).items()}
-    config = hugging_face_config(TARGETS["llama"], model, plan.config.data.sequence_length, plan.tokenizer)
+    config = hugging_face_config(TARGETS["llama"], model, 128, plan.tokenizer)
     config._attn_implementation = "eager"
     return build_model(TARGETS["llama"], config, weights).train()
 
@@ -50,15 +50,18 @@ def attention_mask(ends, kind):
 
 def plain_loop(plan, steps):
     """(loss, gradient norm) of each step."""
-    model, settings, stretch = initial_model(plan), plan.config.optimizer, plan.timeline.stretches[0]
+    model, settings = initial_model(plan), plan.config.optimizer
     optimizer = torch.optim.AdamW(model.parameters(), betas=settings.betas, eps=settings.eps,
                                   weight_decay=settings.weight_decay)
     seed, found = plan.config.data.seed, []
     for step in range(1, steps + 1):
-        total, weight = torch.zeros(()), 0
-        for index in range((step - 1) * stretch.batch_size, step * stretch.batch_size):
+        total, weight, stretch = torch.zeros(()), 0, plan.timeline.at(step)
+        theta = stretch.rope.theta if stretch.rope else plan.config.model.rope_theta
+        model.model.rotary_emb.inv_freq = 1 / theta ** (torch.arange(0, plan.config.model.head_dim, 2).float()
+                                                        / plan.config.model.head_dim)
+        for index in stretch.samples(step):
             sample = plan.train.sample(index)
-            objective = stretch.objective.at(step, stretch.steps).of_sample(seed, index)
+            objective = stretch.objective_at(step).of_sample(seed, index)
             one = objective.apply(sample, seed, plan.vocabulary)
             logits_SV = model(torch.from_numpy(one.inputs_S)[None],
                               attention_mask=attention_mask(sample.segment_ends_E, objective.attention)).logits[0]
@@ -75,9 +78,12 @@ def plain_loop(plan, steps):
     return found
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [*OBJECTIVES, "theta and length"])
 def test_loss_and_gradient_norm_are_those_of_a_plain_loop(name, pretrain, root):
-    phases = f"phases=[{{name: only, objective: {OBJECTIVES[name]}, steps: {STEPS}}}]"
+    phases = ("phases=[{name: short, objective: clm, steps: 4}, {name: long, objective: mlm, steps: 4, rope_theta: "
+              "40000, data: {sequence_length: 128}, batch: {global_size: 4}}]")
+    if name in OBJECTIVES:
+        phases = f"phases=[{{name: only, objective: {OBJECTIVES[name]}, steps: {STEPS}}}]"
     run = pretrain(name, phases, "batch.micro_size=4")
     expected = plain_loop(resolve(load_config(run / "config.yaml")), STEPS)
     lines = metrics(run)
