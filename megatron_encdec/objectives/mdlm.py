@@ -6,8 +6,8 @@
     3. The loss of a hidden token has the weight 1 / t, and the sum is divided by the number of tokens that could have
        been hidden: an upper bound of the negative log-likelihood a token.
 
-Rule: MDLM, arXiv 2406.07524, equation 10 with the log-linear schedule, whose weight is 1 / t; t stays off 0 as there.
-Unlike there, the t of a batch are drawn independently: a sample's mask must not depend on its neighbours.
+Rule: MDLM, arXiv 2406.07524, the bound in continuous time with the log-linear schedule, whose weight is 1 / t. Unlike
+there, the t of a batch are drawn independently: a sample's mask must not depend on its neighbours.
 """
 
 from dataclasses import dataclass

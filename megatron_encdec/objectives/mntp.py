@@ -1,7 +1,7 @@
 """Masked next token prediction: a hidden token is predicted by the output one position before it, seen from both sides.
 
 So the head reads what it reads in causal language modelling, which is how a decoder is adapted to bidirectional
-attention: LLM2Vec, arXiv 2404.05961, section 2.2, at 20 % for Llama 2 (mntp:0.2). Masks are those of MLM (masking.py)
+attention: LLM2Vec, arXiv 2404.05961, section 2, at 20 % for Llama 2 (mntp:0.2). Masks are those of MLM (masking.py)
 but for the first token of a segment, which has no output before it, and with whole words a segment's first word.
 """
 

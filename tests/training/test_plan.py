@@ -6,6 +6,7 @@ from pathlib import Path
 from small_run import run_cli
 
 from megatron_encdec.cli import main
+from megatron_encdec.text.tokenizer_models import HuggingFaceModel
 
 
 def test_repeated_sources_and_missing_manifests_are_said_at_start(root, tmp_path):
@@ -18,6 +19,14 @@ def test_repeated_sources_and_missing_manifests_are_said_at_start(root, tmp_path
     assert f"{tmp_path / 'small'}: no manifest" in planned and "small.fingerprint.json" in planned
     started = run_cli(*words, "--until", "1").stdout
     assert f"note: data.train.1: {tmp_path / 'small'} is repeated: " in started and "data.train.0" not in started
+
+
+def test_whole_words_of_a_tokenizer_that_marks_none_are_refused_before_training(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(HuggingFaceModel, "word_starts", lambda model: set())
+    assert main(["pretrain", str(root / "config.yaml"), f"run.dir={tmp_path / 'run'}",
+                 "phases.1.objective.unit=word"]) == 2
+    said = capsys.readouterr().err
+    assert "phases.1.objective.unit: word, but this tokenizer has no word starts" in said and said.count("\n") == 1
 
 
 def test_a_dry_run_needs_neither_data_nor_tokenizer_nor_gpu(capsys):

@@ -16,9 +16,10 @@ def test_same_bits_after_stopping(stops, unbroken, pretrain):
 
 
 def test_turns_and_ramps_go_on_where_they_were(pretrain):
-    """A phase that stops inside a turn, and inside a ramp; and with as many steps more, its ratios would be others."""
-    turns = ("phases=[{name: turns, objective: {name: alternate, cycle: [{objective: clm, steps: 2}, {objective: "
-             "{name: mlm, unit: span, mask_ratio: {from: 0.5, to: 0.1}}, steps: 3}]}, steps: 9}]",
+    """From inside a turn and a ramp. In a longer phase the ratios of the steps done would have been others."""
+    masked = "{name: mlm, unit: span, mask_ratio: {from: 0.5, to: 0.1}}"
+    cycle = f"[{{objective: clm, steps: 2}}, {{objective: {masked}, steps: 3}}]"
+    turns = (f"phases=[{{name: turns, objective: {{name: alternate, cycle: {cycle}}}, steps: 9}}]",
              "schedule={name: constant}")
     whole = pretrain("whole", *turns)
     assert [line["objective"] for line in metrics(whole)] == ["clm"] * 2 + ["mlm"] * 3 + ["clm"] * 2 + ["mlm"] * 2
