@@ -122,10 +122,12 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class LoggingSettings:
-    """A train line in metrics.jsonl every `every` steps; TensorBoard files too, where the package is there."""
+    """A train line in metrics.jsonl every `every` steps; TensorBoard files too, where the package is there. distance:
+    eval and phase lines tell how far each part of the trunk is from the weights that its phase began with."""
 
     every: int = 1
     tensorboard: bool = True
+    distance: bool = False
 
     def __post_init__(self):
         schema.at_least(self, 1, "every")

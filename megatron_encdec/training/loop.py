@@ -31,6 +31,8 @@ def train(job: "Job") -> None:
         stretch = timeline.at(step)
         if step == stretch.start + 1 and stretch.optimizer_state == "reset":
             reset_moments(run.trainer.optimizer)
+        if step == stretch.phase_start + 1 and run.distance:
+            run.distance.begin()
         freeze(run.trainer.ddp, run.trainer.optimizer, stretch.freeze)
         lr = stretch.learning_rate(step)
         result = run.trainer.train_step(run.plan.work(step), lr)
@@ -74,7 +76,7 @@ class Job:
         config, ends = self.run.plan.config, frozenset(self.run.plan.timeline.phase_ends)
         evaluation = [Every(config.evaluation.every, self.evaluate, ends)] if self.run.plan.validation else []
         return [Every(1, lambda: self.profiler.after(self.run.step)), *evaluation,
-                Every(0, self.report.phase_end, ends), Every(1, self.stop_if_asked),
+                Every(0, lambda: self.report.phase_end(self.distance()), ends), Every(1, self.stop_if_asked),
                 Every(config.checkpoint.every, self.save, ends | {self.last, *config.checkpoint.steps}),
                 Every(1, lambda: self.tell_saves(self.run.saver.poll()))]
 
@@ -83,7 +85,14 @@ class Job:
         run = self.run
         mark(f"evaluating after step {run.step}")
         self.report.evaluation({name: run.trainer.evaluate(run.plan.validation_work(objective, run.stretch)).loss
-                                for name, objective in run.plan.evaluated.items()})
+                                for name, objective in run.plan.evaluated.items()}, self.distance())
+
+    def distance(self) -> dict[str, float] | None:
+        """Of each part of the trunk from the phase's first weights, if asked for."""
+        if self.run.distance is None:
+            return None
+        whole_parameters(self.run.trainer.ddp)
+        return self.run.distance.measure()
 
     def stop_if_asked(self) -> None:
         """Save where the ranks agree to stop."""

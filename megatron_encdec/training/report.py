@@ -34,7 +34,8 @@ class Report:
 
             self._board = SummaryWriter(str(run.directory / "tensorboard"))
         self.save_failed, self.metrics_safe = False, True
-        for note in filter(None, (lock_note, *(log.notes if log else ()), *map("note: {}".format, run.plan.notes))):
+        for note in filter(None, (lock_note, *(log.notes if log else ()), *map("note: {}".format, run.plan.notes),
+                                  run.distance and run.distance.note)):
             self.say(note)
         for key, (then, now) in run.origin.changed.items():
             self.say(f"changed: {key}: {then!r} -> {now!r}")
@@ -86,18 +87,21 @@ class Report:
         self._progress.update(run.step, f"{stretch.name}  {shown}  {speed:,.0f} tokens/s  MFU {mfu:.1%}",
                               always=run.step == self._last)
 
-    def evaluation(self, losses: dict[str, float | None]) -> None:
+    def evaluation(self, losses: dict[str, float | None], distance: dict[str, float] | None) -> None:
         run = self._run
-        self._write("eval", step=run.step, phase=run.stretch.name, losses=losses, tokens=run.tokens)
+        self._write("eval", step=run.step, phase=run.stretch.name, losses=losses, tokens=run.tokens,
+                    **({"distance": distance} if distance else {}))
+        self._draw({f"distance/{part}": value for part, value in (distance or {}).items()})
         self._draw({f"validation/{name}": loss for name, loss in losses.items()})
         shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None)
         self.say(f"step {run.step}  validation  {shown}")
         self._clock = time.perf_counter()
 
-    def phase_end(self) -> None:
+    def phase_end(self, distance: dict[str, float] | None) -> None:
         run = self._run
         self._write("phase", step=run.step, phase=run.stretch.name, objective=run.objective.name,
-                    tokens=run.tokens, samples=run.samples, targets=run.targets)
+                    tokens=run.tokens, samples=run.samples, targets=run.targets,
+                    **({"distance": distance} if distance else {}))
         self.say(f"step {run.step}  end of phase {run.stretch.name}")
 
     def saves(self, events: list[SaveEvent]) -> None:

@@ -8,7 +8,7 @@ from megatron_encdec.engine.boxes import make_fp8_state, owned
 from megatron_encdec.engine.checkpoint import RunState, versions
 from megatron_encdec.engine.optimizer import build_optimizer, wrap
 from megatron_encdec.engine.saver import Saver
-from megatron_encdec.model.trunk import build_trunk
+from megatron_encdec.model.trunk import Trunk, build_trunk
 from megatron_encdec.objectives.base import Objective
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.distributed import Topology
@@ -16,6 +16,7 @@ from megatron_encdec.platform.errors import AgreedError, IntegrityError
 from megatron_encdec.platform.watchdog import LONG, mark
 from megatron_encdec.rundir.lineage import changed_keys, history_hash
 from megatron_encdec.rundir.lock import Claim
+from megatron_encdec.training.distance import Distance
 from megatron_encdec.training.origin import Origin
 from megatron_encdec.training.plan import Plan
 from megatron_encdec.training.step import StepResult, Trainer
@@ -38,6 +39,7 @@ class Run:
     skipped: int = 0
     saved_step: int | None = None
     last_was_skipped: bool = False
+    distance: Distance | None = None
 
     @property
     def directory(self) -> Path:
@@ -101,6 +103,7 @@ def start(plan: Plan, topology: Topology, origin: Origin, claim: Claim | None = 
     trainer = Trainer(ddp, build_optimizer(ddp, config.optimizer), topology, plan.vocabulary,
                       performance.batches_ahead, precision.fp8_evaluation)
     make_fp8_state(trunk)
+    distance = _distance(plan, topology, trunk, origin) if config.logging.distance else None
     if origin.checkpoint is not None:
         mark(f"loading {origin.checkpoint}", limit=LONG)
         load = loading.load_weights if origin.kind == "weights" else loading.load
@@ -111,10 +114,20 @@ def start(plan: Plan, topology: Topology, origin: Origin, claim: Claim | None = 
     saver = Saver(Path(config.run.dir) / "checkpoints", trunk, trainer.optimizer, config.checkpoint.keep,
                   config.checkpoint.async_, claim=claim)
     if origin.kind not in ("resume", "fork"):
-        return Run(plan, topology, trainer, saver, origin)
+        return Run(plan, topology, trainer, saver, origin, distance=distance)
     state = origin.state
     changed = changed_keys({"topology": state.topology, "versions": state.versions},
                            {"topology": topology.as_dict(), "versions": versions()})
     return Run(replace(plan, timeline=plan.timeline.adopting(state.history)), topology, trainer, saver,
                replace(origin, changed=origin.changed | changed), state.step, state.samples, state.tokens,
-               state.targets, state.skipped, saved_step=state.step)
+               state.targets, state.skipped, saved_step=state.step, distance=distance)
+
+
+def _distance(plan: Plan, topology: Topology, trunk: Trunk, origin: Origin) -> Distance:
+    """Knows the first weights of the phase inside which the run goes on."""
+    distance, step = Distance(trunk, topology), origin.state.step if origin.kind in ("resume", "fork") else 0
+    stretch = plan.timeline.at(step + 1)
+    if stretch.phase_start < step:
+        mark("reading the weights that the phase began with", limit=LONG)
+        distance.recall(plan.config, origin, stretch.name, stretch.phase_start)
+    return distance

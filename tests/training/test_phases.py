@@ -153,3 +153,31 @@ def test_lengths_in_tokens_and_shares_of_the_run():
     stretches = lay_out(config)
     assert [(one.steps, one.batch_size) for one in stretches] == [(16, 2), (8, 4), (6, 6), (20, 8), (32, 8), (32, 4)]
     assert [one.first_sample for one in stretches] == [0, 32, 64, 100, 260, 516]
+
+
+def test_the_distance_from_a_phases_first_weights(five, tmp_path):
+    """Frozen parts have none; a resume inside a phase, on other ranks too, tells what an unbroken run does."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    asked = ("logging.distance=true", "checkpoint.steps=[18]")
+    run_cli("pretrain", five / "config.yaml", f"run.dir={whole}", *asked)
+    assert metrics(whole) == metrics(five / "unbroken")
+    for until in ("4", "9", "18"):
+        run_cli("pretrain", five / "config.yaml", f"run.dir={cut}", *asked, "--until", until)
+    said = run_cli("pretrain", five / "config.yaml", f"run.dir={cut}", *asked, "--nproc", "2", "parallel.tensor=2")
+    assert "logging.distance" not in said.stdout
+    lines, others = metrics(whole, "phase"), metrics(cut, "phase")
+    assert [list(line["distance"]) for line in lines] == [["embeddings", "layer 0", "layer 1", "norm", "head"]] * 5
+    mixed = lines[3]["distance"]
+    assert mixed["embeddings"] == mixed["layer 0"] == 0 < mixed["layer 1"] < 1
+    for ours, theirs in zip(others, lines, strict=True):
+        assert ours["distance"] == (theirs["distance"] if ours["step"] < 20 else pytest.approx(theirs["distance"],
+                                                                                              rel=1e-4))
+    assert metrics(whole, "eval")[1]["distance"].keys() == mixed.keys()
+    fork = tmp_path / "fork"
+    said = run_cli("pretrain", five / "config.yaml", f"run.dir={fork}", *asked, "--fork", f"{cut}@18").stdout
+    assert metrics(fork, "phase")[0]["distance"] == pytest.approx(mixed, rel=1e-4)
+    (cut / "checkpoints/step_00000015").rename(tmp_path / "away")
+    said = run_cli("pretrain", five / "config.yaml", f"run.dir={tmp_path / 'fork2'}", *asked, "--fork", f"{cut}@18",
+                   "--until", "20").stdout
+    assert "logging.distance: checkpoint 15 is not there" in said
+    assert "distance" not in metrics(tmp_path / "fork2", "phase")[0]
