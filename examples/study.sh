@@ -5,6 +5,7 @@
 #   bash examples/study.sh                                a few models of examples/study_tiny.yaml
 #   bash examples/study.sh --jobs 2                       options of `megatron-encdec study run`
 #   WHOLE=1 bash examples/study.sh --jobs 2               all of examples/study_tiny.yaml: hours
+#   STUDY=examples/study_mask.yaml bash examples/study.sh      another study on the same data: docs/recipes.md has a list
 #
 # Text and tokenizer are the demo's, in work_dirs/demo, made with .venv if they are not there; tasks and study go to
 # work_dirs/study_tiny. Trains and fine-tunes in .venv-nemo, which has the recipes of NeMo AutoModel, or with
@@ -31,11 +32,11 @@ ENCDEC_ENV=nemo source tools/setup_env.sh
 "$PYTHON" tools/docstring_tasks.py "$work/corpus.jsonl" "$work/data/docstrings.manifest.json" \
     work_dirs/study_tiny/tasks --most-bytes 126  # what a window of 128 holds
 
-cut=()
-if [[ -z "${WHOLE:-}" ]]; then
+study="${STUDY:-examples/study_tiny.yaml}" cut=()
+if [[ -z "${WHOLE:-}${STUDY:-}" ]]; then
     cut=(output=../work_dirs/study_tiny/cut "models=[mlm40-100, 'clm-{25,50}-mlm40-100', clm-100]"
         seeds=[] checkpoints=[] "finetune.grid={learning_rates: [3.0e-3], seeds: [0, 1]}"
         "finetune.training={batch_size: 16, micro_batch_size: 16, max_steps: 20}")
 fi
-"$PYTHON" -m megatron_encdec study plan examples/study_tiny.yaml ${cut[@]+"${cut[@]}"}
-"$PYTHON" -m megatron_encdec study run examples/study_tiny.yaml "$@" ${cut[@]+"${cut[@]}"}
+"$PYTHON" -m megatron_encdec study plan "$study" ${cut[@]+"${cut[@]}"}
+"$PYTHON" -m megatron_encdec study run "$study" "$@" ${cut[@]+"${cut[@]}"}
