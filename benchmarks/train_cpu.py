@@ -39,14 +39,16 @@ class RandomDocuments:
 
 
 def objective_of(name: str):
-    """`clm` or `mlm`."""
+    """`clm`, `mlm`, or half of each."""
     from megatron_encdec.objectives.base import Objective
 
-    return Objective.from_yaml({"mlm": f"mlm:{RATIO}"}.get(name, name), "objective")
+    both = {"name": "mixture", "parts": [{"objective": "clm", "weight": 1},
+                                         {"objective": f"mlm:{RATIO}", "weight": 1}]}
+    return Objective.from_yaml({"mlm": f"mlm:{RATIO}", "mixture": both}.get(name, name), "objective")
 
 
-def our_step(arguments):
-    """A function (objective name, step) that does one optimizer step of ours."""
+def our_trainer(arguments):
+    """Trunk and optimizer of ours."""
     import torch
 
     from megatron_encdec.engine.config import OptimizerSettings
@@ -56,15 +58,20 @@ def our_step(arguments):
     from megatron_encdec.objectives.base import Vocabulary
     from megatron_encdec.platform.distributed import initialize
     from megatron_encdec.training.step import Trainer
-    from megatron_encdec.training.work import Work
 
     model = ModelConfig.from_yaml({"preset": arguments.preset, "vocabulary_size": VOCABULARY}, "model")
     topology = initialize()
     dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
     ddp = wrap(build_trunk(model, topology, dtype, arguments.length, 1))
-    windows, vocabulary = arguments.windows, Vocabulary(VOCABULARY, frozenset(range(8)), MASK_ID)
-    trainer = Trainer(ddp, build_optimizer(ddp, OptimizerSettings()), topology, vocabulary)
-    samples = RandomDocuments(arguments.length)
+    vocabulary = Vocabulary(VOCABULARY, frozenset(range(8)), MASK_ID)
+    return Trainer(ddp, build_optimizer(ddp, OptimizerSettings()), topology, vocabulary)
+
+
+def our_step(arguments):
+    """A function (objective name, step) that does one optimizer step of ours."""
+    from megatron_encdec.training.work import Work
+
+    trainer, samples, windows = our_trainer(arguments), RandomDocuments(arguments.length), arguments.windows
     return lambda name, step: trainer.train_step(
         Work(samples, objective_of(name), range((step - 1) * windows, step * windows), windows), 1e-3)
 
@@ -75,7 +82,7 @@ def transformers_step(arguments):
     from transformers import EuroBertConfig, EuroBertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
     from megatron_encdec.model.config import ModelConfig
-    from megatron_encdec.objectives.base import collate
+    from megatron_encdec.objectives.base import Vocabulary, collate
 
     shape = ModelConfig.from_yaml(arguments.preset, "model")
     sizes = dict(vocab_size=VOCABULARY, hidden_size=shape.hidden_size, intermediate_size=shape.ffn_hidden_size,
@@ -88,11 +95,11 @@ def transformers_step(arguments):
     models = {name: model.to(dtype).train() for name, model in models.items()}
     optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1,
                                           fused=True) for name, model in models.items()}
-    samples = RandomDocuments(arguments.length)
+    samples, vocabulary = RandomDocuments(arguments.length), Vocabulary(VOCABULARY, frozenset(range(8)), MASK_ID)
 
     def step(name, number):
         windows = [samples.sample(number * arguments.windows + i) for i in range(arguments.windows)]
-        batch = collate(objective_of(name), windows, samples.seed)
+        batch = collate(objective_of(name), windows, samples.seed, vocabulary)
         inputs = torch.from_numpy(batch.inputs_BS)
         if name == "clm":
             labels = inputs

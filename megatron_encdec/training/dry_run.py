@@ -55,12 +55,12 @@ def describe(config: Config, ranks: int, fallback: bool = False) -> str:
 
 def _phases(config: Config, stretches: list[Stretch]) -> list[str]:
     """Each phase, and below it what it changes."""
-    lines = ["phase                  objective                        steps                    tokens"]
+    rows, notes = [("phase", "objective", "steps", "tokens")], [[]]
     before = _changeable(config, config.data, config.batch.global_size, config.optimizer.lr, None, Frozen())
     for parts in by_phase(stretches):
         first, last = parts[0], parts[-1]
         steps, tokens = f"{first.start + 1}..{last.end}", tokens_between(parts, 0, last.end)
-        lines.append(f"{first.name:<22} {first.objective.label():<32} {steps:<18} {tokens:>12,}")
+        rows.append((first.name, first.objective.label(), steps, f"{tokens:,}"))
         now = _changeable(config, last.data, last.batch_size, last.optimizer.lr, last.rope, last.freeze)
         changes = differences(before, now)
         if len(parts) > 1:
@@ -70,9 +70,11 @@ def _phases(config: Config, stretches: list[Stretch]) -> list[str]:
             changes.append("schedule: its own")
         if first.optimizer_state != "carry":
             changes.append(f"optimizer_state: {first.optimizer_state}")
-        lines += [f"  {change}" for change in changes]
+        notes.append([f"  {change}" for change in changes])
         before = now
-    return lines
+    widths = [max(len(row[column]) for row in rows) + 2 for column in range(4)]
+    return [line for (name, objective, steps, tokens), below in zip(rows, notes, strict=True) for line in (
+        f"{name:<{widths[0]}}{objective:<{widths[1]}}{steps:<{widths[2]}}{tokens:>{widths[3]}}", *below)]
 
 
 def _changeable(config: Config, data: DataConfig, batch_size: int, lr: float, rope: Rope | None,
