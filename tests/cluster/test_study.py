@@ -80,18 +80,21 @@ def test_a_job_is_found_again_by_what_slurm_says(cluster, root, tmp_path):
 
 @pytest.mark.slow
 def test_a_driver_killed_at_twenty_moments_under_slurm(cluster, root, tmp_path):
-    """With its jobs and without: the bits and the scores of models trained and fine-tuned alone."""
+    """With its jobs and without: the bits and the scores of models trained and fine-tuned alone. Two jobs at a time,
+    on one node: on another they would wait a minute for the lock of one that was killed."""
     base = yaml.safe_load((root / "config.yaml").read_text())
     base |= {"checkpoint": {"every": 2, "keep": 2}}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     finetune = {"datasets": [write_set(tmp_path / "toy", "SC")], "grid": {"learning_rates": [3e-3], "seeds": [0]},
                 "training": {"batch_size": 16, "micro_batch_size": 8, "max_steps": 5, "max_length": 48}}
     study = write_study(root, tmp_path, ["clm-6-mlm30-40", "clm-20-mlm30-40", "clm-40"],
-                        base=str(tmp_path / "base.yaml"), slurm=SLURM, finetune=finetune)
+                        base=str(tmp_path / "base.yaml"), finetune=finetune,
+                        slurm=SLURM | {"cpus_per_task": 4, "slurm_additional_parameters": {"nodelist": "node1"}})
     draw, kills, kills_of_jobs, watched = random.Random(1), 0, 0, NothingTwice(study)
     while kills < 20:
         driver = start_driver(cluster, study, tmp_path / f"{kills}.log")
-        time.sleep(draw.uniform(5, 16))
+        wait_for_a_word(driver, tmp_path / f"{kills}.log")
+        time.sleep(draw.uniform(0, 8))
         if driver.poll() is not None:
             break
         with_jobs = draw.random() < 0.5
