@@ -32,7 +32,7 @@ SECTIONS = (  # name, title, tables shown open, tables folded away
     ("tree", "The runs", ["paths"], []),
     ("scores", "Scores", ["overview"], ["scores", "seeds"]),
     ("comparisons", "Comparisons", ["comparisons"], []),
-    ("checkpoints", "Checkpoints", [], ["checkpoints"]),
+    ("checkpoints", "Curves", [], ["checkpoints"]),
     ("budgets", "Budgets", ["budgets"], []),
     ("validation", "Validation loss", ["validation"], []),
     ("sensitivity", "Learning rate", ["sensitivity"], ["rates"]),

@@ -11,9 +11,11 @@ from pathlib import Path
 from megatron_encdec.page.drawing import STYLE, Picture, colour, legend_below, panels
 from megatron_encdec.page.tables import Column, Table
 from megatron_encdec.platform.optional import require
+from megatron_encdec.platform.progress import short_count
 from megatron_encdec.rundir.metrics import read_metrics
 from megatron_encdec.study.analysis import Analysis
 from megatron_encdec.study.curves import described
+from megatron_encdec.study.figures import FAMILY_NAMES
 from megatron_encdec.study.plan import StudyPlan, describe_path
 from megatron_encdec.study.results import ModelRecord
 from megatron_encdec.study.store import Store
@@ -77,9 +79,12 @@ def budget_pictures(analysis: Analysis) -> list[Picture]:
                     axis.plot([records[model].run[key] for model in mine], [points[model] for model in mine], "o", ms=5,
                               color=colour(place), label=kind)
                 axis.set_xlabel(AXES[key])
+                axis.locator_params(axis="x", nbins=4)
+                if key != "flops":
+                    axis.xaxis.set_major_formatter(lambda count, _: short_count(count))
                 axis.set_ylabel("average test score, %")
             legend_below(figure)
-        found.append(Picture(f"budgets_{family}", "budgets", f"{family}: equal tokens, labels, FLOPs",
+        found.append(Picture(f"budgets_{family}", "budgets", f"{FAMILY_NAMES[family]}: equal tokens, labels, FLOPs",
                              "The same models three times; models above each other in one panel had equal budgets of "
                              "that kind.", figure))
     return found

@@ -2,7 +2,9 @@
 
     1. `SlurmExecutor.start(job)`    submitted at once; Slurm starts it when the jobs that it needs have succeeded
     2. `Task`                        what each task of a job runs: one of our commands; a stretch has a task a rank
-    3. `SlurmExecutor.ended()`       jobs that squeue knows no more; the disk says whether they did what they were for
+    3. `SlurmExecutor.find(jobs)`    those of an earlier driver, by the batch script that squeue names: it lies in the
+                                     job's folder, whatever else the driver had time to write
+    4. `SlurmExecutor.ended()`       jobs that squeue knows no more; the disk says whether they did what they were for
 
 At the time limit, or when preempted, submitit's signal (USR2) has the ranks save; the job is then queued again by
 itself, but not where it got no further `LIMIT` times in a row. So jobs go on while no driver runs.
@@ -87,11 +89,13 @@ class SlurmExecutor:
 
     def find(self, jobs: Iterable[Job]) -> list[Job]:
         """Those of `jobs` that an earlier driver submitted and that are queued or run."""
-        recorded = {job.key: (job, _slurm_id(job.folder)) for job in jobs}
-        alive = self._alive()
-        for key, (job, number) in recorded.items():
-            if number in alive:
-                self.running[key], self._ids[key] = job, number
+        queue = self._queue()
+        if queue is None:
+            raise UserError("slurm: squeue does not answer, and says which jobs are there already; try again later")
+        numbers = {folder: number for number, folder in queue.items()}
+        for job in jobs:
+            if number := numbers.get(_scripts(job)):
+                self.running[job.key], self._ids[job.key] = job, number
         return list(self.running.values())
 
     def check(self, jobs: Iterable[Job]) -> None:
@@ -104,7 +108,7 @@ class SlurmExecutor:
     def start(self, job: Job) -> None:
         """Submit it, behind the jobs that it needs."""
         used = job.resources
-        executor = self._submitit.AutoExecutor(folder=str(job.folder / "slurm"), cluster="slurm",
+        executor = self._submitit.AutoExecutor(folder=str(_scripts(job)), cluster="slurm",
                                                slurm_max_num_timeout=FOR_EVER)
         needs = [self._ids[need] for need in job.needs if need in self._ids]
         extra = {"kill-on-invalid-dep": "yes", **self._parameters.get("slurm_additional_parameters", {})}
@@ -122,15 +126,16 @@ class SlurmExecutor:
         except (ValueError, NameError, self._submitit.core.utils.FailedJobError,
                 self._submitit.core.utils.FailedSubmissionError) as error:
             raise UserError(f"slurm: {job.key} cannot be submitted: {' '.join(str(error).split())}") from None
-        write_json_atomic(job.folder / "job.json", {"slurm": submitted.job_id})
         self.running[job.key], self._ids[job.key] = job, submitted.job_id
 
     def ended(self) -> list[tuple[Job, int | None]]:
         """Jobs that Slurm knows no more; looks at most every `SECONDS`."""
         if not self.running or time.monotonic() - self._looked < SECONDS:
             return []
-        alive = self._alive()
-        found = [(job, None) for key, job in self.running.items() if self._ids[key] not in alive]
+        queue = self._queue()
+        if queue is None:  # nobody knows, so nothing has ended
+            return []
+        found = [(job, None) for key, job in self.running.items() if self._ids[key] not in queue]
         for job, _ in found:
             del self.running[job.key], self._ids[job.key]
         return found
@@ -141,17 +146,16 @@ class SlurmExecutor:
         self.running.clear()
         return f"its jobs stay with Slurm (scancel {numbers} ends them)"
 
-    def _alive(self) -> set[str]:
-        """Numbers of this user's jobs that are queued or run."""
+    def _queue(self) -> dict[str, Path] | None:
+        """Of this user's jobs that are queued or run: number -> folder of the batch script. None: no answer."""
         self._looked = time.monotonic()
-        done = subprocess.run(["squeue", "--noheader", "--me", "--format=%A"], capture_output=True, text=True)
-        if done.returncode:  # a controller that does not answer: nobody knows, so nothing has ended
-            return set(self._ids.values())
-        return set(done.stdout.split())
+        done = subprocess.run(["squeue", "--noheader", "--me", "--format=%A %o"], capture_output=True, text=True)
+        if done.returncode:
+            return None
+        words = [line.partition(" ") for line in done.stdout.splitlines()]
+        return {number: Path(script.strip()).parent for number, _, script in words}
 
 
-def _slurm_id(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / "job.json").read_text(encoding="utf-8")).get("slurm")
-    except (OSError, ValueError):
-        return None
+def _scripts(job: Job) -> Path:
+    """Where submitit puts what it needs for the job."""
+    return (job.folder / "slurm").absolute()

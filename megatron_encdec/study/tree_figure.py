@@ -55,6 +55,7 @@ def _draw(plan: StudyPlan, states: Mapping[str, str]):
     axis.grid(axis="y", visible=False)
     axis.margins(x=0.3)
     axis.set_xlim(left=0)
+    axis.set_xticks([tick for tick in axis.get_xticks() if 0 <= tick <= axis.dataLim.xmax])  # names stand right of it
     axis.set_xlabel("steps")
     axis.xaxis.set_major_formatter(lambda step, _: short_steps(round(step)))
     for place, name in enumerate(names):

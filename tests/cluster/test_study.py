@@ -2,33 +2,55 @@
 
 import importlib.util
 import json
+import random
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
-from small_run import final_bits, metrics, steps_done, wait_until
+from finetune_sets import write_set
+from small_run import final_bits, metrics, run_cli, steps_done, wait_until
+from small_study import NothingTwice, check_against_models_alone, states, write_study
 
 from megatron_encdec.study.config import load_study
 from megatron_encdec.study.plan import plan_study
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(
     importlib.util.find_spec("submitit") is None, reason="needs submitit: ENCDEC_ENV=nemo bash tests/run.sh -m slurm")]
+SLURM = {"timeout_min": 30, "gpus_per_node": 0}
+
+
+def start_driver(cluster, study: Path, output: Path) -> subprocess.Popen:
+    words = ("-m", "megatron_encdec", "study", "run", study, "--executor", "slurm")
+    return cluster.hosts.head.start(sys.executable, *words, output=output)
+
+
+def kill_driver(cluster, driver: subprocess.Popen) -> None:
+    cluster.hosts.head.signal(driver, signal.SIGKILL)
+    driver.wait()
+
+
+def wait_for_a_word(driver: subprocess.Popen, output: Path) -> None:
+    wait_until(lambda: output.stat().st_size > 0 or driver.poll() is not None, "a driver at work")
+
+
+def jobs_in(cluster) -> list[str]:
+    """Names of the jobs that Slurm has."""
+    return sorted(cluster.hosts.head.run("squeue", "--noheader", "--format=%j").stdout.split())
 
 
 def test_a_study_goes_on_under_slurm_while_its_driver_is_dead(cluster, root, tmp_path, on_one_host):
-    study, head = tmp_path / "study.yaml", cluster.hosts.head
-    study.write_text(yaml.safe_dump({
-        "base": str(root / "config.yaml"), "output": "out", "models": ["clm-6-mlm30-12", "clm-12"],
-        "slurm": {"timeout_min": 10, "gpus_per_node": 0}}))
-    command = (sys.executable, "-m", "megatron_encdec", "study", "run", study, "--executor", "slurm")
+    study = write_study(root, tmp_path, ["clm-6-mlm30-12", "clm-12"], slurm=SLURM)
     plan, stretches = plan_study(load_study(study)), tmp_path / "out" / "stretches"
-    driver = head.start(*command, output=tmp_path / "first")
-    wait_until(lambda: (tmp_path / "out/jobs/models/clm-12/job.json").exists(), "all jobs are submitted", 60)
-    driver.kill()
-    head.run("pkill", "-9", "-f", "study run", code=None)
+    driver = start_driver(cluster, study, tmp_path / "first")
+    wait_until(lambda: "models.clm-12" in jobs_in(cluster), "all jobs are submitted", 60)
+    kill_driver(cluster, driver)
     ends = [stretches / plan.tree.last[name].id / "checkpoints/step_00000012" for name in ("clm-6-mlm30-12", "clm-12")]
     wait_until(lambda: all(end.exists() for end in ends), "the stretches", 120)  # nobody drives
-    second = head.start(*command, output=tmp_path / "second")
+    second = start_driver(cluster, study, tmp_path / "second")
     assert second.wait(180) == 0, (tmp_path / "second").read_text()
     for branch in plan.branches:
         assert steps_done(stretches / branch.id) == branch.steps  # none was done twice
@@ -37,3 +59,71 @@ def test_a_study_goes_on_under_slurm_while_its_driver_is_dead(cluster, root, tmp
         "phases.0.name=clm", "phases.1.name=mlm", ranks=1)
     for name in ("clm-6-mlm30-12", "clm-12"):
         assert json.loads((tmp_path / "out/models" / name / "export.json").read_text())["step"] == 12
+
+
+def test_a_job_is_found_again_by_what_slurm_says(cluster, root, tmp_path):
+    """The driver is killed between sbatch and the first thing it would write of it: no job is submitted twice."""
+    study = write_study(root, tmp_path, ["clm-6-mlm30-12", "clm-12"], slurm=SLURM)
+    driver = start_driver(cluster, study, tmp_path / "first")
+    wait_until(lambda: "models.clm-12" in jobs_in(cluster), "all jobs are submitted", 60)
+    kill_driver(cluster, driver)
+    for record in (tmp_path / "out/jobs").rglob("job.json"):
+        record.unlink()
+    before = jobs_in(cluster)
+    second = start_driver(cluster, study, tmp_path / "second")
+    wait_until(lambda: (tmp_path / "second").read_text().count("still runs") == len(before)
+               or "started" in (tmp_path / "second").read_text(), "the second driver has looked", 60)
+    assert len(set(jobs_in(cluster))) == len(jobs_in(cluster))
+    assert "started" not in (tmp_path / "second").read_text()
+    assert second.wait(180) == 0, (tmp_path / "second").read_text()
+
+
+@pytest.mark.slow
+def test_a_driver_killed_at_twenty_moments_under_slurm(cluster, root, tmp_path):
+    """With its jobs and without: the bits and the scores of models trained and fine-tuned alone. Two jobs at a time,
+    on one node: on another they would wait a minute for the lock of one that was killed."""
+    base = yaml.safe_load((root / "config.yaml").read_text())
+    base |= {"checkpoint": {"every": 2, "keep": 2}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    finetune = {"datasets": [write_set(tmp_path / "toy", "SC")], "grid": {"learning_rates": [3e-3], "seeds": [0]},
+                "training": {"batch_size": 16, "micro_batch_size": 8, "max_steps": 5, "max_length": 48}}
+    study = write_study(root, tmp_path, ["clm-6-mlm30-40", "clm-20-mlm30-40", "clm-40"],
+                        base=str(tmp_path / "base.yaml"), finetune=finetune,
+                        slurm=SLURM | {"cpus_per_task": 4, "slurm_additional_parameters": {"nodelist": "node1"}})
+    draw, kills, kills_of_jobs, watched = random.Random(1), 0, 0, NothingTwice(study)
+    while kills < 20:
+        driver = start_driver(cluster, study, tmp_path / f"{kills}.log")
+        wait_for_a_word(driver, tmp_path / f"{kills}.log")
+        time.sleep(draw.uniform(0, 8))
+        if driver.poll() is not None:
+            break
+        with_jobs = draw.random() < 0.5
+        kill_driver(cluster, driver)
+        if with_jobs:  # the step alone, or the batch script with it
+            cluster.hosts.head.run("scancel", "--user=root", "--state=RUNNING", "--signal=KILL",
+                                   *["--full"] * draw.randint(0, 1), code=None)
+            kills_of_jobs += 1
+            time.sleep(1)
+        watched.killed(with_jobs)
+        kills += 1
+    assert start_driver(cluster, study, tmp_path / "last.log").wait(600) == 0, (tmp_path / "last.log").read_text()
+    print(f"{kills} kills of the driver, {kills_of_jobs} with its jobs")
+    watched.check()
+    assert kills == 20 and set(states(study).values()) == {"done"}
+    check_against_models_alone(study)
+    check_scores_of_models_alone(study, finetune)
+
+
+def check_scores_of_models_alone(study: Path, finetune: dict) -> None:
+    """Those of `check_against_models_alone`, exported and fine-tuned by themselves."""
+    alone = study.parent / "alone"
+    names = [recipe.name for recipe in plan_study(load_study(study)).recipes]
+    for name in names:
+        run_cli("export", alone / name, alone / "models" / name)
+    (alone / "finetune.yaml").write_text(yaml.safe_dump({
+        **finetune, "results": str(alone / "results"), "models": [str(alone / "models" / name) for name in names]}))
+    run_cli("finetune", alone / "finetune.yaml")
+    for name in names:
+        ours, theirs = (sorted((root / "results" / name).glob("*/*/*/results.json"))
+                        for root in (study.parent / "out", alone))
+        assert [one.read_text() for one in ours] == [one.read_text() for one in theirs] and len(ours) == 1

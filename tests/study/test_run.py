@@ -8,24 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
-from small_run import final_bits, metrics, run_cli, start_cli, steps_done, wait_until
+from small_run import metrics, run_cli, start_cli, steps_done, wait_until
+from small_study import NothingTwice, check_against_models_alone, states, write_study
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.study.config import load_study
 from megatron_encdec.study.plan import plan_study
-
-
-def write_study(root: Path, directory: Path, models: list[str], **keys) -> Path:
-    path = directory / "study.yaml"
-    path.write_text(yaml.safe_dump({"base": str(root / "config.yaml"), "output": "out", "models": models} | keys))
-    return path
-
-
-def states(study: Path) -> dict[str, str]:
-    """Of each stretch, as `study plan --json` says."""
-    said = json.loads(run_cli("study", "plan", study, "--json").stdout)
-    return {one["id"]: one["state"] for one in said["stretches"]}
 
 
 def jobs_of(study: Path) -> list[int]:
@@ -36,28 +24,6 @@ def jobs_of(study: Path) -> list[int]:
         if Path(f"/proc/{pid}/cmdline").exists() and b"megatron_encdec" in Path(f"/proc/{pid}/cmdline").read_bytes():
             found.append(pid)
     return found
-
-
-def check_against_models_alone(root: Path, study: Path) -> None:
-    """Final weights, optimizer state, and metrics of all steps, of each model trained by itself."""
-    plan = plan_study(load_study(study))
-    for recipe in plan.recipes:
-        alone = study.parent / "alone" / recipe.name
-        (study.parent / "alone").mkdir(exist_ok=True)
-        path, lines = plan.tree.path(recipe.name), []
-        phases = [f"phases={json.dumps(yaml.safe_load(yaml.safe_dump(_phases(recipe))))}"]
-        run_cli("pretrain", root / "config.yaml", f"run.dir={alone}", *phases)
-        for branch in path:
-            lines += metrics(study.parent / "out/stretches" / branch.id)
-        assert lines == metrics(alone), recipe.name
-        last = study.parent / "out/stretches" / path[-1].id
-        assert final_bits(last, path[-1].end) == final_bits(alone, recipe.steps), recipe.name
-
-
-def _phases(recipe) -> list[dict]:
-    from megatron_encdec.platform import schema
-
-    return schema.to_dict(recipe.config.phases)
 
 
 def test_a_study_survives_its_driver_and_equals_its_models_trained_alone(root, tmp_path):
@@ -76,7 +42,7 @@ def test_a_study_survives_its_driver_and_equals_its_models_trained_alone(root, t
         assert (tmp_path / "out/models" / name / "export.json").is_file()
     assert f"{first.id}@3: checkpoint deleted" in second.stdout
     assert "all is done" in run_cli("study", "run", study).stdout
-    check_against_models_alone(root, study)
+    check_against_models_alone(study)
     late = run_cli("study", "plan", study, "checkpoints=[1]").stdout
     assert "not scored: clm-3-mlm30-9@1: there is no checkpoint" in late
 
@@ -169,7 +135,7 @@ def test_a_driver_killed_at_twenty_moments(root, tmp_path):
     """With its jobs and without: five models through one trunk end with the bits of models trained alone."""
     study = write_study(root, tmp_path, ["clm-3-mlm30-12", "clm-6-mlm30-12", "clm-6-mlm50-12", "clm-12",
                                          "clm-dec12-mlm30-18"], checkpoints=[5])
-    draw, kills, kills_of_jobs = random.Random(1), 0, 0
+    draw, kills, kills_of_jobs, watched = random.Random(1), 0, 0, NothingTwice(study)
     while kills < 20:
         driver = start_cli("study", "run", study, "--jobs", "2", output=tmp_path / f"{kills}.log")
         time.sleep(draw.uniform(2, 7))
@@ -181,11 +147,13 @@ def test_a_driver_killed_at_twenty_moments(root, tmp_path):
         for pid in pids if with_jobs else ():
             os.kill(pid, signal.SIGKILL)
             kills_of_jobs += 1
+        watched.killed(with_jobs)
         kills += 1
         time.sleep(draw.uniform(0, 1))
     run_cli("study", "run", study)
     print(f"{kills} kills of the driver, {kills_of_jobs} of jobs")
+    watched.check()
     resumes = sum(len(metrics(run, "resume")) for run in (tmp_path / "out/stretches").iterdir())
     assert kills == 20 and resumes <= kills_of_jobs
     assert set(states(study).values()) == {"done"}
-    check_against_models_alone(root, study)
+    check_against_models_alone(study)
