@@ -341,7 +341,7 @@ def on_a_gpu():
 
 def _why_not() -> str | None:
     if importlib.util.find_spec("transformer_engine") is None:
-        return "needs the Python of Transformer Engine: ENCDEC_ENV=te bash tests/run.sh -n 0 -m te_python"
+        return "needs Transformer Engine's Python: its head says how (ENCDEC_ENV=te)"
     if torch.cuda.is_available() or importlib.util.find_spec("transformer_engine_torch"):
         return "a binding or a GPU is here: -m te runs the real kernels"
     if "megatron.core" in sys.modules:

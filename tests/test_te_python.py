@@ -5,8 +5,10 @@ What this cannot show: that a kernel computes the right numbers or any at all, h
 takes, what cuDNN or cuBLAS refuse, anything about NCCL, streams or CUDA graphs. Tests marked `te` and `gpu` do.
 
 What it does show: names, shapes and pieces of checkpoints; which arguments reach attention; what state the FP8 recipes
-keep and when weights are cast; that gradients arrive where the optimizer looks for them. Transformer Engine has to be
-there before megatron.core, so these run alone: ENCDEC_ENV=te bash tests/run.sh -n 0 -m te_python tests/test_te_*.py
+keep and when weights are cast; that gradients arrive where the optimizer looks for them.
+
+Transformer Engine has to be there before megatron.core, so these run alone:
+    ENCDEC_ENV=te bash tests/run.sh -n 0 -m te_python tests/test_te_python.py
 """
 
 import json

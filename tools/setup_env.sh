@@ -6,7 +6,7 @@
 #
 # ENCDEC_ENV=nemo makes .venv-nemo, with the extras of fine-tuning: NeMo AutoModel needs other versions of some packages.
 # ENCDEC_ENV=te makes .venv, and beside it .venv-te: the Python of Transformer Engine, a folder that PYTHONPATH names.
-# ENCDEC_PYTHON=python3.12 (a name or a path) makes all of this with that Python, as .venv-python3.12, .venv-python3.12-nemo.
+# ENCDEC_PYTHON=python3.12 (a name or a path) makes them with that Python, as .venv-python3.12, .venv-python3.12-nemo.
 # MEGATRON_ENCDEC_PYTHON=/path/to/python uses that interpreter as it is and installs nothing (Docker, clusters).
 # pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf, ...) apply: the way to a mirror, or to the CPU
 # build of torch. Left alone, Linux gets torch's CUDA build, which is several GB.
