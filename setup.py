@@ -34,10 +34,12 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["megatron_encdec", "megatron_encdec.*"]),
     package_data={"megatron_encdec.page": ["page.html"], "megatron_encdec.study": ["published.csv"]},
+    # Tested on 3.11 and 3.12, each with its megatron-core below (platform/optional.py: TESTED). 3.13 gets that of 3.12,
+    # is not tested as a whole and not refused: `doctor` says so.
     python_requires=">=3.11",
     install_requires=[
         "torch==2.13.0",
-        # 0.17 and later need Python 3.12; only megatron_encdec/platform/megatron.py knows the difference.
+        # 0.16.1 is the last for Python 3.11, 0.17 and later need 3.12; only platform/megatron.py knows the difference.
         "megatron-core==0.16.1; python_version < '3.12'",
         "megatron-core==0.19.2; python_version >= '3.12'",
         "transformers==5.18.0",  # the version that nemo-automodel 0.7.0 pins

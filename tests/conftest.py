@@ -1,4 +1,5 @@
-"""For all tests: one rank's process group; `gpu`, `te` and `nemo` tests skip where what they need is not there."""
+"""For all tests: one rank's process group; `gpu`, `te`, `te_python` and `nemo` tests skip where what they need is not
+there."""
 
 import signal
 
@@ -13,13 +14,19 @@ def pytest_configure():
 
 def pytest_collection_modifyitems(items):
     """Add the skips; torch and Transformer Engine are imported only if a test asks for them."""
-    marked = {name: [item for item in items if item.get_closest_marker(name)] for name in ("gpu", "te", "nemo")}
+    marked = {name: [item for item in items if item.get_closest_marker(name)]
+              for name in ("gpu", "te", "te_python", "nemo")}
     if not any(marked.values()):
         return
     from megatron_encdec.platform.optional import CUDA_PACKAGES, is_available, why_unusable
 
     if not is_available("nemo_automodel"):
         _skip(marked["nemo"], "needs NeMo AutoModel: ENCDEC_ENV=nemo bash tests/run.sh -m 'nemo and not slow'")
+    if marked["te_python"]:
+        from te_binding import why_not
+
+        if why_not:
+            _skip(marked["te_python"], why_not)
     if not marked["gpu"] and not marked["te"]:
         return
     import torch

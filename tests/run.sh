@@ -5,6 +5,8 @@
 #   bash tests/run.sh -k order             some
 #   bash tests/run.sh -m slow              the long ones (a later -m replaces ours); also -m gpu, -m te
 #   bash tests/run.sh -m slurm tests/cluster  several hosts and a real Slurm on this machine, by root
+#   ENCDEC_ENV=te bash tests/run.sh -n 0 -m te_python tests/test_te_python.py    over Transformer Engine's own Python
+#   ENCDEC_PYTHON=python3.12 bash tests/run.sh       as the GPU image has it: Python 3.12, megatron-core 0.19.2
 #   ENCDEC_ENV=nemo bash tests/run.sh -m "nemo and not slow" tests/finetune      NeMo's, in .venv-nemo
 #   bash tests/run.sh -n 0 --pdb tests/data/test_order.py
 #

@@ -5,6 +5,8 @@
 #   source tools/setup_env.sh    the same, then PYTHON names its interpreter and .venv/bin leads PATH
 #
 # ENCDEC_ENV=nemo makes .venv-nemo, with the extras of fine-tuning: NeMo AutoModel needs other versions of some packages.
+# ENCDEC_ENV=te makes .venv, and beside it .venv-te: the Python of Transformer Engine, a folder that PYTHONPATH names.
+# ENCDEC_PYTHON=python3.12 (a name or a path) makes them with that Python, as .venv-python3.12, .venv-python3.12-nemo.
 # MEGATRON_ENCDEC_PYTHON=/path/to/python uses that interpreter as it is and installs nothing (Docker, clusters).
 # pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf, ...) apply: the way to a mirror, or to the CPU
 # build of torch. Left alone, Linux gets torch's CUDA build, which is several GB.
@@ -13,6 +15,8 @@
 #   2. else: one process at a time. An installation that failed or was killed goes on from the packages that are whole
 #   3. torch, then this project with its development tools, versions from tools/constraints.txt
 #      (for ENCDEC_ENV=nemo: with the extras nemo, study and reference, tools/constraints_nemo.txt)
+#   4. for ENCDEC_ENV=te: what it adds to .venv, versions from tools/constraints_gpu.txt. Not into .venv, whose packages'
+#      docstrings are the demo's corpus
 
 if [[ "${BASH_SOURCE[0]}" != "$0" ]]; then # sourced: a child does the work, so that its `exit` cannot end us
     bash "${BASH_SOURCE[0]}" || return 1
@@ -21,11 +25,16 @@ if [[ "${BASH_SOURCE[0]}" != "$0" ]]; then # sourced: a child does the work, so 
         PYTHON="$(command -v "$MEGATRON_ENCDEC_PYTHON")"
         export PYTHONPATH="$_encdec_root${PYTHONPATH:+:$PYTHONPATH}" # this checkout, installed or not
     else
-        PYTHON="$_encdec_root/.venv${ENCDEC_ENV:+-$ENCDEC_ENV}/bin/python"
+        _encdec_venv="$_encdec_root/.venv${ENCDEC_PYTHON:+-${ENCDEC_PYTHON##*/}}"
+        case "${ENCDEC_ENV:-}" in
+            te) export PYTHONPATH="$_encdec_venv-te${PYTHONPATH:+:$PYTHONPATH}" ;;
+            *) _encdec_venv="$_encdec_venv${ENCDEC_ENV:+-$ENCDEC_ENV}" ;;
+        esac
+        PYTHON="$_encdec_venv/bin/python"
         export PATH="${PYTHON%/*}:$PATH"
     fi
     export PYTHON
-    unset _encdec_root
+    unset _encdec_root _encdec_venv
     return 0
 fi
 
@@ -36,12 +45,19 @@ kind="${ENCDEC_ENV:-}"
 case "$kind" in
     "") extras=dev modules="torch megatron transformers tokenizers yaml rich" ;;
     nemo) extras=nemo,study,reference,dev modules="torch transformers yaml rich nemo_automodel seqeval matplotlib" ;;
-    *) echo "setup: ENCDEC_ENV=$kind: no such environment; nothing, or nemo" >&2 && exit 1 ;;
+    te) extras=dev modules="torch megatron yaml rich transformer_engine" ;;
+    *) echo "setup: ENCDEC_ENV=$kind: no such environment; nothing, nemo or te" >&2 && exit 1 ;;
 esac
-name=".venv${kind:+-$kind}"
+plain=".venv${ENCDEC_PYTHON:+-${ENCDEC_PYTHON##*/}}"
+name="$plain${kind:+-$kind}"
 venv="$root/$name"
 constraints="tools/constraints${kind:+_$kind}.txt"
 python="$venv/bin/python"
+depends=(setup.py pyproject.toml)
+if [[ "$kind" == te ]]; then
+    constraints=tools/constraints_gpu.txt python="$root/$plain/bin/python" depends=(tools/setup_env.sh)
+    te_packages=(transformer-engine==2.20.2 einops ml_dtypes onnx onnx-ir onnxscript)
+fi
 stamp="$venv/.installed"
 unfinished="$venv/.unfinished"
 
@@ -56,7 +72,7 @@ suits() { "$1" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 
 
 # What .venv depends on: its interpreter, where it lies, and what is asked for.
 fingerprint() {
-    (cd "$root" && "$python" -I - setup.py pyproject.toml "$constraints") 2>/dev/null <<'PYTHON'
+    (cd "$root" && "$python" -I - "${depends[@]}" "$constraints") 2>/dev/null <<'PYTHON'
 import hashlib, os, sys
 parts = [sys.version, os.getcwd()] + [open(path, encoding="utf-8").read() for path in sys.argv[1:]]
 print(hashlib.sha256("\0".join(parts).encode()).hexdigest())
@@ -88,12 +104,13 @@ make_venv() {
     elif [[ -d "$venv/bin" ]]; then
         say "$name does not work (Python 3.11 or newer with pip is needed); starting it over"
     fi
-    for candidate in python3.11 python3.12 python3.13 python3 python; do
+    for candidate in ${ENCDEC_PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
         suits "$candidate" || continue
         say "making $name with $("$candidate" --version)"
         "$candidate" -m venv --clear "$venv"
         return
     done
+    [[ -z "${ENCDEC_PYTHON:-}" ]] || fail "ENCDEC_PYTHON=$ENCDEC_PYTHON: no Python 3.11 or newer with its venv module"
     fail "Python 3.11 or newer with its venv module is needed; found: $(python3 --version 2>/dev/null || echo none)." \
         "Install one (on Debian and Ubuntu also python3-venv), or name yours: MEGATRON_ENCDEC_PYTHON=/path/to/python"
 }
@@ -151,9 +168,21 @@ install_everything() {
     rm "$unfinished"
 }
 
+# A folder of packages: short to make, so it is made anew.
+install_te() {
+    say "installing the Python of Transformer Engine, beside $plain"
+    rm -rf "$venv"
+    mkdir "$venv"
+    pip_install --no-deps --target "$venv" "${te_packages[@]}"
+    fingerprint >"$stamp"
+}
+
 if [[ -n "${MEGATRON_ENCDEC_PYTHON:-}" ]]; then
     use_given_interpreter
     exit 0
+fi
+if [[ "$kind" == te ]]; then
+    ENCDEC_ENV="" bash "${BASH_SOURCE[0]}"
 fi
 if is_current; then
     exit 0
@@ -167,6 +196,10 @@ if command -v flock >/dev/null; then # two calls at once: the second waits, then
     fi
 fi
 start=$SECONDS
-make_venv
-install_everything
+if [[ "$kind" == te ]]; then
+    install_te
+else
+    make_venv
+    install_everything
+fi
 say "$name is ready after $((SECONDS - start)) s"

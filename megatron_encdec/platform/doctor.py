@@ -20,7 +20,7 @@ from pathlib import Path
 from megatron_encdec import __version__
 from megatron_encdec.platform.children import available_cores
 from megatron_encdec.platform.launcher import add_node_arguments, read_nodes
-from megatron_encdec.platform.optional import CUDA_PACKAGES, install_command
+from megatron_encdec.platform.optional import CUDA_PACKAGES, TESTED, install_command
 from megatron_encdec.platform.signals import how_it_ended
 
 DESCRIPTION = """\
@@ -112,7 +112,15 @@ def examine() -> dict:
                 **{name: one["version"] for name, one in packages.items()}}
     backends = _backends(device, packages) if device and not device["problem"] else None
     return {"versions": versions, "packages": packages, "device": device, "backends": backends, "problems": problems,
-            "can_train": not problems}
+            "can_train": not problems, "untested": untested(sys.version_info[:2], versions["megatron.core"])}
+
+
+def untested(python: tuple[int, int], core: str | None) -> str | None:
+    """What to say where this Python with this megatron.core is no pair that the tests pass with; None where it is."""
+    if core is None or TESTED.get(python) == core:
+        return None
+    pairs = " and ".join(f"Python {'.'.join(map(str, one))} with megatron-core {its}" for one, its in TESTED.items())
+    return f"Python {'.'.join(map(str, python))} with megatron-core {core} may work; tested are {pairs}"
 
 
 def _problems(packages: dict) -> list[str]:
@@ -244,6 +252,7 @@ def report_lines(report: dict) -> list[str]:
                         ("backends", (report["backends"] or {}).items()), ("not usable here", lacking)):
         if rows:
             lines += [title, *(f"  {name:<20} {text}" for name, text in rows), ""]
+    lines += [f"note: {report['untested']}", ""] if report["untested"] else []
     if report["can_train"]:
         return [*lines, "training can start here"]
     return [*lines, *(f"training cannot start here: {problem}" for problem in report["problems"])]

@@ -14,10 +14,13 @@ from types import ModuleType
 
 from megatron_encdec.platform.errors import UserError
 
+# The pairs that all tests pass with: Python, megatron.core. 0.16.1 is the last that Python 3.11 can have; 0.19.2, which
+# the GPU image has, is also what later ones than 3.12 get.
+TESTED = {(3, 11): "0.16.1", (3, 12): "0.19.2"}
 # Commands that are more than `pip install NAME`.
 INSTALL = {
     "torch": "pip install 'torch==2.13.0'  (the CUDA or the CPU build: see torch's installation page)",
-    "megatron.core": f"pip install 'megatron-core=={'0.16.1' if sys.version_info < (3, 12) else '0.19.2'}'",
+    "megatron.core": f"pip install 'megatron-core=={TESTED[min(sys.version_info[:2], max(TESTED))]}'",
     "yaml": "pip install PyYAML",
     "transformers": "pip install 'transformers==5.18.0'",
     "transformer_engine": "pip install --no-build-isolation 'transformer-engine[pytorch]==2.20.*'  (needs CUDA)",

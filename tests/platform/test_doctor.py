@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,17 @@ def test_this_machine_can_train(report):
     assert report["backends"]["communication"] == ("nccl" if device_type() == "cuda" else "gloo")
     assert report["backends"]["fp8"].startswith("not possible: ")
     json.dumps(report)
+
+
+def test_a_pair_of_versions_that_was_not_tested_is_named(report):
+    assert doctor.untested((3, 11), "0.16.1") is None and doctor.untested((3, 12), "0.19.2") is None
+    assert doctor.untested((3, 12), None) is None  # that it is missing is said elsewhere
+    said = doctor.untested((3, 13), "0.19.2")
+    assert said.startswith("Python 3.13 with megatron-core 0.19.2 may work; tested are Python 3.11 with")
+    assert f"note: {said}" in doctor.report_lines({**report, "untested": said})
+    setup = (Path(__file__).parents[2] / "setup.py").read_text()  # the same stands there
+    for (major, minor), core in doctor.TESTED.items():
+        assert f"megatron-core=={core}; " in setup and f'"Programming Language :: Python :: {major}.{minor}"' in setup
 
 
 def test_optional_packages_are_looked_at_but_not_imported(report):
