@@ -19,7 +19,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-PATIENCE = 300.0  # seconds: what is waited for comes, however busy the machine is; only a fault lets it pass
+PATIENCE = 900.0  # seconds: what is waited for comes, however busy the machine is; only a fault lets it pass
 TIMING = ("tokens_per_second", "tokens_per_second_per_device", "mfu", "seconds_blocked", "seconds_total")
 BASE = """
 run: {{dir: RUN, seed: 3}}

@@ -100,7 +100,7 @@ def test_a_regrouped_micro_batch_names_its_own_samples(here, rare):
     assert skipped and {1, 2} >= {len(share) for share in (
         one.get("sample_numbers", one["samples"]) for line in skipped for one in line["nonfinite"]["seen"])}
     for line in skipped:
-        shares = regrouped(objective, plan.train.seed, range(8 * line["step"] - 8, 8 * line["step"]), 2,
+        shares = regrouped(objective, plan.config.data.seed, range(8 * line["step"] - 8, 8 * line["step"]), 2,
                            Topology(1, 0, 1, 1, 1, 0, 0, 0))
         for one in line["nonfinite"]["seen"]:
             share = list(shares[one["micro_batch"]])
