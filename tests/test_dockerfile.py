@@ -87,6 +87,11 @@ def test_what_packages_bring_along_has_one_version_too(instructions):
         one.name for one in constraints("constraints_gpu.txt")}
 
 
+def test_tests_over_transformer_engines_python_have_the_images_version(instructions):
+    (engine,) = [word for words in pip_requirements(instructions) for word in words if word.startswith("transformer-e")]
+    assert f"transformer-engine{Requirement(engine).specifier} " in (ROOT / "tools" / "setup_env.sh").read_text()
+
+
 def test_only_what_needs_torch_to_be_built_is_built_beside_it(instructions):
     for command in re.split(r"&&", " && ".join(of(instructions, "RUN"))):
         assert ("--no-build-isolation" in command) == ("transformer-engine[" in command), command

@@ -1,10 +1,12 @@
 """tools/setup_env.sh with packages made here, no network: sources are built with their own tools, a killed or failed
-installation goes on from what is whole. Its checkout lies under a path with a blank.
+installation goes on from what is whole, an environment of its own for each Python and for Transformer Engine's. Its
+checkout lies under a path with a blank.
 """
 
 import os
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -69,12 +71,13 @@ def checkout(tmp_path):
     return checkout, packages
 
 
-def setup(checkout, packages, code=0):
+def setup(checkout, packages, code=0, **given):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     done = subprocess.run(
         ["bash", str(checkout / "tools" / "setup_env.sh")], capture_output=True, text=True, timeout=300,
         env={**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(packages), "PIP_NO_CACHE_DIR": "1",
-             "PIP_NO_COMPILE": "1", "PIP_CONFIG_FILE": os.devnull, "ENCDEC_ENV": "", "MEGATRON_ENCDEC_PYTHON": ""})
+             "PIP_NO_COMPILE": "1", "PIP_CONFIG_FILE": os.devnull, "ENCDEC_ENV": "", "MEGATRON_ENCDEC_PYTHON": "",
+             "ENCDEC_PYTHON": "", **given})
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -103,3 +106,26 @@ def test_an_installation_goes_on_where_it_ended(checkout, tmp_path):
     assert (site / "source_alone.py").exists() and (site / "half.py").read_text().startswith("here = True")
     assert not (site / "~old").exists()
     assert setup(checkout, packages) == ""  # ready: nothing to do, nothing said
+
+
+def test_another_python_and_what_transformer_engine_needs_have_folders_of_their_own(checkout, tmp_path):
+    checkout, packages = checkout
+    source_alone(packages, tmp_path, "source-alone", "1.0")
+    brought = ["transformer_engine", "einops", "ml_dtypes", "onnx", "onnx_ir", "onnxscript"]
+    for name in brought:
+        wheel(packages, name, "2.20.2")
+    (checkout / "tools" / "constraints_gpu.txt").write_text("onnx==2.20.2\n")
+    said = setup(checkout, packages, ENCDEC_PYTHON=sys.executable, ENCDEC_ENV="te")
+    name = f".venv-{Path(sys.executable).name}"
+    assert f"{name} is ready" in said and f"{name}-te is ready" in said
+    assert sorted(path.name for path in checkout.glob(".venv*")) == [name, f"{name}-te"]
+    (site,) = checkout.glob(f"{name}/lib/python*/site-packages")
+    for module in brought:
+        assert (checkout / f"{name}-te" / f"{module}.py").exists() and not (site / f"{module}.py").exists()
+    assert setup(checkout, packages, ENCDEC_PYTHON=sys.executable, ENCDEC_ENV="te") == ""
+    told = subprocess.run(
+        ["bash", "-c", 'source "$1" && "$PYTHON" -c "import onnxscript, source_alone; print(onnxscript.__file__)"',
+         "bash", str(checkout / "tools" / "setup_env.sh")], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "ENCDEC_PYTHON": sys.executable, "ENCDEC_ENV": "te", "MEGATRON_ENCDEC_PYTHON": ""})
+    assert told.stdout.strip() == str(checkout / f"{name}-te" / "onnxscript.py"), told.stderr
+    assert "no Python 3.11 or newer" in setup(checkout, packages, code=1, ENCDEC_PYTHON="python9.9")

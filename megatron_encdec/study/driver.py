@@ -58,9 +58,11 @@ class Driver:
                           stream=sys.stdout) as self._shown:
                 for job in self._executor.find(self._jobs.values()):
                     self._begin(job, "still runs")
-                while signals.received is None and (self._start() or self._executor.running):
+                self._start()
+                while signals.received is None and self._executor.running:
                     time.sleep(SECONDS)
-                    self._hear()
+                    if self._hear() and signals.received is None:
+                        self._start()
                     self._show()
                 if signals.received is not None:
                     self._stop(signals)
@@ -91,9 +93,8 @@ class Driver:
             for name in prune(self._status, running):
                 self._say(f"{name}: checkpoint deleted, nothing needs it any more")
 
-    def _start(self) -> bool:
-        """Start what can start; whether anything was."""
-        started = False
+    def _start(self) -> None:
+        """Start what can start now: nothing more can before a job has ended."""
         for key, job in self._jobs.items():
             under_way = self._executor.running if self._executor.waits_itself else ()
             waits = any(need in self._jobs and need not in under_way for need in job.needs)
@@ -109,14 +110,13 @@ class Driver:
                 self._say(f"{key}: FAILED, {self._failed[key]}")
                 continue
             self._begin(job, "started")
-            started = True
-        return started
 
     def _begin(self, job: Job, what: str) -> None:
         self._began[job.key] = time.monotonic(), job.position()[0]
         self._say(f"{job.key}: {what}")
 
-    def _hear(self) -> None:
+    def _hear(self) -> bool:
+        """Whether a job has ended; what became of it is said."""
         ended = self._executor.ended()
         if ended:
             self._look()
@@ -127,6 +127,7 @@ class Driver:
                 self._say(f"{job.key}: done in {duration(time.monotonic() - began)}")
             elif not any(need in self._jobs for need in job.needs):  # else it was given up with what it needs
                 self._judge(job, code, job.position()[0] > position)
+        return bool(ended)
 
     def _judge(self, job: Job, code: int | None, got_on: bool) -> None:
         """A job ended without what it is for: once more, or never mind."""

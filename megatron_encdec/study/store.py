@@ -141,7 +141,7 @@ def _record(path: Path) -> dict:
 
 
 def _is_of(point: Point, record: dict) -> bool:
-    return record.get("history_hash") == point.branch.hash_at(point.step)
+    return "history_hash" in record and record["history_hash"] == point.branch.hash_at(point.step)  # made if needed
 
 
 def _has_bytes(path: Path) -> bool:

@@ -58,9 +58,8 @@ class Path:
     @cached_property
     def pieces(self) -> list[tuple[int, int, str, np.ndarray]]:
         """Compared to find out what two paths share."""
-        facts = self.timeline.fingerprints, self.timeline.vocabulary
-        return [(one.start, one.end, json.dumps(one.identity(*facts), sort_keys=True), one.learning_rates)
-                for one in self.timeline.stretches]
+        return [(one.start, one.end, json.dumps(identity, sort_keys=True), one.learning_rates)
+                for one, identity in zip(self.timeline.stretches, self.timeline.identities, strict=True)]
 
 
 @dataclass(eq=False)

@@ -9,6 +9,7 @@ Steps are optimizer updates counted from 1; a stretch covers the steps start + 1
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -135,10 +136,14 @@ class Timeline:
     def history(self, step: int) -> dict[str, Any]:
         """What determined the state after `step`; equal histories mean interchangeable states."""
         return {"step": step, **self.beginning, "model": self.model, "stretches": [
-            {"start": stretch.start, "end": min(stretch.end, step),
-             **stretch.identity(self.fingerprints, self.vocabulary),
+            {"start": stretch.start, "end": min(stretch.end, step), **identity,
              "learning_rates": self._hash_of_rates(stretch, min(stretch.end, step))}
-            for stretch in self.stretches if stretch.start < step]}
+            for stretch, identity in zip(self.stretches, self.identities, strict=True) if stretch.start < step]}
+
+    @cached_property
+    def identities(self) -> list[dict[str, Any]]:
+        """Of each stretch; made once, since a study asks for many histories."""
+        return [stretch.identity(self.fingerprints, self.vocabulary) for stretch in self.stretches]
 
     def _hash_of_rates(self, stretch: Stretch, end: int) -> str:
         """sha256 of the stretch's learning rates up to step `end`; goes on from where the last call came to."""

@@ -1,14 +1,16 @@
 """`study run` for real: stretches trained once, bits as of models trained alone, drivers killed while jobs work."""
 
+import contextlib
 import json
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from small_run import metrics, run_cli, start_cli, steps_done, wait_until
+from small_run import PATIENCE, metrics, run_cli, start_cli, steps_done, wait_until
 from small_study import NothingTwice, check_against_models_alone, states, write_study
 
 from megatron_encdec.platform.errors import UserError
@@ -128,6 +130,46 @@ def _other_base(root: Path, directory: Path) -> Path:
     path = directory / "other.yaml"
     path.write_text((root / "config.yaml").read_text().replace("lr: 5.0e-3", "lr: 4.0e-3"))
     return path
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """`tmp_path/out` is a file system of 4 MiB."""
+    disk = tmp_path / "out"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs privileges")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk(small_disk, root, tmp_path):
+    """It fills up while the first stretch trains. Said in a line for each job; the same command goes on when there is
+    room, and ends with the bits of models trained alone."""
+    study = write_study(root, tmp_path, ["clm-3-mlm30-9", "clm-9"])
+    run = small_disk / "stretches" / plan_study(load_study(study)).branches[0].id
+    driver = start_cli("study", "run", study, output=tmp_path / "first.log")
+    wait_until(lambda: steps_done(run) > 0, "the first stretch")
+    fill(small_disk / "filler")
+    assert driver.wait(PATIENCE) == 1
+    said = (tmp_path / "first.log").read_text()
+    print(said)
+    assert "No space left on device" in said and "Traceback" not in said
+    again = run_cli("study", "run", study, check=False)
+    assert again.returncode in (1, 2) and "No space left on device" in again.stderr
+    assert "Traceback" not in again.stderr
+    (small_disk / "filler").unlink()
+    run_cli("study", "run", study)
+    assert set(states(study).values()) == {"done"}
+    check_against_models_alone(study)
+
+
+def fill(path: Path) -> None:
+    """Write until nothing more goes in."""
+    with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 512):
+            pass
 
 
 @pytest.mark.slow
