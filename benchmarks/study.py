@@ -41,11 +41,19 @@ def write_study(directory: Path, models: int, checkpoints: int) -> Path:
 
 def plan(study: Path) -> None:
     """CPU seconds and memory of `study plan`."""
-    said = json.loads(subprocess.run([*CLI, "plan", study, "--json"], check=True, capture_output=True).stdout)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"{len(said['models'])} models, {len(said['stretches'])} stretches, {len(said['scored'])} exports: "
-          f"plan {used.ru_utime:.1f} s of user CPU, {used.ru_stime:.1f} s of system's, {used.ru_maxrss / 1024:.0f} MB",
-          flush=True)
+    imports = user_seconds(sys.executable, "-c", "import megatron_encdec.study.plan")[0]
+    seconds, said = user_seconds(*CLI, "plan", study, "--json")
+    said = json.loads(said)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"{len(said['models'])} models, {len(said['stretches'])} stretches, {len(said['scored'])} exports: plan "
+          f"{seconds:.1f} s of user CPU, of which imports {imports:.1f} s; {peak:.0f} MB", flush=True)
+
+
+def user_seconds(*command) -> tuple[float, bytes]:
+    """User CPU of a command, and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    said = subprocess.run(command, check=True, capture_output=True).stdout
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before, said
 
 
 def drive(study: Path, seconds: float) -> None:

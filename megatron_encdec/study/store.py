@@ -95,7 +95,8 @@ class Status:
     def __init__(self, plan: StudyPlan, store: Store):
         store.look()
         self.plan, self.store = plan, store
-        self.exports = {point: None for point in plan.points if not store.has_export(point)}  # in their order
+        self.exports = {point: None for point in plan.points  # in their order
+                        if point.name not in store.exports or not store.has_export(point)}
         unexported = {(point.branch, point.step) for point in self.exports}
         self.stretches: set[Branch] = set()
         for branch in reversed(plan.branches):

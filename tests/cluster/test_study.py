@@ -86,7 +86,7 @@ def test_a_driver_killed_at_twenty_moments_under_slurm(cluster, root, tmp_path):
     base |= {"checkpoint": {"every": 2, "keep": 2}}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     finetune = {"datasets": [write_set(tmp_path / "toy", "SC")], "grid": {"learning_rates": [3e-3], "seeds": [0]},
-                "training": {"batch_size": 16, "micro_batch_size": 8, "max_steps": 5, "max_length": 48}}
+                "training": {"batch_size": 16, "micro_batch_size": 8, "max_steps": 30, "max_length": 48}}
     study = write_study(root, tmp_path, ["clm-6-mlm30-40", "clm-20-mlm30-40", "clm-40"],
                         base=str(tmp_path / "base.yaml"), finetune=finetune,
                         slurm=SLURM | {"cpus_per_task": 4, "slurm_additional_parameters": {"nodelist": "node1"}})
@@ -121,7 +121,8 @@ def check_scores_of_models_alone(study: Path, finetune: dict) -> None:
     for name in names:
         run_cli("export", alone / name, alone / "models" / name)
     (alone / "finetune.yaml").write_text(yaml.safe_dump({
-        **finetune, "results": str(alone / "results"), "models": [str(alone / "models" / name) for name in names]}))
+        **finetune, "results": str(alone / "results"),
+        "models": [{"name": name, "path": str(alone / "models" / name)} for name in names]}))
     run_cli("finetune", alone / "finetune.yaml")
     for name in names:
         ours, theirs = (sorted((root / "results" / name).glob("*/*/*/results.json"))
