@@ -116,7 +116,7 @@ def examine() -> dict:
 
 
 def untested(python: tuple[int, int], core: str | None) -> str | None:
-    """What to say where this Python with this megatron.core is no pair that the tests pass with; None where it is."""
+    """What to say where this Python and megatron.core are no pair that the tests are run with; None where they are."""
     if core is None or TESTED.get(python) == core:
         return None
     pairs = " and ".join(f"Python {'.'.join(map(str, one))} with megatron-core {its}" for one, its in TESTED.items())

@@ -14,8 +14,8 @@ from types import ModuleType
 
 from megatron_encdec.platform.errors import UserError
 
-# The pairs that all tests pass with: Python, megatron.core. 0.16.1 is the last that Python 3.11 can have; 0.19.2, which
-# the GPU image has, is also what later ones than 3.12 get.
+# The pairs that the tests are run with: Python, megatron.core. 0.16.1 is the last that Python 3.11 can have; 0.19.2,
+# which the GPU image has, is also what later ones than 3.12 get.
 TESTED = {(3, 11): "0.16.1", (3, 12): "0.19.2"}
 # Commands that are more than `pip install NAME`.
 INSTALL = {
