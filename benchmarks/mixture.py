@@ -7,6 +7,7 @@ micro-batch of each kind may be short, so the ratio tells what that costs:
 
     seconds of a mixed step / (its FLOPs by kind / the FLOPs a second of a step of that kind alone)
 
+Seconds are CPU seconds of one process (OMP_NUM_THREADS=1), which other work on the machine disturbs least.
 Micro-batches hold a quarter of a step's windows. Prints the median over rounds.
 """
 
@@ -28,13 +29,13 @@ def measure(arguments) -> list[float]:
     for _ in range(arguments.rounds + 1):  # the first warms up
         seconds, flops = {}, {}
         for name in ("clm", "mlm", "mixture"):
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(arguments.steps):
                 numbers = range(number, number + windows)
                 result = trainer.train_step(Work(samples, objective_of(name), numbers, windows // 4), 1e-3)
                 flops[name] = training_flops(model, tokens, result.pairs, result.targets)
                 number += windows
-            seconds[name] = time.perf_counter() - start
+            seconds[name] = time.process_time() - start
         mixed = [mixture.of_sample(samples.seed, index).name
                  for index in range(number - arguments.steps * windows, number)]
         expected = sum(mixed.count(name) / len(mixed) * seconds[name] for name in ("clm", "mlm"))
