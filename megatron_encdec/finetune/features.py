@@ -78,8 +78,8 @@ class Task:
         return self._evaluated[split]
 
     def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-        """Tokens of each text, cut at `max_length` (the tokenizer's token at the end stays); a text that it makes nothing
-        of is a token of padding."""
+        """Tokens of each text, cut at `max_length` (the tokenizer's token at the end stays); a text that it makes
+        nothing of is a token of padding."""
         rows = self._tokens(texts, add_special_tokens=special)["input_ids"]
         self.counts["cut_texts"] += sum(len(row) > self.max_length for row in rows)
         if empty := sum(not row for row in rows):

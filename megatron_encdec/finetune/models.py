@@ -155,17 +155,18 @@ def build_model(source: ModelSource, family: str, labels: Sequence[str] = (), pa
 
 @torch.no_grad()
 def check_attention(model: transformers.PreTrainedModel, source: ModelSource) -> None:
-    """`UserError` unless later tokens move earlier positions where `source.attention` is bidirectional, and do not where
-    it is causal; on the attention implementation in use, with padding and without."""
+    """`UserError` unless later tokens move earlier positions where `source.attention` is bidirectional, and do not
+    where it is causal; on the attention implementation in use, with padding and without."""
     config, encoder, training = model.config, model.base_model, model.training
-    first, *later = [token for token in range(config.vocab_size) if token != config.pad_token_id][:3]
+    pad = config.pad_token_id or 0
+    first, *later = [token for token in range(config.vocab_size) if token != pad][:3]
     encoder.eval()
     for padding in (0, 2):
         mask = torch.tensor([[1] * 8 + [0] * padding], device=encoder.device)
-        texts = [torch.tensor([[first] * 4 + [token] * 4 + [config.pad_token_id] * padding], device=encoder.device)
+        texts = [torch.tensor([[first] * 4 + [token] * 4 + [pad] * padding], device=encoder.device)
                  for token in later]
         before, after = (encoder(input_ids=ids, attention_mask=mask).last_hidden_state[0, :4].float() for ids in texts)
-        found = "bidirectional" if (before - after).abs().max() > 1e-6 * before.abs().max() else "causal"
+        found = "causal" if (before - after).abs().max() <= 1e-6 * before.abs().max() else "bidirectional"
         if found != source.attention:
             raise UserError(f"{source.path}: attention: {source.attention} is asked for, but {type(encoder).__name__} "
                             f"is {found} (by a probe of {config._attn_implementation} attention "

@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from finetune_sets import run_of, write_model
@@ -144,7 +145,7 @@ def test_a_retriever_with_its_own_pooling_and_prefixes(models):
     model = SentenceTransformer(str(run.directory / "model"), device="cpu")
     queries = [example.query for example in recipe.task.examples.test]
     found = model.encode(queries, prompt_name="query", normalize_embeddings=True, convert_to_tensor=True)
-    expected = torch.tensor(recipe.outputs("test")[: len(queries)])
+    expected = torch.tensor(np.stack(recipe.outputs("test")[: len(queries)]))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert model.prompts == {"query": "river ", "document": ""}
 
