@@ -74,9 +74,9 @@ def write_model(folder: Path, kind: str = "eurobert", positions: int = 64) -> Pa
 
 
 def run_of(root: Path, family: str, results: str = "results", model: str = "euro", steps: int = 30,
-           shared: bool = False, **training):
-    """A run of `root`/`model` on a set of `family`. `shared` (retrieval): each query has a second positive, which all
-    have."""
+           shared: bool = False, settings: dict | None = None, **training):
+    """A run of `root`/`model`, with the keys `settings`, on a set of `family`. `shared` (retrieval): each query has a
+    second positive, which all have."""
     from megatron_encdec.finetune.config import DatasetConfig, FinetuneRun, ModelSource, TrainingConfig
 
     folder = root / (family + "_shared" * shared)
@@ -86,9 +86,9 @@ def run_of(root: Path, family: str, results: str = "results", model: str = "euro
         if shared:
             rows = [json.loads(line) for line in Path(files["train"]).read_text().splitlines()]
             write_rows(Path(files["train"]), [{**row, "positive": [row["positive"], "river stone"]} for row in rows])
-    settings = dict(batch_size=16, micro_batch_size=8, max_steps=steps, epochs=100, max_length=48)
-    return FinetuneRun(ModelSource(str(root / model)), DatasetConfig(**files), 3e-3, 0, str(root / results),
-                       TrainingConfig(**{**settings, **training}))
+    protocol = dict(batch_size=16, micro_batch_size=8, max_steps=steps, epochs=100, max_length=48)
+    return FinetuneRun(ModelSource(str(root / model), **(settings or {})), DatasetConfig(**files), 3e-3, 0,
+                       str(root / results), TrainingConfig(**{**protocol, **training}))
 
 
 def run_one(*arguments):

@@ -28,12 +28,16 @@ def _is_folder_name(name: str) -> bool:
 @dataclass(frozen=True)
 class ModelSource:
     """A Hugging Face directory. `weights: random` keeps its shape and tokenizer and draws new weights. series: names of
-    the curves that its scores are points of, in reports."""
+    the curves that its scores are points of, in reports. Prefixes of retrieval: null is `training`'s."""
 
     path: str
     name: str | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
     series: tuple[str, ...] = ()
+    attention: Literal["bidirectional", "causal"] = "bidirectional"
+    pooling: Literal["mean", "cls", "last"] = "mean"  # of SC and IR
+    query_prefix: str | None = None
+    document_prefix: str | None = None
 
     def __post_init__(self):
         if not _is_folder_name(self.label) or self.label == BASELINES:
@@ -43,8 +47,10 @@ class ModelSource:
 
     @property
     def label(self) -> str:
-        """The model's folder in the results tree: `name`, or made from `path`."""
-        return self.name or Path(os.path.abspath(self.path)).name + ("-random" if self.weights == "random" else "")
+        """The model's folder in the results tree: `name`, or made from `path` and what is not the default."""
+        settings = ((self.weights, "pretrained"), (self.attention, "bidirectional"), (self.pooling, "mean"))
+        return self.name or "-".join([Path(os.path.abspath(self.path)).name,
+                                      *(value for value, default in settings if value != default)])
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,13 @@ class FinetuneRun:
     def family(self) -> str:
         """SC, TC, QA or IR."""
         return self.dataset.family
+
+    @property
+    def prefixes(self) -> tuple[str, str]:
+        """What stands before the queries and the documents of retrieval."""
+        model, training = self.model, self.training
+        return (training.query_prefix if model.query_prefix is None else model.query_prefix,
+                training.document_prefix if model.document_prefix is None else model.document_prefix)
 
     @property
     def directory(self) -> Path:

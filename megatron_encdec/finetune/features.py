@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from megatron_encdec.finetune import metrics
 from megatron_encdec.finetune.config import MAX_LENGTH, FinetuneRun
 from megatron_encdec.finetune.examples import Examples, Pair, Question, Text, Words, load_examples, positives_of
-from megatron_encdec.finetune.models import encoder_config
+from megatron_encdec.finetune.models import positions_of
 from megatron_encdec.platform.errors import UserError
 
 IGNORED = -100
@@ -38,7 +38,7 @@ def load_task(run: FinetuneRun) -> "Task":
     """The task of `run`; runs that differ in learning rate or seed alone share it."""
     files = filter(None, (run.dataset.train, run.dataset.validation, run.dataset.test, run.dataset.documents))
     changed = [Path(name).stat().st_mtime_ns for name in files if Path(name).is_file()]
-    key = repr((run.model.path, run.dataset, run.training, changed))
+    key = repr((run.model.path, run.prefixes, run.dataset, run.training, changed))
     if key not in _TASKS:
         kinds = {"SC": Classification, "TC": Tagging, "QA": Spans, "IR": Retrieval}
         _TASKS[key] = kinds[run.family](run, load_examples(run.dataset))
@@ -55,11 +55,13 @@ class Task:
 
     def __init__(self, run: FinetuneRun, examples: Examples):
         self.training, self.examples, self.labels = run.training, examples, examples.labels
+        self.query_prefix, self.document_prefix = run.prefixes
         self.numbers = {label: number for number, label in enumerate(self.labels)}
         self.tokenizer = _load_tokenizer(run.model.path)
         self.pad = self.tokenizer.pad_token_id
-        self.separator = self.pad if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
-        positions, asked = encoder_config(run.model.path).max_position_embeddings, run.training.max_length
+        self.ends = [one for one in (self.tokenizer.sep_token_id, self.tokenizer.eos_token_id) if one is not None]
+        self.separator = (self.ends or [self.pad])[0]
+        positions, asked = positions_of(run.model), run.training.max_length
         if asked is not None and asked > positions:
             raise UserError(f"training.max_length: {asked} tokens, but {run.model.path} has {positions} positions")
         self.max_length = asked or min(MAX_LENGTH, round(0.99 * positions))
@@ -76,12 +78,17 @@ class Task:
         return self._evaluated[split]
 
     def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-        """Tokens of each text, cut at `max_length`; one that the tokenizer makes nothing of is a token of padding."""
+        """Tokens of each text, cut at `max_length` (the tokenizer's token at the end stays); a text that it makes
+        nothing of is a token of padding."""
         rows = self._tokens(texts, add_special_tokens=special)["input_ids"]
         self.counts["cut_texts"] += sum(len(row) > self.max_length for row in rows)
         if empty := sum(not row for row in rows):
             self.counts["texts_without_tokens"] += empty
-        return [row[: self.max_length] or [self.pad] for row in rows]
+        return [self._cut(row) or [self.pad] for row in rows]
+
+    def _cut(self, row: list[int]) -> list[int]:
+        end = row[-1:] if len(row) > self.max_length and row[-1] in self.ends else []
+        return [*row[: self.max_length - len(end)], *end]
 
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """A batch, padded on the right: input_ids and attention_mask [B, S], and `labels` where there are some."""
@@ -295,10 +302,10 @@ class Retrieval(Task):
                 [*self._queries(examples), *self._documents(self.examples.corpus(examples))]]
 
     def _queries(self, examples: list[Pair]) -> list[list[int]]:
-        return self.encode([self.training.query_prefix + example.query for example in examples])
+        return self.encode([self.query_prefix + example.query for example in examples])
 
     def _documents(self, texts: list[str]) -> list[list[int]]:
-        return self.encode([self.training.document_prefix + text for text in texts])
+        return self.encode([self.document_prefix + text for text in texts])
 
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """In training the documents stand beside the queries: `document_input_ids` and its mask [B, S], `document` [B]

@@ -31,9 +31,8 @@ from megatron_encdec import __version__
 from megatron_encdec.finetune import compat
 from megatron_encdec.finetune.config import FinetuneRun
 from megatron_encdec.finetune.features import IGNORED, SPLITS, Feature, load_task
-from megatron_encdec.finetune.models import build_model, mean_pool
+from megatron_encdec.finetune.models import build_model, check_attention, pool, save_model
 from megatron_encdec.finetune.results_tree import write_results
-from megatron_encdec.interop.hugging_face import write_pooling
 from megatron_encdec.platform.errors import RunFailed
 from megatron_encdec.platform.schema import build
 from megatron_encdec.rundir.files import write_json_atomic
@@ -45,7 +44,8 @@ PACKAGES = ("torch", "transformers", "tokenizers", "nemo-automodel", "seqeval", 
 def model_of(settings: str, **_) -> torch.nn.Module:
     """The model of the run whose cell.json is `settings`, with the head of its family."""
     run = _read_run(settings)
-    return build_model(run.model.path, run.family, load_task(run).labels, run.model.weights)
+    task = load_task(run)
+    return build_model(run.model, run.family, task.labels, task.pad)
 
 
 def training_features(settings: str, **_) -> list[Feature]:
@@ -72,11 +72,14 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         self.task = load_task(self.run)
 
     def setup(self):
-        """NeMo's, then what only we know: the device where there is no GPU, and how features become batches."""
+        """NeMo's, then what only we know: the device where there is no GPU, that the model sees what it should, and how
+        features become batches."""
         super().setup()
         device = self.dist_env.device  # None on a CPU; a number where the group was there already
         if not isinstance(device, torch.device):
             self.dist_env.device = torch.device("cpu") if device is None else torch.device("cuda", device)
+        with self._autocast_context():
+            check_attention(self.encoder, self.run.model)
         self.dataloader.collate_fn = self.task.collate
         scheduler = self.step_scheduler
         self.total_steps = min(scheduler.max_steps, scheduler.num_epochs * scheduler.epoch_len)
@@ -165,15 +168,14 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         write_results(run.directory, self.results)
 
     def _save_model(self, target: Path, unfinished: Path) -> None:
-        """A stock directory; a retriever's is one for sentence-transformers too."""
+        """A stock directory, or one for sentence-transformers, whole or not there."""
         shutil.rmtree(unfinished, ignore_errors=True)
-        self.encoder.save_pretrained(unfinished)
+        save_model(self.encoder, unfinished, self.run.model, self.run.family, self.task.max_length)
         self.task.tokenizer.save_pretrained(unfinished)
         if self.run.family == "IR":
-            write_pooling(unfinished, self.encoder.config.hidden_size, self.task.max_length)
+            prompts = dict(zip(("query", "document"), self.run.prefixes, strict=True))
             write_json_atomic(unfinished / "config_sentence_transformers.json", {
-                "prompts": {"query": self.run.training.query_prefix, "document": self.run.training.document_prefix},
-                "default_prompt_name": None, "similarity_fn_name": "cosine"})
+                "prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"})
         shutil.rmtree(target, ignore_errors=True)
         unfinished.rename(target)
 
@@ -230,7 +232,7 @@ def _logits(model, batch: dict) -> torch.Tensor:
 
 
 class SequenceClassification(EncoderRecipe):
-    """SC: mean pooling, a class for each text."""
+    """SC: a class for each text."""
 
 
 class TokenClassification(EncoderRecipe):
@@ -296,7 +298,7 @@ class Retrieval(EncoderRecipe):
     def _embed(self, model, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
         with self._autocast_context():
             hidden_BSH = model(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
-        return F.normalize(mean_pool(hidden_BSH.float(), mask_BS), dim=-1)
+        return F.normalize(pool(hidden_BSH.float(), mask_BS, self.run.model.pooling), dim=-1)
 
     def _backward(self, batch: dict, scale: float, last: bool) -> torch.Tensor:
         model, batch, size = self.model_parts[0], self._on_device(batch), self.run.training.retrieval_micro_batch_size

@@ -33,6 +33,17 @@ def run_one(run: FinetuneRun, report: Callable[[int, int], None] | None = None) 
     `training.checkpoint_every`, a run that was stopped goes on from its newest checkpoint. Raises `UserError` for what
     the user can mend, `RunFailed` where training diverged.
     """
+    recipe = make_recipe(run)
+    recipe.report = report
+    recipe.run_train_validation_loop()
+    results = recipe.results
+    del recipe
+    gc.collect()
+    return results
+
+
+def make_recipe(run: FinetuneRun):
+    """The recipe of `run`, set up to train."""
     compat.prepare()
     from nemo_automodel.components.config.loader import ConfigNode
 
@@ -41,13 +52,8 @@ def run_one(run: FinetuneRun, report: Callable[[int, int], None] | None = None) 
     ensure_baselines(run, load_task(run))
     config = yaml.safe_load(prepare_files(run).read_text(encoding="utf-8"))
     recipe = getattr(recipes, RECIPES[run.family])(ConfigNode(config))
-    recipe.report = report
     recipe.setup()
-    recipe.run_train_validation_loop()
-    results = recipe.results
-    del recipe
-    gc.collect()
-    return results
+    return recipe
 
 
 def prepare_files(run: FinetuneRun, ranks: int = 1) -> Path:

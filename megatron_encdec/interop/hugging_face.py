@@ -15,10 +15,11 @@ Legend: B windows, S tokens of a window, V vocabulary, N positions.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from megatron_encdec.interop.families import CONFIG_KEYS, Target
 from megatron_encdec.interop.names import TIED
@@ -104,15 +105,33 @@ def write_model(target: Target, config, weights: dict[str, torch.Tensor], direct
         (directory / "generation_config.json").unlink(missing_ok=True)
 
 
-def write_pooling(directory: Path, hidden_size: int, positions: int) -> None:
-    """What sentence-transformers reads: mean pooling, padding left out (arXiv 2507.00994, retrieval)."""
-    (directory / "1_Pooling").mkdir()
+def write_pooling(directory: Path, hidden_size: int, positions: int, pooling: str | None = "mean",
+                  head: Sequence[torch.nn.Linear] = ()) -> None:
+    """What sentence-transformers reads: mean pooling (arXiv 2507.00994, retrieval), or `cls` or `last`, padding left
+    out, or None; then the layers of `head`, with GELU between them."""
+    modules = [("", "Transformer"), *([("1_Pooling", "Pooling")] if pooling else [])]
+    for number, layer in enumerate(head, start=1):
+        folder = f"{len(modules)}_Dense"
+        modules.append((folder, "Dense"))
+        (directory / folder).mkdir()
+        activation = "linear.Identity" if number == len(head) else "activation.GELU"
+        name = "sentence_embedding" if pooling else "token_embeddings"
+        write_json_atomic(directory / folder / "config.json", {
+            "in_features": layer.in_features, "out_features": layer.out_features, "bias": True,
+            "activation_function": f"torch.nn.modules.{activation}", "module_input_name": name,
+            "module_output_name": name})
+        save_file({f"linear.{key}": tensor.detach().cpu().contiguous() for key, tensor in layer.state_dict().items()},
+                  directory / folder / "model.safetensors")
     write_json_atomic(directory / "modules.json", [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))])
-    write_json_atomic(directory / "1_Pooling" / "config.json", {
-        "word_embedding_dimension": hidden_size, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True,
-        "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False})
+        for number, (path, kind) in enumerate(modules)])
+    if pooling:
+        (directory / "1_Pooling").mkdir()
+        write_json_atomic(directory / "1_Pooling" / "config.json", {
+            "word_embedding_dimension": hidden_size, "pooling_mode_cls_token": pooling == "cls",
+            "pooling_mode_mean_tokens": pooling == "mean", "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+            **({"pooling_mode_lasttoken": True} if pooling == "last" else {})})
     write_json_atomic(directory / "sentence_bert_config.json", {"max_seq_length": positions, "do_lower_case": False})
 
 

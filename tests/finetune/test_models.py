@@ -7,7 +7,8 @@ import torch
 from finetune_sets import write_model
 from safetensors.torch import load_file, save_file
 
-from megatron_encdec.finetune.models import build_model, encoder_config
+from megatron_encdec.finetune.config import ModelSource
+from megatron_encdec.finetune.models import build_model, check_attention, encoder_config
 from megatron_encdec.platform.errors import UserError
 
 
@@ -16,9 +17,11 @@ from megatron_encdec.platform.errors import UserError
 @pytest.mark.parametrize("family", ["SC", "TC", "QA", "IR"])
 def test_every_family_sees_both_ways(root, kind, attention, family):
     """A later token changes what the first position gives, at batch size 1 too."""
-    model = build_model(str(root / kind), family, ("a", "b")).eval()
+    source = ModelSource(str(root / kind))
+    model = build_model(source, family, ("a", "b")).eval()
     model.config._attn_implementation = attention
-    encoder = getattr(model, "model", model)
+    check_attention(model, source)
+    encoder = model.base_model
     ids = torch.tensor([[5, 6, 7, 8]])
     other = torch.tensor([[5, 6, 7, 9]])
     with torch.no_grad():
@@ -27,7 +30,7 @@ def test_every_family_sees_both_ways(root, kind, attention, family):
 
 
 def test_padding_changes_nothing(root):
-    model = build_model(str(root / "euro"), "SC", ("a", "b")).eval()
+    model = build_model(ModelSource(str(root / "euro")), "SC", ("a", "b")).eval()
     with torch.no_grad():
         alone = model(input_ids=torch.tensor([[5, 6, 7]]), attention_mask=torch.ones(1, 3)).logits
         padded = model(input_ids=torch.tensor([[5, 6, 7, 2, 2]]),
@@ -39,17 +42,22 @@ def test_padding_changes_nothing(root):
 def test_random_weights_are_not_the_models(root):
     path = str(root / "euro")
     torch.manual_seed(1)
-    pretrained, drawn = build_model(path, "IR"), build_model(path, "IR", weights="random")
+    pretrained, drawn = (build_model(ModelSource(path, weights=weights), "IR") for weights in ("pretrained", "random"))
     assert not torch.equal(pretrained.layers[0].self_attn.q_proj.weight, drawn.layers[0].self_attn.q_proj.weight)
 
 
-def test_other_architectures_are_refused_by_name(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(UserError, match="model_type 'gpt2' cannot be fine-tuned here"):
-        encoder_config(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read as a model's config"):
-        encoder_config(tmp_path)
+@pytest.mark.parametrize(("config", "says"), [
+    ('{"model_type": "t5"}', "model_type 't5' cannot be fine-tuned here"),
+    ('{"model_type": "vit"}', "model_type 'vit' cannot be fine-tuned here"),
+    ('{"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}}', "code that comes with a model is never run"),
+    ("{}", "its model_type is none of transformers"),
+    ("{", "cannot be read as a model's config"),
+])
+def test_what_is_no_text_encoder_is_refused(tmp_path, config, says):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match=says) as refused:
+        encoder_config(ModelSource(str(tmp_path)))
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_weights_that_do_not_fit(tmp_path):
@@ -57,7 +65,7 @@ def test_weights_that_do_not_fit(tmp_path):
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(UserError, match="its weights are not those of its config"):
-        build_model(str(path), "IR")
+        build_model(ModelSource(str(path)), "IR")
 
 
 def test_other_weights_beside_the_model_are_not_read(tmp_path):
@@ -66,4 +74,4 @@ def test_other_weights_beside_the_model_are_not_read(tmp_path):
     mine = load_file(path / "model.safetensors")
     for name in ("model-00001-of-00009.safetensors", "old.safetensors"):
         save_file({name: tensor + 1 for name, tensor in mine.items()}, path / name)
-    assert torch.equal(build_model(str(path), "IR").embed_tokens.weight, mine["model.embed_tokens.weight"])
+    assert torch.equal(build_model(ModelSource(str(path)), "IR").embed_tokens.weight, mine["model.embed_tokens.weight"])
