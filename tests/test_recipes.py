@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
 STUDIES = sorted(path for path in EXAMPLES.glob("study_*.yaml") if not path.stem.endswith("_base"))
 PRETRAINING = sorted(set(EXAMPLES.glob("*.yaml")) - set(STUDIES) - set(EXAMPLES.glob("finetune_*.yaml")))
-OF_AN_IMPORT = "llm2vec"  # its trunk is that of a run directory
+OF_AN_IMPORT = ("llm2vec", "study_bridge")  # their trunk is that of a run directory
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,10 @@ def planned(path: Path, capsys, *words: str) -> str:
 
 
 def test_there_are_recipes_and_studies():
-    assert len(RECIPES) == 8 and len(STUDIES) == 8
+    assert len(RECIPES) == 8 and len(STUDIES) == 9
 
 
-@pytest.mark.parametrize("path", [path for path in [*PRETRAINING, *RECIPES] if path.stem != OF_AN_IMPORT],
+@pytest.mark.parametrize("path", [path for path in [*PRETRAINING, *RECIPES] if path.stem not in OF_AN_IMPORT],
                          ids=lambda path: path.stem)
 def test_a_config_can_be_planned_without_data(path, capsys):
     """And a recipe for eight ranks: its batches, ramps included, can be split over them."""
@@ -47,7 +47,8 @@ def test_a_config_can_be_planned_without_data(path, capsys):
     assert all(phase.name in said for phase in load_config(path).phases)
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in STUDIES if path.stem not in OF_AN_IMPORT],
+                         ids=lambda path: path.stem)
 def test_a_study_can_be_planned_without_data(path, capsys):
     assert main(["study", "plan", str(path), "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -132,6 +133,32 @@ def test_llm2vec_begins_with_an_import(root, tmp_path):
     assert "mntp:0.2 (mask 0.8, random 0.1)" in run_cli("pretrain", recipe, *words, "--dry-run").stdout
     run_cli("pretrain", recipe, *words)
     assert [math.isfinite(line["loss"]) for line in metrics(tmp_path / "run")] == [True] * 3
+
+
+def test_the_bridge_begins_with_an_import(root, tmp_path):
+    """Each model's first state is the import's; a model of the study is the run that `pretrain` makes alone."""
+    said = run_cli("study", "plan", EXAMPLES / "study_bridge.yaml", code=2).stderr
+    assert "model.run: runs/sheared_llama: not a run directory" in said and said.count("\n") == 1
+    save("llama2", tmp_path / "hf", root / "tokenizer")
+    run_cli("import", tmp_path / "hf", tmp_path / "imported")
+    base = yaml.safe_load((EXAMPLES / "recipes" / "llm2vec.yaml").read_text())
+    base["run"]["from"]["path"] = base["model"]["run"] = str(tmp_path / "imported")
+    base["tokenizer"]["path"] = str(tmp_path / "imported/tokenizer")
+    base["data"] |= {"train": [{"path": str(root / "text")}], "validation": [], "sequence_length": 64}
+    base |= {"batch": {"global_size": 4, "micro_size": 4}, "precision": {"dtype": "fp32"},
+             "logging": {"tensorboard": False}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    study = yaml.safe_load((EXAMPLES / "study_bridge.yaml").read_text()) | {"base": "base.yaml", "output": "out"}
+    for model in study["models"]:
+        model["phases"][0]["steps"] = 3
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    assert "missing" not in run_cli("study", "plan", tmp_path / "study.yaml").stdout
+    run_cli("study", "run", tmp_path / "study.yaml", "--jobs", "2")
+    alone = run_cli("pretrain", tmp_path / "base.yaml", f"run.dir={tmp_path / 'alone'}",
+                    "phases=[{name: phase0, objective: {name: mntp, mask_ratio: 0.2}, steps: 3}]")
+    (mntp,) = (tmp_path / "out/stretches").glob("mntp*")
+    assert "beginning with the weights" in alone.stdout and metrics(mntp) == metrics(tmp_path / "alone")
+    assert sorted(path.name for path in (tmp_path / "out/models").iterdir()) == ["mdlm", "mlm", "mntp"]
 
 
 def test_the_detour_begins_with_ettins_trunk(capsys):

@@ -81,9 +81,10 @@ def _stretch(plan: StudyPlan, store: Store, branch: Branch) -> Job:
 
 
 def _stretch_config(plan: StudyPlan, store: Store, branch: Branch, run: Path) -> str:
-    """The config of its first model; it goes on from its parent's last checkpoint, wherever that is."""
+    """The config of its first model; it goes on from its parent's last checkpoint, wherever that is, or without a
+    parent begins as the base says."""
     config, parent = branch.recipe.config, branch.parent
-    origin = None
+    origin = config.run.from_
     if parent is not None:
         path, step = store.available.get(parent.hash_at(parent.end), (store.run_of(parent), parent.end))
         origin = From(str(path), step, "all" if branch.start else "weights")

@@ -9,6 +9,7 @@
     2. `planned_models(study)`            the study's models, each as the config of a run (`Recipe`)
 """
 
+import contextlib
 import copy
 import re
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from megatron_encdec.study.config import ContinuedPretraining, ModelEntry, Resou
 from megatron_encdec.study.curves import ModelName, parse
 from megatron_encdec.training.config import Config, From
 from megatron_encdec.training.layout import lay_out, with_phase_steps
-from megatron_encdec.training.plan import check_topology, with_dtype
+from megatron_encdec.training.plan import check_topology, definite, with_dtype
 from megatron_encdec.training.stretches import Stretch
 
 MOST_STEPS = 10_000_000  # of a model: the learning rate of each is compared
@@ -80,8 +81,10 @@ def planned_models(study: StudyConfig) -> list[Recipe]:
             raise UserError(f"{study.base}: {key}: expected a mapping of keys, found {base[key]!r}")
     if not isinstance(base.get("model") or {}, (dict, str)):
         raise UserError(f"{study.base}: model: expected a preset's name or a mapping, found {base['model']!r}")
-    if (base.get("run") or {}).get("from"):
-        raise UserError(f"{study.base}: run.from: a study's models begin with run.seed; leave it out of the base")
+    origin = (base.get("run") or {}).get("from")
+    if origin and not (isinstance(origin, dict) and origin.get("state") == "weights"):
+        raise UserError(f"{study.base}: run.from: a study's models begin with run.seed, or with another run's weights "
+                        "alone; give it state: weights, or leave it out")
     if unknown := [key for key in study.resources if key not in (BASE, *PRESETS)]:
         raise UserError(f"resources.{unknown[0]}: no such size; sizes are {', '.join(PRESETS)}, and {BASE} for models "
                         "without one")
@@ -179,13 +182,15 @@ def _config(study: StudyConfig, base: dict, size: str | None, changes: dict[str,
         model = data.get("model") or {}
         own = {} if isinstance(model, str) else {key: value for key, value in model.items() if key not in PRESETS[size]}
         data["model"] = {**own, "preset": size}
-    data["run"] = {**(data.get("run") or {}), "total": {}, "from": None, "dir": "-"}
+    data["run"] = {**(data.get("run") or {}), "total": {}, "dir": "-"}
     resources = study.resources.get(size or BASE)
     if resources:
         data["parallel"] = {**(data.get("parallel") or {}), **resources.parallel}
         if resources.micro_size:
             data["batch"] = {**(data.get("batch") or {}), "micro_size": resources.micro_size}
     config = with_dtype(schema.build(Config, data))
+    with contextlib.suppress(UserError):  # an import that is still to be made
+        config = replace(config, run=replace(config.run, from_=definite(config.run)))
     stretches = lay_out(config)
     if stretches[-1].end > MOST_STEPS:
         raise UserError(f"{stretches[-1].end:,} steps are more than a study plans for ({MOST_STEPS:,})")

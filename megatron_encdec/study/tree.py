@@ -15,12 +15,13 @@ import numpy as np
 
 from megatron_encdec.data.store import TokenStore
 from megatron_encdec.objectives.base import Vocabulary
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.study.curves import short_steps
 from megatron_encdec.study.recipes import Recipe
 from megatron_encdec.training.config import Config
 from megatron_encdec.training.layout import lay_out
-from megatron_encdec.training.plan import ASSUMED_VOCABULARY, missing_inputs, resolve, sources
+from megatron_encdec.training.plan import ASSUMED_VOCABULARY, beginning, missing_inputs, resolve, sources
 from megatron_encdec.training.stretches import Stretch, Timeline, by_phase, tokens_between
 
 
@@ -152,15 +153,15 @@ def grow(recipes: Sequence[Recipe], facts: Facts) -> Tree:
 
 def _add(tree: Tree, recipe: Recipe, facts: Facts, names: list[str]) -> Branch:
     """Lead `names` along the recipe's path, making branches where it leaves all others; the branch it ends with."""
-    parent, beginning = None, {"run_seed": recipe.seed}
+    parent, first = None, _first_state(recipe)
     if recipe.before:
         parent = _add(tree, recipe.before, facts, [])
         for branch in _up(parent):
             branch.models += names
-        beginning = {"weights": {"step": parent.end, "history_hash": parent.hash_at(parent.end)}}
+        first = {"weights": {"step": parent.end, "history_hash": parent.hash_at(parent.end)}}
     model = replace(recipe.config.model, vocabulary_size=recipe.config.model.vocabulary_size or facts.vocabulary_size)
     recipe = replace(recipe, config=replace(recipe.config, model=model))
-    path = Path(recipe, Timeline(lay_out(recipe.config), beginning, model.identity(), facts.fingerprints,
+    path = Path(recipe, Timeline(lay_out(recipe.config), first, model.identity(), facts.fingerprints,
                                  facts.vocabulary))
     before, at = (parent.before + parent.end if parent else 0), 0
     while at < path.timeline.total_steps:
@@ -177,6 +178,17 @@ def _add(tree: Tree, recipe: Recipe, facts: Facts, names: list[str]) -> Branch:
     parent.ending += names
     tree.last |= dict.fromkeys(names, parent)
     return parent
+
+
+def _first_state(recipe: Recipe) -> dict:
+    """What its state at step 0 follows from; a stand-in where the run that it begins with is not there yet."""
+    origin = recipe.config.run.from_
+    if origin is None or recipe.before:
+        return {"run_seed": recipe.seed}
+    try:
+        return beginning(recipe.config)
+    except UserError:
+        return {"weights": {"step": origin.step, "history_hash": origin.path}}
 
 
 def _split(branch: Branch, step: int, tree: Tree) -> None:

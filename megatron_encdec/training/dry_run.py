@@ -1,7 +1,6 @@
 """`pretrain --dry-run`: what a config comes to, on any machine, also where data and tokenizer are still to be made."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from megatron_encdec.data.config import DataConfig
 from megatron_encdec.data.training_data import TrainingData
@@ -33,8 +32,6 @@ def describe(config: Config, ranks: int, fallback: bool = False) -> str:
     check_topology(config, ranks)
     notes = [f"missing: {line}" for line in missing_inputs(config)]
     if notes:
-        if config.run.from_ and not Path(config.run.from_.path).is_dir():
-            notes.append(f"missing: run.from.path: {config.run.from_.path}")
         train, config = None, with_phase_steps(with_dtype(config), lay_out(config))
         if config.model.vocabulary_size is None:
             config = replace(config, model=replace(config.model, vocabulary_size=ASSUMED_VOCABULARY))

@@ -107,6 +107,8 @@ def missing_inputs(config: Config) -> list[str]:
     """A line for the tokenizer and each source of `config` that is not there."""
     inputs = [("tokenizer.path", config.tokenizer.path, "")]
     inputs += [(f"{key}.path", source.path, ".idx") for key, source in sources(config)]
+    if config.run.from_ and config.run.from_.path:
+        inputs.append(("run.from.path", config.run.from_.path, ""))
     return [f"{key}: {path}" for key, path, ending in inputs if not Path(f"{path}{ending}").exists()]
 
 

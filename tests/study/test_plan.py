@@ -198,5 +198,5 @@ def test_required_keys_are_three():
 def test_a_base_that_begins_elsewhere_is_refused(tmp_path):
     (tmp_path / "base.yaml").write_text(BASE.format(root="nowhere").replace("seed: 3", "seed: 3, from: {path: other}"))
     (tmp_path / "study.yaml").write_text("{base: base.yaml, output: out, models: [clm-8]}")
-    with pytest.raises(UserError, match="base.yaml: run.from: a study's models begin with run.seed"):
+    with pytest.raises(UserError, match="base.yaml: run.from: a study's models begin with run.seed, or with"):
         plan_study(load_study(tmp_path / "study.yaml"))
