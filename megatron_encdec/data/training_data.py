@@ -49,7 +49,7 @@ class TrainingData:
 
     def of(self, index: int) -> Samples:
         """What sample `index` is taken from."""
-        return self.parts[max(0, bisect_right(self._declarations, index, key=lambda one: one.first) - 1)]
+        return self.parts[bisect_right(self._declarations, index, key=lambda one: one.first) - 1]
 
     def sample(self, index: int) -> Sample:
         """Sample `index` >= 0; those beyond the run's end follow its last declaration."""

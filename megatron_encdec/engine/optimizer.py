@@ -58,6 +58,7 @@ def build_optimizer(ddp: torch.nn.Module, settings: OptimizerSettings):
     if settings.name == "stable_adamw":
         _stabilise(optimizer, mcore.unwrap_model(ddp))
     optimizer.frozen, optimizer.frozen_shards = Frozen(), []
+    optimizer.counted_here = settings.name == "stable_adamw" or bool(settings.no_decay)
     ddp.config.grad_scale_func = optimizer.scale_loss
     return optimizer
 
@@ -176,15 +177,16 @@ def gradient_norm(optimizer) -> float:
 @torch.no_grad()
 def update(optimizer, norm: float) -> None:
     """Clip by `norm`, that of `gradient_norm`, and update: the rest of `step`. Without it nothing has changed.
-    The count is one for all: torch's AdamW would not count for a parameter without a gradient, FusedAdam not for a
-    group without a parameter."""
-    count = update_count(optimizer)
+    The count is one for all, and kept here where torch's AdamW would not count for a parameter without a gradient, or
+    FusedAdam for a group without a parameter."""
+    count = update_count(optimizer) if optimizer.counted_here or optimizer.frozen else None
     for part in optimizer.chained_optimizers:
         parameters = [parameter for parameter in part.get_parameters() if parameter.grad is not None]
         if part.config.clip_grad > 0.0 and parameters:
             mcore.clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
     optimizer.step_with_ready_grads()
-    set_update_count(optimizer, count + 1)
+    if count is not None:
+        set_update_count(optimizer, count + 1)
 
 
 @torch.no_grad()

@@ -6,8 +6,6 @@
 The weights are those that the forward pass uses (bf16 in a bf16 run). A second copy of them is kept on the device.
 """
 
-from pathlib import Path
-
 import torch
 import torch.distributed as dist
 
@@ -19,7 +17,6 @@ from megatron_encdec.platform.device import device
 from megatron_encdec.platform.distributed import Topology
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config
-from megatron_encdec.training.origin import Origin
 
 
 class Distance:
@@ -35,29 +32,26 @@ class Distance:
         """A phase begins."""
         self._first, self.note = [place.parameter.detach().clone() for place in places(self._trunk)], None
 
-    def recall(self, config: Config, origin: Origin, phase: str, start: int) -> None:
+    def recall(self, config: Config, beginning: dict, phase: str, start: int) -> None:
         """Read the weights of step `start`, at which `phase` began, into the trunk, and remember them; the state that
-        the run goes on with has to be loaded after it. At step 0 they are in the trunk, or in `run.from`."""
-        folders = [config.run.dir, *([config.run.from_.path] if config.run.from_ and origin.kind != "weights" else [])]
-        if start == 0:
-            folders = []
-            if config.run.from_ and config.run.from_.state == "weights":
-                folders, start = [config.run.from_.path], config.run.from_.step
-            elif config.run.from_:
-                self.note = _unknown(phase, "its parent's first weights are")
-                return
-        for folder in folders:
+        the run goes on with has to be loaded after it. beginning: what the state at step 0 follows from
+        (`Timeline.beginning`); the weights of a seed are in the trunk already."""
+        if start == 0 and "weights" not in beginning:
+            self.begin()
+            return
+        origin, runs = config.run.from_, [(config.run.dir, start)] if start else []
+        if origin and (origin.state == "weights") == (start == 0):
+            runs.append((origin.path, start or origin.step))
+        for run, step in runs:
             try:
-                found: Path = checkpoint.directory_at(folder, start)
+                found = checkpoint.directory_at(run, step)
             except UserError:
                 continue
             loading.load_weights(found, self._trunk)
             self.begin()
             return
-        if folders:
-            self.note = _unknown(phase, f"checkpoint {start} is")
-        else:
-            self.begin()
+        self.note = (f"logging.distance: the weights that phase {phase} began with (step {start}) are not there, so "
+                     "its distance is not known; the next phase has its own")
 
     @torch.no_grad()
     def measure(self) -> dict[str, float] | None:
@@ -80,6 +74,3 @@ def _part(place: Place) -> str:
         return f"layer {place.layer}"
     return place.kind if place.kind in ("embeddings", "head") else "norm"
 
-
-def _unknown(phase: str, what: str) -> str:
-    return f"logging.distance: {what} not there, so that of phase {phase} is not known; the next phase has its own"

@@ -54,6 +54,9 @@ def lay_out(config: Config) -> list[Stretch]:
     sizes = [_sizes(index, now, steps) for index, (now, steps) in enumerate(zip(in_force, lengths, strict=True))]
     pieces = [[(count, windows * now.data.sequence_length) for count, windows in parts]
               for now, parts in zip(in_force, sizes, strict=True)]
+    if config.run.total.tokens and not _all_alike(in_force):
+        _check_tokens(config.run.total.tokens, [sum(count * tokens for count, tokens in parts) for parts in pieces],
+                      sum(now.tokens_per_step for now in in_force))
     schedule = _in_steps("schedule", config.schedule, sum(pieces, []))
     model, stretches, at, sample = config.model, [], 0, 0
     for index, (settings, now, steps) in enumerate(zip(config.phases, in_force, lengths, strict=True)):
@@ -103,7 +106,6 @@ def _applied(change, settings, where: str):
 def _lengths(config: Config, in_force: list[_InForce]) -> list[int]:
     """Steps of each phase."""
     total = config.run.total
-    even = not any(now.plateaus for now in in_force) and len({now.tokens_per_step for now in in_force}) == 1
     ends, position = [0], 0.0
     for index, (phase, now) in enumerate(zip(config.phases, in_force, strict=True)):
         position += _length(phase, now, config)
@@ -112,17 +114,25 @@ def _lengths(config: Config, in_force: list[_InForce]) -> list[int]:
             raise UserError(f"phases.{index}: {phase.name!r} comes to less than one step of {now.tokens_per_step} "
                             "tokens")
     lengths = [end - start for start, end in zip(ends, ends[1:], strict=False)]
-    steps = math.ceil(total.tokens / in_force[0].tokens_per_step) if total.tokens and even else total.steps
+    steps = total.steps
+    if total.tokens and _all_alike(in_force):
+        steps = math.ceil(total.tokens / in_force[0].tokens_per_step)
     if steps is not None and abs(position - steps) > 0.5:
         raise UserError(f"phases: their steps {' + '.join(map(str, lengths))} = {ends[-1]} do not add up to the run's "
                         f"total of {steps} steps; change the phases or run.total")
-    if total.tokens and not even:
-        consumed = [sum(count * windows for count, windows in _sizes(index, now, steps)) * now.data.sequence_length
-                    for index, (now, steps) in enumerate(zip(in_force, lengths, strict=True))]
-        if abs(sum(consumed) - total.tokens) >= sum(now.tokens_per_step for now in in_force):
-            raise UserError(f"phases: their tokens {' + '.join(f'{one:,}' for one in consumed)} = {sum(consumed):,} do "
-                            f"not add up to the run's total of {total.tokens:,} tokens; change the phases or run.total")
     return lengths
+
+
+def _all_alike(in_force: list[_InForce]) -> bool:
+    """Whether every step of the run has as many tokens."""
+    return not any(now.plateaus for now in in_force) and len({now.tokens_per_step for now in in_force}) == 1
+
+
+def _check_tokens(total: int, consumed: list[int], rounding: int) -> None:
+    """Refuse phases that do not consume `total` tokens; each may be a step longer or shorter, `rounding` in all."""
+    if abs(sum(consumed) - total) >= rounding:
+        raise UserError(f"phases: their tokens {' + '.join(f'{one:,}' for one in consumed)} = {sum(consumed):,} do not "
+                        f"add up to the run's total of {total:,} tokens; change the phases or run.total")
 
 
 def _length(phase: PhaseSettings, now: _InForce, config: Config) -> float:

@@ -140,17 +140,15 @@ def check_topology(config: Config, world_size: int) -> None:
     """Refuse a number of ranks, or parallel sizes, that trunk and batch cannot be cut into."""
     data_size = check_parallel_sizes(world_size, config.parallel.tensor, config.parallel.pipeline)
     config.model.check_parallel(config.parallel.tensor, config.parallel.pipeline)
-    batches = [("", config.batch.global_size, config.batch.micro_size, config.data.sequence_length)]
+    batches = [("", "global_size", config.batch.global_size, config.batch.micro_size, config.data.sequence_length)]
     for one in lay_out(config):
-        ramp = one.steps < one.phase_steps and one.end < one.phase_start + one.phase_steps
-        where = f"phases.{one.index}." + ("batch.ramp: of its " if ramp else "")
-        batches.append((where, one.batch_size, one.micro_size, one.data.sequence_length))
-    for where, windows, micro_size, length in batches:
+        key = "ramp" if one.end < one.phase_start + one.phase_steps else "global_size"
+        batches.append((f"phases.{one.index}.", key, one.batch_size, one.micro_size, one.data.sequence_length))
+    for where, key, windows, micro_size, length in batches:
         share = data_size * micro_size
         if windows % share:
-            raise UserError(f"{where}batch.global_size: {windows} windows cannot be split over {data_size} "
-                            f"data-parallel ranks in micro-batches of batch.micro_size={micro_size}; "
-                            f"make it a multiple of {share}")
+            raise UserError(f"{where}batch.{key}: {windows} windows cannot be split over {data_size} data-parallel "
+                            f"ranks in micro-batches of batch.micro_size={micro_size}; make it a multiple of {share}")
         if config.parallel.sequence and length % config.parallel.tensor:
             raise UserError(f"{where}data.sequence_length: {length} is no multiple of "
                             f"parallel.tensor={config.parallel.tensor}, which parallel.sequence needs")

@@ -129,5 +129,5 @@ def _distance(plan: Plan, topology: Topology, trunk: Trunk, origin: Origin) -> D
     stretch = plan.timeline.at(step + 1)
     if stretch.phase_start < step:
         mark("reading the weights that the phase began with", limit=LONG)
-        distance.recall(plan.config, origin, stretch.name, stretch.phase_start)
+        distance.recall(plan.config, plan.timeline.beginning, stretch.name, stretch.phase_start)
     return distance

@@ -1,6 +1,8 @@
 """Phases that change all that a phase may change: exact anywhere, on any topology; what does not fit is one line."""
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,56 +11,21 @@ from small_run import config_of, final_bits, metrics, run_cli
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.layout import lay_out
 
-FIVE = """
-run: {{dir: RUN, seed: 3}}
-tokenizer: {{path: {root}/tokenizer}}
-data:
-  train: [{{path: {root}/text}}]
-  validation: [{{path: {root}/text.validation}}]
-  sequence_length: 64
-model: {{num_layers: 2, hidden_size: 32, ffn_hidden_size: 64, num_attention_heads: 4, num_query_groups: 2}}
-phases:
-  - {{name: causal, objective: clm, steps: 6, batch: {{ramp: {{from: 4, tokens: 512}}}}}}
-  - name: masked
-    objective: {{name: mlm, mask_ratio: {{from: 0.4, to: 0.2}}, unit: span}}
-    steps: 5
-    lr: 3.0e-3
-    data: {{train: [{{path: {root}/text, weight: 3}}, {{path: {root}/text.validation}}]}}
-  - name: long
-    objective: mntp
-    steps: 4
-    data: {{sequence_length: 128}}
-    batch: {{global_size: 4, micro_size: 1}}
-    rope_theta: 40000
-    schedule: {{name: wsd, warmup_steps: 1, decay_steps: 3, decay: 1-sqrt, final_fraction: 0.5}}
-  - name: mixed
-    objective: {{name: mixture, parts: [{{objective: mlm, weight: 3}}, {{objective: clm, weight: 1}}]}}
-    steps: 5
-    optimizer_state: reset
-    freeze: [embeddings, layers 0]
-    data: {{train: [{{path: {root}/text.validation}}], random_length: {{min: 8, max: 50}}}}
-    batch: {{global_size: 8, micro_size: 2}}
-  - name: diffusion
-    objective: {{name: alternate, cycle: [{{objective: mdlm, steps: 1}}, {{objective: clm, steps: 1}}]}}
-    steps: 4
-    freeze: []
-    data: {{train: [{{path: {root}/text}}], sequence_length: 64, random_length: false}}
-optimizer: {{lr: 5.0e-3, name: stable_adamw, no_decay: [norms, embeddings]}}
-schedule: {{name: wsd, warmup_tokens: 1024, decay_steps: 3}}
-batch: {{global_size: 8, micro_size: 2}}
-precision: {{dtype: fp32}}
-checkpoint: {{every: 100, keep: 1}}
-evaluation: {{every: 7, batches: 1}}
-logging: {{tensorboard: false}}
-"""
+LENGTHS = (6, 5, 4, 5, 4)
 ENDS = (6, 11, 15, 20, 24)
 
 
 @pytest.fixture(scope="module")
 def five(root, tmp_path_factory):
-    """The config of five phases, and a run of it that nothing stopped."""
-    here = tmp_path_factory.mktemp("five")
-    (here / "config.yaml").write_text(FIVE.format(root=root))
+    """The five phases that tools/torture.py kills, shorter, and a run of them that nothing stopped."""
+    here, tool = tmp_path_factory.mktemp("five"), Path(__file__).parents[2] / "tools" / "torture.py"
+    config = yaml.safe_load(runpy.run_path(str(tool))["CONFIG"].format(root=root))
+    for phase, steps in zip(config["phases"], LENGTHS, strict=True):
+        phase["steps"] = steps
+    config["phases"][0]["batch"]["ramp"]["tokens"] = 512
+    config |= {"schedule": {"name": "wsd", "warmup_tokens": 1024, "decay_steps": 3},
+               "checkpoint": {"every": 100, "keep": 1}, "evaluation": {"every": 7, "batches": 1}}
+    (here / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     run_cli("pretrain", here / "config.yaml", f"run.dir={here / 'unbroken'}")
     return here
 
@@ -179,5 +146,5 @@ def test_the_distance_from_a_phases_first_weights(five, tmp_path):
     (cut / "checkpoints/step_00000015").rename(tmp_path / "away")
     said = run_cli("pretrain", five / "config.yaml", f"run.dir={tmp_path / 'fork2'}", *asked, "--fork", f"{cut}@18",
                    "--until", "20").stdout
-    assert "logging.distance: checkpoint 15 is not there" in said
+    assert "logging.distance: the weights that phase mixed began with (step 15) are not there" in said
     assert "distance" not in metrics(tmp_path / "fork2", "phase")[0]
