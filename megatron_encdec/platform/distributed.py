@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_encdec.platform.device import device, device_type
-from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, UserError, stopped_code
+from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, UserError, say, stopped_code
 from megatron_encdec.platform.launcher import LOST_CONTACT, started
 from megatron_encdec.platform.meeting import Party
 from megatron_encdec.platform.ranks import RankEnvironment
@@ -166,7 +166,8 @@ def peers():
     any more and threads that wait for them would keep it; an agreed end (`UserError`, `RunFailed`) goes on up."""
     try:
         yield
-    except (UserError, RunFailed):
+    except (UserError, RunFailed) as error:
+        say(error)
         shutdown()
         raise
     except BaseException as error:

@@ -10,6 +10,8 @@ class UserError(Exception):
     """A mistake the user can mend: printed as one line, exit code 2, no traceback. The message names the file, key or
     line, the value found, and what to do instead."""
 
+    is_said = False  # whether it has been printed, by this process or by another one to the same place
+
 
 class IntegrityError(UserError):
     """Data or a checkpoint on disk is not what its own records say (truncated, altered, missing)."""
@@ -21,8 +23,6 @@ class Gone(IntegrityError):
 
 class AgreedError(UserError):
     """A `UserError` that all ranks raise together: rank 0 alone prints it."""
-
-    is_said = False  # whether another process has printed it, to the same place
 
 
 class RunFailed(Exception):
@@ -65,15 +65,22 @@ def add_stopped_code(parser: argparse.ArgumentParser) -> None:
                              "is to be given again (default: 0, as if it were finished)")
 
 
+def say(error: UserError | RunFailed) -> None:
+    """Print the line of `error`, once, where it is for this process to do so. What may take long afterwards, such as
+    leaving the other ranks, is begun after this: a rank that is late is ended."""
+    agreed = isinstance(error, (AgreedError, RunFailed))  # by all ranks: one of them says it
+    rank = os.environ.get("RANK")
+    if not error.is_said and (not agreed or isinstance(error, NotMet) or rank in (None, "0")):
+        print(f"megatron-encdec: {f'rank {rank}: ' if rank and not agreed else ''}{error}", file=sys.stderr)
+    error.is_said = True
+
+
 def exit_code(work: Callable[..., int], *arguments) -> int:
     """What `work(*arguments)` returns; where it fails, the failure's line is printed and this is its exit code."""
     try:
         return work(*arguments)
     except (UserError, RunFailed) as error:
-        agreed = isinstance(error, (AgreedError, RunFailed))  # by all ranks: one of them says it
-        rank = os.environ.get("RANK")
-        if not agreed or isinstance(error, NotMet) or rank in (None, "0") and not error.is_said:
-            print(f"megatron-encdec: {f'rank {rank}: ' if rank and not agreed else ''}{error}", file=sys.stderr)
+        say(error)
         return 2 if isinstance(error, UserError) else 1
     except Stopped as stop:
         if os.environ.get("RANK") in (None, "0") and not stop.is_said:

@@ -15,7 +15,8 @@ _LONGEST = 1 << 22  # bytes of a message
 
 
 class Link:
-    """Messages, a line of JSON each, over a connected socket. closed: the other end is gone, or talks otherwise."""
+    """Messages, a line of JSON each, over a connected socket. addresses: this end's and the other's. closed: the other
+    end is gone, or talks otherwise."""
 
     def __init__(self, connection: socket.socket):
         connection.setblocking(False)
@@ -24,16 +25,13 @@ class Link:
                                      (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
                                      (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)):
             connection.setsockopt(level, option, value)
+        self.addresses = tuple(name[0].removeprefix("::ffff:")
+                               for name in (connection.getsockname(), connection.getpeername()))
         self._connection, self._text, self.closed = connection, b"", False
 
     def fileno(self) -> int:
         """Of the socket, for selectors."""
         return self._connection.fileno()
-
-    def addresses(self) -> tuple[str, str]:
-        """(this end's, the other end's)."""
-        return tuple(name[0].removeprefix("::ffff:")
-                     for name in (self._connection.getsockname(), self._connection.getpeername()))
 
     def send(self, **message) -> None:
         """Send; an end that does not take it is found closed later."""

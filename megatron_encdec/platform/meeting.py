@@ -198,6 +198,7 @@ class _Host:
     def __init__(self, party: Party, offer: dict, end: dict | None = None):
         self.party, self._offer, self._end = party, offer, end
         self._come: dict[int, Link] = {}
+        self._here: set[int] = set()  # those that have answered the welcome: who only said its name may be gone by then
         self._hosts: dict[int, str] = {}
         self._strangers: dict[str, str] = {}  # host -> its job
         allow_files(4 * party.members)
@@ -213,7 +214,7 @@ class _Host:
         begun = time.monotonic()
         notice = begun + NOTICE_SECONDS
         seconds = until - begun
-        while len(self._come) < self.party.members - 1:
+        while not self._all_are_here():
             for key, _ in self._selector.select(max(0.0, min(until, notice) - time.monotonic())):
                 self._accept() if key.fileobj is self._listener else self._hear(key.fileobj)
             now = time.monotonic()
@@ -226,7 +227,7 @@ class _Host:
                 self._say(f"after {now - begun:.0f} s {self._missing()}; giving up after {seconds:.0f} s")
         if self._end:
             raise self.party.told(self._end)
-        if len(self._come) < self.party.members - 1:
+        if not self._all_are_here():
             text = f"after {seconds:.0f} s {self._missing()}"
             self.tell(end={"code": 1, "text": text})
             raise NotMet(text)
@@ -242,6 +243,9 @@ class _Host:
         self._selector.close()
         self._listener.close()
 
+    def _all_are_here(self) -> bool:
+        return len(self._come if self._end else self._here) == self.party.members - 1
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             self._selector.register(Link(self._listener.accept()[0]), selectors.EVENT_READ)
@@ -252,11 +256,14 @@ class _Host:
                 self._receive(link, message)
             elif "end" in message and link in self._come.values():
                 self._finish(message["end"])
+            elif "here" in message:
+                self._here |= {member for member, other in self._come.items() if other is link}
         if link.closed:
             self._selector.unregister(link)
             link.close()
             for member in [member for member, other in self._come.items() if other is link and not self._end]:
                 del self._come[member]
+                self._here.discard(member)
                 self._say(f"{self.party.unit} {member} on {self._hosts.pop(member)} had come and is gone; waiting for "
                           "it to come again")
 
@@ -296,7 +303,7 @@ class _Host:
 
     def _missing(self) -> str:
         party = self.party
-        missing = [member for member in range(1, party.members) if member not in self._come]
+        missing = [member for member in range(1, party.members) if member not in self._here]
         step = Step.read()
         hosts = set(step.hosts if step else ()) - {host_name(), *self._hosts.values()}
         nobody = f" (none from {', '.join(sorted(hosts)[:20])})" if hosts else ""
@@ -306,7 +313,7 @@ class _Host:
                 f"{_spans(missing)}{nobody}{strangers}{elsewhere}")
 
     def _go(self) -> Met:
-        ends = [link.addresses() for link in self._come.values()]
+        ends = [link.addresses for link in self._come.values()]
         ours = next((own for own, _ in ends if not is_loopback(own)), ends[0][0])
         hosts = {other: host for (_, other), host in zip(ends, self._hosts.values(), strict=True)
                  if is_loopback(other) == is_loopback(ours)}
@@ -334,6 +341,7 @@ class _Guest:
             if "end" in answer:
                 raise self.party.told(answer["end"])
             if "welcome" in answer:
+                self._link.send(here=True)
                 return self._wait()
             attempt = attempt + 1 if answer.get("next") else 0
             if attempt % _PORTS == 0:  # all were tried
@@ -361,10 +369,10 @@ class _Guest:
             if connection.getsockname() == connection.getpeername():  # where nobody listens the system may do that
                 connection.close()
                 return {"next": True}
+            self._link = Link(connection)
         except OSError as error:
             self._last = error.strerror or str(error)
             return {"next": True} if isinstance(error, ConnectionRefusedError) else {}
-        self._link = Link(connection)
         self._link.send(**self._hello)
         message = self._next(until)
         if message and "stranger" not in message:

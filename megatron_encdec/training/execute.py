@@ -9,7 +9,7 @@ import contextlib
 from dataclasses import dataclass
 
 from megatron_encdec.platform.distributed import Control, Topology
-from megatron_encdec.platform.errors import RunFailed, UserError, stopped_code
+from megatron_encdec.platform.errors import RunFailed, UserError, say, stopped_code
 from megatron_encdec.platform.signals import StopSignals
 from megatron_encdec.platform.watchdog import LONG, Watchdog, mark
 from megatron_encdec.rundir.files import write_atomic
@@ -92,7 +92,8 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
         job = Job(run, report, Guard(control, settings), stopper, profiler, last)
         try:
             train(job)
-        except RunFailed:
+        except RunFailed as failure:
+            say(failure)
             job.tell_saves(run.saver.wait())  # a good state from before, still on its way to the disk
             job.report.close()
             raise

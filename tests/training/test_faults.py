@@ -30,10 +30,10 @@ def begin(root, tmp_path):
     """A function: a run of many steps on two ranks, under way; (launcher, run directory, file with its output)."""
     started = []
 
-    def call(*arguments, steps=8):
+    def call(*arguments, steps=8, code=None):
         run, output = tmp_path / "run", tmp_path / "output"
-        process = start_cli("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--nproc", "2", *arguments,
-                            output=output)
+        command = ("pretrain", root / "config.yaml", f"run.dir={run}", *LONG, "--nproc", "2", *arguments)
+        process = start_code(code, *command, output=output) if code else start_cli(*command, output=output)
         started.append(process)
         wait_until(lambda: steps_done(run) >= steps and (run / "checkpoints/latest").exists()
                    or process.poll() is not None, "the first steps and a checkpoint")
@@ -138,9 +138,24 @@ def test_a_second_launch_on_the_directory_is_refused_and_harmless(begin, root):
     assert [line["step"] for line in metrics(run)] == list(range(1, len(metrics(run)) + 1))
 
 
-def test_a_launch_whose_directory_was_taken_over_writes_nothing_more(begin):
-    """As after a host that stood still for a minute, when another one has gone on with the run."""
-    process, run, output = begin()
+SLOW_TO_CLOSE = """
+import os, sys, time
+from megatron_encdec.cli import main
+from megatron_encdec.training.report import Report
+close = Report.close
+def slow(self):
+    time.sleep(60 if os.environ["RANK"] == "0" else 0)
+    close(self)
+Report.close = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("code", [None, SLOW_TO_CLOSE], ids=["", "on a slow disk"])
+def test_a_launch_whose_directory_was_taken_over_writes_nothing_more(code, begin):
+    """As after a host that stood still for a minute, when another one has gone on with the run. Rank 0 says so before
+    it tidies up, which on a slow disk takes longer than the others are given."""
+    process, run, output = begin(code=code)
     take_over(run)
     before = (run / "metrics.jsonl").read_bytes(), sorted(path.name for path in (run / "checkpoints").iterdir())
     assert process.wait(PATIENCE) == 1
