@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything about a GPU in one script: for a bare machine with one H100 or H200, Python 3.12 and CUDA torch, nothing to
-# download from, and little time. docs/gpu.md says what to bring and in which order.
+# Everything about a GPU in one script: `all` where everything is installed, as in the image (docs/gpu.md); in pieces on a
+# bare machine with Python 3.12 and CUDA torch, nothing to download from, and little time (docs/gpu_bare.md).
 #
 #   bash benchmarks/gpu.sh split FILE [DIR]    here: a wheel in pieces of 58 MiB under DIR (wheels), with its checksum
 #   bash benchmarks/gpu.sh binding             anywhere with that machine's torch: its binding compiled, the wheel in $OUT
@@ -114,7 +114,7 @@ build_binding() {
     compgen -G "$STORE/wheels/transformer_engine_torch-*.whl" >/dev/null && return 0
     home="$(cuda_home)"
     [[ -n "$home" ]] || fail "$(basename "$sdist") cannot be compiled: no headers of CUDA are here (CUDA_HOME, nvcc," \
-        "torch's packages, /usr/local/cuda*); bring the binding as a wheel that was built beforehand, see docs/gpu.md"
+        "torch's packages, /usr/local/cuda*); bring the binding as a wheel that was built beforehand, see docs/gpu_bare.md"
     includes="$home/include:$home/include/cccl"
     mapfile -t torchs < <(of_torch '*/include') # cuDNN and NCCL; cuBLAS and others where the toolkit is a small one
     for folder in "${torchs[@]}"; do
@@ -128,7 +128,7 @@ build_binding() {
         "$PYTHON" -m pip wheel --no-index --no-deps --no-build-isolation --wheel-dir "$STORE/wheels" "$sdist" \
         >"$STORE/build.log" 2>&1 || code=$?
     [[ "$code" -ne 124 ]] || fail "Transformer Engine's binding was not through in MINUTES=$MINUTES and is lost; give it" \
-        "more, or bring it as a wheel that was built beforehand, see docs/gpu.md"
+        "more, or bring it as a wheel that was built beforehand, see docs/gpu_bare.md"
     [[ "$code" -eq 0 ]] || {
         tail -n 30 "$STORE/build.log" >&2
         fail "Transformer Engine's binding could not be built, see above"
