@@ -65,13 +65,21 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(context, gradient):
-        cos, sin = context.saved_tensors
-        return _turn(gradient, cos, -sin), None, None
+        return _turn(gradient, *context.saved_tensors, back=True), None, None
 
 
-def _turn(x, cos, sin):
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+def _turn(x, cos, sin, back: bool = False):
+    """By the angles, or `back`. Written half by half into what comes out: without a copy to join them, seven passes of
+    a GPU over x in place of nine."""
+    turned = x.new_empty(x.shape)
+    (first, second), (low, high) = x.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+    torch.mul(first, cos, out=low)
+    torch.mul(second, cos, out=high)
+    other = torch.mul(second, sin)
+    low.add_(other) if back else low.sub_(other)
+    torch.mul(first, sin, out=other)
+    high.sub_(other) if back else high.add_(other)
+    return turned
 
 
 def rotate(layer, query: torch.Tensor, key: torch.Tensor, context: AttentionContext) -> tuple:
