@@ -273,7 +273,8 @@ def show(objective: str, found: dict) -> None:
         print(f"  {of.replace('_', '-'):12} {one['kernels']:6.0f} kernels  {one['waits']:3.0f} waits  "
               f"host {1e3 * one['host']:.0f} ms  Python, ms: {times}")
     share = found["micro_batch"]["python"]["ours"] / device
-    print(f"  ours of a micro-batch: {share:.1%} of the device's time ({'within' if share < LIMIT else 'OVER'} {LIMIT:.0%})")
+    verdict = "within" if share < LIMIT else "OVER"
+    print(f"  ours of a micro-batch: {share:.1%} of the time of the device ({verdict} {LIMIT:.0%})")
 
 
 def main() -> None:
