@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 NETWORK = "10.77.0"
 HEAD = 254  # last part of its address
 PRETRAIN = (sys.executable, "-m", "megatron_encdec", "pretrain")
-SOME_SECONDS = ("phases.0.steps=150", "phases.1.steps=150", "checkpoint.every=20")  # a run that can be disturbed
+SOME_SECONDS = ("phases.0.steps=80", "phases.1.steps=80", "checkpoint.every=20")  # a run that can be disturbed
 ASK = 0.3  # seconds between questions to Slurm, each of which costs 50 ms of a core
 PREFIX = "encdec-"  # of network namespaces: encdec-PID-NUMBER
 PROGRAMS = {"ip": "iproute2", "nsenter": "util-linux", "setpriv": "util-linux", "slurmctld": "slurmctld",
@@ -36,7 +36,7 @@ SLURM_CONF = """
 ClusterName=encdec
 SlurmctldHost=head({network}.{head})
 AuthType=auth/none
-AuthInfo=cred_expire=5
+AuthInfo=cred_expire=8
 CredType=cred/none
 SlurmUser=root
 SlurmdUser=root

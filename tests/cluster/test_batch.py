@@ -5,7 +5,9 @@ import re
 import time
 
 import pytest
-from small_run import outcome, steps_done, wait_until
+import yaml
+from finetune_sets import write_model, write_set
+from small_run import outcome, run_cli, steps_done, wait_until
 from virtual_cluster import ROOT, SOME_SECONDS
 
 pytestmark = pytest.mark.slurm
@@ -58,7 +60,7 @@ def test_a_run_that_makes_no_progress_is_not_requeued_for_ever(cluster, root, tm
 
 
 def test_a_mistake_ends_the_job_at_once(cluster, root, tmp_path, submit):
-    job = submit("--nodes", "2", "--output", tmp_path / "output", SCRIPTS / "pretrain.sbatch", root / "config.yaml",
+    job = submit("--nodes", "1", "--output", tmp_path / "output", SCRIPTS / "pretrain.sbatch", root / "config.yaml",
                  f"run.dir={tmp_path / 'run'}", "optimizer.lrr=1", "--nproc", "1")
     ended = cluster.wait_for(job, "FAILED")
     said = (tmp_path / "output").read_text()
@@ -108,6 +110,27 @@ def test_from_sbatch_to_a_finished_run_through_two_time_limits_and_a_power_cut(c
         cluster.wait_for_nodes(3)
     print(f"{time.monotonic() - began:.0f} s from the power cut to the end")
     assert outcome(run) == expected, output.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.nemo
+def test_an_array_of_workers_finetunes_on_one_results_tree(cluster, tmp_path, submit):
+    """By NeMo, on two nodes: each run is done once, and its results are those of one machine."""
+    config, tree = tmp_path / "finetune.yaml", tmp_path / "results"
+    config.write_text(yaml.safe_dump({
+        "results": str(tree), "models": [{"name": "euro", "path": str(write_model(tmp_path / "euro"))}],
+        "datasets": [write_set(tmp_path / "toy", "SC")],
+        "grid": {"learning_rates": [1e-3, 3e-3], "seeds": [0, 1]}, "sweep": {"workers": 1},
+        "training": {"batch_size": 16, "micro_batch_size": 8, "max_steps": 30, "max_length": 48}}))
+    job = submit("--array", "1-2", "--nodes", "1", "--exclusive", SCRIPTS / "finetune.sbatch", config)
+    ended = [cluster.wait_for(f"{job}_{task}", "COMPLETED") for task in (1, 2)]
+    assert {one["NodeList"] for one in ended} == {"node1", "node2"}
+    said = "".join((tmp_path / f"finetune-{job}_{task}.out").read_text() for task in (1, 2))
+    assert len(re.findall(r"^\d/4  .*  validation \d", said, re.MULTILINE)) == 4, said
+    run_cli("finetune", config, f"results={tmp_path / 'alone'}")
+    found = {path.relative_to(tree): path.read_text() for path in tree.rglob("results.json")}
+    assert len(found) == 4
+    assert {path: (tmp_path / "alone" / path).read_text() for path in found} == found
 
 
 def test_finetune_array_is_refused_without_a_config(cluster, submit, tmp_path):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from finetune_sets import losses, write_set
-from small_run import final_bits, metrics, run_cli, steps_done, wait_until
+from small_run import PATIENCE, final_bits, metrics, run_cli, steps_done, wait_until
 from small_study import NothingTwice, check_against_models_alone, states, write_study
 from virtual_cluster import ASK
 
@@ -50,20 +50,20 @@ def test_a_study_goes_on_under_slurm_while_its_driver_is_dead(cluster, root, tmp
     study = write_study(root, tmp_path, ["clm-6-mlm30-12", "clm-12"], slurm=SLURM)
     plan, stretches = plan_study(load_study(study)), tmp_path / "out" / "stretches"
     driver = start_driver(cluster, study, tmp_path / "first")
-    wait_until(lambda: "models.clm-12" in jobs_in(cluster), "all jobs are submitted", 60, ASK)
+    wait_until(lambda: "models.clm-12" in jobs_in(cluster), "all jobs are submitted", pause=ASK)
     kill_driver(cluster, driver)
     for record in (tmp_path / "out/jobs").rglob("job.json"):
         record.unlink()
     before = jobs_in(cluster)
     second, said = start_driver(cluster, study, tmp_path / "second"), tmp_path / "second"
     wait_until(lambda: said.read_text().count("still runs") == len(before) or "started" in said.read_text(),
-               "the second driver has looked", 60)
+               "the second driver has looked")
     kill_driver(cluster, second)
     assert len(set(jobs_in(cluster))) == len(jobs_in(cluster)) and "started" not in said.read_text()
     ends = [stretches / plan.tree.last[name].id / "checkpoints/step_00000012" for name in ("clm-6-mlm30-12", "clm-12")]
-    wait_until(lambda: all(end.exists() for end in ends), "the stretches", 120)  # nobody drives
+    wait_until(lambda: all(end.exists() for end in ends), "the stretches")  # nobody drives
     third = start_driver(cluster, study, tmp_path / "third")
-    assert third.wait(180) == 0, (tmp_path / "third").read_text()
+    assert third.wait(PATIENCE) == 0, (tmp_path / "third").read_text()
     for branch in plan.branches:
         assert steps_done(stretches / branch.id) == branch.steps  # none was done twice
     lines = [line for branch in plan.tree.path("clm-6-mlm30-12") for line in metrics(stretches / branch.id)]
