@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import time
 
 import pytest
@@ -90,16 +91,21 @@ def test_an_array_that_does_not_begin_at_1_is_refused(cluster, tmp_path, submit)
 @pytest.mark.slow
 def test_from_sbatch_to_a_finished_run_through_two_time_limits_and_a_power_cut(cluster, nodes, root, tmp_path, submit,
                                                                                on_one_host):
-    """Nobody touches it; minutes, since Slurm counts time limits in them."""
-    steps = ("phases.0.steps=3000", "phases.1.steps=3000", "checkpoint.every=100")
+    """Nobody touches it; minutes, since Slurm counts time limits in them, and twice as many as a start may take on a
+    busy machine. Steps enough for 240 s, as fast as they are now."""
+    run_cli("pretrain", root / "config.yaml", f"run.dir={tmp_path / 'speed'}", "--nproc", "2")
+    lines = [json.loads(line) for line in (tmp_path / "speed/metrics.jsonl").read_text().splitlines()]
+    rate = statistics.median(line["tokens_per_second"] for line in lines if line["kind"] == "train") / 512
+    half = max(60, int(120 * rate))
+    steps = (f"phases.0.steps={half}", f"phases.1.steps={half}", f"checkpoint.every={max(10, half // 30)}")
     expected, run, output = on_one_host(*steps), tmp_path / "run", tmp_path / "output"
-    job = submit("--nodes", "2", "--time", "1", "--signal", "USR1@20", "--output", output,
+    job = submit("--nodes", "2", "--time", "2", "--signal", "USR1@20", "--output", output,
                  SCRIPTS / "pretrain.sbatch", root / "config.yaml", f"run.dir={run}", "run.hang_timeout=8", *steps,
                  "--nproc", "1")
     wait_until(lambda: output.exists() and output.read_text().count("stopped in time, requeued") == 2,
-               "two time limits", 600)
+               "two time limits")
     before = steps_done(run)
-    wait_until(lambda: steps_done(run) > before + 60, "further steps")
+    wait_until(lambda: steps_done(run) > before + half // 20, "further steps")
     victim = next(node for node in nodes if node.name == cluster.job(job)["BatchHost"])
     victim.power_off()
     began = time.monotonic()
@@ -108,7 +114,7 @@ def test_from_sbatch_to_a_finished_run_through_two_time_limits_and_a_power_cut(c
     finally:
         cluster.power_on(victim)
         cluster.wait_for_nodes(3)
-    print(f"{time.monotonic() - began:.0f} s from the power cut to the end")
+    print(f"{2 * half} steps; {time.monotonic() - began:.0f} s from the power cut to the end")
     assert outcome(run) == expected, output.read_text()
 
 
