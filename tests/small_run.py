@@ -215,12 +215,12 @@ def start_cold(*arguments: str, output: Path) -> subprocess.Popen:
                                 stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def wait_until(true: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
-    """Wait for `true()`; an AssertionError after `seconds`."""
+def wait_until(true: Callable[[], bool], what: str, seconds: float = PATIENCE, pause: float = 0.02) -> None:
+    """Wait for `true()`, with a pause before it is asked again; an AssertionError after `seconds`."""
     limit = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < limit, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 def take_over(folder: Path) -> None:

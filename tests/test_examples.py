@@ -138,3 +138,33 @@ def test_corpus_that_is_there_is_kept(tmp_path, capsys):
     assert run_tool("tools/build_docstring_corpus.py", output) == 0
     assert "already" in capsys.readouterr().out
     assert output.read_text() == "kept\n"
+
+
+def test_in_a_container_the_steps_of_a_job_have_the_options_that_pyxis_documents(tmp_path):
+    """A program that writes down its words takes srun's place: neither pyxis nor enroot is here, and nothing runs in a
+    container."""
+    stand_in = tmp_path / "srun"
+    stand_in.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" END >>{tmp_path}/said\necho {tmp_path}/run\n")
+    stand_in.chmod(0o755)
+    (tmp_path / "config.yaml").write_text("run: {dir: elsewhere}\n")
+    given = {"SLURM_JOB_NAME": "pretrain", "SLURM_JOB_ID": "7", "SLURM_CPUS_ON_NODE": "8", "MEGATRON_ENCDEC_PYTHON": "",
+             "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    steps = []
+    for container in ({}, {"CONTAINER": "registry#encdec:1", "MOUNTS": "/data:/data,/runs:/runs:ro"}):
+        done = subprocess.run(["bash", ROOT / "examples/slurm/pretrain.sbatch", "config.yaml", "--nproc", "2"],
+                              cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **given, **container})
+        assert done.returncode == 0, done.stderr
+        words = (tmp_path / "said").read_text().split("\nEND\n")[:-1]
+        steps.append([step.split("\n") for step in words])
+        (tmp_path / "said").unlink()
+    bare, boxed = steps
+    assert len(bare) == len(boxed) == 2  # where the run is, and the run
+    for without, inside in zip(bare, boxed, strict=True):
+        at = inside.index("--container-image")
+        options = ["--container-image", "registry#encdec:1", "--container-mounts",
+                   f"{tmp_path}:{tmp_path},/data:/data,/runs:/runs:ro", "--container-workdir", str(tmp_path),
+                   "--no-container-entrypoint"]
+        assert inside[at:at + len(options)] == options
+        program = without.index(f"{tmp_path}/.venv/bin/python")
+        assert inside[:at] + inside[at + len(options):] == [*without[:program], "/opt/venv/bin/python",
+                                                            *without[program + 1:]]

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from finetune_sets import losses, write_set
-from small_run import final_bits, metrics, run_cli, steps_done, wait_until
+from small_run import PATIENCE, final_bits, metrics, run_cli, steps_done, wait_until
 from small_study import NothingTwice, check_against_models_alone, states, write_study
+from virtual_cluster import ASK
 
 from megatron_encdec.study.config import load_study
 from megatron_encdec.study.plan import plan_study
@@ -44,15 +45,25 @@ def jobs_in(cluster) -> list[str]:
 
 
 def test_a_study_goes_on_under_slurm_while_its_driver_is_dead(cluster, root, tmp_path, on_one_host):
+    """The first driver is killed, and with it what it would have written of its jobs between sbatch and its end: a
+    second one finds them by what Slurm says, and submits none twice."""
     study = write_study(root, tmp_path, ["clm-6-mlm30-12", "clm-12"], slurm=SLURM)
     plan, stretches = plan_study(load_study(study)), tmp_path / "out" / "stretches"
     driver = start_driver(cluster, study, tmp_path / "first")
-    wait_until(lambda: "models.clm-12" in jobs_in(cluster), "all jobs are submitted", 60)
+    wait_until(lambda: "models.clm-12" in jobs_in(cluster), "all jobs are submitted", pause=ASK)
     kill_driver(cluster, driver)
+    for record in (tmp_path / "out/jobs").rglob("job.json"):
+        record.unlink()
+    before = jobs_in(cluster)
+    second, said = start_driver(cluster, study, tmp_path / "second"), tmp_path / "second"
+    wait_until(lambda: said.read_text().count("still runs") == len(before) or "started" in said.read_text(),
+               "the second driver has looked")
+    kill_driver(cluster, second)
+    assert len(set(jobs_in(cluster))) == len(jobs_in(cluster)) and "started" not in said.read_text()
     ends = [stretches / plan.tree.last[name].id / "checkpoints/step_00000012" for name in ("clm-6-mlm30-12", "clm-12")]
-    wait_until(lambda: all(end.exists() for end in ends), "the stretches", 120)  # nobody drives
-    second = start_driver(cluster, study, tmp_path / "second")
-    assert second.wait(180) == 0, (tmp_path / "second").read_text()
+    wait_until(lambda: all(end.exists() for end in ends), "the stretches")  # nobody drives
+    third = start_driver(cluster, study, tmp_path / "third")
+    assert third.wait(PATIENCE) == 0, (tmp_path / "third").read_text()
     for branch in plan.branches:
         assert steps_done(stretches / branch.id) == branch.steps  # none was done twice
     lines = [line for branch in plan.tree.path("clm-6-mlm30-12") for line in metrics(stretches / branch.id)]
@@ -60,23 +71,6 @@ def test_a_study_goes_on_under_slurm_while_its_driver_is_dead(cluster, root, tmp
         "phases.0.name=clm", "phases.1.name=mlm", ranks=1)
     for name in ("clm-6-mlm30-12", "clm-12"):
         assert json.loads((tmp_path / "out/models" / name / "export.json").read_text())["step"] == 12
-
-
-def test_a_job_is_found_again_by_what_slurm_says(cluster, root, tmp_path):
-    """The driver is killed between sbatch and the first thing it would write of it: no job is submitted twice."""
-    study = write_study(root, tmp_path, ["clm-6-mlm30-12", "clm-12"], slurm=SLURM)
-    driver = start_driver(cluster, study, tmp_path / "first")
-    wait_until(lambda: "models.clm-12" in jobs_in(cluster), "all jobs are submitted", 60)
-    kill_driver(cluster, driver)
-    for record in (tmp_path / "out/jobs").rglob("job.json"):
-        record.unlink()
-    before = jobs_in(cluster)
-    second = start_driver(cluster, study, tmp_path / "second")
-    wait_until(lambda: (tmp_path / "second").read_text().count("still runs") == len(before)
-               or "started" in (tmp_path / "second").read_text(), "the second driver has looked", 60)
-    assert len(set(jobs_in(cluster))) == len(jobs_in(cluster))
-    assert "started" not in (tmp_path / "second").read_text()
-    assert second.wait(180) == 0, (tmp_path / "second").read_text()
 
 
 @pytest.mark.slow

@@ -1,12 +1,16 @@
 """A run on two hosts, started by hand on each: the bits of one host, and what goes wrong between hosts is named."""
 
 import json
+import os
+import re
 import shutil
-import sys
+import signal
 
 import pytest
-from small_run import PATIENCE, outcome, steps_done, wait_until
-from virtual_cluster import PRETRAIN, ROOT, SOME_SECONDS
+from small_run import PATIENCE, outcome, run_cli, steps_done, wait_until
+from virtual_cluster import PRETRAIN, ROOT, SOME_SECONDS, child_of, pid_on_its_host
+
+from megatron_encdec.platform.meeting import SECONDS
 
 pytestmark = pytest.mark.slurm
 
@@ -51,28 +55,23 @@ def test_a_disk_that_is_not_shared_is_named(on_two, nodes, tmp_path):
     assert f"run.dir: {disk / 'run'} on node2 is not the folder that rank 0 on node1 writes to" in ended[0][1]
 
 
-def other_data(root, tmp_path):
-    """Other tokens under the same path, seen by node 2 alone: its text, a byte of it changed."""
-    folder = tmp_path / "other"
-    shutil.copytree(root, folder)
-    manifest = json.loads((folder / "text.manifest.json").read_text())
-    assert manifest["documents"] > 1
-    with open(folder / "corpus.jsonl", "a") as file:
-        file.write(json.dumps({"text": "one more document"}) + "\n")
+def other_data(root, folder):
+    """What is in `root`, with one more document."""
+    folder.mkdir()
+    shutil.copytree(root / "tokenizer", folder / "tokenizer")
+    shutil.copy(root / "config.yaml", folder)
+    with open(folder / "corpus.jsonl", "w") as file:
+        file.write((root / "corpus.jsonl").read_text() + json.dumps({"text": "one more document"}) + "\n")
+    run_cli("preprocess", "--input", folder / "corpus.jsonl", "--tokenizer", folder / "tokenizer",
+            "--validation-percent", "10", "--workers", "1", "--output", folder / "text")
     return folder
 
 
 @pytest.mark.parametrize("what", ["data", "config", "code"])
 def test_hosts_that_differ_do_not_begin(what, on_two, nodes, root, tmp_path):
-    second, words, mounted = {}, [], None
+    code = None
     if what == "data":
-        folder = other_data(root, tmp_path)
-        nodes[1].run(sys.executable, "-m", "megatron_encdec", "preprocess", "--input", folder / "corpus.jsonl",
-                     "--tokenizer", folder / "tokenizer", "--validation-percent", "10", "--workers", "1",
-                     "--output", folder / "new")
-        for path in folder.glob("new*"):
-            path.rename(path.with_name(path.name.replace("new", "text", 1)))
-        mounted = (folder, root)
+        mounted = (other_data(root, tmp_path / "other"), root)
     elif what == "config":
         (tmp_path / "config").mkdir()
         text = (root / "config.yaml").read_text().replace("lr: 5.0e-3", "lr: 6.0e-3")
@@ -83,11 +82,11 @@ def test_hosts_that_differ_do_not_begin(what, on_two, nodes, root, tmp_path):
                         ignore=shutil.ignore_patterns("__pycache__"))
         with open(tmp_path / "code/megatron_encdec/training/loop.py", "a") as file:
             file.write("# another version\n")
-        second = {"PYTHONPATH": str(tmp_path / "code")}
+        code = tmp_path / "code"
         mounted = (tmp_path / "code" / "megatron_encdec", ROOT / "megatron_encdec")
     nodes[1].run("mount", "--bind", *mounted)
     try:
-        ended = ends(on_two(*words, second=second))
+        ended = ends(on_two(code=code))
     finally:
         nodes[1].run("umount", mounted[1])
     assert [code for code, _ in ended] == [2, 2], ended
@@ -127,3 +126,25 @@ def test_a_run_of_two_hosts_saves_when_one_is_told_to_stop(on_two, on_one_host, 
     assert "stopped by SIGTERM after step" in ended[0][1] and "checkpoint saved" in ended[0][1]
     step = steps_done(tmp_path / "run")
     assert outcome(tmp_path / "run")[0] == on_one_host(*SOME_SECONDS)[0][:step]
+
+
+def test_a_dead_rank_is_named_on_both_hosts(on_two, tmp_path):
+    pair = on_two("phases.0.steps=5000")
+    wait_until(lambda: steps_done(tmp_path / "run") >= 3, "the first steps")
+    victim = child_of(child_of(pair[1][0].pid))  # a rank of node 2's launcher
+    number = pid_on_its_host(victim)
+    os.kill(victim, signal.SIGKILL)
+    for process, output in pair:
+        assert process.wait(30) == 137
+        assert f"rank 1 (pid {number} on node2) was killed by SIGKILL; ending the other ranks" in output.read_text()
+    assert "rank 0: lost contact with another rank on node2 (" in pair[0][1].read_text()
+
+
+def test_a_master_that_is_not_there_is_one_line(nodes, root, tmp_path, begin):
+    wrong = {"10.77.0.99": "No route to host|timed out", "nowhere": "[Nn]ame"}
+    started = [begin(nodes[1], *PRETRAIN, root / "config.yaml", f"run.dir={tmp_path / 'run'}", "--nnodes", "2",
+                     "--node-rank", "1", "--nproc", "1", "--master", master, **{SECONDS: "4"}) for master in wrong]
+    for (process, output), (master, why) in zip(started, wrong.items(), strict=True):
+        assert process.wait(60) == 1
+        assert re.fullmatch(rf"megatron-encdec: node 1 on node2 finds nobody of its job .* at {master}:29500-29507: .*"
+                            rf"({why}).*, within 4 s; MASTER_ADDR has to name the host of node 0\n", output.read_text())

@@ -1,66 +1,18 @@
-"""Runs under a real Slurm: srun in its forms, and the batch scripts of examples/slurm."""
+"""The batch scripts of examples/slurm under a real Slurm."""
 
 import json
 import re
-import sys
+import statistics
 import time
 
 import pytest
-from small_run import PATIENCE, outcome, steps_done, wait_until
-from virtual_cluster import PRETRAIN, ROOT, SOME_SECONDS
+import yaml
+from finetune_sets import write_model, write_set
+from small_run import outcome, run_cli, steps_done, wait_until
+from virtual_cluster import ROOT, SOME_SECONDS
 
 pytestmark = pytest.mark.slurm
 SCRIPTS = ROOT / "examples" / "slurm"
-
-
-@pytest.fixture
-def submit(cluster, tmp_path):
-    """A function: sbatch with the words, from `tmp_path`; the job's number. It ends with the test."""
-    jobs = []
-
-    def call(*words, **environment) -> int:
-        jobs.append(cluster.sbatch("--chdir", tmp_path, *words, MEGATRON_ENCDEC_PYTHON=sys.executable, **environment))
-        return jobs[-1]
-
-    yield call
-    cluster.hosts.head.run("scancel", "--signal=KILL", "--full", *jobs, code=None)
-    cluster.hosts.head.run("scancel", *jobs, code=None)
-
-
-@pytest.mark.parametrize(("form", "words"), [
-    ("a task a rank", ("--nodes", "2", "--ntasks-per-node", "1")),
-    ("a task a rank, two on a node", ("--nodes", "1", "--ntasks-per-node", "2")),
-    ("a task a node, which starts its ranks", ("--nodes", "2", "--ntasks-per-node", "1"))])
-def test_srun(form, words, cluster, root, tmp_path, on_one_host):
-    launched = ("--nproc", "2") if "starts" in form else ()
-    cluster.srun(*words, *PRETRAIN, root / "config.yaml", f"run.dir={tmp_path / 'run'}", *launched)
-    assert outcome(tmp_path / "run") == on_one_host(ranks=4 if launched else 2)
-
-
-def test_srun_on_a_part_of_a_larger_job(cluster, root, tmp_path, on_one_host, submit):
-    """The step's own nodes are those that meet, not the job's first."""
-    words = " ".join(map(str, [*PRETRAIN, root / "config.yaml", f"run.dir={tmp_path / 'run'}"]))
-    job = submit("--nodes", "3", "--ntasks-per-node", "2", "--output", tmp_path / "output", "--wrap",
-                 f"srun --nodes 1 --ntasks 2 --nodelist node2 {words}")
-    cluster.wait_for(job, "COMPLETED")
-    assert outcome(tmp_path / "run") == on_one_host()
-
-
-def test_a_command_that_forgot_srun_says_so(cluster, root, tmp_path, submit):
-    words = " ".join(map(str, [*PRETRAIN, root / "config.yaml", f"run.dir={tmp_path / 'run'}"]))
-    job = submit("--nodes", "2", "--ntasks-per-node", "1", "--output", tmp_path / "output", "--wrap", words)
-    assert cluster.wait_for(job, "FAILED")["ExitCode"] == "2:0"
-    assert "put srun before the command" in (tmp_path / "output").read_text()
-
-
-def test_two_jobs_with_one_head_node_do_not_meet(cluster, nodes, root, tmp_path, begin, on_one_host):
-    """Both would like the same port."""
-    head = cluster.hosts.head
-    jobs = [begin(head, "srun", "--nodelist", f"node1,{other}", "--ntasks-per-node", "1", *PRETRAIN,
-                  root / "config.yaml", f"run.dir={tmp_path / other}", MASTER_PORT="29500")
-            for other in ("node2", "node3")]
-    assert [process.wait(PATIENCE) for process, _ in jobs] == [0, 0], [output.read_text() for _, output in jobs]
-    assert outcome(tmp_path / "node2") == outcome(tmp_path / "node3") == on_one_host()
 
 
 def test_a_script_that_is_no_batch_script_names_the_one_to_submit(cluster, submit, tmp_path):
@@ -109,7 +61,7 @@ def test_a_run_that_makes_no_progress_is_not_requeued_for_ever(cluster, root, tm
 
 
 def test_a_mistake_ends_the_job_at_once(cluster, root, tmp_path, submit):
-    job = submit("--nodes", "2", "--output", tmp_path / "output", SCRIPTS / "pretrain.sbatch", root / "config.yaml",
+    job = submit("--nodes", "1", "--output", tmp_path / "output", SCRIPTS / "pretrain.sbatch", root / "config.yaml",
                  f"run.dir={tmp_path / 'run'}", "optimizer.lrr=1", "--nproc", "1")
     ended = cluster.wait_for(job, "FAILED")
     said = (tmp_path / "output").read_text()
@@ -136,46 +88,24 @@ def test_an_array_that_does_not_begin_at_1_is_refused(cluster, tmp_path, submit)
     assert "sbatch --array 1-N" in (tmp_path / "output_2").read_text()
 
 
-def test_doctor_puts_the_nodes_of_a_job_side_by_side(cluster, nodes, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    nodes[1].run("mount", "-t", "tmpfs", "none", disk)
-    try:
-        said = cluster.srun("--nodelist", "node1,node2", "--ntasks-per-node", "1", sys.executable, "-m",
-                            "megatron_encdec", "doctor", "--nodes", "--directory", disk, code=1).stdout
-    finally:
-        nodes[1].run("umount", disk)
-    assert "equal on all 2: python" in said and "devices cpu" in said
-    assert re.search(r"^1 +node2 +[+-]0\.\d+ s +eth0 +\d+\.\d\d GB/s ", said, re.MULTILINE), said
-    assert f"rank 1 on node2: {disk} is not the folder that rank 0 writes to" in said
-
-
-def test_two_sweeps_share_one_tree(cluster, tmp_path, nodes, begin):
-    """On two nodes, with grids that overlap: each run is done once, and none is lost from what both write."""
-    tree = tmp_path / "tree"
-    pair = [begin(cluster.hosts.head, "srun", "--nodelist", node.name, sys.executable, "-m", "sweep_runs", tree, "1",
-                  rates, "4", "slow") for node, rates in zip(nodes[:2], ("0.1,0.2,0.3", "0.2,0.3,0.5"), strict=True)]
-    assert [process.wait(PATIENCE) for process, _ in pair] == [0, 0], [output.read_text() for _, output in pair]
-    said = [json.loads(output.read_text().splitlines()[-1]) for _, output in pair]
-    assert all(one["finished"] == 12 and one["left"] == 0 for one in said)
-    assert sum(one["ran"] for one in said) == 16
-    (grid,) = tree.rglob("grid.json")
-    assert len(json.loads(grid.read_text())["runs"]) == 16
-
-
 @pytest.mark.slow
 def test_from_sbatch_to_a_finished_run_through_two_time_limits_and_a_power_cut(cluster, nodes, root, tmp_path, submit,
                                                                                on_one_host):
-    """Nobody touches it; minutes, since Slurm counts time limits in them."""
-    steps = ("phases.0.steps=3000", "phases.1.steps=3000", "checkpoint.every=100")
+    """Nobody touches it; minutes, since Slurm counts time limits in them, and twice as many as a start may take on a
+    busy machine. Steps enough for 240 s, as fast as they are now."""
+    run_cli("pretrain", root / "config.yaml", f"run.dir={tmp_path / 'speed'}", "--nproc", "2")
+    lines = [json.loads(line) for line in (tmp_path / "speed/metrics.jsonl").read_text().splitlines()]
+    rate = statistics.median(line["tokens_per_second"] for line in lines if line["kind"] == "train") / 512
+    half = max(60, int(120 * rate))
+    steps = (f"phases.0.steps={half}", f"phases.1.steps={half}", f"checkpoint.every={max(10, half // 30)}")
     expected, run, output = on_one_host(*steps), tmp_path / "run", tmp_path / "output"
-    job = submit("--nodes", "2", "--time", "1", "--signal", "USR1@20", "--output", output,
+    job = submit("--nodes", "2", "--time", "2", "--signal", "USR1@20", "--output", output,
                  SCRIPTS / "pretrain.sbatch", root / "config.yaml", f"run.dir={run}", "run.hang_timeout=8", *steps,
                  "--nproc", "1")
     wait_until(lambda: output.exists() and output.read_text().count("stopped in time, requeued") == 2,
-               "two time limits", 600)
+               "two time limits")
     before = steps_done(run)
-    wait_until(lambda: steps_done(run) > before + 60, "further steps")
+    wait_until(lambda: steps_done(run) > before + half // 20, "further steps")
     victim = next(node for node in nodes if node.name == cluster.job(job)["BatchHost"])
     victim.power_off()
     began = time.monotonic()
@@ -184,8 +114,29 @@ def test_from_sbatch_to_a_finished_run_through_two_time_limits_and_a_power_cut(c
     finally:
         cluster.power_on(victim)
         cluster.wait_for_nodes(3)
-    print(f"{time.monotonic() - began:.0f} s from the power cut to the end")
+    print(f"{2 * half} steps; {time.monotonic() - began:.0f} s from the power cut to the end")
     assert outcome(run) == expected, output.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.nemo
+def test_an_array_of_workers_finetunes_on_one_results_tree(cluster, tmp_path, submit):
+    """By NeMo, on two nodes: each run is done once, and its results are those of one machine."""
+    config, tree = tmp_path / "finetune.yaml", tmp_path / "results"
+    config.write_text(yaml.safe_dump({
+        "results": str(tree), "models": [{"name": "euro", "path": str(write_model(tmp_path / "euro"))}],
+        "datasets": [write_set(tmp_path / "toy", "SC")],
+        "grid": {"learning_rates": [1e-3, 3e-3], "seeds": [0, 1]}, "sweep": {"workers": 1},
+        "training": {"batch_size": 16, "micro_batch_size": 8, "max_steps": 30, "max_length": 48}}))
+    job = submit("--array", "1-2", "--nodes", "1", "--exclusive", SCRIPTS / "finetune.sbatch", config)
+    ended = [cluster.wait_for(f"{job}_{task}", "COMPLETED") for task in (1, 2)]
+    assert {one["NodeList"] for one in ended} == {"node1", "node2"}
+    said = "".join((tmp_path / f"finetune-{job}_{task}.out").read_text() for task in (1, 2))
+    assert len(re.findall(r"^\d/4  .*  validation \d", said, re.MULTILINE)) == 4, said
+    run_cli("finetune", config, f"results={tmp_path / 'alone'}")
+    found = {path.relative_to(tree): path.read_text() for path in tree.rglob("results.json")}
+    assert len(found) == 4
+    assert {path: (tmp_path / "alone" / path).read_text() for path in found} == found
 
 
 def test_finetune_array_is_refused_without_a_config(cluster, submit, tmp_path):
