@@ -63,8 +63,10 @@ setup(
     extras_require={
         # Fine-tuning recipes: not nemo-toolkit, which is for speech alone since 3.0. triton 3.9 breaks nemo_automodel's
         # import; it imports wandb where that is installed.
-        "nemo": ["nemo-automodel==0.7.0", "seqeval>=1.2.2", "wandb>=0.30",
-                 "triton>=3.7,<3.9; sys_platform == 'linux'"],
+        "nemo": ["nemo-automodel==0.7.0", "seqeval>=1.2.2", "scikit-learn>=1.5", "scipy>=1.12", "bm25s>=0.3",
+                 "wandb>=0.30", "triton>=3.7,<3.9; sys_platform == 'linux'"],
+        # The verb evaluate, in the environment of fine-tuning or in any other.
+        "mteb": ["mteb>=2.26", "sentence-transformers>=5.0"],
         # Figures of a study, and its jobs under Slurm; not for training, so not in the base. submitit is not in dev:
         # the docstrings of .venv's packages are the demo's corpus.
         "study": ["matplotlib>=3.9", "submitit>=1.5.4"],

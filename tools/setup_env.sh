@@ -14,7 +14,7 @@
 #   1. .venv is up to date if its stamp is the hash of what determines it
 #   2. else: one process at a time. An installation that failed or was killed goes on from the packages that are whole
 #   3. torch, then this project with its development tools, versions from tools/constraints.txt
-#      (for ENCDEC_ENV=nemo: with the extras nemo, study and reference, tools/constraints_nemo.txt)
+#      (for ENCDEC_ENV=nemo: with the extras nemo, mteb, study and reference, tools/constraints_nemo.txt)
 #   4. for ENCDEC_ENV=te: what it adds to .venv, versions from tools/constraints_gpu.txt. Not into .venv, whose packages'
 #      docstrings are the demo's corpus
 
@@ -44,7 +44,7 @@ root="$(unset CDPATH; cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 kind="${ENCDEC_ENV:-}"
 case "$kind" in
     "") extras=dev modules="torch megatron transformers tokenizers yaml rich" ;;
-    nemo) extras=nemo,study,reference,dev modules="torch transformers yaml rich nemo_automodel seqeval matplotlib" ;;
+    nemo) extras=nemo,mteb,study,reference,dev modules="torch transformers yaml rich nemo_automodel seqeval matplotlib mteb" ;;
     te) extras=dev modules="torch megatron yaml rich transformer_engine" ;;
     *) echo "setup: ENCDEC_ENV=$kind: no such environment; nothing, nemo or te" >&2 && exit 1 ;;
 esac

@@ -4,30 +4,29 @@
 
 Names of baselines are free; `test.score`, from 0 to 1 and in the runs' metric, is what a report needs.
 
-    SC   majority; naive_bayes (multinomial over lower-cased words, add-one; words that training lacks count too, which
-         scikit-learn's leaves out)
+    SC   majority; naive_bayes (scikit-learn's, multinomial over lower-cased words, add-one)
+         sets of classes: the same for each class; numbers: mean, and of pairs tfidf_cosine, of single texts tfidf_ridge
     TC   majority (no entity), word_tag (a word's most frequent tag in training)
     QA   no_answer (of use where questions may have none), random_span (a seeded guess of five words)
-    IR   bm25 (Okapi, k1 = 1.2, b = 0.75, over the same documents; Robertson and Zaragoza 2009)
+    IR   bm25 (by bm25s, as Lucene has it, k1 = 1.2, b = 0.75, over the same documents)
 """
 
-import math
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from megatron_encdec.finetune.config import FinetuneRun
-from megatron_encdec.finetune.examples import Examples, Question, Text, Words
+from megatron_encdec.finetune.bm25 import WORD, best_by_bm25
+from megatron_encdec.finetune.config import MULTI, REGRESSION, FinetuneRun
+from megatron_encdec.finetune.examples import Examples, Question, Text, Words, load_examples
 from megatron_encdec.finetune.features import SPLITS, Task
 from megatron_encdec.finetune.metrics import RANKS
 from megatron_encdec.finetune.results_tree import BASELINES
+from megatron_encdec.platform.optional import require
 from megatron_encdec.rundir.files import write_json_atomic
 
-K1, B = 1.2, 0.75
 Baselines = dict[str, Callable[[list], list]]  # name -> the answers (`Task.grade`) to examples of a split
 
 
@@ -37,35 +36,66 @@ def ensure_baselines(run: FinetuneRun, task: Task) -> None:
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = {"SC": _classification, "TC": _tagging, "QA": _spans, "IR": _retrieval}[run.family](task.examples)
+    examples = task.examples if run.dataset.shots is None else load_examples(run.dataset)  # whichever run is first
+    kind = {"SC": _classification, "TC": _tagging, "QA": _spans, "IR": _retrieval}[run.family]
+    if run.family == "SC":
+        kind = {MULTI: _sets, REGRESSION: _numbers}.get(run.dataset.problem_type, kind)
+    made = kind(examples)
     write_json_atomic(path, {"metric": task.metric, "baselines": {
         name: {split: {"score": task.grade(split, answers(getattr(task.examples, split)))["score"]}
                for split in SPLITS} for name, answers in made.items()}})
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+def _text(example: Text) -> str:
+    return f"{example.text} {example.pair or ''}"
+
+
+def _naive_bayes(examples: Examples, targets: Sequence) -> Callable[[list[Text]], np.ndarray]:
+    """Texts -> targets. Words that training lacks say nothing."""
+    bayes = require("sklearn.naive_bayes", "the baseline naive_bayes")
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.pipeline import make_pipeline
+
+    model = make_pipeline(CountVectorizer(token_pattern=WORD), bayes.MultinomialNB())
+    model.fit([_text(one) for one in examples.train], targets)
+    return lambda rows: model.predict([_text(one) for one in rows])
 
 
 def _classification(examples: Examples) -> Baselines:
-    def words(example: Text) -> list[str]:
-        return _words(f"{example.text} {example.pair or ''}")
+    labels = [example.label for example in examples.train]
+    usual, bayes = Counter(labels).most_common(1)[0][0], _naive_bayes(examples, labels)
+    return {"majority": lambda rows: [usual] * len(rows), "naive_bayes": lambda rows: bayes(rows).tolist()}
 
-    labels = Counter(example.label for example in examples.train)
-    counts: dict[str, Counter] = defaultdict(Counter)
-    for example in examples.train:
-        counts[example.label].update(words(example))
-    priors = {label: math.log(count / len(examples.train)) for label, count in labels.items()}
-    known = len({word for of_label in counts.values() for word in of_label})
-    totals = {label: of_label.total() + known for label, of_label in counts.items()}
 
-    def likeliest(example: Text) -> str:
-        found = words(example)
-        return max(sorted(priors), key=lambda label: priors[label] + sum(
-            math.log((counts[label][word] + 1) / totals[label]) for word in found))
+def _sets(examples: Examples) -> Baselines:
+    marks = np.array([[label in example.label for label in examples.labels] for example in examples.train])
+    of_label = [_naive_bayes(examples, column) for column in marks.T]
 
-    return {"majority": lambda rows: [labels.most_common(1)[0][0]] * len(rows),
-            "naive_bayes": lambda rows: [likeliest(one) for one in rows]}
+    def named(rows_NC: np.ndarray) -> list[tuple[str, ...]]:
+        return [tuple(label for label, here in zip(examples.labels, row, strict=True) if here) for row in rows_NC]
+
+    return {"majority": lambda rows: named(np.tile(marks.mean(0) > 0.5, (len(rows), 1))),
+            "naive_bayes": lambda rows: named(np.stack([predict(rows) for predict in of_label], axis=1))}
+
+
+def _numbers(examples: Examples) -> Baselines:
+    require("sklearn.linear_model", "the baseline tfidf")
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+
+    numbers = [example.label for example in examples.train]
+    words = TfidfVectorizer(token_pattern=WORD).fit([_text(one) for one in examples.train])
+
+    def cosine(rows: list[Text]) -> list[float]:
+        first, second = (words.transform(side) for side in ([one.text for one in rows], [one.pair for one in rows]))
+        return np.asarray(first.multiply(second).sum(1)).ravel().tolist()
+
+    found = {"mean": lambda rows: [float(np.mean(numbers))] * len(rows)}
+    if examples.train[0].pair is not None:
+        return {**found, "tfidf_cosine": cosine}
+    ridge = make_pipeline(words, Ridge()).fit([_text(one) for one in examples.train], numbers)
+    return {**found, "tfidf_ridge": lambda rows: ridge.predict([_text(one) for one in rows]).tolist()}
 
 
 def _tagging(examples: Examples) -> Baselines:
@@ -93,26 +123,4 @@ def _spans(_: Examples) -> Baselines:
 
 
 def _retrieval(examples: Examples) -> Baselines:
-    return {"bm25": lambda rows: _bm25([one.query for one in rows], examples.corpus(rows))}
-
-
-def _bm25(queries: Sequence[str], documents: Sequence[str]) -> list[list[int]]:
-    """Numbers of the best documents of each query, by an inverted index; best first, ties by number."""
-    postings: dict[str, list[tuple[int, int]]] = defaultdict(list)  # word -> (document, how often)
-    lengths_D = np.zeros(len(documents))
-    for number, text in enumerate(documents):
-        counts = Counter(_words(text))
-        lengths_D[number] = counts.total()
-        for word, count in counts.items():
-            postings[word].append((number, count))
-    norm_D = K1 * (1 - B + B * lengths_D / max(lengths_D.mean(), 1e-9))
-    ranked = []
-    for query in queries:
-        scores_D = np.zeros(len(documents))
-        for word in _words(query):
-            found = postings.get(word, ())
-            weight = math.log(1 + (len(documents) - len(found) + 0.5) / (len(found) + 0.5))
-            for number, count in found:
-                scores_D[number] += weight * count * (K1 + 1) / (count + norm_D[number])
-        ranked.append(np.argsort(-scores_D, kind="stable")[:RANKS].tolist())
-    return ranked
+    return {"bm25": lambda rows: best_by_bm25([one.query for one in rows], examples.corpus(rows), RANKS)}

@@ -3,9 +3,11 @@
 import argparse
 import shlex
 import signal
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from megatron_encdec.finetune.config import FinetuneConfig, FinetuneRun, load_config
+from megatron_encdec.finetune.config import load_config
 from megatron_encdec.finetune.results_tree import FAILED, FINISHED, record_model, state_of
 from megatron_encdec.finetune.sweep import Outcome, Sweep
 from megatron_encdec.platform.children import available_cores
@@ -64,22 +66,28 @@ def run(arguments: argparse.Namespace) -> int:
             record_model(Path(config.results), model.label, Path(model.path), model.series)
     if todo and not is_available("nemo_automodel"):
         raise UserError(f"finetune needs the package nemo_automodel; install it: {INSTALL['nemo_automodel']}")
-    return _end(config, _sweep(config, runs, todo).run() if todo else Sweep(runs, FUNCTION).run())
+    sweep = sweep_of(runs, FUNCTION, todo, config.sweep.workers, config.sweep.retry_failed, MOST_WORKERS)
+    return how_it_ended(config.results, sweep.run())
 
 
-def _sweep(config: FinetuneConfig, runs: list[FinetuneRun], todo: int) -> Sweep:
+def sweep_of(runs: Sequence[Any], function: str, todo: int, workers: int | None, retry_failed: bool,
+             without_gpu: int) -> Sweep:
+    """The sweep over `runs`, of which `todo` are left; says how it is spread. workers: None is one for each GPU, else
+    for each core, up to `without_gpu`."""
+    if not todo:
+        return Sweep(runs, function)
     from megatron_encdec.platform.device import visible_gpus  # imports torch
 
     gpus, cores = visible_gpus(), available_cores()
-    workers = min(todo, config.sweep.workers or len(gpus) or min(MOST_WORKERS, cores))
+    workers = min(todo, workers or len(gpus) or min(without_gpu, cores))
     threads = max(1, cores // workers)
     where = f"{len(gpus)} GPU{'s' * (len(gpus) != 1)}" if gpus else f"{threads} of {cores} cores each"
     print(f"{workers} worker{'s' * (workers != 1)}, {where}", flush=True)
-    return Sweep(runs, FUNCTION, workers, gpus, threads, config.sweep.retry_failed)
+    return Sweep(runs, function, workers, gpus, threads, retry_failed)
 
 
-def _end(config: FinetuneConfig, outcome: Outcome) -> int:
-    """Say how it ended; the exit code."""
+def how_it_ended(results: str, outcome: Outcome) -> int:
+    """Say how the sweep ended whose tree is `results`; the exit code."""
     if outcome.stopped_by is not None:
         print(f"stopped by {signal.Signals(outcome.stopped_by).name}: {outcome.finished} of {outcome.total} runs are "
               "finished; the same command goes on")
@@ -91,5 +99,5 @@ def _end(config: FinetuneConfig, outcome: Outcome) -> int:
         raise RunFailed(f"{len(outcome.failed)} of {outcome.total} runs failed, the first ({outcome.failed[0][0]}): "
                         f"{outcome.failed[0][1]}  (--retry-failed runs them again)")
     print(f"all {outcome.total} runs are finished: megatron-encdec study report "
-          f"{shlex.quote(config.results)} --output report")
+          f"{shlex.quote(results)} --output report")
     return 0

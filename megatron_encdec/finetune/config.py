@@ -18,6 +18,9 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.schema import above, apply_override, at_least, build, load_yaml
 
 MAX_LENGTH = round(0.99 * 2048)
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+METRICS = {SINGLE: ("accuracy", "f1", "macro_f1", "mcc"), MULTI: ("micro_f1", "macro_f1", "accuracy"),
+           REGRESSION: ("pearson_spearman", "pearson", "spearman")}
 
 
 def _is_folder_name(name: str) -> bool:
@@ -65,11 +68,18 @@ class DatasetConfig:
     documents: str | None = None  # of retrieval: further texts to search
     hub: str | None = None  # NAME[:CONFIG]
     train_hub: str | None = None  # where training is on another set, which may have its own `train_columns`
+    beir: str | None = None  # of retrieval: a BEIR folder, whose splits train, validation and test then name
     local: str | None = None  # a folder with <split>.parquet (or .jsonl, .csv) in place of the hub
     # our names (text, text_pair, label | tokens, tags | question, context, answers | query, positive) -> the file's
     columns: dict[str, str] = field(default_factory=dict)
     train_columns: dict[str, str] | None = None
     labels: tuple[str | int, ...] | None = None  # all of SC or TC in order; else those of the whole training set
+    # of SC, as transformers calls it: one class, a set of classes, or a number for each text
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = SINGLE
+    metric: str | None = None  # of SC, one of METRICS of its problem; null: the first of them
+    positive_label: str | int | None = None  # of metric f1; null: "1" or "true" where that is a class
+    # examples to train on, drawn with a run's seed; of SC with one class for each text: of each class
+    shots: int | None = None
     train_set: str | None = None  # of retrieval: the name of what was trained on
     max_train: int | None = None
     max_eval: int | None = None
@@ -84,7 +94,20 @@ class DatasetConfig:
             object.__setattr__(self, "labels", tuple(map(str, self.labels)))
             if len(set(self.labels)) != len(self.labels):
                 raise ValueError("labels: one is given twice")
-        at_least(self, 1, "max_train", "max_eval")
+        at_least(self, 1, "max_train", "max_eval", "shots")
+        if self.beir is not None and (self.family != "IR" or self.local or self.hub or self.documents):
+            raise ValueError("beir: a folder of retrieval (IR), which has its documents; without local, hub, documents")
+        if self.family != "SC":
+            for key, default in (("problem_type", SINGLE), ("metric", None), ("positive_label", None)):
+                if getattr(self, key) != default:
+                    raise ValueError(f"{key}: a key of SC; {self.family} has one metric")
+        elif self.metric is not None and self.metric not in METRICS[self.problem_type]:
+            raise ValueError(f"metric: {self.metric!r} is none of {self.problem_type}: "
+                             f"{', '.join(METRICS[self.problem_type])}")
+        if self.problem_type == "regression" and self.labels is not None:
+            raise ValueError("labels: regression has numbers, and no classes")
+        if self.positive_label is not None and self.metric != "f1":
+            raise ValueError("positive_label: only metric f1 has one")
 
 
 @dataclass(frozen=True)
@@ -104,6 +127,8 @@ class TrainingConfig:
     max_length: int | None = None  # tokens; null: 0.99 of the model's positions, at most the paper's 2028
     precision: Literal["fp32", "bf16"] | None = None  # null: bf16 on a GPU, else fp32
     temperature: float = 0.05  # divides the cosines of retrieval
+    hard_negatives: int | None = None  # of each query, of those that its row gives; null: all
+    mined_negatives: int = 0  # beside them: the best documents by BM25 that do not answer the query
     query_prefix: str = "Query: "
     document_prefix: str = "Document: "
     doc_stride: int = 128  # tokens that two windows of a question's context share
@@ -117,6 +142,7 @@ class TrainingConfig:
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup: a share of the steps from 0 to below 1, found {self.warmup}")
         above(self, 0, "temperature")
+        at_least(self, 0, "hard_negatives", "mined_negatives")
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from megatron_encdec.finetune.beir import read_beir, read_documents
 from megatron_encdec.finetune.columns import is_tag
-from megatron_encdec.finetune.config import DatasetConfig
+from megatron_encdec.finetune.config import MULTI, REGRESSION, SINGLE, DatasetConfig
 from megatron_encdec.finetune.rows import UNLABELLED, Row, read_split
-from megatron_encdec.finetune.values import class_name, read_answers
+from megatron_encdec.finetune.values import class_name, class_names, read_answers, score_value
 from megatron_encdec.platform.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -26,12 +28,12 @@ VALIDATION_SHARE, SEED = 0.05, 42
 
 
 class Text(NamedTuple):
-    """Sequence classification: one text or two, and the label's name."""
+    """Sequence classification: one text or two, and the label's name (or all labels' names, or a number)."""
 
     where: str
     text: str
     pair: str | None
-    label: str
+    label: str | tuple[str, ...] | float
 
 
 class Words(NamedTuple):
@@ -52,11 +54,12 @@ class Question(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Retrieval: a query and the documents that answer it."""
+    """Retrieval: a query, the documents that answer it, and some that do not, though they might seem to."""
 
     where: str
     query: str
     positives: Sequence[str]
+    negatives: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,15 @@ class Examples:
         return list(dict.fromkeys([text for pair in pairs for text in pair.positives] + self.documents))
 
 
-def load_examples(dataset: DatasetConfig) -> Examples:
-    """All examples of `dataset`, checked."""
+def load_examples(dataset: DatasetConfig, seed: int = 0) -> Examples:
+    """All examples of `dataset`, checked; `seed` draws its `shots`."""
     unlabelled: dict[str, int] = {}
-    found = {split: _read(dataset, split, unlabelled) for split in SPLITS if getattr(dataset, split)}
-    labels = _labels(dataset, found) if dataset.family in ("SC", "TC") else ()
+    read = _read_beir if dataset.beir else _read
+    found = {split: read(dataset, split, unlabelled) for split in SPLITS if getattr(dataset, split)}
+    classes = dataset.family in ("SC", "TC") and dataset.problem_type != REGRESSION
+    labels = _labels(dataset, found) if classes else ()
+    if dataset.problem_type == REGRESSION:
+        _check_numbers(dataset, found)
     if dataset.family == "SC":  # all texts have a second one, or none has
         alone = [example for split in found.values() for example in split if example.pair is None]
         if 0 < len(alone) < sum(map(len, found.values())):
@@ -88,10 +95,12 @@ def load_examples(dataset: DatasetConfig) -> Examples:
         if len(found["train"]) < 2:
             raise UserError(f"{dataset.train}: one example is too few to take a validation set from; give `validation`")
         found["train"], found["validation"] = _split_off(found["train"], bool(labels))
-    documents = []
+    documents = read_documents(Path(dataset.beir)) if dataset.beir else []
     if dataset.documents:
         rows = read_split(replace(dataset, test=dataset.documents), "test")
         documents = [_text(row, dataset.columns, "document") for row in rows]
+    if dataset.shots is not None:
+        found["train"] = _few(found["train"], dataset, labels, seed)
     return Examples(*(_drawn(found[split], dataset.max_train if split == "train" else dataset.max_eval)
                       for split in SPLITS), labels, documents, unlabelled)
 
@@ -120,6 +129,17 @@ def _read(dataset: DatasetConfig, split: str, unlabelled: dict[str, int]) -> lis
     return [parse(row, columns, dataset) for row in kept]
 
 
+def _read_beir(dataset: DatasetConfig, split: str, _: dict[str, int]) -> list[Pair]:
+    folder = Path(dataset.beir)
+    found = read_beir(folder, getattr(dataset, split))
+    pairs = [Pair(f"{folder}: query {query}", found.queries[query],
+                  [found.document(document) for document, score in judged.items() if score > 0])
+             for query, judged in found.judgements.items()]
+    if not (answered := [pair for pair in pairs if pair.positives]):
+        raise UserError(f"{folder}: no query of split {getattr(dataset, split)} has a document with a score above 0")
+    return answered
+
+
 def _labels(dataset: DatasetConfig, found: dict[str, list]) -> tuple[str, ...]:
     """The labels in order, of the whole training set, after checking that every example has one of them."""
     known, source = dataset.labels, "labels"
@@ -139,7 +159,32 @@ def _labels(dataset: DatasetConfig, found: dict[str, list]) -> tuple[str, ...]:
 
 
 def _of(example: Text | Words) -> Sequence[str]:
-    return example.tags if isinstance(example, Words) else (example.label,)
+    found = example.tags if isinstance(example, Words) else example.label
+    return (found,) if isinstance(found, str) else found
+
+
+def _check_numbers(dataset: DatasetConfig, found: dict[str, list]) -> None:
+    """A split whose numbers are all the same has no correlation: the hub's test sets of GLUE have -1 everywhere."""
+    for split, examples in found.items():
+        if len({example.label for example in examples}) < 2:
+            raise UserError(f"{getattr(dataset, split)}: all its numbers are {examples[0].label:g}, so nothing can "
+                            f"correlate with them; name a split with scores as `{split}`")
+
+
+def _few(examples: list, dataset: DatasetConfig, labels: tuple[str, ...], seed: int) -> list:
+    """`shots` examples, or of SC with one class each so many of each class, drawn with `seed`."""
+    groups = {"": list(range(len(examples)))}
+    if dataset.family == "SC" and dataset.problem_type == SINGLE:
+        groups = {label: [] for label in labels}
+        for number, example in enumerate(examples):
+            groups[example.label].append(number)
+    taken = []
+    for label, numbers in groups.items():
+        if len(numbers) < dataset.shots:
+            raise UserError(f"{dataset.train}: shots: {dataset.shots}, but there are {len(numbers)} examples for "
+                            f"training{f' of class {label!r}' if label else ''}; lower shots")
+        taken += random.Random(f"{seed} {label}").sample(numbers, dataset.shots)
+    return [examples[number] for number in sorted(taken)]
 
 
 def _split_off(examples: list, labelled: bool) -> tuple[list, list]:
@@ -182,8 +227,12 @@ def _text(row: Row, columns: dict[str, str], role: str) -> str:
 
 def _parse_text(row: Row, columns: dict[str, str], dataset: DatasetConfig) -> Text:
     pair = _text(row, columns, "text_pair") if _value(row, columns, "text_pair", False) is not None else None
+    value, fixed = _value(row, columns, "label"), dataset.labels or ()
     try:
-        label = class_name(_value(row, columns, "label"), dataset.labels or ())
+        if dataset.problem_type == REGRESSION:
+            label = score_value(value)
+        else:
+            label = (class_names if dataset.problem_type == MULTI else class_name)(value, fixed)
     except ValueError as error:
         raise UserError(f"{row[0]}: {error}") from None
     return Text(row[0], _text(row, columns, "text"), pair, label)
@@ -215,9 +264,21 @@ def _parse_question(row: Row, columns: dict[str, str], _: DatasetConfig) -> Ques
 
 
 def _parse_pair(row: Row, columns: dict[str, str], _: DatasetConfig) -> Pair:
-    positives = _value(row, columns, "positive")
-    positives = positives if isinstance(positives, list) else [positives]
-    texts = [one.get("text") if isinstance(one, dict) else one for one in positives]
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise UserError(f"{row[0]}: positive: expected a text or a list of them, found {positives!r}")
-    return Pair(row[0], _text(row, columns, "query"), texts)
+    if "anchor" in row[1] and "query" not in {*row[1], *columns}:  # as sentence-transformers calls it
+        columns = {**columns, "query": "anchor"}
+    positives = _texts(row, "positive", _value(row, columns, "positive"))
+    if not positives:
+        raise UserError(f"{row[0]}: positive: expected a text or a list of them, found none")
+    names = [name for name in row[1] if re.fullmatch(r"negative(_\d+)?", name)]
+    names += [columns.get("negatives", "negatives")] * (columns.get("negatives", "negatives") in row[1])
+    negatives = [text for name in names if row[1][name] is not None for text in _texts(row, name, row[1][name])]
+    return Pair(row[0], _text(row, columns, "query"), positives, negatives)
+
+
+def _texts(row: Row, name: str, value: Any) -> list[str]:
+    """A text, or a list of them (or of {"text"})."""
+    values = value if isinstance(value, list) else [value]
+    texts = [one.get("text") if isinstance(one, dict) else one for one in values]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UserError(f"{row[0]}: {name}: expected a text or a list of them, found {value!r}")
+    return texts

@@ -4,11 +4,12 @@
     2. `Task.train`                   a list of features, each a dict of lists; `collate` makes a batch
     3. `Task.features(split)`         what to run the model on; `Task.score(split, outputs)` its scores
 
-A feature: `ids` (tokens) and `labels` (SC: one class; TC: a label a token, -100 where none; QA: start, end). Retrieval
-has a feature for each query and positive in training (`ids`, `document_ids`, and the numbers of the document and of all
-the query's positives), `ids` alone when texts are embedded. Of what is longer than `max_length` tokens, a text of
-classification or retrieval is cut, a context goes into windows, and a sentence of token classification is refused, for
-its last words would have no tags. What happened to texts stands in `Task.counts`, and in record.json.
+A feature: `ids` (tokens) and `labels` (SC: one class, 0 or 1 for each class, or a number; TC: a label a token, -100
+where none; QA: start, end). Retrieval has a feature for each query and positive in training (`ids`, `document_ids`, the
+numbers of the document and of all the query's positives, its hard negatives), `ids` alone when texts are embedded. Of
+what is longer than `max_length` tokens, a text of classification or retrieval is cut, a context goes into windows, and
+a sentence of token classification is refused, for its last words would have no tags. What happened to texts stands in
+`Task.counts`, and in record.json.
 """
 
 from collections import Counter
@@ -22,9 +23,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
 from megatron_encdec.finetune import metrics
-from megatron_encdec.finetune.config import MAX_LENGTH, FinetuneRun
+from megatron_encdec.finetune.bm25 import best_by_bm25
+from megatron_encdec.finetune.config import MAX_LENGTH, METRICS, MULTI, REGRESSION, DatasetConfig, FinetuneRun
 from megatron_encdec.finetune.examples import Examples, Pair, Question, Text, Words, load_examples, positives_of
 from megatron_encdec.finetune.models import positions_of
+from megatron_encdec.finetune.token_cache import FOLDER, TokenCache
 from megatron_encdec.platform.errors import UserError
 
 IGNORED = -100
@@ -35,13 +38,14 @@ Feature = dict[str, Any]
 
 
 def load_task(run: FinetuneRun) -> "Task":
-    """The task of `run`; runs that differ in learning rate or seed alone share it."""
+    """The task of `run`; runs that differ in learning rate alone share it, and in seed unless that draws examples."""
     files = filter(None, (run.dataset.train, run.dataset.validation, run.dataset.test, run.dataset.documents))
     changed = [Path(name).stat().st_mtime_ns for name in files if Path(name).is_file()]
-    key = repr((run.model.path, run.prefixes, run.dataset, run.training, changed))
+    seed = run.seed if run.dataset.shots is not None else 0
+    key = repr((run.model.path, run.results, seed, run.prefixes, run.dataset, run.training, changed))
     if key not in _TASKS:
         kinds = {"SC": Classification, "TC": Tagging, "QA": Spans, "IR": Retrieval}
-        _TASKS[key] = kinds[run.family](run, load_examples(run.dataset))
+        _TASKS[key] = kinds[run.family](run, load_examples(run.dataset, seed))
     _TASKS[key] = _TASKS.pop(key)  # the newest is the last
     for old in list(_TASKS)[:-KEPT]:
         del _TASKS[old]
@@ -58,6 +62,7 @@ class Task:
         self.query_prefix, self.document_prefix = run.prefixes
         self.numbers = {label: number for number, label in enumerate(self.labels)}
         self.tokenizer = _load_tokenizer(run.model.path)
+        self._tokens = TokenCache(self.tokenizer, Path(run.results) / FOLDER)
         self.pad = self.tokenizer.pad_token_id
         self.ends = [one for one in (self.tokenizer.sep_token_id, self.tokenizer.eos_token_id) if one is not None]
         self.separator = (self.ends or [self.pad])[0]
@@ -80,7 +85,7 @@ class Task:
     def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Tokens of each text, cut at `max_length` (the tokenizer's token at the end stays); a text that it makes
         nothing of is a token of padding."""
-        rows = self._tokens(texts, add_special_tokens=special)["input_ids"]
+        rows = self._tokens(texts, special)["input_ids"]
         self.counts["cut_texts"] += sum(len(row) > self.max_length for row in rows)
         if empty := sum(not row for row in rows):
             self.counts["texts_without_tokens"] += empty
@@ -113,9 +118,6 @@ class Task:
     def _features(self, examples: list) -> list[Feature]:
         raise NotImplementedError
 
-    def _tokens(self, texts: Sequence[str], add_special_tokens: bool = False, **options) -> dict[str, list]:
-        return self.tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False, **options)
-
     def _padded(self, features: Sequence[Feature], key: str) -> dict[str, torch.Tensor]:
         rows = [torch.tensor(feature[key]) for feature in features]
         return {"input_ids": pad_sequence(rows, batch_first=True, padding_value=self.pad),
@@ -136,18 +138,38 @@ def _load_tokenizer(path: str):
     return tokenizer
 
 
-class Classification(Task):
-    """SC: outputs are class numbers, answers class names."""
+def _positive_label(dataset: DatasetConfig, labels: Sequence[str]) -> str:
+    """The class that metric f1 is about."""
+    asked = None if dataset.positive_label is None else str(dataset.positive_label)
+    found = asked or next((label for label in ("1", "true") if label in labels), None)
+    if len(labels) != 2 or found not in labels:
+        raise UserError(f"{dataset.name}: metric f1 is about one of two classes; here are {', '.join(labels)}: "
+                        + ("name one of them as `positive_label`" if len(labels) == 2 else "take macro_f1"))
+    return found
 
-    metric = "accuracy"
+
+class Classification(Task):
+    """SC: outputs are class numbers, answers class names. With several classes for a text outputs are a truth value for
+    each class, of regression numbers."""
+
+    def __init__(self, run: FinetuneRun, examples: Examples):
+        self.problem = run.dataset.problem_type
+        self.metric = run.dataset.metric or METRICS[self.problem][0]
+        self.positive = _positive_label(run.dataset, examples.labels) if self.metric == "f1" else None
+        super().__init__(run, examples)
 
     def _features(self, examples: list[Text]) -> list[Feature]:
         rows = self.encode([example.text for example in examples])
         if any(example.pair is not None for example in examples):
             pairs = self.encode([example.pair or "" for example in examples], special=False)
             rows = [self._two(row, pair) for row, pair in zip(rows, pairs, strict=True)]
-        return [{"ids": row, "labels": self.numbers[example.label]}
+        return [{"ids": row, "labels": self._target(example.label)}
                 for row, example in zip(rows, examples, strict=True)]
+
+    def _target(self, label) -> int | float | list[float]:
+        if self.problem == MULTI:
+            return [float(one in label) for one in self.labels]
+        return label if self.problem == REGRESSION else self.numbers[label]
 
     def _two(self, first: list[int], second: list[int]) -> list[int]:
         """first, separator, second; of both, the longer is cut until they fit."""
@@ -156,10 +178,20 @@ class Classification(Task):
         return [*first[:keep], self.separator, *second[: room - keep]]
 
     def score(self, split: str, outputs: list) -> dict:
+        if self.problem == MULTI:
+            return self.grade(split, [tuple(label for label, here in zip(self.labels, one, strict=True) if here)
+                                      for one in outputs])
+        if self.problem == REGRESSION:
+            return self.grade(split, [float(one) for one in outputs])
         return self.grade(split, [self.labels[int(one)] for one in outputs])
 
-    def grade(self, split: str, answers: list[str]) -> dict:
-        return metrics.accuracy(answers, [example.label for example in getattr(self.examples, split)])
+    def grade(self, split: str, answers: list) -> dict:
+        gold = [example.label for example in getattr(self.examples, split)]
+        if self.problem == MULTI:
+            return metrics.of_sets(self.metric, answers, gold, self.labels)
+        if self.problem == REGRESSION:
+            return metrics.of_numbers(self.metric, answers, gold)
+        return metrics.of_classes(self.metric, answers, gold, self.positive)
 
 
 class Tagging(Task):
@@ -170,7 +202,7 @@ class Tagging(Task):
 
     def _features(self, examples: list[Words]) -> list[Feature]:
         words = [(" " if place else "") + word for example in examples for place, word in enumerate(example.words)]
-        tokens = iter(self._tokens(words)["input_ids"])
+        tokens = iter(self._tokens(words, special=False)["input_ids"])
         features = []
         for example in examples:
             ids, labels = [], []
@@ -216,8 +248,8 @@ class Spans(Task):
         return [feature for feature in features if feature["example"] not in lost]
 
     def _features(self, examples: list[Question]) -> list[Feature]:
-        questions = self._tokens([example.question for example in examples])["input_ids"]
-        contexts = self._tokens([example.context for example in examples], return_offsets_mapping=True)
+        questions = self._tokens([example.question for example in examples], special=False)["input_ids"]
+        contexts = self._tokens([example.context for example in examples], special=False, offsets=True)
         return [window for number, each in enumerate(zip(examples, questions, contexts["input_ids"],
                                                          contexts["offset_mapping"], strict=True))
                 for window in self._windows(number, *each)]
@@ -282,20 +314,40 @@ class Retrieval(Task):
     metric = "NDCG@10"
 
     def _train(self) -> list[Feature]:
-        """A feature for each positive of each query. Documents are told apart by what the model sees of them."""
+        """A feature for each positive of each query, with the query's hard negatives. Documents are told apart by what
+        the model sees of them."""
         examples = self.examples.train
-        queries = self._queries(examples)
-        texts = list(dict.fromkeys(text for example in examples for text in example.positives))
+        queries, negatives = self._queries(examples), self._negatives(examples)
+        texts = list(dict.fromkeys(text for example, more in zip(examples, negatives, strict=True)
+                                   for text in (*example.positives, *more)))
         documents = dict(zip(texts, self._documents(texts), strict=True))
         numbers: dict[tuple, int] = {}
         number_of = {text: numbers.setdefault(tuple(ids), len(numbers)) for text, ids in documents.items()}
         features = []
-        for example, query, positives in zip(examples, queries, positives_of(examples), strict=True):
+        for example, query, positives, more in zip(examples, queries, positives_of(examples), negatives, strict=True):
             own = sorted({number_of[text] for text in positives})
-            features += [{"ids": query, "document_ids": documents[text], "document": number_of[text], "positives": own}
+            features += [{"ids": query, "document_ids": documents[text], "document": number_of[text], "positives": own,
+                          "negatives": [(number_of[one], documents[one]) for one in more]}
                          for text in dict.fromkeys(example.positives)]
         self.counts["queries"], self.counts["positives"] = len(examples), len(features)
+        self.counts["hard_negatives"] = sum(map(len, negatives))
         return features
+
+    def _negatives(self, examples: list[Pair]) -> list[list[str]]:
+        """Of each query: those that its row gives, then mined ones; none that answers it."""
+        training, answers = self.training, positives_of(examples)
+        mined = [()] * len(examples)
+        if training.mined_negatives:
+            corpus = self.examples.corpus(examples)
+            most = training.mined_negatives + max(map(len, answers))
+            mined = [[corpus[number] for number in row]
+                     for row in best_by_bm25([example.query for example in examples], corpus, most)]
+        found = []
+        for example, more, own in zip(examples, mined, map(set, answers), strict=True):
+            given = [text for text in dict.fromkeys(example.negatives) if text not in own][: training.hard_negatives]
+            more = [text for text in more if text not in own and text not in given][: training.mined_negatives]
+            found.append(given + more)
+        return found
 
     def _features(self, examples: list[Pair]) -> list[Feature]:
         return [{"ids": ids} for ids in
@@ -308,13 +360,16 @@ class Retrieval(Task):
         return self.encode([self.document_prefix + text for text in texts])
 
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
-        """In training the documents stand beside the queries: `document_input_ids` and its mask [B, S], `document` [B]
-        their numbers, `positives` [B, P] the numbers of all the query's positives, -1 after the last."""
+        """In training the documents stand beside the queries, their own first, then all hard negatives:
+        `document_input_ids` and its mask [D, S], `document` [D] their numbers, `positives` [B, P] the numbers of
+        all the query's positives, -1 after the last."""
         batch = super().collate(features)
         if "document_ids" in features[0]:
-            documents = self._padded(features, "document_ids")
-            batch |= {f"document_{name}": tensor for name, tensor in documents.items()}
-            batch["document"] = torch.tensor([feature["document"] for feature in features])
+            documents = [(feature["document"], feature["document_ids"]) for feature in features]
+            documents += [one for feature in features for one in feature["negatives"]]
+            padded = self._padded([{"ids": ids} for _, ids in documents], "ids")
+            batch |= {f"document_{name}": tensor for name, tensor in padded.items()}
+            batch["document"] = torch.tensor([number for number, _ in documents])
             batch["positives"] = pad_sequence([torch.tensor(feature["positives"]) for feature in features],
                                               batch_first=True, padding_value=-1)
         return batch

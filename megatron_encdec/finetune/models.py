@@ -124,9 +124,10 @@ class HeadedEncoder(transformers.PreTrainedModel):
         return SequenceClassifierOutput(logits=self.layers[-1](values))
 
 
-def build_model(source: ModelSource, family: str, labels: Sequence[str] = (), pad: int | None = None):
-    """The model of `family` with the encoder of `source`, in fp32. `labels`: of SC and TC, in order; `pad`: the
-    tokenizer's token of padding.
+def build_model(source: ModelSource, family: str, labels: Sequence[str] = (), pad: int | None = None,
+                problem: str | None = None):
+    """The model of `family` with the encoder of `source`, in fp32. `labels`: of SC and TC, in order (none: one number);
+    `pad`: the tokenizer's token of padding; `problem`: of SC, as transformers calls it.
 
     New weights (heads; everything for weights "random") are drawn from torch's generator as it stands. Raises
     `UserError` where the encoder's do not fit its config.
@@ -135,9 +136,10 @@ def build_model(source: ModelSource, family: str, labels: Sequence[str] = (), pa
     if pad is not None and (config.pad_token_id is None or source.pooling == "last"):
         config.pad_token_id = pad  # by which the stock classes find a text's last token
     if family != "IR":
-        names = ("start", "end") if family == "QA" else labels
+        names = ("start", "end") if family == "QA" else labels or ("score",)
         config.id2label = dict(enumerate(names))
         config.label2id = {label: number for number, label in enumerate(names)}
+        config.problem_type = problem
     options = {"dtype": torch.float32, "trust_remote_code": False}
     if family != "IR" and _has_stock_head(config, family, source.pooling):
         model = _STOCK[family].from_config(config, **options)

@@ -8,7 +8,8 @@
                                        micro-batches change nothing
     3. `run_train_validation_loop`     all steps, scores (computed in shares among ranks), record.json, results.json
 
-Legend of shapes: B texts of a micro-batch, S tokens, C classes, H hidden size, N pairs of the global batch.
+Legend of shapes: B texts of a micro-batch, S tokens, C classes, H hidden size, N documents of the global batch, D of
+a rank's share of it.
 """
 
 import contextlib
@@ -29,7 +30,8 @@ from nemo_automodel.recipes.llm.train_seq_cls import TrainFinetuneRecipeForSeque
 
 from megatron_encdec import __version__
 from megatron_encdec.finetune import compat
-from megatron_encdec.finetune.config import FinetuneRun
+from megatron_encdec.finetune.batches import like_lengths
+from megatron_encdec.finetune.config import MULTI, SINGLE, FinetuneRun
 from megatron_encdec.finetune.features import IGNORED, SPLITS, Feature, load_task
 from megatron_encdec.finetune.models import build_model, check_attention, pool, save_model
 from megatron_encdec.finetune.results_tree import write_results
@@ -45,7 +47,8 @@ def model_of(settings: str, **_) -> torch.nn.Module:
     """The model of the run whose cell.json is `settings`, with the head of its family."""
     run = _read_run(settings)
     task = load_task(run)
-    return build_model(run.model, run.family, task.labels, task.pad)
+    return build_model(run.model, run.family, task.labels, task.pad,
+                       run.dataset.problem_type if run.family == "SC" else None)
 
 
 def training_features(settings: str, **_) -> list[Feature]:
@@ -80,7 +83,7 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
             self.dist_env.device = torch.device("cpu") if device is None else torch.device("cuda", device)
         with self._autocast_context():
             check_attention(self.encoder, self.run.model)
-        self.dataloader.collate_fn = self.task.collate
+        self.dataloader.collate_fn = list  # a rank's features of a step; `_backward` makes batches of them
         scheduler = self.step_scheduler
         self.total_steps = min(scheduler.max_steps, scheduler.num_epochs * scheduler.epoch_len)
 
@@ -91,13 +94,12 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
     def _on_device(self, batch: dict) -> dict:
         return {name: tensor.to(self.dist_env.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def _run_train_optim_step(self, batches: list[dict]) -> MetricsSample:
+    def _run_train_optim_step(self, batches: list[list[Feature]]) -> MetricsSample:
         """One step over the global batch; gradients are those of (sum of losses) / (number of targets)."""
         began, ranks = time.perf_counter(), self._get_dp_group_size()
-        count = torch.tensor(sum(self._targets(batch) for batch in batches))
-        count = max(int(self._dp_allreduce(count)), 1)
-        total = sum(self._backward(batch, ranks / count, last=number == len(batches) - 1)
-                    for number, batch in enumerate(batches))
+        (features,) = batches
+        count = max(int(self._dp_allreduce(torch.tensor(self._targets(features)))), 1)
+        total = self._backward(features, ranks / count)
         norm = clip_grad_norm(self.max_grad_norm, self.model_parts, device_mesh=self.device_mesh,
                               use_torch_clip_grad_norm=True)
         rate = self.optimizer[0].param_groups[0]["lr"]
@@ -111,17 +113,22 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
             "loss": loss, "grad_norm": float(norm), "lr": rate, "targets": count,
             "seconds": time.perf_counter() - began})
 
-    def _backward(self, batch: dict, scale: float, last: bool) -> torch.Tensor:
-        """Gradients of one micro-batch, `scale` times the sum of its losses; that sum. Ranks meet at the last one."""
-        model = self.model_parts[0]
-        with _meeting(model, last):
-            with self._autocast_context():
-                loss = self._loss_sum(model, self._on_device(batch))
-            (loss * scale).backward()
-        return loss.detach()
+    def _backward(self, features: list[Feature], scale: float) -> torch.Tensor:
+        """Gradients of this rank's part of a step, `scale` times the sum of its losses; that sum. Texts of like length
+        are a micro-batch; ranks meet at the last one."""
+        model, total = self.model_parts[0], torch.zeros((), device=self.dist_env.device)
+        batches = like_lengths([len(feature["ids"]) for feature in features], self.run.training.micro_batch_size)
+        for place, numbers in enumerate(batches, 1):
+            batch = self._on_device(self.task.collate([features[number] for number in numbers]))
+            with _meeting(model, place == len(batches)):
+                with self._autocast_context():
+                    loss = self._loss_sum(model, batch)
+                (loss * scale).backward()
+            total += loss.detach()
+        return total
 
-    def _targets(self, batch: dict) -> int:
-        return len(batch["input_ids"])
+    def _targets(self, features: list[Feature]) -> int:
+        return len(features)
 
     def _loss_sum(self, model, batch: dict) -> torch.Tensor:
         """Cross-entropy over classes, added up over the texts, or over the tokens that have a label."""
@@ -190,7 +197,8 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         """One for each feature of `split`, on every rank; each computes its share, texts of like length together."""
         features, model = self.task.features(split), self.encoder.eval()
         found: dict[int, np.ndarray] = {}
-        for numbers in _batches(features)[self.dist_env.rank :: self.dist_env.world_size]:
+        batches = like_lengths([len(feature["ids"]) for feature in features], EVALUATED_TOKENS, EVALUATED_TOKENS)
+        for numbers in batches[self.dist_env.rank :: self.dist_env.world_size]:
             batch = self._on_device(self.task.collate([features[number] for number in numbers]))
             with self._autocast_context():
                 values = self._outputs(model, batch).float().cpu().numpy()
@@ -211,20 +219,20 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         return _logits(model, batch).argmax(-1)  # [B], or [B, S] where `per_token`
 
 
-def _batches(features: list[Feature]) -> list[list[int]]:
-    """Numbers of features, the longest first, in batches of at most EVALUATED_TOKENS tokens, padding included."""
-    order = sorted(range(len(features)), key=lambda number: -len(features[number]["ids"]))
-    batches, begin = [], 0
-    while begin < len(order):
-        size = max(1, EVALUATED_TOKENS // max(1, len(features[order[begin]]["ids"])))
-        batches.append(order[begin : begin + size])
-        begin += size
-    return batches
-
-
 def _meeting(model, meet: bool) -> contextlib.AbstractContextManager:
     """Ranks add up their gradients in a backward pass only where they `meet`."""
     return contextlib.nullcontext() if meet or not hasattr(model, "no_sync") else model.no_sync()
+
+
+def _random_state() -> list[torch.Tensor]:
+    """Of the CPU's generator, and of the GPU's where there is one."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+
+
+def _set_random_state(state: list[torch.Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state(state[1])
 
 
 def _logits(model, batch: dict) -> torch.Tensor:
@@ -232,7 +240,26 @@ def _logits(model, batch: dict) -> torch.Tensor:
 
 
 class SequenceClassification(EncoderRecipe):
-    """SC: a class for each text."""
+    """SC: for each text a class, a set of classes (each a target of its own), or a number (squared error). No class
+    weighs more than another."""
+
+    def _targets(self, features: list[Feature]) -> int:
+        return len(features) * (len(self.task.labels) if self.task.problem == MULTI else 1)
+
+    def _loss_sum(self, model, batch: dict) -> torch.Tensor:
+        if self.task.problem == SINGLE:
+            return super()._loss_sum(model, batch)
+        logits_BC = _logits(model, batch).float()
+        if self.task.problem == MULTI:
+            return F.binary_cross_entropy_with_logits(logits_BC, batch["labels"], reduction="sum")
+        return F.mse_loss(logits_BC.squeeze(-1), batch["labels"], reduction="sum")
+
+    def _outputs(self, model, batch: dict) -> torch.Tensor:
+        """[B] classes or numbers, [B, C] truth values of sets."""
+        logits_BC = _logits(model, batch).float()
+        if self.task.problem == SINGLE:
+            return logits_BC.argmax(-1)
+        return logits_BC > 0 if self.task.problem == MULTI else logits_BC.squeeze(-1)
 
 
 class TokenClassification(EncoderRecipe):
@@ -240,8 +267,8 @@ class TokenClassification(EncoderRecipe):
 
     per_token = True
 
-    def _targets(self, batch: dict) -> int:
-        return int((batch["labels"] != IGNORED).sum())
+    def _targets(self, features: list[Feature]) -> int:
+        return sum(label != IGNORED for feature in features for label in feature["labels"])
 
 
 class SpanExtraction(EncoderRecipe):
@@ -271,21 +298,22 @@ class _Masked:
 
 
 class Retrieval(EncoderRecipe):
-    """IR: a query's own document against all documents of the global batch, which never is in memory at once.
+    """IR: a query's own document against all documents of the global batch, hard negatives of all its queries included,
+    which never is in memory at once.
 
     A document of the batch that answers the query too (another of its positives, or the same document beside another
     query) is no negative: it is left out of the query's softmax.
 
     Gao et al. 2021 (GradCache): embed everything without gradients, take the loss's gradient with respect to the
     embeddings, then run each micro-batch again and carry that gradient on into the encoder. A batch that is one
-    micro-batch, on one rank, is run once.
+    micro-batch's size, on one rank, is run once.
     """
 
     def __init__(self, cfg):
         super().__init__(cfg)
         self.masked, self.masked_in_step = _Masked(), 0
 
-    def _run_train_optim_step(self, batches: list[dict]) -> MetricsSample:
+    def _run_train_optim_step(self, batches: list[list[Feature]]) -> MetricsSample:
         done = super()._run_train_optim_step(batches)
         self.masked.total += int(self._dp_allreduce(torch.tensor(self.masked_in_step)))
         self.masked_in_step = 0
@@ -300,34 +328,43 @@ class Retrieval(EncoderRecipe):
             hidden_BSH = model(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
         return F.normalize(pool(hidden_BSH.float(), mask_BS, self.run.model.pooling), dim=-1)
 
-    def _backward(self, batch: dict, scale: float, last: bool) -> torch.Tensor:
-        model, batch, size = self.model_parts[0], self._on_device(batch), self.run.training.retrieval_micro_batch_size
-        chunks = []  # (ids, mask) of queries, then of documents, in micro-batches
-        for prefix in ("", "document_"):
-            for ids_BS, mask_BS in zip(batch[f"{prefix}input_ids"].split(size),
-                                       batch[f"{prefix}attention_mask"].split(size), strict=True):
-                longest = int(mask_BS.sum(1).max())
-                chunks.append((ids_BS[:, :longest], mask_BS[:, :longest]))
-        once = len(chunks) == 2 and self.dist_env.world_size == 1
+    def _backward(self, features: list[Feature], scale: float) -> torch.Tensor:
+        model, size = self.model_parts[0], self.run.training.retrieval_micro_batch_size
+        batch, chunks, order = self._on_device(self.task.collate(features)), [], []
+        for first, prefix in ((0, ""), (len(features), "document_")):  # queries, then documents
+            ids_BS, mask_BS = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"]
+            lengths = mask_BS.sum(1).tolist()
+            for numbers in like_lengths(lengths, size):
+                chunks.append((ids_BS[numbers, : lengths[numbers[0]]], mask_BS[numbers, : lengths[numbers[0]]]))
+                order += [first + number for number in numbers]
+        once = len(features) <= size and self.dist_env.world_size == 1
+        states, parts = [], []  # what dropout draws from, to draw the same again
         with torch.set_grad_enabled(once):
-            parts = [self._embed(self.encoder, *chunk) for chunk in chunks]
-        loss, gradient = self._loss_and_gradient(torch.cat(parts).detach(), batch["document"], batch["positives"])
-        gradients = (gradient * scale).split([len(part) for part in parts])
+            for chunk in chunks:
+                states.append(_random_state())
+                parts.append(self._embed(self.encoder, *chunk))
+        order = torch.tensor(order, device=parts[0].device)
+        embeddings = torch.cat(parts).detach()[order.argsort()]
+        loss, gradient = self._loss_and_gradient(embeddings, batch["document"], batch["positives"])
+        gradients = (gradient[order] * scale).split([len(part) for part in parts])
         if once:
             torch.autograd.backward(parts, gradients)
             return loss
-        for number, (chunk, own) in enumerate(zip(chunks, gradients, strict=True)):
-            with _meeting(model, last and number == len(chunks) - 1):
-                self._embed(model, *chunk).backward(own)
+        with torch.random.fork_rng():
+            for number, (chunk, own, state) in enumerate(zip(chunks, gradients, states, strict=True), 1):
+                _set_random_state(state)
+                with _meeting(model, number == len(chunks)):
+                    self._embed(model, *chunk).backward(own)
         return loss
 
-    def _loss_and_gradient(self, embeddings: torch.Tensor, numbers_B: torch.Tensor,
+    def _loss_and_gradient(self, embeddings: torch.Tensor, numbers_D: torch.Tensor,
                            positives_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum of this rank's losses, and the gradient of all ranks' losses at its queries and documents. numbers_B:
-        which documents those of this rank are; positives_BP: which answer each query (P at most)."""
-        count, device = len(numbers_B), embeddings.device
+        """The sum of this rank's losses, and the gradient of all ranks' losses at its queries and documents. numbers_D:
+        which documents those of this rank are, the queries' own first; positives_BP: which answer each query (P at
+        most)."""
+        count, device = len(positives_BP), embeddings.device
         queries = embeddings[:count].detach().requires_grad_()
-        shares = self._gathered((embeddings[count:].detach().cpu(), numbers_B.cpu()))
+        shares = self._gathered((embeddings[count:].detach().cpu(), numbers_D.cpu()))
         first = sum(len(share) for share, _ in shares[: self.dist_env.rank])
         documents = torch.cat([share for share, _ in shares]).to(device).requires_grad_()
         numbers_N = torch.cat([numbers for _, numbers in shares]).to(device)
@@ -338,7 +375,7 @@ class Retrieval(EncoderRecipe):
         loss = F.cross_entropy(scores_BN.masked_fill(others_BN, -torch.inf), targets_B, reduction="sum")
         loss.backward()
         of_documents = self._dp_allreduce(documents.grad).to(device)
-        return loss.detach(), torch.cat([queries.grad, of_documents[first : first + count]])
+        return loss.detach(), torch.cat([queries.grad, of_documents[first : first + len(numbers_D)]])
 
     def _outputs(self, model, batch: dict) -> torch.Tensor:
         return self._embed(model, batch["input_ids"], batch["attention_mask"])  # [B, H]

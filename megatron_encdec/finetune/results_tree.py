@@ -1,6 +1,7 @@
 """A tree of fine-tuning results: `finetune` writes it, `study` reads it; the layout of the paper's published runs.
 
     TREE/<model>/<SC|TC|QA|IR>/<dataset>/lr<LR>_sd<seed>/     a run; of retrieval: <train set>_lr<LR>_sd<seed>/
+    TREE/<model>/MTEB/<task>/frozen/                          the model as it is (frozen.py); learning rate 0, seed 0
         results.json    {"validation": {"score": 0.92, "scores_i": [...]}, "test": ...}: finished, and never repeated
         failure.json    {"reason", "when", "traceback"}: it failed; repeated only when asked to
         run.lock        held while a process works on it, let go of however that process ends (rundir/lock.py); also
@@ -32,7 +33,8 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.rundir.lock import FolderLock
 
-FAMILIES = ("SC", "TC", "QA", "IR")
+ZERO_SHOT, FROZEN = "MTEB", "frozen"  # the family and the only run of a model that is evaluated as it is
+FAMILIES = ("SC", "TC", "QA", "IR", ZERO_SHOT)
 RESULTS, FAILURE, GRID, BASELINES = "results.json", "failure.json", "grid.json", "baselines"
 MODEL, EXPORT = "model.json", "export.json"
 FINISHED, FAILED, TODO = "finished", "failed", "todo"
@@ -42,12 +44,16 @@ _WAY_OUT = "mend it, or delete it and run `megatron-encdec finetune` again"
 
 
 def name_of_run(rate: float, seed: int, train_set: str = "") -> str:
-    """The folder of a run, such as lr1e-05_sd0 or msmarco_pairs_lr1e-05_sd0."""
+    """The folder of a run, such as lr1e-05_sd0 or msmarco_pairs_lr1e-05_sd0; `FROZEN` at rate 0."""
+    if rate == 0:
+        return FROZEN
     return f"{train_set}{'_' if train_set else ''}lr{rate:g}_sd{seed}"
 
 
 def place_of_run(name: str) -> tuple[str, float, int] | None:
     """Train set, learning rate and seed of the folder `name`; None where that is not called as a run is."""
+    if name == FROZEN:
+        return "", 0.0, 0
     match = _NAME.fullmatch(name)
     try:
         rate = float(match["rate"]) if match else 0.0
@@ -163,14 +169,15 @@ def read_json(path: Path) -> dict:
 
 
 def score_of(record: Any, split: str, path: Path, where: str = "") -> float:
-    """`record[split]["score"]`, checked: a finite number from 0 to 1. `where` names `record` inside its file."""
+    """`record[split]["score"]`, checked: a finite number from 0 to 1, of correlations from -1. `where` names `record`
+    inside its file."""
     part = record.get(split) if isinstance(record, dict) else None
     if not isinstance(part, dict) or "score" not in part:
         raise UserError(f"{path}: {where}{split}.score is missing")
     score = part["score"]
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
         raise UserError(f"{path}: {where}{split}.score: expected a number, found {score!r}")
-    if not 0.0 <= score <= 1.0:
+    if not -1.0 <= score <= 1.0:
         raise UserError(f"{path}: {where}{split}.score: expected a fraction from 0 to 1, found {score!r}"
                         f"{' (per cent? divide by 100)' if 1.0 < score <= 100.0 else ''}")
     return float(score)

@@ -71,16 +71,13 @@ def _nemo_config(run: FinetuneRun, settings: Path, features: int, ranks: int) ->
     if training.batch_size % ranks:
         raise UserError(f"training.batch_size: {training.batch_size} cannot be shared by {ranks} ranks")
     steps = min(training.max_steps, training.epochs * math.ceil(features / training.batch_size))
-    micro = training.batch_size // ranks
-    if run.family != "IR":  # retrieval cuts its batch itself, after it has seen all of it
-        micro = math.gcd(micro, training.micro_batch_size)
     return {
         "recipe": f"{_MODULE}.{RECIPES[run.family]}",
         "settings": str(settings),
         "seed": run.seed,
         "step_scheduler": {
-            "global_batch_size": training.batch_size, "local_batch_size": max(micro, 1), "num_epochs": training.epochs,
-            "max_steps": steps, "ckpt_every_steps": training.checkpoint_every or steps,
+            "global_batch_size": training.batch_size, "local_batch_size": training.batch_size // ranks,
+            "num_epochs": training.epochs, "max_steps": steps, "ckpt_every_steps": training.checkpoint_every or steps,
             "save_checkpoint_every_epoch": False, "validate_on_checkpoint": False, "preemption_signal": None},
         "dist_env": {"backend": "nccl" if torch.cuda.is_available() else "gloo", "timeout_minutes": 30},
         "model": {"_target_": f"{_MODULE}.model_of", "pretrained_model_name_or_path": run.model.path,

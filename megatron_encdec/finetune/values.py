@@ -33,9 +33,35 @@ def class_name(value: Any, fixed: Sequence[str] = ()) -> str:
     if math.isnan(number):
         raise ValueError("the label is missing (NaN)")
     if not number.is_integer():
-        raise ValueError(f"a label is a class, and {value!r} is a score (regression is not offered); if it does name a "
-                         "class, list all of them as texts in the dataset's `labels`")
+        raise ValueError(f"a label is a class, and {value!r} is a score (of a set with problem_type: regression); if "
+                         "it does name a class, list all of them as texts in the dataset's `labels`")
     return str(int(number))
+
+
+def class_names(value: Any, fixed: Sequence[str] = ()) -> tuple[str, ...]:
+    """The classes that the list `value` names (JSON in CSV); none, one or more."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError(f"labels of a text are a list (in CSV as JSON), found {value!r}") from None
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"labels of a text are a list, found {value!r}; with one class for each text, leave out "
+                         "problem_type")
+    return tuple(dict.fromkeys(class_name(one, fixed) for one in value))
+
+
+def score_value(value: Any) -> float:
+    """The finite number that `value` is."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"regression has a number for each text, found {value!r}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"regression has a finite number for each text, found {value!r}")
+    return number
 
 
 def read_answers(answers: Any, impossible: Any, context: str) -> list[Answer]:

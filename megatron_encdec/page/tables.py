@@ -94,7 +94,9 @@ def text_of(value: Any, kind: str, digits: int) -> str:
 
 
 def rate_text(rate: float) -> str:
-    """1e-05 -> `1e-5`."""
+    """1e-05 -> `1e-5`; 0, of a model that was not trained further -> `none`."""
+    if rate == 0:
+        return "none"
     mantissa, _, exponent = f"{rate:.3e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 

@@ -28,6 +28,9 @@ INSTALL = {
     "flash_attn": "pip install --no-build-isolation flash-attn  (needs CUDA)",
     "nemo_automodel": "pip install -e '.[nemo]'",
     "seqeval": "pip install -e '.[nemo]'",
+    "mteb": "pip install -e '.[mteb]'",
+    "sklearn": "pip install -e '.[nemo]'",
+    "bm25s": "pip install -e '.[nemo]'",
     "matplotlib": "pip install 'megatron_encdec[study]'",
     "submitit": "pip install 'megatron_encdec[study]'",
 }

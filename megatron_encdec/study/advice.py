@@ -90,7 +90,7 @@ def _table(what: str, curve, size: str, tokens: float, average: Averages) -> lis
 def _rates(analysis: Analysis | None) -> list[str]:
     if analysis is None:
         return ["", f"fine-tuning rates: the paper searches {RATES}; which of them won is not printed"]
-    chosen = Counter(run.rate for summary in analysis.cells() for run in summary.selected.values())
+    chosen = Counter(run.rate for summary in analysis.cells() for run in summary.selected.values() if run.rate)
     total = sum(chosen.values())
     return ["", "fine-tuning rates, by how often validation chose them: "
             + ", ".join(f"{rate:g} {count / total:.0%}" for rate, count in chosen.most_common())]

@@ -125,7 +125,7 @@ def _of_cell(summary: Summary, where: str) -> list[Problem]:
     if summary.seeds_lost:
         found.append(Problem("seeds lost", where, f"no finished run of seed {_seeds(summary.seeds_lost)}: the score is "
                                                   f"over {len(summary.selected)} of {len(cell.seeds)} seeds"))
-    if len(summary.selected) == 1:
+    if len(summary.selected) == 1 and cell.rates != [0.0]:  # a model as it is has no seeds
         found.append(Problem("one seed", where, "one seed has scores, so there is no interval"))
     return found
 

@@ -172,7 +172,7 @@ def test_classes_of_a_file_of_pandas(tmp_path):
 
 def test_scores_are_no_classes_unless_labels_lists_them(tmp_path):
     rows = [{"text": f"text {number}", "label": value} for number, value in enumerate([0.5, "1.5"] * 3)]
-    with pytest.raises(UserError, match="0.5 is a score .regression is not offered.*`labels`"):
+    with pytest.raises(UserError, match="0.5 is a score .of a set with problem_type: regression.*`labels`"):
         load_examples(dataset(tmp_path, rows=rows))
     assert load_examples(dataset(tmp_path, rows=rows, labels=("0.5", "1.5"))).labels == ("0.5", "1.5")
     assert load_examples(dataset(tmp_path, rows=TEXTS[:2] + [{"text": "x", "label": 7}], labels=("a", "b", 7))).labels \

@@ -98,7 +98,7 @@ GOOD = {"validation": {"score": 0.5, "scores_i": [1]}, "test": {"score": 0.5}}
     (json.dumps({**GOOD, "test": {"score": True}}), "expected a number, found True"),
     ('{"validation": {"score": 0.5}, "test": {"score": NaN}}', "not valid JSON"),
     (json.dumps({**GOOD, "test": {"score": 91.1}}), "from 0 to 1, found 91.1 (per cent? divide by 100)"),
-    (json.dumps({**GOOD, "test": {"score": -0.1}}), "from 0 to 1"),
+    (json.dumps({**GOOD, "test": {"score": -1.1}}), "from 0 to 1"),
     (json.dumps({**GOOD, "test": {"score": 0.5, "scores_i": 3}}), "test.scores_i: expected a list"),
 ])
 def test_malformed_results(tmp_path, content, says):

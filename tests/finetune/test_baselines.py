@@ -1,0 +1,34 @@
+"""Baselines by libraries, beside their formulas."""
+
+import math
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from megatron_encdec.finetune.bm25 import best_by_bm25, words_of
+
+pytestmark = pytest.mark.nemo  # scikit-learn and bm25s are in that environment
+
+
+def okapi(queries, documents):
+    """Scores [queries][documents] by the formula, with Lucene's idf, k1 = 1.2, b = 0.75."""
+    counts = [Counter(words_of(text)) for text in documents]
+    average = sum(one.total() for one in counts) / len(counts)
+    having = Counter(word for one in counts for word in one)
+    return np.array([[sum(
+        math.log(1 + (len(documents) - having[word] + 0.5) / (having[word] + 0.5)) * one[word]
+        / (one[word] + 1.2 * (0.25 + 0.75 * one.total() / average)) for word in words_of(query)) for one in counts]
+        for query in queries])
+
+
+def test_bm25_is_its_formula():
+    draw = random.Random(0)
+    words = [f"w{number}" for number in range(60)]
+    documents = [" ".join(draw.choices(words, weights=range(1, 61), k=draw.randrange(3, 40))) for _ in range(300)]
+    queries = [" ".join(draw.choices(words, k=5)) for _ in range(40)] + ["W1 w1, w2!", "nowhere", ""]
+    for found, scores in zip(best_by_bm25(queries, documents, 10), okapi(queries, documents), strict=True):
+        assert len(set(found)) == 10
+        assert scores[found] == pytest.approx(np.sort(scores)[::-1][:10], abs=1e-5)  # bm25s counts in fp32
+    assert best_by_bm25(["nowhere"], documents, 10)[0] == list(range(10))
