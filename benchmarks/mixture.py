@@ -23,7 +23,7 @@ def measure(arguments) -> list[float]:
     from megatron_encdec.model.config import training_flops
     from megatron_encdec.training.work import Work
 
-    trainer, samples, ratios = our_trainer(arguments), RandomDocuments(arguments.length), []
+    trainer, samples, ratios = our_trainer(arguments), RandomDocuments(arguments.length, arguments.vocabulary), []
     model, windows, number = trainer.trunk.model, arguments.windows, 0
     tokens, mixture = windows * arguments.length, objective_of("mixture")
     for _ in range(arguments.rounds + 1):  # the first warms up
@@ -49,6 +49,7 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--windows", type=int, default=16)

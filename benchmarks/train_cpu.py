@@ -1,15 +1,18 @@
-"""Tokens per second of our training step and of a plain transformers loop: same shape, batch and dtype, one run.
+"""Tokens per second of our training step and of a plain transformers loop: same shape, weights, batch, dtype, one run.
 
-    python benchmarks/train_cpu.py [--dtype bf16] [--rounds 5] [--steps 4] [--length 512] [--windows 8]
+    python benchmarks/train_cpu.py [--dtype fp32 bf16] [--rounds 5]                          the sizes of `CELLS`
+    python benchmarks/train_cpu.py --preset 210m [--vocabulary 32000] [--length 512] [--windows 4]         one size
 
 Two worker processes take turns (ours, theirs, ours, ...), so a machine whose speed drifts is unfair to neither.
-Both see the same random documents and do a whole optimizer step: forward, backward, clipping at 1.0, AdamW.
+Both begin with the same weights, see the same random documents and do a whole optimizer step: forward, backward,
+clipping at 1.0, AdamW.
 
-    ours           phases of this package on Megatron-core (DDP, DistributedOptimizer, fp32 masters)
+    ours           a phase of this package on Megatron-core (DDP, DistributedOptimizer, fp32 masters)
     transformers   LlamaForCausalLM / EuroBertForMaskedLM, labels -100 where there is none, fused AdamW on
                    parameters of the same dtype (in bf16 without masters: cheaper than ours)
 
-Prints each median and the ratio ours / transformers, round by round, and `--json PATH` keeps them.
+Prints each median, the ratio ours / transformers round by round, the largest difference of a loss, and with --breakdown
+where a step goes: seconds of torch's profiler, which itself costs some. `--json PATH` keeps all of it.
 """
 
 import argparse
@@ -18,23 +21,30 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
-VOCABULARY, MASK_ID, RATIO = 8192, 1, 0.4
+CELLS = (("tiny", 8192, 512, 8), ("tiny", 32000, 512, 8), ("210m", 32000, 512, 4))  # vocabulary, length, windows
+MASK_ID, RATIO, RATE = 1, 0.4, 1e-3
+COSTS = {"products": ("mm", "bmm", "addmm"), "attention": ("scaled_dot_product",),
+         "softmax of the head": ("_log_softmax", "log_softmax", "exp", "amax", "nll_loss", "_LinearCrossEntropy"),
+         "update": ("_fused_adamw", "linalg_vector_norm", "_foreach"),
+         "copies": ("copy", "cat", "clone", "contiguous", "fill", "zero", "constant_pad", "slice_backward")}
 
 
 class RandomDocuments:
     """Windows of random tokens without document boundaries, which the plain loop could not respect."""
 
-    def __init__(self, length: int):
-        self.sequence_length, self.seed = length, 7
+    def __init__(self, length: int, vocabulary: int):
+        self.sequence_length, self.seed, self._vocabulary = length, 7, vocabulary
 
     def sample(self, index: int):
         """Window number `index`."""
         from megatron_encdec.data.samples import Sample
 
-        tokens_S = np.random.default_rng(index).integers(8, VOCABULARY, self.sequence_length)
+        tokens_S = np.random.default_rng(index).integers(8, self._vocabulary, self.sequence_length)
         return Sample(index, 0, 0, index, tokens_S, np.array([self.sequence_length]))
 
 
@@ -47,138 +57,223 @@ def objective_of(name: str):
     return Objective.from_yaml({"mlm": f"mlm:{RATIO}", "mixture": both}.get(name, name), "objective")
 
 
-def our_trainer(arguments):
-    """Trunk and optimizer of ours."""
+def model_of(arguments):
+    """The trunk's shape."""
+    from megatron_encdec.model.config import ModelConfig
+
+    return ModelConfig.from_yaml({"preset": arguments.preset, "vocabulary_size": arguments.vocabulary}, "model")
+
+
+def dtype_of(arguments):
+    """Of parameters and products."""
     import torch
 
+    return torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
+
+
+def our_trunk(arguments):
+    """(trunk, topology); with the same weights each time."""
+    from megatron_encdec.model.trunk import build_trunk
+    from megatron_encdec.platform.distributed import initialize
+
+    topology = initialize()
+    return build_trunk(model_of(arguments), topology, dtype_of(arguments), arguments.length, 1), topology
+
+
+def our_trainer(arguments):
+    """Trunk and optimizer of ours."""
     from megatron_encdec.engine.config import OptimizerSettings
     from megatron_encdec.engine.optimizer import build_optimizer, wrap
-    from megatron_encdec.model.config import ModelConfig
-    from megatron_encdec.model.trunk import build_trunk
-    from megatron_encdec.objectives.base import Vocabulary
-    from megatron_encdec.platform.distributed import initialize
     from megatron_encdec.training.step import Trainer
 
-    model = ModelConfig.from_yaml({"preset": arguments.preset, "vocabulary_size": VOCABULARY}, "model")
-    topology = initialize()
-    dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
-    ddp = wrap(build_trunk(model, topology, dtype, arguments.length, 1))
-    vocabulary = Vocabulary(VOCABULARY, frozenset(range(8)), MASK_ID)
-    return Trainer(ddp, build_optimizer(ddp, OptimizerSettings()), topology, vocabulary)
+    trunk, topology = our_trunk(arguments)
+    ddp = wrap(trunk)
+    return Trainer(ddp, build_optimizer(ddp, OptimizerSettings()), topology, vocabulary_of(arguments))
+
+
+def vocabulary_of(arguments):
+    """Eight special tokens, one of them the mask."""
+    from megatron_encdec.objectives.base import Vocabulary
+
+    return Vocabulary(arguments.vocabulary, frozenset(range(8)), MASK_ID)
 
 
 def our_step(arguments):
-    """A function (objective name, step) that does one optimizer step of ours."""
+    """A function (number of the step) that does one optimizer step of ours and gives its loss."""
     from megatron_encdec.training.work import Work
 
-    trainer, samples, windows = our_trainer(arguments), RandomDocuments(arguments.length), arguments.windows
-    return lambda name, step: trainer.train_step(
-        Work(samples, objective_of(name), range((step - 1) * windows, step * windows), windows), 1e-3)
+    trainer, windows = our_trainer(arguments), arguments.windows
+    samples, objective = RandomDocuments(arguments.length, arguments.vocabulary), objective_of(arguments.objective)
+    return lambda step: trainer.train_step(
+        Work(samples, objective, range((step - 1) * windows, step * windows), windows), RATE).loss
+
+
+def stock_model(arguments):
+    """The class of transformers for the objective, with our first weights."""
+    import torch
+    from transformers import EuroBertConfig, EuroBertForMaskedLM, LlamaConfig, LlamaForCausalLM
+
+    from megatron_encdec.interop.names import canonical_weights, to_hugging_face
+
+    shape = model_of(arguments)
+    sizes = dict(vocab_size=shape.vocabulary_size, hidden_size=shape.hidden_size,
+                 intermediate_size=shape.ffn_hidden_size, num_hidden_layers=shape.num_layers,
+                 num_attention_heads=shape.num_attention_heads, num_key_value_heads=shape.num_query_groups,
+                 max_position_embeddings=arguments.length, rms_norm_eps=shape.norm_eps, mask_token_id=MASK_ID,
+                 rope_theta=shape.rope_theta, tie_word_embeddings=False, pad_token_id=0, bos_token_id=0,
+                 eos_token_id=0, use_cache=False)
+    kind, config = {"clm": (LlamaForCausalLM, LlamaConfig), "mlm": (EuroBertForMaskedLM, EuroBertConfig)}[
+        arguments.objective]
+    stock = kind(config(**sizes))
+    trunk, _ = our_trunk(arguments)
+    with torch.no_grad():
+        stock.load_state_dict({key: tensor.clone() for key, tensor in to_hugging_face(
+            canonical_weights(trunk), shape).items()})
+    return stock.to(dtype_of(arguments)).train()
 
 
 def transformers_step(arguments):
     """The same with stock classes and a loop as anybody would write it."""
     import torch
-    from transformers import EuroBertConfig, EuroBertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
-    from megatron_encdec.model.config import ModelConfig
-    from megatron_encdec.objectives.base import Vocabulary, collate
+    from megatron_encdec.objectives.base import collate
 
-    shape = ModelConfig.from_yaml(arguments.preset, "model")
-    sizes = dict(vocab_size=VOCABULARY, hidden_size=shape.hidden_size, intermediate_size=shape.ffn_hidden_size,
-                 num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_attention_heads,
-                 num_key_value_heads=shape.num_query_groups, max_position_embeddings=arguments.length,
-                 tie_word_embeddings=False, pad_token_id=0, bos_token_id=0, eos_token_id=0, use_cache=False)
-    dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
-    torch.manual_seed(1)
-    models = {"clm": LlamaForCausalLM(LlamaConfig(**sizes)), "mlm": EuroBertForMaskedLM(EuroBertConfig(**sizes))}
-    models = {name: model.to(dtype).train() for name, model in models.items()}
-    optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1,
-                                          fused=True) for name, model in models.items()}
-    samples, vocabulary = RandomDocuments(arguments.length), Vocabulary(VOCABULARY, frozenset(range(8)), MASK_ID)
+    model = stock_model(arguments)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1,
+                                  fused=True)
+    samples = RandomDocuments(arguments.length, arguments.vocabulary)
+    objective, vocabulary = objective_of(arguments.objective), vocabulary_of(arguments)
 
-    def step(name, number):
-        windows = [samples.sample(number * arguments.windows + i) for i in range(arguments.windows)]
-        batch = collate(objective_of(name), windows, samples.seed, vocabulary)
+    def step(number):
+        windows = [samples.sample((number - 1) * arguments.windows + i) for i in range(arguments.windows)]
+        batch = collate(objective, windows, samples.seed, vocabulary)
         inputs = torch.from_numpy(batch.inputs_BS)
-        if name == "clm":
+        if arguments.objective == "clm":
             labels = inputs
         else:
             labels = torch.full((inputs.numel(),), -100)
             labels[torch.from_numpy(batch.label_positions_N)] = torch.from_numpy(batch.labels_N)
             labels = labels.view_as(inputs)
-        loss = models[name](input_ids=inputs, labels=labels).loss
+        loss = model(input_ids=inputs, labels=labels).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(models[name].parameters(), 1.0)
-        optimizers[name].step()
-        optimizers[name].zero_grad()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
         return loss.item()
 
     return step
 
 
+def where_it_goes(work) -> dict[str, float]:
+    """Seconds of the operators that `work` runs, by what they are for; `Python` is the rest."""
+    from torch.profiler import ProfilerActivity, profile
+
+    start = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        work()
+    whole = time.perf_counter() - start
+    seconds = Counter()
+    for one in found.key_averages():
+        name = one.key.removeprefix("aten::").lstrip("_")
+        if one.key.startswith("aten::") or one.key == "_LinearCrossEntropy":
+            group = next((group for group, starts in COSTS.items() if name.startswith(tuple(
+                start.lstrip("_") for start in starts))), "elementwise")
+            seconds[group] += one.self_cpu_time_total / 1e6
+    return {**seconds, "Python": max(0.0, whole - sum(seconds.values()))}
+
+
 def work(arguments) -> None:
-    """A worker: for each line `objective steps` on stdin, do that many steps and print the seconds."""
+    """A worker: for each number on stdin that many steps, their seconds and losses printed; for 0 where a step goes."""
     step = (our_step if arguments.worker == "ours" else transformers_step)(arguments)
     number = 0
     for line in sys.stdin:
-        name, steps = line.split()
-        start = time.perf_counter()
-        for _ in range(int(steps)):
+        losses, start = [], time.perf_counter()
+        if not int(line):
             number += 1
-            step(name, number)
-        print(f"seconds {time.perf_counter() - start}", flush=True)
+            found = where_it_goes(lambda number=number: step(number))
+        else:
+            for _ in range(int(line)):
+                number += 1
+                losses.append(step(number))
+            found = {"seconds": time.perf_counter() - start, "losses": losses}
+        print(f"found {json.dumps(found)}", flush=True)
 
 
-def ask(process, objective: str, steps: int) -> float:
-    """Let a worker do `steps` steps; its seconds."""
-    process.stdin.write(f"{objective} {steps}\n")
+def ask(process, steps: int) -> dict:
+    """Let a worker do `steps` steps; what it found."""
+    process.stdin.write(f"{steps}\n")
     process.stdin.flush()
-    while not (line := process.stdout.readline()).startswith("seconds"):
+    while not (line := process.stdout.readline()).startswith("found "):
         if not line:
             raise RuntimeError("a worker ended early")
-    return float(line.split()[1])
+    return json.loads(line.removeprefix("found "))
+
+
+def measure(arguments, preset: str, vocabulary: int, length: int, windows: int, dtype: str, objective: str) -> dict:
+    """One row."""
+    options = ["--preset", preset, "--vocabulary", vocabulary, "--length", length, "--windows", windows,
+               "--dtype", dtype, "--objective", objective]
+    workers = {name: subprocess.Popen([sys.executable, __file__, *map(str, options), "--worker", name], text=True,
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+               for name in ("ours", "transformers")}
+    losses = {name: ask(process, 2)["losses"] for name, process in workers.items()}  # warm-up
+    tokens, speeds = arguments.steps * windows * length, {name: [] for name in workers}
+    for _ in range(arguments.rounds):
+        for name, process in workers.items():
+            found = ask(process, arguments.steps)
+            speeds[name].append(tokens / found["seconds"])
+            losses[name] += found["losses"]
+    ratios = [a / b for a, b in zip(speeds["ours"], speeds["transformers"], strict=True)]
+    row = {**{name: statistics.median(values) for name, values in speeds.items()}, "ratio": statistics.median(ratios),
+           "ratios": ratios, "first_losses": {name: values[:2] for name, values in losses.items()},
+           "loss_difference": max(abs(a / b - 1) for a, b in zip(*losses.values(), strict=True))}
+    if arguments.breakdown:
+        row["costs"] = {name: ask(process, 0) for name, process in workers.items()}
+    for process in workers.values():
+        process.stdin.close()
+        process.wait()
+    return row
+
+
+def show(row: dict, preset: str, vocabulary: int, dtype: str, objective: str) -> None:
+    """A line of it, and of each side's costs."""
+    for name, costs in row.get("costs", {}).items():
+        parts = ", ".join(f"{group} {seconds:.2f}" for group, seconds in sorted(costs.items(), key=lambda one: -one[1]))
+        print(f"    {name}, s: {parts}")
+    print(f"{preset} {vocabulary} {dtype} {objective}: ours {row['ours']:,.0f} tokens/s, transformers "
+          f"{row['transformers']:,.0f} tokens/s, losses within {row['loss_difference']:.0e}, ratio {row['ratio']:.2f} "
+          f"({min(row['ratios']):.2f} .. {max(row['ratios']):.2f})", flush=True)
 
 
 def main() -> None:
     """Start the workers, take turns, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--preset", help="one size alone")
+    parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=4, help="steps a turn")
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--dtype", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--steps", type=int, default=2, help="steps a turn")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json")
+    parser.add_argument("--breakdown", action="store_true", help="where a step goes, on both sides")
+    parser.add_argument("--json", metavar="PATH")
+    parser.add_argument("--objective", default="clm", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=("ours", "transformers"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
+        arguments.dtype = arguments.dtype[0]
         work(arguments)
         return
-    workers = {name: subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--worker", name], text=True,
-                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-               for name in ("ours", "transformers")}
-    tokens = arguments.steps * arguments.windows * arguments.length
-    results = {}
-    for objective in ("clm", "mlm"):
-        for process in workers.values():
-            ask(process, objective, 2)  # warm-up
-        speeds = {name: [] for name in workers}
-        for _ in range(arguments.rounds):
-            for name, process in workers.items():
-                speeds[name].append(tokens / ask(process, objective, arguments.steps))
-        ratios = [a / b for a, b in zip(speeds["ours"], speeds["transformers"], strict=True)]
-        results[objective] = {**{name: statistics.median(values) for name, values in speeds.items()},
-                              "ratio": statistics.median(ratios), "ratios": ratios}
-        print(f"{objective} {arguments.dtype}: ours {results[objective]['ours']:,.0f} tokens/s, transformers "
-              f"{results[objective]['transformers']:,.0f} tokens/s, ratio {results[objective]['ratio']:.2f} "
-              f"({min(ratios):.2f} .. {max(ratios):.2f})")
-    for process in workers.values():
-        process.stdin.close()
-        process.wait()
+    one = (arguments.preset, arguments.vocabulary, arguments.length, arguments.windows)
+    rows = {}
+    for preset, vocabulary, length, windows in [one] if arguments.preset else CELLS:
+        for dtype in arguments.dtype:
+            for objective in ("clm", "mlm"):
+                row = measure(arguments, preset, vocabulary, length, windows, dtype, objective)
+                rows[f"{preset} {vocabulary} {dtype} {objective}"] = row
+                show(row, preset, vocabulary, dtype, objective)
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=2)
+        Path(arguments.json).write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":
