@@ -91,13 +91,13 @@ def _goes_back(source: Source, target: Target) -> bool:
 def _about(source: Source) -> dict:
     """What the run did up to there, for studies: its phases, of `total` steps planned; counters; FLOPs with attention
     over whole windows, and where a part was frozen the targets spread evenly. A phase is `decayed` where its learning
-    rate ended below half of the peak."""
+    rate, after the warm-up, ended below half of the peak."""
     state, config, phases, pairs, spared = source.state, source.config, [], 0.0, 0.0
     for parts in by_phase(source.done):
         one, end = parts[-1], min(parts[-1].end, state.step)
         phases.append({"name": one.objective.short_name(), "objective": one.objective.to_yaml(),
                        "start": one.phase_start, "end": end,
-                       "decayed": one.learning_rate(end) < 0.5 * one.optimizer.lr})
+                       "decayed": one.has_decayed(end)})
         tokens = tokens_between(parts, 0, end)
         its_pairs = sum(whole_pairs(share * tokens, one.data.sequence_length, part.attention)
                         for share, part in one.objective.shares())

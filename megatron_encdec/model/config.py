@@ -66,6 +66,8 @@ class ModelConfig:
         schema.at_least(self, 1, "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads",
                         "num_query_groups")
         schema.at_least(self, 2, "vocabulary_size")
+        schema.above(self, 1, "rope_theta")
+        schema.above(self, 0, "norm_eps", "init_std")
         if self.num_attention_heads % self.num_query_groups:
             raise ValueError(f"num_query_groups: {self.num_query_groups} does not divide "
                              f"num_attention_heads={self.num_attention_heads}")

@@ -50,6 +50,17 @@ class RopeScaling:
             if name not in (*_NEEDS[kind], *_MAY.get(kind, ())):
                 raise ValueError(f"{name}: is no key of rope_type {kind}")
         schema.above(self, 0, *(name for name in given if name != "truncate"))
+        if kind == "llama3" and not self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(f"low_freq_factor: {self.low_freq_factor} is not below high_freq_factor="
+                             f"{self.high_freq_factor}")
+        if kind == "yarn" and not self.turns[1] < self.turns[0]:
+            raise ValueError(f"beta_slow: {self.turns[1]} is not below beta_fast={self.turns[0]}")
+
+    @property
+    def turns(self) -> tuple[float, float]:
+        """Of yarn, within the original context: pairs that turn more often than the first stay, those that turn less
+        often than the second are stretched."""
+        return self.beta_fast or 32, self.beta_slow or 1
 
     @property
     def given(self) -> dict:
@@ -107,7 +118,7 @@ def _yarn(powers_D, head_dim: int, theta: float, scaling: RopeScaling):
     def pair_that_turns(times: float) -> float:
         return head_dim * math.log(context / (times * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = pair_that_turns(scaling.beta_fast or 32), pair_that_turns(scaling.beta_slow or 1)
+    low, high = map(pair_that_turns, scaling.turns)
     if scaling.truncate is not False:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)

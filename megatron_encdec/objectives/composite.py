@@ -1,10 +1,11 @@
 """What objectives that are made of others have in common: a list of parts, each with an amount (steps, or a weight)."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from megatron_encdec.objectives.base import AttentionKind, Objective, Vocabulary
+
+_MOST = 1_000_000_000  # an amount: sums of them are exact enough
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Composite(Objective):
                              f"{self.amount}: 1}}")
         for number, part in enumerate(self._parts):
             where, amount = f"{self.listed}.{number}", getattr(part, self.amount)
-            if not 0 < amount < math.inf:
-                raise ValueError(f"{where}.{self.amount}: must be above 0, found {amount}")
+            if not 0 < amount <= _MOST:
+                raise ValueError(f"{where}.{self.amount}: must be above 0 and at most {_MOST:,}, found {amount}")
             if isinstance(part.objective, Composite):
                 raise ValueError(f"{where}.objective: {part.objective.name} inside {self.name}; parts are single "
                                  "objectives, such as clm or mlm")

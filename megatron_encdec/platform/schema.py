@@ -15,6 +15,7 @@ Why not OmegaConf, pydantic or dacite: one line for a mistake, with the dotted k
 import dataclasses
 import difflib
 import functools
+import math
 import os
 import re
 import types
@@ -233,6 +234,8 @@ def one_of(known: tuple, value: Any, where: str) -> Any:
 def _convert_scalar(hint: type, value: Any, where: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: {value} is no finite number")
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e9 tokens
     if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):

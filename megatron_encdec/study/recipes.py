@@ -27,7 +27,6 @@ from megatron_encdec.training.layout import lay_out, with_phase_steps
 from megatron_encdec.training.plan import check_topology, definite, with_dtype
 from megatron_encdec.training.stretches import Stretch
 
-MOST_STEPS = 10_000_000  # of a model: the learning rate of each is compared
 BASE = "base"  # key of resources for models without a size
 _GRAMMAR = "SIZE-OBJECTIVE-STEPS, such as 610m-mlm40-42k, 610m-clm-10k-mlm40-42k or 610m-clm-dec42k-mlm40-64k"
 
@@ -192,8 +191,6 @@ def _config(study: StudyConfig, base: dict, size: str | None, changes: dict[str,
     with contextlib.suppress(UserError):  # an import that is still to be made
         config = replace(config, run=replace(config.run, from_=definite(config.run)))
     stretches = lay_out(config)
-    if stretches[-1].end > MOST_STEPS:
-        raise UserError(f"{stretches[-1].end:,} steps are more than a study plans for ({MOST_STEPS:,})")
     used = resources or Resources()
     check_topology(config, used.ranks * used.nodes)
     return with_phase_steps(config, stretches)

@@ -98,7 +98,10 @@ class PhaseSettings:
         if len(given) != 1:
             raise ValueError(f"steps: phase {self.name!r} gives {' and '.join(given) or 'no length'}; "
                              "give exactly one of steps, tokens, fraction")
-        schema.above(self, 0, *given, "lr", "rope_theta")
+        if not self.name.strip() or not self.name.isprintable():
+            raise ValueError(f"name: {self.name!r} has to be a word or more, on one line")
+        schema.above(self, 0, *given, "lr")
+        schema.above(self, 1, "rope_theta")
         if self.rope_scaling is True:
             raise ValueError("rope_scaling: true says nothing; give {rope_type, factor, ...}, or false for none")
         if self.fraction is not None and self.fraction > 1:

@@ -17,6 +17,8 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config, PhaseSettings
 from megatron_encdec.training.stretches import Stretch
 
+MOST_STEPS = 10_000_000  # of a run: the learning rate of each is part of its history
+
 
 @dataclass(frozen=True)
 class _InForce:
@@ -58,6 +60,7 @@ def lay_out(config: Config) -> list[Stretch]:
         _check_tokens(config.run.total.tokens, [sum(count * tokens for count, tokens in parts) for parts in pieces],
                       sum(now.tokens_per_step for now in in_force))
     schedule = _in_steps("schedule", config.schedule, sum(pieces, []))
+    _check_ends(config, in_force)
     model, stretches, at, sample = config.model, [], 0, 0
     for index, (settings, now, steps) in enumerate(zip(config.phases, in_force, lengths, strict=True)):
         start, own = at, (schedule, 0, sum(lengths))
@@ -104,22 +107,31 @@ def _applied(change, settings, where: str):
 
 
 def _lengths(config: Config, in_force: list[_InForce]) -> list[int]:
-    """Steps of each phase."""
+    """Steps of each phase. A length in steps or tokens is kept; the ends of shares of the run are rounded, and the
+    last share gives or takes what is then missing from the total."""
     total = config.run.total
-    ends, position = [0], 0.0
-    for index, (phase, now) in enumerate(zip(config.phases, in_force, strict=True)):
-        position += _length(phase, now, config)
-        ends.append(round(position))
-        if ends[-1] <= ends[-2]:
-            raise UserError(f"phases.{index}: {phase.name!r} comes to less than one step of {now.tokens_per_step} "
-                            "tokens")
-    lengths = [end - start for start, end in zip(ends, ends[1:], strict=False)]
     steps = total.steps
     if total.tokens and _all_alike(in_force):
         steps = math.ceil(total.tokens / in_force[0].tokens_per_step)
-    if steps is not None and abs(position - steps) > 0.5:
-        raise UserError(f"phases: their steps {' + '.join(map(str, lengths))} = {ends[-1]} do not add up to the run's "
-                        f"total of {steps} steps; change the phases or run.total")
+    lengths, position, shares = [], 0.0, []
+    for index, (phase, now) in enumerate(zip(config.phases, in_force, strict=True)):
+        length = _length(phase, now, config)
+        position += length
+        if phase.fraction is not None:
+            length, shares = round(position) - sum(lengths), [*shares, index]
+        lengths.append(int(length))
+    if steps is not None and shares and abs(position - steps) <= 0.5:
+        lengths[shares[-1]] += steps - sum(lengths)  # by what was rounded
+    for index, (phase, now, length) in enumerate(zip(config.phases, in_force, lengths, strict=True)):
+        if length < 1:
+            raise UserError(f"phases.{index}: {phase.name!r} comes to less than one step of {now.tokens_per_step} "
+                            "tokens")
+    if steps is not None and sum(lengths) != steps:
+        raise UserError(f"phases: their steps {' + '.join(map(str, lengths))} = {sum(lengths)} do not add up to the "
+                        f"run's total of {steps} steps; change the phases or run.total")
+    if sum(lengths) > MOST_STEPS:
+        raise UserError(f"phases: {sum(lengths):,} steps are more than a run can have ({MOST_STEPS:,}); make the batch "
+                        "larger, or the phases shorter")
     return lengths
 
 
@@ -170,6 +182,18 @@ def _in_steps(where: str, given: ScheduleSettings, pieces: list[tuple[int, int]]
                                                      ("decay", schedule.decay_steps, given.decay_tokens)))
         raise UserError(f"{where}: {warmup} + {decay} is more than its {total} steps")
     return schedule
+
+
+def _check_ends(config: Config, in_force: list[_InForce]) -> None:
+    """A decay goes down."""
+    for index, (phase, now) in enumerate(zip(config.phases, in_force, strict=True)):
+        schedule, where = config.schedule, "schedule"
+        if phase.schedule is not None:
+            schedule, where = phase.schedule, f"phases.{index}.schedule"
+        decays = schedule.name == "cosine" or schedule.name == "wsd" and (schedule.decay_steps or schedule.decay_tokens)
+        if decays and schedule.final_lr > now.lr:
+            raise UserError(f"{where}.final_lr: {schedule.final_lr} is above the peak of phase {phase.name!r}, "
+                            f"{now.lr}, so its rate would rise; lower it, or give final_fraction, a part of the peak")
 
 
 def with_phase_steps(config: Config, stretches: list[Stretch]) -> Config:

@@ -8,6 +8,7 @@ The history up to the checkpoint's step must be the recorded one, by its hash; e
 cosmetic, may change: `Origin.changed` says what did. So may the precision: the history keeps that of each step.
 """
 
+import itertools
 import os
 import shlex
 from dataclasses import dataclass, field, replace
@@ -112,28 +113,70 @@ def _changed_past(then: dict, now: dict, config_then: dict, config_now: dict) ->
     """What differs between two histories. Hashes of learning rates say nothing to people: the keys they follow from
     are shown in their place, where they are on record."""
     pasts = [{key: value for key, value in history.items() if key != "stretches"} for history in (then, now)]
-    lines, steps = differences(*pasts), [[f"{one['start'] + 1}..{one['end']}" for one in history.get("stretches", [])]
-                                         for history in (then, now)]
-    if steps[0] != steps[1]:
-        lines.append(f"phases: steps {', '.join(steps[0])} -> {', '.join(steps[1])}")
-    found: dict[str, list[str]] = {}  # line -> which steps it is true of
-    for where, *pair in zip(steps[0], then.get("stretches", []), now.get("stretches", []), strict=False):
-        for line in differences(*({key: value for key, value in one.items() if key not in ("start", "end")}
-                                  for one in pair)):
-            found.setdefault(line, []).append(where)
-    rates = any(line.startswith("learning_rates:") for line in found)
+    lines, found = differences(*pasts), _changed_steps(then, now)
+    cuts = [", ".join(f"{one['start'] + 1}..{one['end']}" for one in history.get("stretches", []))
+            for history in (then, now)]
+    if cuts[0] != cuts[1]:
+        lines.append(f"phases: steps {cuts[0]} -> {cuts[1]}")
+    whole = [(0, then.get("step") or 0)]
     renamed = any(line.startswith("objective.name:") for line in found)  # then their settings say nothing
-
-    def tells(line: str) -> bool:
-        return not line.startswith("learning_rates:") and (
-            not renamed or line.startswith("objective.name:") or not line.startswith("objective."))
-
-    lines += [line if len(where) == len(steps[0]) else f"steps {', '.join(where)}: {line}"
-              for line, where in found.items() if tells(line)]
-    if rates:
-        keys = [line for line in differences(config_then, config_now) if line.startswith(_RATES)]
-        lines += keys or ["the learning rates (optimizer.lr, schedule, run.total, lengths of phases)"]
+    for line, where in found.items():
+        if not line.startswith("learning_rates:") and (
+                not renamed or line.startswith("objective.name:") or not line.startswith("objective.")):
+            lines.append(line if where == whole else f"{_in_words(where, config_then)}: {line}")
+    if any(line.startswith("learning_rates:") for line in found):
+        lines += _changed_rates(config_then, config_now) or [
+            "the learning rates (optimizer.lr, schedule, run.total, lengths of phases)"] * (cuts[0] == cuts[1])
     return [f"  {line}" for line in dict.fromkeys(lines)]
+
+
+def _changed_steps(then: dict, now: dict) -> dict[str, list[tuple[int, int]]]:
+    """What differs between the stretches of two histories -> (first step - 1, last step) where it does. Both are cut
+    where either is: a step is compared with itself."""
+    cuts = sorted({one[side] for history in (then, now) for one in history.get("stretches", [])
+                   for side in ("start", "end")})
+    found: dict[str, list[tuple[int, int]]] = {}
+    for start, end in itertools.pairwise(cuts):
+        pair = [next(({key: value for key, value in one.items() if key not in ("start", "end")}
+                      for one in history.get("stretches", []) if one["start"] <= start < one["end"]), {})
+                for history in (then, now)]
+        for line in differences(*pair):
+            where = found.setdefault(line, [])
+            if where and where[-1][1] == start:
+                start_of = where.pop()[0]
+                where.append((start_of, end))
+            else:
+                where.append((start, end))
+    return found
+
+
+def _in_words(where: list[tuple[int, int]], config: dict) -> str:
+    """`steps 5..8 (phase 'mlm')`; the phases as `config` has them."""
+    names, end = [], 0
+    for phase in config.get("phases") or []:
+        begin, end = end, end + (phase.get("steps") or 0)
+        names += [repr(phase.get("name"))] * any(start < end and begin < last for start, last in where)
+    steps = ", ".join(f"{start + 1}..{last}" for start, last in where)
+    return f"steps {steps}" + (f" (phase {', '.join(names)})" if names else "")
+
+
+def _changed_rates(then: dict, now: dict) -> list[str]:
+    """The keys of two configs that learning rates follow from, where they differ; and why a longer run has others."""
+    phases = [config.get("phases") or [] for config in (then, now)]
+    both = min(map(len, phases))
+    lines = [line for line in differences({**then, "phases": phases[0][:both]}, {**now, "phases": phases[1][:both]})
+             if line.startswith(_RATES)]
+    lines += [f"phases: {len(phases[0])} -> {len(phases[1])}"] * (len(phases[0]) != len(phases[1]))
+    total, schedule = ((then.get("run") or {}).get("total") or {}).get("steps"), then.get("schedule") or {}
+    if lines and total and total != ((now.get("run") or {}).get("total") or {}).get("steps"):
+        if schedule.get("name") == "cosine":
+            lines.append("schedule: cosine comes down over the whole run, so a longer or shorter one has other rates "
+                         "from its first step on")
+        elif decay := schedule.get("decay_steps"):
+            lines.append(f"schedule: its decay ends with the run; steps after {total - decay} were done in the decay "
+                         f"of a run of {total}. A checkpoint at or before step {total - decay} can go on "
+                         "(run.from.path, run.from.step)")
+    return lines
 
 
 def _newest(checkpoints: Path, fallback: bool) -> tuple[Path | None, dict | None]:
@@ -204,7 +247,11 @@ def _state_of(found: Path) -> RunState:
 
 def _check_trunk(plan: Plan, state: RunState, found: Path) -> None:
     last = (state.history.get("stretches") or [{}])[-1]
-    theirs = state.history["model"] | {key: last[key] for key in ("rope_theta", "rope_scaling") if key in last}
+    ropes = ("rope_theta", "rope_scaling")
+    theirs = dict(state.history["model"])
+    if ropes[0] in last:  # a rotary embedding of its own, perhaps one without scaling
+        theirs = {key: value for key, value in theirs.items() if key not in ropes} | {
+            key: last[key] for key in ropes if key in last}
     if changed := differences(theirs, plan.timeline.history(0)["model"], "model"):
         raise UserError("\n".join([f"{found}: these weights are of another trunk (theirs -> asked for):",
                                    *(f"  {line}" for line in changed), "Give the model its keys."]))

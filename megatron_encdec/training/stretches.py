@@ -73,6 +73,11 @@ class Stretch:
         """That of update `step`."""
         return learning_rate(step - self.schedule_start, self.schedule_steps, self.optimizer.lr, self.schedule)
 
+    def has_decayed(self, step: int) -> bool:
+        """Whether, after the warm-up, it is below half of the peak at update `step`."""
+        return (step - self.schedule_start > self.schedule.warmup_steps
+                and self.learning_rate(step) < 0.5 * self.optimizer.lr)
+
     @property
     def learning_rates(self) -> np.ndarray:
         """Those of its updates, float64 [steps]; not to be written to."""

@@ -99,6 +99,18 @@ def test_weights_cross_precisions(here):
     assert full == pytest.approx(half, rel=1e-2) and full != half and full < 5
 
 
+def test_weights_of_a_phase_have_its_rotary_embedding(here):
+    """Also one that the phase gave up: the model's scaling is not that of its weights."""
+    scaled = "model.rope_scaling={rope_type: linear, factor: 2}"
+    run = here("parent", scaled, "phases=[{name: a, objective: clm, steps: 1}, {name: b, objective: clm, steps: 1, "
+               "rope_scaling: false, rope_theta: 500}]", "schedule={name: constant}").run
+    child = (f"run.from.path={run}", "run.from.step=2", "run.from.state=weights", "schedule={name: constant}",
+             "phases=[{name: only, objective: clm, steps: 1}]", "model.rope_theta=500")
+    error = here("child", *child, scaled, code=2).err
+    assert "model.rope_scaling: 'absent' -> {" in error and "rope_theta" not in error
+    here("child", *child)
+
+
 def test_weights_of_another_trunk_are_refused(here, half):
     error = here("child", f"run.from.path={half}", "run.from.state=weights", "model.num_layers=1", code=2).err
     assert "  model.num_layers: 2 -> 1" in error.splitlines()

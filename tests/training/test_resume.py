@@ -64,6 +64,30 @@ def test_a_changed_past_is_refused_with_what_differs(here, begun):
     assert (run / "config.yaml").read_text() == before and metrics(run)[-1]["step"] == 6
 
 
+def test_what_differs_is_said_of_the_steps_it_is_true_of(here):
+    """A ramp that is a step longer moves every later stretch: they are still compared with themselves."""
+    phases = ("phases=[{name: ramped, objective: clm, steps: 7, batch: {ramp: {from: 2, tokens: 600}}}, "
+              "{name: mixed, objective: mlm, steps: 5, freeze: [embeddings]}]", "batch.global_size=8",
+              "schedule={name: constant}")
+    here("ramp", *phases)
+    error = here("ramp", *phases, "phases.0.batch.ramp.tokens=1400", code=2).err
+    assert "steps 5..6 (phase 'ramped'): batch_global_size: 8 -> 4" in error
+    assert "phases.0.batch.ramp.tokens: 600 -> 1400" in error
+    assert "freeze" not in error and "objective" not in error and "phases: steps 1..2, 3..3" in error
+
+
+def test_a_longer_run_is_told_why_its_past_would_change(here):
+    more = "phases=[{name: a, objective: clm, steps: 6}, {name: b, objective: mlm, steps: 6}, {name: c, objective: " \
+           "clm, steps: 2}]"
+    here("cosine", "schedule={name: cosine}", "--until", "7")
+    error = here("cosine", "schedule={name: cosine}", more, code=2).err
+    assert "run.total.steps: 12 -> 14" in error and "phases: 2 -> 3" in error and len(error) < 1200
+    assert "cosine comes down over the whole run" in error and "{" not in error
+    here("wsd", "schedule.decay_steps=6", "--until", "7")
+    error = here("wsd", "schedule.decay_steps=6", more, code=2).err
+    assert "A checkpoint at or before step 6 can go on" in error
+
+
 def test_a_changed_future_is_accepted_and_logged(here, begun):
     run = begun("changed")
     ended = here("changed", "phases.1.objective.mask_ratio=0.5", "evaluation.every=3", "checkpoint.every=50",

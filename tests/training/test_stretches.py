@@ -96,3 +96,9 @@ def test_tokens_of_a_schedule_are_steps_by_the_stretches():
     in_tokens = timeline_of("schedule={warmup_tokens: 1025, decay_tokens: 1536}",
                             "phases.1.schedule={decay_tokens: 1537}")
     assert in_tokens.history(12) == in_steps.history(12)
+
+
+def test_a_rate_on_its_way_up_has_not_decayed():
+    stretch = lay_out(config_of("schedule={name: wsd, warmup_steps: 4, decay_steps: 3}"))[0]
+    assert stretch.learning_rate(1) < 0.5 * stretch.optimizer.lr and not stretch.has_decayed(1)
+    assert not stretch.has_decayed(6) and lay_out(config_of("schedule.decay_steps=3"))[-1].has_decayed(12)
