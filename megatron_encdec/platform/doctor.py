@@ -201,7 +201,8 @@ def fp8_recipes(device: dict, transformer_engine: str) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `doctor`."""
     parser.add_argument("--nodes", action="store_true", help="compare the nodes of this job")
-    parser.add_argument("--directory", default=".", metavar="DIR", help="with --nodes: where runs will be")
+    parser.add_argument("--directory", default=".", metavar="DIR",
+                        help="with --nodes: where runs will be; made where it is missing")
     add_node_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
 

@@ -122,6 +122,7 @@ def _disk(folder: str, control: Control) -> tuple[int | None, bool]:
 def _write(folder: str) -> str:
     path = Path(folder).resolve() / f".doctor-{secrets.token_hex(8)}"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # as a run does with its own
         path.touch()
     except OSError as error:
         raise UserError(f"doctor --nodes --directory {folder}: cannot be written to ({error.strerror})") from None

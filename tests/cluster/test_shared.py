@@ -13,15 +13,16 @@ pytestmark = pytest.mark.slurm
 def test_doctor_puts_the_nodes_of_a_job_side_by_side(cluster, nodes, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
+    runs = disk / "runs"  # not there yet
     nodes[1].run("mount", "-t", "tmpfs", "none", disk)
     try:
         said = cluster.srun("--nodelist", "node1,node2", "--ntasks-per-node", "1", sys.executable, "-m",
-                            "megatron_encdec", "doctor", "--nodes", "--directory", disk, code=1).stdout
+                            "megatron_encdec", "doctor", "--nodes", "--directory", runs, code=1).stdout
     finally:
         nodes[1].run("umount", disk)
     assert "equal on all 2: python" in said and "devices cpu" in said
     assert re.search(r"^1 +node2 +[+-]0\.\d+ s +eth0 +\d+\.\d\d GB/s ", said, re.MULTILINE), said
-    assert f"rank 1 on node2: {disk} is not the folder that rank 0 writes to" in said
+    assert f"rank 1 on node2: {runs} is not the folder that rank 0 writes to" in said
 
 
 def test_two_sweeps_share_one_tree(cluster, tmp_path, nodes, begin):
