@@ -80,15 +80,23 @@ class Samples:
         """How often each source is read, on average over its windows, by all samples before number `end`."""
         return [count / windows for count, windows in zip(self.read(end), self.windows, strict=True)]
 
-    def notes(self, end: int, fingerprints: Collection[str] | None = None) -> list[str]:
+    def notes(self, end: int, fingerprints: Collection[str] | None = None,
+              read: Mapping[tuple[str, int], int] | None = None) -> list[str]:
         """What to say at the start of a run that reads samples before number `end` from here: data without a manifest,
-        sources seen too often; if given, of those with these `fingerprints`."""
+        sources seen too often; if given, of those with these `fingerprints`. read: what was read before of all sources
+        and lengths, as above; windows of other lengths are the same text."""
         notes = [store.note for store in self.stores if store.note]
-        for k, epochs in enumerate(self.epochs(end)):
-            if epochs > EPOCHS_WITHOUT_NOTE and (fingerprints is None or self.fingerprints[k] in fingerprints):
-                notes.append(f"{self._key}.{k}: {self.stores[k].prefix} is repeated: {epochs:.1f} epochs of its "
-                             f"{self.windows[k]:,} windows; beyond {EPOCHS_WITHOUT_NOTE} repeating is worth less than "
-                             "new text (lower its weight, or give more of it)")
+        for k, (store, epochs) in enumerate(zip(self.stores, self.epochs(end), strict=True)):
+            others = {length: count for (fingerprint, length), count in (read or {}).items()
+                      if fingerprint == store.fingerprint and length != self.sequence_length and count}
+            epochs += sum(count / (store.tokens // length) for length, count in others.items())
+            if epochs > EPOCHS_WITHOUT_NOTE and (fingerprints is None or store.fingerprint in fingerprints):
+                *lengths, longest = (f"{length:,}" for length in sorted({*others, self.sequence_length}))
+                what = f"it, in windows of {', '.join(lengths)} and {longest} tokens" if others else \
+                    f"its {self.windows[k]:,} windows"
+                notes.append(f"{self._key}.{k}: {store.prefix} is repeated: {epochs:.1f} epochs of {what}; beyond "
+                             f"{EPOCHS_WITHOUT_NOTE} repeating is worth less than new text (lower its weight, or give "
+                             "more of it)")
         return notes
 
     def sample(self, index: int) -> Sample:

@@ -10,7 +10,6 @@ all were read. Nothing is stored for it: how many windows were read up to a chan
 """
 
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,29 +55,30 @@ class TrainingData:
         return self.of(index).sample(index)
 
     def notes(self) -> list[str]:
-        """What to say at the start of a run: what `Samples.notes` tells of each source where it is last used, and what
-        windows of another length read again."""
-        last = {(fingerprint, part.sequence_length): number for number, part in enumerate(self.parts)
-                for fingerprint in part.fingerprints}
+        """What to say at the start of a run: of each source, where it is last used, whether it is repeated too often;
+        and what windows of another length read again."""
+        last = {fingerprint: number for number, part in enumerate(self.parts) for fingerprint in part.fingerprints}
         notes = []
         for number, (declaration, part) in enumerate(zip(self._declarations, self.parts, strict=True)):
-            ending = [one for one in part.fingerprints if last[one, part.sequence_length] == number]
-            notes += part.notes(declaration.end, ending) + self._read_again(number)
+            ending = [one for one in part.fingerprints if last[one] == number]
+            notes += part.notes(declaration.end, ending, self._read[number]) + self._read_again(number)
         return list(dict.fromkeys(notes))
 
     def _read_again(self, number: int) -> list[str]:
-        """A line for each source whose text declaration `number` takes up in windows of another length than before."""
-        part, notes = self.parts[number], []
-        length, tokens_before = part.sequence_length, defaultdict(int)
-        for (fingerprint, other), windows in self._read[number].items():
-            tokens_before[fingerprint] += windows * other if other != length else 0
-        for store, end in zip(part.stores, part.read(self._declarations[number].end), strict=True):
-            begin = self._read[number].get((store.fingerprint, length), 0)
-            known = min(1.0, tokens_before[store.fingerprint] / store.tokens)
-            tokens = (end - begin) * length
-            if known and tokens and not begin:
-                notes.append(f"{self._declarations[number].section}: windows of {length:,} tokens begin {store.prefix} "
-                             f"anew: {known:.1%} of it was read in windows of another length, so about "
-                             f"{known * min(tokens, store.tokens):,.0f} of the {tokens:,} tokens taken from it are "
-                             "read again")
+        """A line for each source whose text declaration `number` takes from after windows of another length did."""
+        part, section, notes = self.parts[number], self._declarations[number].section, []
+        length = part.sequence_length
+        for store, windows, end in zip(part.stores, part.windows, part.read(self._declarations[number].end),
+                                       strict=True):
+            before = {other: count for (fingerprint, other), count in self._read[number].items()
+                      if fingerprint == store.fingerprint}
+            begin, new = before.pop(length, 0), 1.0  # the orders of two lengths have nothing to do with each other
+            for other, count in before.items():
+                new *= 1 - min(1.0, count * other / store.tokens)
+            tokens, first_time = (end - begin) * length, (min(end, windows) - min(begin, windows)) * length
+            if new < 1 and tokens:
+                takes = f"go on in {store.prefix}" if begin else f"begin {store.prefix} anew"
+                notes.append(f"{section}: windows of {length:,} tokens {takes}: {1 - new:.1%} of it was read in "
+                             f"windows of another length, so about {tokens - new * first_time:,.0f} of the "
+                             f"{tokens:,} tokens taken from it are read again")
         return notes

@@ -1,5 +1,6 @@
 """Data that phases change: what they share goes on where it stopped, whatever lies between."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -86,6 +87,48 @@ def test_another_window_length_has_windows_of_its_own_and_says_what_repeats(sour
     (note,) = [note for note in data.notes() if "anew" in note]
     assert note.startswith("phases.1.data: windows of 16 tokens begin") and "24.8% of it" in note
     assert "about 40 of the 160 tokens" in note
+
+
+def again_counted(data: TrainingData, counts: list[int]) -> list[int]:
+    """Tokens that each part takes and that an earlier sample, its own included, had taken: counted one by one."""
+    seen, found, at = set(), [], 0
+    for count in counts:
+        found.append(0)
+        for index in range(at, at + count):
+            sample = data.sample(index)
+            begin, source = sample.window * len(sample.tokens_S), data.of(index).fingerprints[sample.source]
+            taken = {(source, token) for token in range(begin, begin + len(sample.tokens_S))}
+            found[-1] += len(taken & seen)
+            seen |= taken
+        at += count
+    return found
+
+
+@pytest.mark.parametrize("parts", [
+    ((100, 1), (100, 2), (100, 1)), ((60, 1), (30, 2), (20, 4), (70, 2)), ((60, 2), (250, 1)), ((300, 1), (20, 2))])
+def test_what_is_read_again_is_told_of_every_part(tmp_path, write_pair, write_manifest, parts):
+    """Also where a length comes back, after several others, and beyond a first epoch. parts: samples, and the length of
+    their windows."""
+    prefix = write_pair(tmp_path / "text", [[1] * (250 * S + 3)])
+    write_manifest(prefix)
+    data = training_data(*((count, data_of(tmp_path, {"text": 1.0}, sequence_length=S * factor))
+                           for count, factor in parts))
+    notes = [note for note in data.notes() if "are read again" in note]
+    assert [note.split(":")[0] for note in notes] == [f"phases.{number}.data" for number in range(1, len(parts))]
+    counted = again_counted(data, [count for count, _ in parts])[1:]
+    for note, again, (count, factor) in zip(notes, counted, parts[1:], strict=True):
+        about, taken = re.search(r"about ([\d,]+) of the ([\d,]+) tokens", note).groups()
+        assert int(taken.replace(",", "")) == count * factor * S
+        assert int(about.replace(",", "")) == pytest.approx(again, abs=0.08 * count * factor * S)
+    if parts[0] == (100, 1):
+        assert "phases.2.data: windows of 8 tokens go on" in notes[1]
+
+
+def test_epochs_are_those_of_the_text_whatever_the_length_of_its_windows(sources):
+    parts = [(30, data_of(sources, {"c": 1.0}, sequence_length=S * factor)) for factor in (1, 2, 1)]
+    (note,) = [note for note in training_data(*parts).notes() if "is repeated" in note]
+    assert note.startswith("phases.2.data.train.0")
+    assert "9.6 epochs of it, in windows of 8 and 16 tokens" in note  # 60 / 13 + 30 / 6
 
 
 def test_cuts_belong_to_their_declaration(sources):
