@@ -65,6 +65,12 @@ class ScheduleSettings:
         if (self.final_fraction or 0) > 1:
             raise ValueError(f"final_fraction: {self.final_fraction} is more than the peak; give a part of it, 0 to 1")
 
+    def unused(self) -> list[str]:
+        """Keys that were given and say nothing under this `name`."""
+        of_decay = ["decay_steps", "decay_tokens"] if self.name != "wsd" else []
+        of_end = ["final_lr", "final_fraction"] if self.name == "constant" else []
+        return [f"{key}={value}" for key in of_decay + of_end if (value := getattr(self, key))]
+
     def in_steps(self, pieces: Sequence[tuple[int, int]]) -> "ScheduleSettings":
         """The same in steps alone; `pieces`: (steps, tokens of a step) of what it covers, in order. The warm-up ends
         with the first step at which so many tokens are consumed, the decay is as long counted back from the end."""

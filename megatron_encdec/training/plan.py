@@ -71,7 +71,14 @@ class Plan:
             layers, config.run.deterministic, config.model.num_attention_heads // config.parallel.tensor,
             one.data.sequence_length, one.micro_size, one.data.isolate_documents or one.data.random_length is not None)]
         validation = self.validation.notes(0) if self.validation else []
-        return self.train.notes() + validation + list(dict.fromkeys(kernels))
+        return self.train.notes() + validation + self._unused() + list(dict.fromkeys(kernels))
+
+    def _unused(self) -> list[str]:
+        """Keys of schedules that change nothing."""
+        given = {"schedule": self.config.schedule, **{f"phases.{index}.schedule": phase.schedule
+                                                      for index, phase in enumerate(self.config.phases)}}
+        return [f"{where}: {', '.join(keys)} changes nothing under {schedule.name}"
+                for where, schedule in given.items() if schedule and (keys := schedule.unused())]
 
 
 def make_plan(config: Config, world_size: int | None = None) -> Plan:

@@ -98,6 +98,13 @@ def test_tokens_of_a_schedule_are_steps_by_the_stretches():
     assert in_tokens.history(12) == in_steps.history(12)
 
 
+def test_keys_that_say_nothing_are_named():
+    schedules = (config_of(f"schedule={{{keys}}}").schedule for keys in (
+        "name: cosine, decay_steps: 3, final_lr: 1e-5", "name: constant, final_fraction: 0.1",
+        "name: wsd, decay_steps: 3"))
+    assert [schedule.unused() for schedule in schedules] == [["decay_steps=3"], ["final_fraction=0.1"], []]
+
+
 def test_a_rate_on_its_way_up_has_not_decayed():
     stretch = lay_out(config_of("schedule={name: wsd, warmup_steps: 4, decay_steps: 3}"))[0]
     assert stretch.learning_rate(1) < 0.5 * stretch.optimizer.lr and not stretch.has_decayed(1)
