@@ -67,6 +67,8 @@ setup(
                  "wandb>=0.30", "triton>=3.7,<3.9; sys_platform == 'linux'"],
         # The verb evaluate, in the environment of fine-tuning or in any other.
         "mteb": ["mteb>=2.26", "sentence-transformers>=5.0"],
+        # finetune --onnx.
+        "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
         # Figures of a study, and its jobs under Slurm; not for training, so not in the base. submitit is not in dev:
         # the docstrings of .venv's packages are the demo's corpus.
         "study": ["matplotlib>=3.9", "submitit>=1.5.4"],

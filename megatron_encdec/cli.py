@@ -15,6 +15,7 @@ VERBS = {
     "export": ("megatron_encdec.interop.export_command", "a checkpoint -> a stock Hugging Face model directory"),
     "import": ("megatron_encdec.interop.import_command", "a Hugging Face model directory -> a run to train on from"),
     "finetune": ("megatron_encdec.finetune.command", "exported models -> scores on labelled sets, rates x seeds"),
+    "evaluate": ("megatron_encdec.finetune.evaluate_command", "models as they are -> scores on tasks of mteb"),
     "study": ("megatron_encdec.study.command", "fine-tuned results -> tables, figures and a page"),
     "inspect": ("megatron_encdec.inspection.command", "look into data, a run, or a checkpoint"),
     "doctor": ("megatron_encdec.platform.doctor", "versions, device, backends; what is missing and how to get it"),

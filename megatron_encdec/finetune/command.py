@@ -42,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="runs at a time (= sweep.workers; default: one for each GPU, else for each core, up to "
                              f"{MOST_WORKERS})")
     parser.add_argument("--retry-failed", action="store_true", help="run failed runs again (= sweep.retry_failed)")
+    parser.add_argument("--onnx", action="store_true",
+                        help="save the models, as ONNX too (= training.save_model=true training.onnx=true)")
     add_stopped_code(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what there is to do; run nothing")
 
@@ -51,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     choose_stopped_code(arguments.stopped_exit_code)
     workers = [] if arguments.workers is None else [f"sweep.workers={arguments.workers}"]
     retry = ["sweep.retry_failed=true"] if arguments.retry_failed else []
-    config = load_config(arguments.config, [*arguments.overrides, *workers, *retry])
+    onnx = ["training.save_model=true", "training.onnx=true"] if arguments.onnx else []
+    config = load_config(arguments.config, [*arguments.overrides, *workers, *retry, *onnx])
     runs = config.runs()
     states = [state_of(run.directory) for run in runs]
     finished, failed = states.count(FINISHED), states.count(FAILED)

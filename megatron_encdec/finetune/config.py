@@ -135,6 +135,7 @@ class TrainingConfig:
     max_answer_length: int = 30  # tokens
     checkpoint_every: int | None = None  # steps; null: a run that was killed begins again
     save_model: bool = False
+    onnx: bool = False  # with save_model: as ONNX too, checked
 
     def __post_init__(self):
         at_least(self, 1, "batch_size", "micro_batch_size", "retrieval_micro_batch_size", "max_steps", "epochs",
@@ -142,6 +143,8 @@ class TrainingConfig:
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup: a share of the steps from 0 to below 1, found {self.warmup}")
         above(self, 0, "temperature")
+        if self.onnx and not self.save_model:
+            raise ValueError("onnx: goes with save_model: true")
         at_least(self, 0, "hard_negatives", "mined_negatives")
 
 

@@ -31,9 +31,11 @@ from nemo_automodel.recipes.llm.train_seq_cls import TrainFinetuneRecipeForSeque
 from megatron_encdec import __version__
 from megatron_encdec.finetune import compat
 from megatron_encdec.finetune.batches import like_lengths
+from megatron_encdec.finetune.card import write_card
 from megatron_encdec.finetune.config import MULTI, SINGLE, FinetuneRun
 from megatron_encdec.finetune.features import IGNORED, SPLITS, Feature, load_task
 from megatron_encdec.finetune.models import build_model, check_attention, pool, save_model
+from megatron_encdec.finetune.onnx_export import export_onnx
 from megatron_encdec.finetune.results_tree import write_results
 from megatron_encdec.platform.errors import RunFailed
 from megatron_encdec.platform.schema import build
@@ -178,7 +180,14 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         """A stock directory, or one for sentence-transformers, whole or not there."""
         shutil.rmtree(unfinished, ignore_errors=True)
         save_model(self.encoder, unfinished, self.run.model, self.run.family, self.task.max_length)
+        self.task.tokenizer.model_max_length = self.task.max_length  # what is longer is cut, whoever loads it
         self.task.tokenizer.save_pretrained(unfinished)
+        write_card(unfinished, self.run, self.task.metric, self.task.max_length, self.results)
+        if self.run.training.onnx:
+            longest = sorted(self.task.features("test"), key=lambda feature: -len(feature["ids"]))
+            batch = self._on_device(self.task.collate([longest[0], longest[-1]]))
+            self.task.counts["onnx_difference"] = export_onnx(self.encoder, unfinished, batch["input_ids"],
+                                                              batch["attention_mask"])
         if self.run.family == "IR":
             prompts = dict(zip(("query", "document"), self.run.prefixes, strict=True))
             write_json_atomic(unfinished / "config_sentence_transformers.json", {

@@ -29,6 +29,7 @@ INSTALL = {
     "nemo_automodel": "pip install -e '.[nemo]'",
     "seqeval": "pip install -e '.[nemo]'",
     "mteb": "pip install -e '.[mteb]'",
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "pip install -e '.[onnx]'"),
     "sklearn": "pip install -e '.[nemo]'",
     "bm25s": "pip install -e '.[nemo]'",
     "matplotlib": "pip install 'megatron_encdec[study]'",

@@ -29,5 +29,5 @@ with open(Path(__file__).with_name("published.csv"), encoding="utf-8") as _file:
 def dataset_name(family: str, folder: str, train_set: str = "") -> str | None:
     """The paper's name of the dataset in the folder `folder`, or None if that is none of the paper's."""
     plain = re.sub(r"[^a-z0-9]", "", folder.lower())
-    names = [name for name, folders in DATASETS[family].items() if plain in folders]
+    names = [name for name, folders in DATASETS.get(family, {}).items() if plain in folders]
     return names[0] if names and train_set in TRAIN_SETS else None
