@@ -131,10 +131,11 @@ def test_run_dir_at_step(tmp_path, monkeypatch, word, there, meant):
 def test_an_override_of_a_path_is_taken_as_it_stands(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(BASE.format(root="x"))
-    words = ["run.dir", "run.from.path", "tokenizer.path", "data.train.0.path", "phases.1.name"]
+    words = ["run.dir", "run.from.path", "tokenizer.path", "data.train.0.path"]
     config = load_config(tmp_path / "c.yaml", [f"{word}={path}" for word in words])
-    assert {config.run.dir, config.run.from_.path, config.tokenizer.path, config.data.train[0].path,
-            config.phases[1].name} == {path}
+    assert {config.run.dir, config.run.from_.path, config.tokenizer.path, config.data.train[0].path} == {path}
+    if path.isprintable():
+        assert load_config(tmp_path / "c.yaml", [f"phases.1.name={path}"]).phases[1].name == path
     data = {"models": [{"path": "x"}], "datasets": [{"name": "d", "family": "SC"}]}
     for override in (f"results={path}", f"datasets.0.documents={path}", f"models.0.path={path}"):
         schema.apply_override(data, override, FinetuneConfig)

@@ -44,6 +44,7 @@ def jobs_in(cluster) -> list[str]:
     return sorted(cluster.hosts.head.run("squeue", "--noheader", "--format=%j").stdout.split())
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_under_slurm_while_its_driver_is_dead(cluster, root, tmp_path, on_one_host):
     """The first driver is killed, and with it what it would have written of its jobs between sbatch and its end: a
     second one finds them by what Slurm says, and submits none twice."""
