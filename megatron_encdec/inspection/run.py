@@ -4,7 +4,7 @@ side by side by their final validation losses, and what stands between them.
     1. `read_run(directory)`       config and metrics; what is not a run directory is refused
     2. `with_ancestors(records)`   a fork's lines, with those of the runs that it continues before them
     3. `phase_summaries(...)`      per phase: steps, tokens, targets, losses, speed
-    4. `corpus_entropy(...)`       of the training data, the yardstick of the losses
+    4. `corpus_entropies(...)`     of each phase's training data, the yardstick of its losses
     5. `compare(directories)`      where the runs' bases differ, where one is not finished, what else differs
 
 Losses are in nats per target. Works on a run in progress too.
@@ -14,6 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
+from megatron_encdec.data.config import SourceConfig
 from megatron_encdec.data.store import TokenStore
 from megatron_encdec.engine.checkpoint import newest, read_run_state
 from megatron_encdec.inspection.data import unigram_entropy
@@ -25,11 +26,13 @@ from megatron_encdec.rundir.lineage import differences
 from megatron_encdec.rundir.metrics import read_metrics
 from megatron_encdec.training.config import Config, load_config
 from megatron_encdec.training.layout import lay_out
+from megatron_encdec.training.plan import train_key
 from megatron_encdec.training.stretches import by_phase, tokens_between
 
 # Not a difference between two experiments: where a run lives, how it was cut over ranks, what it logged.
 _COSMETIC = ("dir", "phases", "checkpoint", "logging", "parallel", "micro_size", "on_nonfinite", "max_skipped",
              "hang_timeout")
+Entropy = tuple[dict | None, str | None]  # as `unigram_entropy` counts it; where it is not known, why
 
 
 def examine(arguments: argparse.Namespace) -> dict:
@@ -63,11 +66,13 @@ def describe(directory: str, config: Config, records: list[dict], with_entropy: 
     """Everything `inspect run` knows of one run; without the entropy no data is read."""
     # the counters of a fork go on from its parent's; those of a run from weights alone begin at 0
     checkpoint, parent = newest(Path(directory) / "checkpoints"), parent_of(records)
-    entropy, unknown = None, "not counted when runs are compared"
+    entropies = [(None, "not counted when runs are compared")] * len(config.phases)
     if with_entropy:
         fingerprints = read_run_state(checkpoint).data_fingerprints if checkpoint else None
-        entropy, unknown = corpus_entropy(config, fingerprints)
-    phases = phase_summaries(config, with_ancestors(records), entropy and entropy["nats"])
+        entropies = corpus_entropies(config, fingerprints)
+    phases = phase_summaries(config, with_ancestors(records), entropies)
+    alike = all(one == entropies[0] for one in entropies)
+    entropy, unknown = entropies[0] if alike else (None, "not one: phases have data of their own")
     last = of_kind("train", records)[-1]
     return {
         "run": directory, "parent": parent, "begun_at": parent["step"] if _continues(parent) else 0,
@@ -75,7 +80,7 @@ def describe(directory: str, config: Config, records: list[dict], with_entropy: 
         "tokens": last["tokens"], "targets": last["targets"], "phases": phases,
         "unigram_entropy": entropy, "unigram_entropy_unknown": unknown,
         "all_phases_below_entropy": all(phase["below_entropy"] and phase["steps"] == phase["planned_steps"]
-                                        for phase in phases) if entropy else None,
+                                        for phase in phases) if all(one for one, _ in entropies) else None,
         "checkpoint": str(checkpoint) if checkpoint else None,
     }
 
@@ -102,13 +107,13 @@ def with_ancestors(records: list[dict]) -> list[dict]:
     return [*(record for record in with_ancestors(older) if record.get("step", 0) <= parent["step"]), *records]
 
 
-def phase_summaries(config: Config, records: list[dict], entropy: float | None) -> list[dict]:
+def phase_summaries(config: Config, records: list[dict], entropies: list[Entropy]) -> list[dict]:
     """A summary a phase of the config, in order, as far as it has come; None where nothing is recorded.
 
     `objective` is as the command line spells it (mlm:0.4); `validation` the last losses by objective name and
     `validation_loss` the one that the phase trains for. `tokens_per_second` is tokens over time, of the logged steps.
-    `below_entropy`: both last losses lie below the unigram entropy. Of a fork whose parent is gone, earlier phases
-    have their steps but no losses, and no targets are known.
+    `below_entropy`: both last losses lie below the unigram entropy of the phase's data. Of a fork whose parent is gone,
+    earlier phases have their steps but no losses, and no targets are known.
     """
     first = records[0] if records else {}
     unseen, targets_before = 0, 0  # the counters at which the lines begin: of a fork whose parent's lines are gone
@@ -125,6 +130,7 @@ def phase_summaries(config: Config, records: list[dict], entropy: float | None) 
         evaluation = evaluations[-1] if evaluations else {"losses": {}, "step": None}
         validation_loss = evaluation["losses"].get(phase.objective.name)
         ends = [loss for loss in (*losses[-1:], validation_loss) if loss is not None]
+        entropy, unknown = entropies[phase.index]
         summaries.append({
             "name": phase.name, "objective": phase.objective.label(), "start": phase.start,
             "steps": steps, "planned_steps": phase.phase_steps, "tokens": tokens_between(parts, 0, reached),
@@ -133,21 +139,32 @@ def phase_summaries(config: Config, records: list[dict], entropy: float | None) 
             "validation": evaluation["losses"], "validation_step": evaluation["step"],
             "validation_loss": validation_loss,
             "tokens_per_second": len(lines) / sum(1 / line["tokens_per_second"] for line in lines) if lines else None,
-            "below_entropy": all(loss < entropy for loss in ends) if ends and entropy is not None else None})
+            "unigram_entropy": entropy, "unigram_entropy_unknown": unknown,
+            "below_entropy": all(loss < entropy["nats"] for loss in ends) if ends and entropy else None})
         if lines:
             targets_before = lines[-1]["targets"]
     return summaries
 
 
-def corpus_entropy(config: Config, fingerprints: list[str] | None) -> tuple[dict | None, str | None]:
-    """The training data's unigram entropy, or None and why it cannot be told: one reason is that the data's
-    fingerprints are not those that the newest checkpoint knows."""
+def corpus_entropies(config: Config, fingerprints: list[str] | None) -> list[Entropy]:
+    """The unigram entropy of the training data of each phase, or None and why it cannot be told: one reason is that the
+    data's `fingerprints` are not those that the newest checkpoint knows."""
+    known: dict[str, Entropy] = {}
+    found = []
+    for parts in by_phase(lay_out(config)):
+        key = train_key(config, parts[0].index)
+        if key not in known:
+            known[key] = _entropy_of(key, parts[0].data.train, config.model.vocabulary_size, fingerprints)
+        found.append(known[key])
+    return found
+
+
+def _entropy_of(key: str, sources: list[SourceConfig], vocabulary_size: int, fingerprints: list[str] | None) -> Entropy:
     try:
-        stores = [TokenStore(source.path) for source in config.data.train]
+        stores = [TokenStore(source.path) for source in sources]
         if fingerprints is not None and not set(fingerprints).issuperset(store.fingerprint for store in stores):
-            return None, "the data under data.train is no longer what the run was trained on"
-        weights = [source.weight for source in config.data.train]
-        return unigram_entropy(stores, weights, config.model.vocabulary_size), None
+            return None, f"the data under {key} is no longer what the run was trained on"
+        return unigram_entropy(stores, [source.weight for source in sources], vocabulary_size), None
     except UserError as error:
         return None, str(error)
 
@@ -245,14 +262,15 @@ def _print_comparison(report: dict) -> None:
 
 
 def _facts(report: dict) -> list[tuple[str, str]]:
-    entropy = report["unigram_entropy"]
-    facts = [("unigram entropy", f"not known: {report['unigram_entropy_unknown']}")]
-    if entropy:
-        whole = entropy["counted"] == entropy["tokens"]
-        counted = f"all {entropy['tokens']:,}" if whole else \
-            f"{entropy['counted']:,} of {entropy['tokens']:,}, in pieces spread evenly over the"
-        facts = [("unigram entropy", f"{entropy['nats']:.4f} nats (counted on {counted} training tokens)"),
-                 ("", _verdict(report))]
+    phases = report["phases"]
+    found = [(phase["unigram_entropy"], phase["unigram_entropy_unknown"]) for phase in phases]
+    facts = []
+    for one in [one for place, one in enumerate(found) if one not in found[:place]]:
+        names = [phase["name"] for phase, other in zip(phases, found, strict=True) if other == one]
+        of = "" if len(names) == len(phases) else f"{', '.join(names)}: "
+        facts.append(("" if facts else "unigram entropy", f"{of}{_entropy_in_words(*one)}"))
+    if any(entropy for entropy, _ in found):
+        facts.append(("", _verdict(report)))
     facts.append(("run", report["run"]))
     if parent := report["parent"]:
         alone = " (weights alone)" if parent["state"] == "weights" else ""
@@ -261,13 +279,22 @@ def _facts(report: dict) -> list[tuple[str, str]]:
             *(("model", f"{model['path']} ({model['class']})") for model in report["models"])]
 
 
+def _entropy_in_words(entropy: dict | None, unknown: str | None) -> str:
+    if entropy is None:
+        return f"not known: {unknown}"
+    whole = entropy["counted"] == entropy["tokens"]
+    counted = f"all {entropy['tokens']:,}" if whole else \
+        f"{entropy['counted']:,} of {entropy['tokens']:,}, in pieces spread evenly over the"
+    return f"{entropy['nats']:.4f} nats (counted on {counted} training tokens)"
+
+
 def _verdict(report: dict) -> str:
     phases = report["phases"]
     if report["all_phases_below_entropy"]:
         every = {1: "the phase", 2: "both phases"}.get(len(phases), f"all {len(phases)} phases")
         return f"{every} ended below it, in training and validation loss"
     parts = []
-    for phase in phases:
+    for phase in (phase for phase in phases if phase["unigram_entropy"]):
         where = "ended" if phase["steps"] == phase["planned_steps"] else "stands"
         says = {None: "has no loss yet", True: f"{where} below it", False: f"{where} NOT below it"}
         parts.append(f"{phase['name']} {says[phase['below_entropy']]}")

@@ -120,11 +120,16 @@ def missing_inputs(config: Config) -> list[str]:
 
 
 def sources(config: Config) -> list[tuple[str, SourceConfig]]:
-    """All sources of `config`, each with its key, those that phases bring included."""
-    lists = [("data.train", config.data.train), ("data.validation", config.data.validation)]
-    lists += [(f"phases.{index}.data.train", phase.data.train) for index, phase in enumerate(config.phases)
-              if phase.data and phase.data.train]
-    return [(f"{key}.{number}", source) for key, given in lists for number, source in enumerate(given)]
+    """The sources that a run of `config` reads, each with its key: of `data.train` only what a phase has of it."""
+    lists = {train_key(config, one.index): one.data.train for one in lay_out(config)}
+    lists["data.validation"] = config.data.validation
+    return [(f"{key}.{number}", source) for key, given in lists.items() for number, source in enumerate(given)]
+
+
+def train_key(config: Config, index: int) -> str:
+    """The key that gives phase `index` its sources: its own, an earlier phase's, or `data.train`."""
+    own = [number for number, phase in enumerate(config.phases[:index + 1]) if phase.data and phase.data.train]
+    return f"phases.{own[-1]}.data.train" if own else "data.train"
 
 
 def _filled_in(config: Config, tokenizer: Tokenizer) -> Config:

@@ -37,6 +37,28 @@ def test_the_entropy_is_the_datas_and_both_phases_are_held_against_it(inspect, w
     assert "both phases ended below it" in out
 
 
+def test_each_phase_is_held_against_its_own_data(inspect, write_run, write_pair, tmp_path):
+    """`data.train` that no phase reads may be anything, or nowhere; only its own data can cost a phase the verdict."""
+    write_pair(tmp_path / "two", [[0, 1] * 64])
+    changed = f"4, data: {{train: [{{path: {tmp_path / 'two'}}}]}}"
+    directory = write_run(steps=("4}\nbatch", f"{changed}}}\nbatch"))
+    report = report_of(inspect, directory)
+    assert [phase["unigram_entropy"]["nats"] for phase in report["phases"]] == pytest.approx([ENTROPY, math.log(2)])
+    assert [phase["below_entropy"] for phase in report["phases"]] == [True, False]  # 1.25 and 1.125 nats against ln 2
+    assert report["unigram_entropy"] is None and report["all_phases_below_entropy"] is False
+    out = inspect("run", directory)[1]
+    assert "causal: 2.0794 nats (counted on all 128" in out and "masked: 0.6931 nats" in out
+    assert "causal ended below it, masked ended NOT below it" in out
+    (tmp_path / "even.bin").unlink()
+    report = report_of(inspect, directory)
+    assert "even.bin" in report["phases"][0]["unigram_entropy_unknown"] and report["all_phases_below_entropy"] is None
+    assert [phase["below_entropy"] for phase in report["phases"]] == [None, False]
+    assert "masked ended NOT below it" in [line.strip() for line in inspect("run", directory)[1].splitlines()]
+    config = directory / "config.yaml"
+    config.write_text(config.read_text().replace("clm, steps: 4", f"clm, steps: {changed}"))
+    assert report_of(inspect, directory)["unigram_entropy"]["nats"] == pytest.approx(math.log(2))
+
+
 @pytest.mark.parametrize(("position", "change"), [
     (3, {"loss": ENTROPY + 0.01}),  # the last train loss of causal
     (3, {"loss": float("nan")}),

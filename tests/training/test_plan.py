@@ -45,3 +45,16 @@ def test_a_dry_run_needs_neither_data_nor_tokenizer_nor_gpu(capsys):
     assert "not on this machine: precision.fp8: current is not possible here" in said
     assert main(["pretrain", config, *elsewhere, "--nproc", "7", "--dry-run"]) == 2
     assert "cannot be split over 7 data-parallel ranks" in capsys.readouterr().err
+
+
+def test_a_source_that_no_phase_reads_is_not_missed(root, tmp_path, capsys):
+    """What is missing is told by the key that names it, where a later phase only changes the length of the windows."""
+    mine = [f"phases.0.data.train=[{{path: {root / 'text'}}}]", "phases.1.data={sequence_length: 32}"]
+    words = ["pretrain", str(root / "config.yaml"), f"run.dir={tmp_path / 'run'}", "--dry-run",
+             "data.train=[{path: nowhere/unused}]"]
+    assert main([*words, *mine]) == 0
+    assert "missing" not in (said := capsys.readouterr().out) and "vocabulary_size: 301" in said
+    assert main([*words, mine[0].replace(str(root / "text"), "nowhere/used"), mine[1]]) == 0
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if "missing" in line] == [
+        "note         missing: phases.0.data.train.0.path: nowhere/used"]
