@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from megatron_encdec.data.config import DataConfig
+from megatron_encdec.data.store import AbsentStore
 from megatron_encdec.data.training_data import TrainingData
 from megatron_encdec.engine.config import BatchSettings
 from megatron_encdec.model.config import training_flops, whole_pairs
@@ -96,8 +97,9 @@ def _changeable(config: Config, data: DataConfig, batch: BatchSettings, lr: floa
 def _estimates(config: Config, stretches: list[Stretch], data_size: int, train: TrainingData | None) -> list[str]:
     model = config.model
     total = tokens_between(stretches, 0, stretches[-1].end)
-    available = sum(store.tokens for store in train.stores) if train else 0
-    epochs = f" = {total / available:.2f} epochs of the training data" if train else ""
+    known = train and not any(isinstance(store, AbsentStore) for store in train.stores)
+    available = sum(store.tokens for store in train.stores) if known else 0
+    epochs = f" = {total / available:.2f} epochs of the training data" if known else ""
     each = [(tokens := one.steps * one.tokens_per_step,
              whole_pairs(tokens, one.data.sequence_length, "bidirectional"), tokens, one.freeze) for one in stretches]
     mine = model.parameter_count() / (config.parallel.tensor * config.parallel.pipeline)

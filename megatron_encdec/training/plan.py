@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 import yaml
 
-from megatron_encdec.data.config import SourceConfig
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.data.training_data import TrainingData
 from megatron_encdec.engine import checkpoint
@@ -29,6 +28,7 @@ from megatron_encdec.platform.ranks import RankEnvironment
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer, require_mask
 from megatron_encdec.training.config import Config, From, RunSettings
 from megatron_encdec.training.layout import declarations, lay_out, with_phase_steps
+from megatron_encdec.training.sources import missing_sources, open_train, open_validation
 from megatron_encdec.training.stretches import Stretch, Timeline
 from megatron_encdec.training.work import Work
 
@@ -91,8 +91,8 @@ def resolve(config: Config) -> Plan:
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.mask_token, config.tokenizer.eod_token)
     if any(objective.hides for objective in objectives):
         require_mask(tokenizer)
-    train = TrainingData(declarations(stretches))
-    validation = Samples(config.data, "validation") if config.data.validation else None
+    train = TrainingData(declarations(stretches), open_train(config))
+    validation = Samples(config.data, "validation", stores=open_validation(config)) if config.data.validation else None
     for store in [*train.stores, *(validation.stores if validation else [])]:
         if store.tokenizer:
             tokenizer.check_wrote(store.prefix, store.tokenizer.fingerprint, "tokenizer.path")
@@ -105,25 +105,12 @@ def resolve(config: Config) -> Plan:
 
 
 def missing_inputs(config: Config) -> list[str]:
-    """A line for the tokenizer and each source of `config` that is not there."""
-    inputs = [("tokenizer.path", config.tokenizer.path, "")]
-    inputs += [(f"{key}.path", source.path, ".idx") for key, source in sources(config)]
+    """A line for the tokenizer, the run begun from and each source of `config` that is needed and not there."""
+    inputs = [("tokenizer.path", config.tokenizer.path)]
     if config.run.from_ and config.run.from_.path:
-        inputs.append(("run.from.path", config.run.from_.path, ""))
-    return [f"{key}: {path}" for key, path, ending in inputs if not Path(f"{path}{ending}").exists()]
-
-
-def sources(config: Config) -> list[tuple[str, SourceConfig]]:
-    """The sources that a run of `config` reads, each with its key: of `data.train` only what a phase has of it."""
-    lists = {train_key(config, one.index): one.data.train for one in lay_out(config)}
-    lists["data.validation"] = config.data.validation
-    return [(f"{key}.{number}", source) for key, given in lists.items() for number, source in enumerate(given)]
-
-
-def train_key(config: Config, index: int) -> str:
-    """The key that gives phase `index` its sources: its own, an earlier phase's, or `data.train`."""
-    own = [number for number, phase in enumerate(config.phases[:index + 1]) if phase.data and phase.data.train]
-    return f"phases.{own[-1]}.data.train" if own else "data.train"
+        inputs.append(("run.from.path", config.run.from_.path))
+    missing = [(key, path) for key, path in inputs if not Path(path).exists()]
+    return [f"{key}: {path}" for key, path in [*missing, *missing_sources(config)]]
 
 
 def _filled_in(config: Config, tokenizer: Tokenizer) -> Config:
