@@ -16,7 +16,7 @@ import numpy as np
 from megatron_encdec.data.config import DataConfig, RandomLength
 from megatron_encdec.data.draws import draws
 from megatron_encdec.data.order import Order
-from megatron_encdec.data.store import TokenStore
+from megatron_encdec.data.store import AbsentStore, TokenStore
 from megatron_encdec.platform.errors import UserError
 
 EPOCHS_WITHOUT_NOTE = 4  # up to there repeated text is nearly as good as new (Muennighoff et al., NeurIPS 2023)
@@ -42,7 +42,7 @@ class Samples:
 
     def __init__(self, config: DataConfig, which: Literal["train", "validation"] = "train", section: str = "data",
                  first: int = 0, read: Mapping[tuple[str, int], int] | None = None,
-                 stores: dict[str, TokenStore] | None = None):
+                 stores: dict[str, TokenStore | AbsentStore] | None = None):
         """section: where in the config it stands. first: its first sample, before which windows were `read`: (a
         source's fingerprint, window length) -> how many; a source goes on from there. stores: open ones, by path.
         Raises UserError where there is no source, one is shorter than a window, or two are the same data;

@@ -14,6 +14,7 @@ short under a mapping kills the process where a read can say what is wrong.
 """
 
 import os
+import sys
 import weakref
 from bisect import bisect_right
 from pathlib import Path
@@ -109,6 +110,28 @@ class TokenStore:
                 or (sequences and self._offsets_N.read(0, 1)[0] != 0)):
             raise IntegrityError(f"{path}: its document indices do not run from 0 to its {sequences} "
                                  "sequences, or its first sequence is not at byte 0; run preprocess again")
+
+
+class AbsentStore:
+    """A source whose files are gone, and that is not read any more. fingerprint: as the run recorded it. key: what
+    names it in the config."""
+
+    tokenizer = note = None
+    tokens = sys.maxsize  # how many there were is not known, and nothing is numbered by it
+
+    def __init__(self, prefix: str | Path, fingerprint: str, key: str):
+        self.prefix, self.fingerprint, self.key = Path(prefix), fingerprint, key
+
+    def refusal(self, why: str) -> IntegrityError:
+        """The error where it is needed after all."""
+        return IntegrityError(f"{self.key}: {self.prefix}: its files are gone, and {why}; copy them again, or write "
+                              f"them with preprocess --output {self.prefix}")
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Always an IntegrityError, as from `document_ends`."""
+        raise self.refusal("what is asked for stood there")
+
+    document_ends = read
 
 
 class Column:

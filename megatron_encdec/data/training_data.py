@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from megatron_encdec.data.config import DataConfig
 from megatron_encdec.data.samples import Sample, Samples
-from megatron_encdec.data.store import TokenStore
+from megatron_encdec.data.store import AbsentStore, TokenStore
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,11 @@ class Declaration:
 class TrainingData:
     """Every training sample of a run by its number."""
 
-    def __init__(self, declarations: Sequence[Declaration]):
-        """declarations: at least one, each beginning where the one before it ends. Raises as `Samples` does."""
+    def __init__(self, declarations: Sequence[Declaration], stores: dict[str, TokenStore | AbsentStore] | None = None):
+        """declarations: at least one, each beginning where the one before it ends. stores: open ones, by path. Raises
+        as `Samples` does."""
         self._declarations, self._read = list(declarations), []
-        stores: dict[str, TokenStore] = {}
+        stores = {} if stores is None else stores
         read: dict[tuple[str, int], int] = {}  # (fingerprint, window length) -> windows read so far
         self.parts: list[Samples] = []
         for one in declarations:
@@ -45,6 +46,13 @@ class TrainingData:
             self.parts.append(part)
         self.stores = list(stores.values())
         self.fingerprints = {path: store.fingerprint for path, store in stores.items()}
+
+    def check_from(self, index: int, step: int) -> None:
+        """Raises IntegrityError where a source whose files are gone is read from sample `index` on, in step `step`."""
+        for declaration, part in zip(self._declarations, self.parts, strict=True):
+            for store in part.stores if declaration.end > index else ():
+                if isinstance(store, AbsentStore):
+                    raise store.refusal(f"the run reads it from step {step} on")
 
     def of(self, index: int) -> Samples:
         """What sample `index` is taken from."""

@@ -26,7 +26,7 @@ from megatron_encdec.rundir.lineage import differences
 from megatron_encdec.rundir.metrics import read_metrics
 from megatron_encdec.training.config import Config, load_config
 from megatron_encdec.training.layout import lay_out
-from megatron_encdec.training.plan import train_key
+from megatron_encdec.training.sources import train_key
 from megatron_encdec.training.stretches import by_phase, tokens_between
 
 # Not a difference between two experiments: where a run lives, how it was cut over ranks, what it logged.

@@ -21,7 +21,8 @@ from megatron_encdec.study.curves import short_steps
 from megatron_encdec.study.recipes import Recipe
 from megatron_encdec.training.config import Config
 from megatron_encdec.training.layout import lay_out
-from megatron_encdec.training.plan import ASSUMED_VOCABULARY, beginning, missing_inputs, resolve, sources
+from megatron_encdec.training.plan import ASSUMED_VOCABULARY, beginning, missing_inputs, resolve
+from megatron_encdec.training.sources import sources
 from megatron_encdec.training.stretches import Stretch, Timeline, by_phase, tokens_between
 
 

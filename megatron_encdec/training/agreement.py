@@ -34,7 +34,8 @@ from megatron_encdec.platform.ranks import RankEnvironment, host_name
 from megatron_encdec.platform.watchdog import LONG
 from megatron_encdec.rundir.lineage import changed_keys, history_hash
 from megatron_encdec.rundir.lock import Claim
-from megatron_encdec.training.plan import Plan, sources
+from megatron_encdec.training.plan import Plan
+from megatron_encdec.training.sources import sources
 
 T = TypeVar("T")
 _SAY_SECONDS = 30.0  # between lines about ranks that are still at their plan
@@ -119,8 +120,10 @@ def _leave(store: dist.Store, environment: RankEnvironment) -> None:
 
 def identity(plan: Plan, until: int | None) -> dict:
     """What identifies the run of `plan` up to step `until` on this rank; fit for JSON."""
-    validation = plan.validation.stores if plan.validation else []
-    found = plan.train.fingerprints | {str(store.prefix): store.fingerprint for store in validation}
+    found = dict(plan.train.fingerprints)
+    if plan.validation:
+        given = [source.path for source in plan.config.data.validation]
+        found |= zip(given, plan.validation.fingerprints, strict=True)
     hashes = {key: found[source.path] for key, source in sources(plan.config)}
     hashes |= {"tokenizer.path": plan.tokenizer.fingerprint, "the code of megatron_encdec": code_hash()}
     tree = {**schema.to_dict(plan.config), "--until": until, "device": device_type(), "version of": versions(),

@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 from megatron_encdec.data.config import DataConfig
+from megatron_encdec.data.store import AbsentStore
 from megatron_encdec.data.training_data import TrainingData
+from megatron_encdec.engine.config import BatchSettings
 from megatron_encdec.model.config import training_flops, whole_pairs
 from megatron_encdec.model.parts import Frozen
 from megatron_encdec.model.rope import Rope
@@ -19,6 +21,7 @@ from megatron_encdec.training.plan import (
     check_kernels,
     check_topology,
     missing_inputs,
+    phase_batches,
     resolve,
     resolved_yaml,
     with_dtype,
@@ -53,16 +56,15 @@ def describe(config: Config, ranks: int, fallback: bool = False) -> str:
 def _phases(config: Config, stretches: list[Stretch]) -> list[str]:
     """Each phase, and below it what it changes."""
     rows, notes = [("phase", "objective", "steps", "tokens")], [[]]
-    before = _changeable(config, config.data, config.batch.global_size, config.optimizer.lr, None, Frozen())
-    for parts in by_phase(stretches):
+    before = _changeable(config, config.data, config.batch, config.optimizer.lr, None, Frozen())
+    for parts, batch in zip(by_phase(stretches), phase_batches(config), strict=True):
         first, last = parts[0], parts[-1]
         steps, tokens = f"{first.start + 1}..{last.end}", tokens_between(parts, 0, last.end)
         rows.append((first.name, first.objective.label(), steps, f"{tokens:,}"))
-        now = _changeable(config, last.data, last.batch_size, last.optimizer.lr, last.rope, last.freeze)
+        now = _changeable(config, last.data, batch, last.optimizer.lr, last.rope, last.freeze)
         changes = differences(before, now)
-        if len(parts) > 1:
-            changes.append(f"batch.ramp: {first.batch_size} -> {last.batch_size} windows in {len(parts)} sizes, the "
-                           f"last from step {last.start + 1} on")
+        if first.batch_size < batch.global_size:
+            changes.append(_ramp(parts, batch))
         if config.phases[first.index].schedule:
             changes.append("schedule: its own")
         if first.optimizer_state != "carry":
@@ -74,21 +76,30 @@ def _phases(config: Config, stretches: list[Stretch]) -> list[str]:
         f"{name:<{widths[0]}}{objective:<{widths[1]}}{steps:<{widths[2]}}{tokens:>{widths[3]}}", *below)]
 
 
-def _changeable(config: Config, data: DataConfig, batch_size: int, lr: float, rope: Rope | None,
+def _ramp(parts: list[Stretch], batch: BatchSettings) -> str:
+    first, last = parts[0], parts[-1]
+    grows = f"{first.batch_size} windows" if len(parts) == 1 else \
+        f"{first.batch_size} -> {last.batch_size} windows in {len(parts)} sizes, the last from step {last.start + 1} on"
+    short = f"; the phase ends before {batch.global_size} are reached" if last.batch_size < batch.global_size else ""
+    return f"batch.ramp: {grows}{short}"
+
+
+def _changeable(config: Config, data: DataConfig, batch: BatchSettings, lr: float, rope: Rope | None,
                 frozen: Frozen) -> dict:
     """What a phase may change, by key."""
     rope = rope or Rope(config.model.rope_theta, config.model.rope_scaling)
     shown = {key: value for key, value in schema.to_dict(data).items() if key not in ("train", "validation", "seed")}
     blend = ", ".join(f"{one.path} ({one.weight:g})" for one in data.train)
-    return {"data": {"train": blend, **shown}, "batch.global_size": batch_size, "lr": lr,
+    return {"data": {"train": blend, **shown}, "batch": schema.to_dict(batch), "lr": lr,
             "freeze": ", ".join(frozen.words), **{"rope_scaling": None, **rope.identity()}}
 
 
 def _estimates(config: Config, stretches: list[Stretch], data_size: int, train: TrainingData | None) -> list[str]:
     model = config.model
     total = tokens_between(stretches, 0, stretches[-1].end)
-    available = sum(store.tokens for store in train.stores) if train else 0
-    epochs = f" = {total / available:.2f} epochs of the training data" if train else ""
+    known = train and not any(isinstance(store, AbsentStore) for store in train.stores)
+    available = sum(store.tokens for store in train.stores) if known else 0
+    epochs = f" = {total / available:.2f} epochs of the training data" if known else ""
     each = [(tokens := one.steps * one.tokens_per_step,
              whole_pairs(tokens, one.data.sequence_length, "bidirectional"), tokens, one.freeze) for one in stretches]
     mine = model.parameter_count() / (config.parallel.tensor * config.parallel.pipeline)

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from megatron_encdec.data.config import SourceConfig
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.data.training_data import TrainingData
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.checkpoint import RunState, read_run_state
+from megatron_encdec.engine.config import BatchSettings
 from megatron_encdec.model.config import choose_layers
 from megatron_encdec.model.performance import accumulation_fusion, choose_attention, kernel_notes
 from megatron_encdec.model.precision import fp8_shape_problems
@@ -28,6 +28,7 @@ from megatron_encdec.platform.ranks import RankEnvironment
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer, require_mask
 from megatron_encdec.training.config import Config, From, RunSettings
 from megatron_encdec.training.layout import declarations, lay_out, with_phase_steps
+from megatron_encdec.training.sources import missing_sources, open_train, open_validation
 from megatron_encdec.training.stretches import Stretch, Timeline
 from megatron_encdec.training.work import Work
 
@@ -97,8 +98,8 @@ def resolve(config: Config) -> Plan:
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer.mask_token, config.tokenizer.eod_token)
     if any(objective.hides for objective in objectives):
         require_mask(tokenizer)
-    train = TrainingData(declarations(stretches))
-    validation = Samples(config.data, "validation") if config.data.validation else None
+    train = TrainingData(declarations(stretches), open_train(config))
+    validation = Samples(config.data, "validation", stores=open_validation(config)) if config.data.validation else None
     for store in [*train.stores, *(validation.stores if validation else [])]:
         if store.tokenizer:
             tokenizer.check_wrote(store.prefix, store.tokenizer.fingerprint, "tokenizer.path")
@@ -111,25 +112,12 @@ def resolve(config: Config) -> Plan:
 
 
 def missing_inputs(config: Config) -> list[str]:
-    """A line for the tokenizer and each source of `config` that is not there."""
-    inputs = [("tokenizer.path", config.tokenizer.path, "")]
-    inputs += [(f"{key}.path", source.path, ".idx") for key, source in sources(config)]
+    """A line for the tokenizer, the run begun from and each source of `config` that is needed and not there."""
+    inputs = [("tokenizer.path", config.tokenizer.path)]
     if config.run.from_ and config.run.from_.path:
-        inputs.append(("run.from.path", config.run.from_.path, ""))
-    return [f"{key}: {path}" for key, path, ending in inputs if not Path(f"{path}{ending}").exists()]
-
-
-def sources(config: Config) -> list[tuple[str, SourceConfig]]:
-    """The sources that a run of `config` reads, each with its key: of `data.train` only what a phase has of it."""
-    lists = {train_key(config, one.index): one.data.train for one in lay_out(config)}
-    lists["data.validation"] = config.data.validation
-    return [(f"{key}.{number}", source) for key, given in lists.items() for number, source in enumerate(given)]
-
-
-def train_key(config: Config, index: int) -> str:
-    """The key that gives phase `index` its sources: its own, an earlier phase's, or `data.train`."""
-    own = [number for number, phase in enumerate(config.phases[:index + 1]) if phase.data and phase.data.train]
-    return f"phases.{own[-1]}.data.train" if own else "data.train"
+        inputs.append(("run.from.path", config.run.from_.path))
+    missing = [(key, path) for key, path in inputs if not Path(path).exists()]
+    return [f"{key}: {path}" for key, path in [*missing, *missing_sources(config)]]
 
 
 def _filled_in(config: Config, tokenizer: Tokenizer) -> Config:
@@ -153,8 +141,9 @@ def check_topology(config: Config, world_size: int) -> None:
     data_size = check_parallel_sizes(world_size, config.parallel.tensor, config.parallel.pipeline)
     config.model.check_parallel(config.parallel.tensor, config.parallel.pipeline)
     batches = [("", "global_size", config.batch.global_size, config.batch.micro_size, config.data.sequence_length)]
+    in_force = phase_batches(config)
     for one in lay_out(config):
-        key = "ramp" if one.end < one.phase_start + one.phase_steps else "global_size"
+        key = "ramp" if one.batch_size < in_force[one.index].global_size else "global_size"
         batches.append((f"phases.{one.index}.", key, one.batch_size, one.micro_size, one.data.sequence_length))
     for where, key, windows, micro_size, length in batches:
         share = data_size * micro_size
@@ -164,6 +153,15 @@ def check_topology(config: Config, world_size: int) -> None:
         if config.parallel.sequence and length % config.parallel.tensor:
             raise UserError(f"{where}data.sequence_length: {length} is no multiple of "
                             f"parallel.tensor={config.parallel.tensor}, which parallel.sequence needs")
+
+
+def phase_batches(config: Config) -> list[BatchSettings]:
+    """What each phase has as its batch, once its ramp is over."""
+    found, now = [], config.batch
+    for phase in config.phases:
+        now = phase.batch.applied_to(now) if phase.batch else now
+        found.append(now)
+    return found
 
 
 def check_kernels(config: Config) -> None:

@@ -4,10 +4,15 @@ import re
 import shutil
 from pathlib import Path
 
-from small_run import run_cli
+import pytest
+from small_run import config_of, run_cli
 
 from megatron_encdec.cli import main
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer_models import HuggingFaceModel
+from megatron_encdec.training.dry_run import _phases
+from megatron_encdec.training.layout import lay_out
+from megatron_encdec.training.plan import check_topology
 
 
 def test_repeated_sources_and_missing_manifests_are_said_at_start(root, tmp_path):
@@ -58,3 +63,24 @@ def test_a_source_that_no_phase_reads_is_not_missed(root, tmp_path, capsys):
     said = capsys.readouterr().out
     assert [line for line in said.splitlines() if "missing" in line] == [
         "note         missing: phases.0.data.train.0.path: nowhere/used"]
+
+
+def test_a_ramp_is_no_change_of_the_batch():
+    """One that fills its phase says that it ends too early; what is shown as changed is what the config changes."""
+    lines = _phases(config := config_of(
+        "phases=[{name: a, objective: clm, steps: 11, batch: {ramp: {from: 2, tokens: 2300}}},"
+        " {name: b, objective: clm, steps: 2}, {name: c, objective: clm, steps: 2, batch: {ramp: {from: 4, tokens: "
+        "512}}}, {name: d, objective: clm, steps: 2, batch: {global_size: 16, micro_size: 4}}]",
+        "schedule={name: constant}"), lay_out(config))
+    assert [line.strip() if line.startswith("  ") else line.split()[0] for line in lines] == [
+        "phase",
+        "a", "batch.ramp: 2 -> 6 windows in 3 sizes, the last from step 10 on; the phase ends before 8 are reached",
+        "b",
+        "c", "batch.ramp: 4 windows; the phase ends before 8 are reached",
+        "d", "batch.global_size: 8 -> 16", "batch.micro_size: 2 -> 4"]
+    with pytest.raises(UserError, match="phases.0.batch.ramp: 2 windows cannot be split over 2"):
+        check_topology(config, 2)
+    only = config_of("phases=[{name: a, objective: clm, steps: 2, batch: {ramp: {from: 6, tokens: 768}}}]",
+                     "schedule={name: constant}", "batch.global_size=12")
+    with pytest.raises(UserError, match="phases.0.batch.ramp: 6 windows cannot be split over 2"):
+        check_topology(only, 2)
