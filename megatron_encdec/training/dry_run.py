@@ -1,6 +1,7 @@
 """`pretrain --dry-run`: what a config comes to, on any machine, also where data and tokenizer are still to be made."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from megatron_encdec.data.config import DataConfig
 from megatron_encdec.data.store import AbsentStore
@@ -13,6 +14,7 @@ from megatron_encdec.platform import schema
 from megatron_encdec.platform.distributed import check_parallel_sizes
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.lineage import differences
+from megatron_encdec.text.tokenizer import load_tokenizer
 from megatron_encdec.training.config import Config
 from megatron_encdec.training.layout import lay_out, with_phase_steps
 from megatron_encdec.training.origin import check_origin
@@ -37,8 +39,12 @@ def describe(config: Config, ranks: int, fallback: bool = False) -> str:
     if notes:
         train, config = None, with_phase_steps(with_dtype(config), lay_out(config))
         if config.model.vocabulary_size is None:
-            config = replace(config, model=replace(config.model, vocabulary_size=ASSUMED_VOCABULARY))
-            notes.append(f"model.vocabulary_size: {ASSUMED_VOCABULARY:,} is assumed, the tokenizer will tell")
+            size, settings = ASSUMED_VOCABULARY, config.tokenizer
+            if Path(settings.path).exists():
+                size = load_tokenizer(settings.path, settings.mask_token, settings.eod_token).vocabulary_size
+            else:
+                notes.append(f"model.vocabulary_size: {size:,} is assumed, the tokenizer will tell")
+            config = replace(config, model=replace(config.model, vocabulary_size=size))
     else:
         plan = resolve(config)
         check_origin(plan, fallback)

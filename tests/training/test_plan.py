@@ -63,6 +63,7 @@ def test_a_source_that_no_phase_reads_is_not_missed(root, tmp_path, capsys):
     said = capsys.readouterr().out
     assert [line for line in said.splitlines() if "missing" in line] == [
         "note         missing: phases.0.data.train.0.path: nowhere/used"]
+    assert "vocabulary_size: 301" in said and "is assumed" not in said  # the tokenizer is there
 
 
 def test_a_ramp_is_no_change_of_the_batch():
