@@ -73,7 +73,8 @@ def _printed(analysis: Analysis, family: str, task: Task | None, model: str) -> 
         value = published.CELLS.get((model, published.dataset_name(*task)))
     else:
         names = {published.dataset_name(*one) for one in analysis.tasks(family)}
-        value = published.AVERAGES.get(model, {}).get(family) if names == set(published.DATASETS[family]) else None
+        all_of_them = names == set(published.DATASETS.get(family, {}))
+        value = published.AVERAGES.get(model, {}).get(family) if all_of_them else None
     return _single(None if value is None else value / 100)
 
 
@@ -168,7 +169,7 @@ def _published(analysis: Analysis) -> Table:
                 if any(published.dataset_name(*task) for task in analysis.tasks(family))]
     rows = [{"model": model} | {family: values[family] / 100 for family in families}
             for model, values in published.AVERAGES.items()] if families else []
-    datasets = "; ".join(f"{family}: {', '.join(published.DATASETS[family])}" for family in families)
+    datasets = "; ".join(f"{family}: {', '.join(published.DATASETS.get(family, {}))}" for family in families)
     return _table("published", "The paper's averages", rows,
                   f"arXiv 2507.00994. Each is over three datasets ({datasets}).", **dict.fromkeys(families, "printed"))
 

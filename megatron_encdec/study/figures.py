@@ -16,7 +16,7 @@ from megatron_encdec.study.curves import Curves, short_steps
 from megatron_encdec.study.statistics import compare
 
 FAMILY_NAMES = {"SC": "Sequence classification", "TC": "Token classification", "QA": "Question answering",
-                "IR": "Retrieval"}
+                "IR": "Retrieval", "MTEB": "MTEB, not trained further"}
 DASHES = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))
 ROW = 0.3  # inches, of a figure of dots
 ALL_PAIRS = 6  # models up to which every pair is shown; of more the CSV has them, and --reference chooses

@@ -105,9 +105,10 @@ def test_a_report_shows_them_beside_fine_tuned_scores(root, folders, tmp_path):
     from megatron_encdec.study.content import all_tables
     from megatron_encdec.study.results import read_trees
 
-    run = frozen(root, folders["STS"], "reported")
-    run.directory.mkdir(parents=True)
-    write_results(run.directory, {"validation": {"score": -0.1}, "test": {"score": -0.1}})
+    for kind, score in (("Retrieval", 0.5), ("STS", -0.1)):
+        run = frozen(root, folders[kind], "reported")
+        run.directory.mkdir(parents=True)
+        write_results(run.directory, {"validation": {"score": score}, "test": {"score": score}})
     for seed in (0, 1):
         tuned = root / f"reported/euro/SC/toy/lr0.001_sd{seed}"
         tuned.mkdir(parents=True)
@@ -117,7 +118,9 @@ def test_a_report_shows_them_beside_fine_tuned_scores(root, folders, tmp_path):
     overview = all_tables(analysis)["overview"]
     scores = dict(zip((column.full_name for column in overview.columns), overview.rows[0], strict=True))
     assert {name: score.mean for name, score in scores.items() if name != "model"} == {
-        "SC toy": 0.75, "MTEB words_similarity": -0.1}
+        "SC toy": 0.75, "MTEB words_retrieval": 0.5, "MTEB words_similarity": -0.1, "MTEB average": pytest.approx(0.2)}
+    assert main(["study", "report", str(root / "reported"), "--output", str(tmp_path / "report")]) == 0
+    assert "words_similarity" in (tmp_path / "report/report.md").read_text()
 
 
 def test_what_a_kill_left_is_done_again_and_other_weights_are_refused(root, folders):
