@@ -156,7 +156,7 @@ def test_a_model_by_its_phases(tmp_path):
     (["clm-8"], {"resources": {"611m": {"ranks": 2}}}, "resources.611m: no such size"),
     (["clm-dec9"], {}, "only the first of two stages"),
     (["clm-1k", "clm-1000"], {}, "clm-1k and clm-1000 are the same model"),
-    (["clm-999999999k"], {}, r"999,999,999,000 steps are more than a study plans for"),
+    (["clm-999999999k"], {}, r"999,999,999,000 steps are more than a run can have"),
     (["clm-\u0669"], {}, "cannot be read as a recipe"),
     ([{"name": "baselines", "phases": [{"objective": "clm", "steps": 9}]}], {}, "'baselines' cannot name a folder"),
     ([{"name": "a\0b", "phases": [{"objective": "clm", "steps": 9}]}], {}, "cannot name a folder"),
