@@ -135,6 +135,7 @@ def test_llm2vec_begins_with_an_import(root, tmp_path):
     assert [math.isfinite(line["loss"]) for line in metrics(tmp_path / "run")] == [True] * 3
 
 
+@pytest.mark.slow
 def test_the_bridge_begins_with_an_import(root, tmp_path):
     """Each model's first state is the import's; a model of the study is the run that `pretrain` makes alone."""
     said = run_cli("study", "plan", EXAMPLES / "study_bridge.yaml", code=2).stderr

@@ -22,7 +22,8 @@ class Composite(Objective):
         for number, part in enumerate(self._parts):
             where, amount = f"{self.listed}.{number}", getattr(part, self.amount)
             if not 0 < amount <= _MOST:
-                raise ValueError(f"{where}.{self.amount}: must be above 0 and at most {_MOST:,}, found {amount}")
+                bound = f"at most {_MOST:,}" if amount > 0 else "above 0"
+                raise ValueError(f"{where}.{self.amount}: must be {bound}, found {amount}")
             if isinstance(part.objective, Composite):
                 raise ValueError(f"{where}.objective: {part.objective.name} inside {self.name}; parts are single "
                                  "objectives, such as clm or mlm")

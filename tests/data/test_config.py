@@ -17,7 +17,7 @@ def test_defaults_and_round_trip():
 @pytest.mark.parametrize("change, message", [
     ({"train": []}, "data.train: empty"),
     ({"train": [{"path": "a", "weight": 0}]}, "data.train.0.weight: must be"),
-    ({"train": [{"path": "a", "weight": float("nan")}]}, "data.train.0.weight: must be"),
+    ({"train": [{"path": "a", "weight": float("nan")}]}, "data.train.0.weight: nan is no finite number"),
     ({"train": [{"path": "x.bin"}]}, "data.train.0.path: 'x.bin' is one file"),
     ({"train": [{"path": "a"}, {"path": "a"}]}, "data.train.1.path: 'a' is already source 0"),
     ({"seed": -1}, "data.seed: -1 is not at least 0"),

@@ -49,7 +49,7 @@ def test_every_way_of_writing_it(value, expected):
     ("causal", "phases.1.objective.name: 'causal' is not one of alternate, clm, "),
     ("mlm:half", "phases.1.objective: 'mlm:half': after the colon"),
     ("mlm:1.0", "phases.1.objective.mask_ratio: must be above 0 and below 1, found 1.0"),
-    ("mlm:nan", "phases.1.objective.mask_ratio: must be above 0"),
+    ("mlm:nan", "phases.1.objective.mask_ratio: nan is no finite number"),
     ("clm:0.4", "phases.1.objective: 'clm:0.4': clm takes no number (as mlm:0.4, mntp:0.4 do)"),
     ("mln:0.4", "phases.1.objective.name: 'mln' is not one of alternate, clm, mdlm, mixture, mlm, mntp; did "),
     (0.4, "phases.1.objective: expected alternate, clm, "),

@@ -22,7 +22,7 @@ from megatron_encdec.training.plan import make_plan
 from megatron_encdec.training.state import start
 from megatron_encdec.training.step import regrouped, share_of_batch
 
-EXPLODING = ("phases.1.schedule={name: wsd, decay_steps: 6, final_lr: 1e30}", "schedule.decay_steps=0")
+EXPLODING = ("phases.1.lr=1e30", "phases.1.schedule={name: constant, warmup_steps: 6}", "schedule.decay_steps=0")
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def test_the_dry_run_tells_what_each_phase_changes(five):
     (["phases.1.data={random_length: true}"], "phases.1.data.random_length: true says nothing"),
     (["phases.1.data={train: []}"], "phases.1.data.train: empty"),
     (["phases.1.data={seed: 3}"], "phases.1.data.seed: unknown key"),
-    (["phases.1.rope_theta=0"], "phases.1.rope_theta: 0.0 is not above 0"),
+    (["phases.1.rope_theta=0"], "phases.1.rope_theta: 0.0 is not above 1"),
     (["run.total.tokens=10000", "phases.1.data={sequence_length: 32}"], "their tokens 3,072 . 1,536 = 4,608 do not")])
 def test_what_does_not_fit_is_one_line(overrides, says):
     with pytest.raises(UserError, match=says) as error:
