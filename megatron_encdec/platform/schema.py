@@ -218,8 +218,8 @@ def _convert_to_one_of(kinds: list, value: Any, where: str) -> Any:
         try:
             return _convert(kind, value, where)
         except UserError:
-            if isinstance(value, dict) and dataclasses.is_dataclass(kind):
-                raise  # what is wrong inside the mapping
+            if isinstance(value, dict) and dataclasses.is_dataclass(kind) or kind is float is type(value):
+                raise  # what is wrong inside the mapping, or with the number
     raise _unexpected(" or ".join(map(_name, kinds)), value, where)
 
 
