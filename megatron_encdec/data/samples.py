@@ -42,12 +42,13 @@ class Samples:
 
     def __init__(self, config: DataConfig, which: Literal["train", "validation"] = "train", section: str = "data",
                  first: int = 0, read: Mapping[tuple[str, int], int] | None = None,
-                 stores: dict[str, TokenStore | AbsentStore] | None = None):
-        """section: where in the config it stands. first: its first sample, before which windows were `read`: (a
-        source's fingerprint, window length) -> how many; a source goes on from there. stores: open ones, by path.
+                 stores: dict[str, TokenStore | AbsentStore] | None = None, key: str | None = None):
+        """section: where in the config it stands; key: where its sources do, if elsewhere. first: its first sample,
+        before which windows were `read`: (a source's fingerprint, window length) -> how many; a source goes on from
+        there. stores: open ones, by path.
         Raises UserError where there is no source, one is shorter than a window, or two are the same data;
         IntegrityError where files are damaged. Whether they are of the run's tokenizer its plan checks."""
-        sources, self._key, self._section = getattr(config, which), f"{section}.{which}", section
+        sources, self._key, self._section = getattr(config, which), key or f"{section}.{which}", section
         stores, read = {} if stores is None else stores, read or {}
         if not sources:
             raise UserError(f"{self._key}: empty; give at least one source, e.g. [{{path: PREFIX}}]")

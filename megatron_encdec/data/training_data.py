@@ -20,12 +20,14 @@ from megatron_encdec.data.store import AbsentStore, TokenStore
 
 @dataclass(frozen=True)
 class Declaration:
-    """`config` holds for the samples `first` .. `end` - 1 of the run; `section` of the config says so."""
+    """`config` holds for the samples `first` .. `end` - 1 of the run; `section` of the config says so, and `key` gives
+    the sources (None: that section does)."""
 
     first: int
     end: int
     config: DataConfig
     section: str
+    key: str | None = None
 
 
 class TrainingData:
@@ -39,7 +41,7 @@ class TrainingData:
         read: dict[tuple[str, int], int] = {}  # (fingerprint, window length) -> windows read so far
         self.parts: list[Samples] = []
         for one in declarations:
-            part = Samples(one.config, "train", one.section, one.first, read, stores)
+            part = Samples(one.config, "train", one.section, one.first, read, stores, one.key)
             self._read.append(dict(read))
             read |= {(fingerprint, part.sequence_length): count
                      for fingerprint, count in zip(part.fingerprints, part.read(one.end), strict=True)}

@@ -26,7 +26,6 @@ from megatron_encdec.rundir.lineage import differences
 from megatron_encdec.rundir.metrics import read_metrics
 from megatron_encdec.training.config import Config, load_config
 from megatron_encdec.training.layout import lay_out
-from megatron_encdec.training.sources import train_key
 from megatron_encdec.training.stretches import by_phase, tokens_between
 
 # Not a difference between two experiments: where a run lives, how it was cut over ranks, what it logged.
@@ -152,7 +151,7 @@ def corpus_entropies(config: Config, fingerprints: list[str] | None) -> list[Ent
     known: dict[str, Entropy] = {}
     found = []
     for parts in by_phase(lay_out(config)):
-        key = train_key(config, parts[0].index)
+        key = parts[0].train_key
         if key not in known:
             known[key] = _entropy_of(key, parts[0].data.train, config.model.vocabulary_size, fingerprints)
         found.append(known[key])

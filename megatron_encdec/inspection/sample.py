@@ -9,7 +9,6 @@ from megatron_encdec.objectives.base import Labelled
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import load_config
 from megatron_encdec.training.plan import Plan, resolve
-from megatron_encdec.training.sources import train_key
 from megatron_encdec.training.step import micro_batches
 
 
@@ -45,7 +44,7 @@ def describe(plan: Plan, index: int) -> dict:
     return {
         "sample": index, "samples": total, "step": step, "steps": timeline.total_steps, "phase": stretch.name,
         "objective": objective.label(), "attention": batch.attention,
-        "source": str(store.prefix), "source_key": f"{train_key(plan.config, stretch.index)}.{sample.source}",
+        "source": str(store.prefix), "source_key": f"{stretch.train_key}.{sample.source}",
         "source_number": sample.source, "epoch": sample.epoch, "window": sample.window,
         "first_token": start, "tokens": length, "targets": len(batch.labels_N), "document_ends": document_ends,
         "segment_ends": segment_ends, "inputs": labelled.inputs_S.tolist(),

@@ -16,14 +16,13 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.lineage import differences
 from megatron_encdec.text.tokenizer import load_tokenizer
 from megatron_encdec.training.config import Config
-from megatron_encdec.training.layout import lay_out, with_phase_steps
+from megatron_encdec.training.layout import batches, lay_out, with_phase_steps
 from megatron_encdec.training.origin import check_origin
 from megatron_encdec.training.plan import (
     ASSUMED_VOCABULARY,
     check_kernels,
     check_topology,
     missing_inputs,
-    phase_batches,
     resolve,
     resolved_yaml,
     with_dtype,
@@ -63,7 +62,7 @@ def _phases(config: Config, stretches: list[Stretch]) -> list[str]:
     """Each phase, and below it what it changes."""
     rows, notes = [("phase", "objective", "steps", "tokens")], [[]]
     before = _changeable(config, config.data, config.batch, config.optimizer.lr, None, Frozen())
-    for parts, batch in zip(by_phase(stretches), phase_batches(config), strict=True):
+    for parts, batch in zip(by_phase(stretches), batches(config), strict=True):
         first, last = parts[0], parts[-1]
         steps, tokens = f"{first.start + 1}..{last.end}", tokens_between(parts, 0, last.end)
         rows.append((first.name, first.objective.label(), steps, f"{tokens:,}"))

@@ -22,11 +22,12 @@ MOST_STEPS = 10_000_000  # of a run: the learning rate of each is part of its hi
 
 @dataclass(frozen=True)
 class _InForce:
-    """What holds in a phase. section: of the config, that says the data. plateaus: (steps, windows of a step) of its
-    ramp."""
+    """What holds in a phase. section: of the config, that says the data; sources: the key that gives its text.
+    plateaus: (steps, windows of a step) of its ramp."""
 
     data: DataConfig
     section: str
+    sources: str
     batch: BatchSettings
     lr: float
     rope: Rope
@@ -72,7 +73,8 @@ def lay_out(config: Config) -> list[Stretch]:
             stretches.append(Stretch(
                 index, settings.name, at, at + count, start, steps, sample, settings.objective,
                 settings.optimizer_state if at == start else "carry", now.data, windows, now.batch.micro_size,
-                optimizer, *own, config.precision.identity(), now.freeze, rope, now.section))
+                optimizer, *own, config.precision.identity(), now.freeze, rope, now.section,
+                now.sources))
             at, sample = at + count, sample + count * windows
     return stretches
 
@@ -80,12 +82,14 @@ def lay_out(config: Config) -> list[Stretch]:
 def _in_force(config: Config) -> list[_InForce]:
     """What holds in each phase."""
     model = config.model
-    now = _InForce(config.data, "data", config.batch, config.optimizer.lr, Rope(model.rope_theta, model.rope_scaling))
+    rope = Rope(model.rope_theta, model.rope_scaling)
+    now = _InForce(config.data, "data", "data.train", config.batch, config.optimizer.lr, rope)
     found = []
     for index, phase in enumerate(config.phases):
         where, ramp = f"phases.{index}", phase.batch and phase.batch.ramp
         if phase.data:
-            now = replace(now, data=_applied(phase.data, now.data, f"{where}.data"), section=f"{where}.data")
+            now = replace(now, data=_applied(phase.data, now.data, f"{where}.data"), section=f"{where}.data",
+                          sources=f"{where}.data.train" if phase.data.train else now.sources)
         if phase.batch:
             now = replace(now, batch=_applied(phase.batch, now.batch, f"{where}.batch"))
         if phase.freeze is not None:
@@ -97,6 +101,11 @@ def _in_force(config: Config) -> list[_InForce]:
                       plateaus=tuple(plateaus))
         found.append(now)
     return found
+
+
+def batches(config: Config) -> list[BatchSettings]:
+    """What each phase has as its batch, once its ramp is over."""
+    return [now.batch for now in _in_force(config)]
 
 
 def _applied(change, settings, where: str):
@@ -213,5 +222,5 @@ def declarations(stretches: list[Stretch]) -> list[Declaration]:
         if found and found[-1].config == stretch.data:
             found[-1] = replace(found[-1], end=end)
         else:
-            found.append(Declaration(stretch.first_sample, end, stretch.data, stretch.data_section))
+            found.append(Declaration(stretch.first_sample, end, stretch.data, stretch.data_section, stretch.train_key))
     return found

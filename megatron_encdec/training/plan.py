@@ -15,7 +15,6 @@ from megatron_encdec.data.samples import Samples
 from megatron_encdec.data.training_data import TrainingData
 from megatron_encdec.engine import checkpoint
 from megatron_encdec.engine.checkpoint import RunState, read_run_state
-from megatron_encdec.engine.config import BatchSettings
 from megatron_encdec.model.config import choose_layers
 from megatron_encdec.model.performance import accumulation_fusion, choose_attention, kernel_notes
 from megatron_encdec.model.precision import fp8_shape_problems
@@ -27,7 +26,7 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.ranks import RankEnvironment
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer, require_mask
 from megatron_encdec.training.config import Config, From, RunSettings
-from megatron_encdec.training.layout import declarations, lay_out, with_phase_steps
+from megatron_encdec.training.layout import batches, declarations, lay_out, with_phase_steps
 from megatron_encdec.training.sources import missing_sources, open_train, open_validation
 from megatron_encdec.training.stretches import Stretch, Timeline
 from megatron_encdec.training.work import Work
@@ -140,12 +139,12 @@ def check_topology(config: Config, world_size: int) -> None:
     """Refuse a number of ranks, or parallel sizes, that trunk and batch cannot be cut into."""
     data_size = check_parallel_sizes(world_size, config.parallel.tensor, config.parallel.pipeline)
     config.model.check_parallel(config.parallel.tensor, config.parallel.pipeline)
-    batches = [("", "global_size", config.batch.global_size, config.batch.micro_size, config.data.sequence_length)]
-    in_force = phase_batches(config)
+    cuts = [("", "global_size", config.batch.global_size, config.batch.micro_size, config.data.sequence_length)]
+    in_force = batches(config)
     for one in lay_out(config):
         key = "ramp" if one.batch_size < in_force[one.index].global_size else "global_size"
-        batches.append((f"phases.{one.index}.", key, one.batch_size, one.micro_size, one.data.sequence_length))
-    for where, key, windows, micro_size, length in batches:
+        cuts.append((f"phases.{one.index}.", key, one.batch_size, one.micro_size, one.data.sequence_length))
+    for where, key, windows, micro_size, length in cuts:
         share = data_size * micro_size
         if windows % share:
             raise UserError(f"{where}batch.{key}: {windows} windows cannot be split over {data_size} data-parallel "
@@ -153,15 +152,6 @@ def check_topology(config: Config, world_size: int) -> None:
         if config.parallel.sequence and length % config.parallel.tensor:
             raise UserError(f"{where}data.sequence_length: {length} is no multiple of "
                             f"parallel.tensor={config.parallel.tensor}, which parallel.sequence needs")
-
-
-def phase_batches(config: Config) -> list[BatchSettings]:
-    """What each phase has as its batch, once its ramp is over."""
-    found, now = [], config.batch
-    for phase in config.phases:
-        now = phase.batch.applied_to(now) if phase.batch else now
-        found.append(now)
-    return found
 
 
 def check_kernels(config: Config) -> None:

@@ -27,12 +27,6 @@ def sources(config: Config) -> list[tuple[str, SourceConfig]]:
     return [*_train(config), *_validation(config)]
 
 
-def train_key(config: Config, index: int) -> str:
-    """The key that gives phase `index` its sources: its own, an earlier phase's, or `data.train`."""
-    own = [number for number, phase in enumerate(config.phases[:index + 1]) if phase.data and phase.data.train]
-    return f"phases.{own[-1]}.data.train" if own else "data.train"
-
-
 def missing_sources(config: Config) -> list[tuple[str, str]]:
     """(key, path) of each source whose files are gone and cannot be done without."""
     past = Past.of(config)
@@ -113,7 +107,7 @@ def _begun(config: Config) -> tuple[str, RunState]:
 
 
 def _train(config: Config) -> list[tuple[str, SourceConfig]]:
-    lists = {train_key(config, one.index): one.data.train for one in lay_out(config)}
+    lists = {one.train_key: one.data.train for one in lay_out(config)}
     return [(f"{key}.{number}", source) for key, given in lists.items() for number, source in enumerate(given)]
 
 

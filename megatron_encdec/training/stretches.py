@@ -29,7 +29,8 @@ class Stretch:
     began after step `phase_start` and has `phase_steps` steps.
     first_sample: windows consumed before it. precision: its part of the history. rope: None where it is the model's.
     The learning rate follows `schedule`, which began after step `schedule_start` and has `schedule_steps` steps.
-    micro_size and data_section (of the config, that says the data) change no number."""
+    micro_size, data_section (of the config, that says the data) and train_key (which gives its sources) change no
+    number."""
 
     index: int
     name: str
@@ -51,6 +52,7 @@ class Stretch:
     freeze: Frozen = Frozen()
     rope: Rope | None = None
     data_section: str = "data"
+    train_key: str = "data.train"
 
     @property
     def steps(self) -> int:

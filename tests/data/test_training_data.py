@@ -32,11 +32,11 @@ def data_of(root, blend: dict[str, float], **keys) -> DataConfig:
                       **{"sequence_length": S, **keys})
 
 
-def training_data(*parts: tuple[int, DataConfig]) -> TrainingData:
-    """Each part: how many samples, and the declaration."""
+def training_data(*parts: tuple[int, DataConfig], key: str | None = None) -> TrainingData:
+    """Each part: how many samples, and the declaration. key: of all their sources."""
     declarations, at = [], 0
     for number, (count, config) in enumerate(parts):
-        declarations.append(Declaration(at, at + count, config, f"phases.{number}.data"))
+        declarations.append(Declaration(at, at + count, config, f"phases.{number}.data", key))
         at += count
     return TrainingData(declarations)
 
@@ -129,6 +129,8 @@ def test_epochs_are_those_of_the_text_whatever_the_length_of_its_windows(sources
     (note,) = [note for note in training_data(*parts).notes() if "is repeated" in note]
     assert note.startswith("phases.2.data.train.0")
     assert "9.6 epochs of it, in windows of 8 and 16 tokens" in note  # 60 / 13 + 30 / 6
+    (note,) = [note for note in training_data(*parts, key="data.train").notes() if "is repeated" in note]
+    assert note.startswith("data.train.0: ")
 
 
 def test_cuts_belong_to_their_declaration(sources):

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from small_run import wait_until
 
-from megatron_encdec.platform import meeting
+from megatron_encdec.platform import gathering, meeting
 from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, UserError, exit_code
 from megatron_encdec.platform.link import interface_towards
 from megatron_encdec.platform.meeting import Party
@@ -34,8 +34,8 @@ def port() -> int:
 def party(port, monkeypatch):
     """A function: member `member` of `members` ranks, who wait for two seconds at most."""
     monkeypatch.setenv(meeting.SECONDS, "2")
-    monkeypatch.setattr(meeting, "REPLY_SECONDS", 0.5)
-    monkeypatch.setattr(meeting, "_TELL_SECONDS", 3.0)
+    monkeypatch.setattr(gathering, "REPLY_SECONDS", 0.5)
+    monkeypatch.setattr(gathering, "TELL_SECONDS", 3.0)
 
     def call(member: int, members: int, job: str = "a", address: str = "127.0.0.1", **terms) -> Party:
         return Party(job, "rank", member, members, address, port, {"ranks": members, **terms})
@@ -104,7 +104,7 @@ def _connected(port: int) -> socket.socket:
 
 
 def test_who_has_not_come_is_named_to_those_that_have(party, at_once, monkeypatch, capfd, port):
-    monkeypatch.setattr(meeting, "NOTICE_SECONDS", 0.7)
+    monkeypatch.setattr(gathering, "NOTICE_SECONDS", 0.7)
     stranger, other = at_once(meet, party(2, 5, "b")), at_once(meet, party(1, 5))
     with pytest.raises(NotMet) as error:
         meet(party(0, 5))
@@ -180,7 +180,7 @@ def test_a_mistake_of_all_is_said_by_the_first(party, at_once):
 
 
 def _member(party: Party, said: str) -> None:
-    meeting.NOTICE_SECONDS = 0.2
+    gathering.NOTICE_SECONDS = 0.2
     with open(said, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -6,7 +6,7 @@ from small_run import config_of, timeline_of
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import Config
-from megatron_encdec.training.layout import lay_out, with_phase_steps
+from megatron_encdec.training.layout import declarations, lay_out, with_phase_steps
 
 
 def phases(*lengths):
@@ -109,3 +109,13 @@ def test_a_rate_on_its_way_up_has_not_decayed():
     stretch = lay_out(config_of("schedule={name: wsd, warmup_steps: 4, decay_steps: 3}"))[0]
     assert stretch.learning_rate(1) < 0.5 * stretch.optimizer.lr and not stretch.has_decayed(1)
     assert not stretch.has_decayed(6) and lay_out(config_of("schedule.decay_steps=3"))[-1].has_decayed(12)
+
+
+def test_sources_are_named_where_they_stand():
+    """A phase that changes the windows alone reads what an earlier section gives."""
+    stretches = lay_out(config_of("phases=[{name: a, objective: clm, steps: 1, data: {sequence_length: 32}}, {name: b, "
+                                  "objective: clm, steps: 1, data: {train: [{path: text}]}}, {name: c, objective: clm, "
+                                  "steps: 1, data: {sequence_length: 16}}]", "schedule={name: constant}"))
+    assert [one.train_key for one in stretches] == ["data.train", "phases.1.data.train", "phases.1.data.train"]
+    assert [one.data_section for one in stretches] == ["phases.0.data", "phases.1.data", "phases.2.data"]
+    assert [one.key for one in declarations(stretches)] == [one.train_key for one in stretches]
