@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_encdec.finetune.config import load_config
-from megatron_encdec.finetune.results_tree import FAILED, FINISHED, record_model, state_of
+from megatron_encdec.finetune.config import FinetuneRun, load_config
+from megatron_encdec.finetune.results_tree import FAILED, FINISHED, SETTINGS, read_json, record_model, state_of
 from megatron_encdec.finetune.sweep import Outcome, Sweep
 from megatron_encdec.platform.children import available_cores
 from megatron_encdec.platform.errors import RunFailed, UserError, add_stopped_code, choose_stopped_code, stopped_code
 from megatron_encdec.platform.optional import INSTALL, is_available
+from megatron_encdec.platform.schema import to_dict
 
 DESCRIPTION = """\
 Fine-tune models on labelled sets: every learning rate and seed of the config's grid, each a run with a folder of its
@@ -31,6 +32,10 @@ SIGTERM or Ctrl-C ends the runs in hand; they begin again with the next call. A 
 failure.json, and is tried again only with --retry-failed. The same command twice at once shares the runs.
 """
 FUNCTION = "megatron_encdec.finetune.run:run_one"
+# What may differ between a finished run and the one asked for: speed, what is saved, names and places of folders.
+_FREE = {"model": {"path", "name", "series"}, "dataset": {"local"},
+         "training": {"micro_batch_size", "retrieval_micro_batch_size", "checkpoint_every", "save_model", "onnx"}}
+_PATHS = ("train", "validation", "test", "documents", "beir")
 MOST_WORKERS = 8  # without GPUs, a core each: two such runs at once end sooner than one after the other on both cores
 
 
@@ -62,6 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{config.results}: {len(runs)} runs ({len(config.all_models)} models × {len(config.datasets)} datasets × "
           f"{len(config.grid.learning_rates)} learning rates × {len(config.grid.seeds)} seeds): {finished} finished, "
           f"{failed} failed, {todo} to do")
+    for one, state in zip(runs, states, strict=True):
+        if state == FINISHED:
+            _check_settings(one)
     if arguments.dry_run:
         return 0
     for model in config.all_models:
@@ -71,6 +79,21 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"finetune needs the package nemo_automodel; install it: {INSTALL['nemo_automodel']}")
     sweep = sweep_of(runs, FUNCTION, todo, config.sweep.workers, config.sweep.retry_failed, MOST_WORKERS)
     return how_it_ended(config.results, sweep.run())
+
+
+def _check_settings(run: FinetuneRun) -> None:
+    """A finished run that other settings have made is refused: its scores would be taken for those asked for. What is
+    in the files that they name is not compared, nor where these lie."""
+    path = run.directory / SETTINGS
+    if not path.is_file():
+        return
+    then, now = read_json(path), to_dict(run)
+    for part, free in _FREE.items():
+        for key in sorted(then.get(part, {}).keys() & now[part].keys() - free):
+            old, new = ((Path(one).name if key in _PATHS and one else one) for one in (then[part][key], now[part][key]))
+            if old != new:
+                raise UserError(f"{path}: the results there were made with {part}.{key}={old!r}, asked for is {new!r}; "
+                                "give `results` another folder, or delete that one")
 
 
 def sweep_of(runs: Sequence[Any], function: str, todo: int, workers: int | None, retry_failed: bool,

@@ -22,6 +22,10 @@ SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classifi
 METRICS = {SINGLE: ("accuracy", "f1", "macro_f1", "mcc"), MULTI: ("micro_f1", "macro_f1", "accuracy"),
            REGRESSION: ("pearson_spearman", "pearson", "spearman")}
 
+COLUMNS = {"SC": ("text", "text_pair", "label"), "TC": ("tokens", "tags"),
+           "QA": ("question", "context", "answers", "is_impossible"),
+           "IR": ("query", "positive", "negatives", "document")}
+
 
 def _is_folder_name(name: str) -> bool:
     """Whether `name` names one folder of a results tree, and one that `study report` reads."""
@@ -95,6 +99,11 @@ class DatasetConfig:
             if len(set(self.labels)) != len(self.labels):
                 raise ValueError("labels: one is given twice")
         at_least(self, 1, "max_train", "max_eval", "shots")
+        for key in ("columns", "train_columns"):
+            for name in getattr(self, key) or ():
+                if name not in COLUMNS[self.family]:
+                    raise ValueError(f"{key}: {name!r} is no column of {self.family}; they are "
+                                     f"{', '.join(COLUMNS[self.family])} (ours: the file's)")
         if self.beir is not None and (self.family != "IR" or self.local or self.hub or self.documents):
             raise ValueError("beir: a folder of retrieval (IR), which has its documents; without local, hub, documents")
         if self.family != "SC":
@@ -162,8 +171,8 @@ class GridConfig:
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"learning_rates: two of them would have the folder lr{twice[0]}; give rates that differ "
                              "in their first six digits")
-        if not self.seeds or any(seed < 0 for seed in self.seeds):
-            raise ValueError(f"seeds: expected numbers from 0, found {list(self.seeds)}")
+        if not self.seeds or any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: expected different numbers from 0, found {list(self.seeds)}")
 
 
 @dataclass(frozen=True)
@@ -228,9 +237,9 @@ class FinetuneConfig:
         labels = [model.label for model in self.all_models]
         if len(set(labels)) != len(labels):
             raise ValueError(f"models: two have the same name ({', '.join(labels)}); give each a `name`")
-        places = [(dataset.family, dataset.name, dataset.train_set) for dataset in self.datasets]
-        if len(set(places)) != len(places):
-            raise ValueError("datasets: two of one family have the same name")
+        folders = [run.directory for run in self.runs()]
+        if twice := [folder for place, folder in enumerate(folders) if folder in folders[:place]]:
+            raise ValueError(f"datasets: two of one family have the same name, and {twice[0]} would hold both")
 
     @property
     def all_models(self) -> tuple[ModelSource, ...]:

@@ -85,8 +85,6 @@ def load_examples(dataset: DatasetConfig, seed: int = 0) -> Examples:
     found = {split: read(dataset, split, unlabelled) for split in SPLITS if getattr(dataset, split)}
     classes = dataset.family in ("SC", "TC") and dataset.problem_type != REGRESSION
     labels = _labels(dataset, found) if classes else ()
-    if dataset.problem_type == REGRESSION:
-        _check_numbers(dataset, found)
     if dataset.family == "SC":  # all texts have a second one, or none has
         alone = [example for split in found.values() for example in split if example.pair is None]
         if 0 < len(alone) < sum(map(len, found.values())):
@@ -101,8 +99,11 @@ def load_examples(dataset: DatasetConfig, seed: int = 0) -> Examples:
         documents = [_text(row, dataset.columns, "document") for row in rows]
     if dataset.shots is not None:
         found["train"] = _few(found["train"], dataset, labels, seed)
-    return Examples(*(_drawn(found[split], dataset.max_train if split == "train" else dataset.max_eval)
-                      for split in SPLITS), labels, documents, unlabelled)
+    found = {split: _drawn(found[split], dataset.max_train if split == "train" else dataset.max_eval)
+             for split in SPLITS}
+    if dataset.problem_type == REGRESSION:
+        _check_numbers(dataset, found)
+    return Examples(*found.values(), labels, documents, unlabelled)
 
 
 def positives_of(pairs: Sequence[Pair]) -> list[list[str]]:
@@ -167,8 +168,9 @@ def _check_numbers(dataset: DatasetConfig, found: dict[str, list]) -> None:
     """A split whose numbers are all the same has no correlation: the hub's test sets of GLUE have -1 everywhere."""
     for split, examples in found.items():
         if len({example.label for example in examples}) < 2:
-            raise UserError(f"{getattr(dataset, split)}: all its numbers are {examples[0].label:g}, so nothing can "
-                            f"correlate with them; name a split with scores as `{split}`")
+            source = getattr(dataset, split) or f"{split}, a part of {dataset.train}"
+            raise UserError(f"{source}: all its numbers are {examples[0].label:g}, so nothing can correlate "
+                            f"with them; name a split with scores as `{split}`, or take more of it")
 
 
 def _few(examples: list, dataset: DatasetConfig, labels: tuple[str, ...], seed: int) -> list:

@@ -43,13 +43,18 @@ class FrozenRun:
         return Path(self.results) / self.name / ZERO_SHOT / self.task.name / FROZEN
 
     def check(self) -> None:
-        """`UserError` where the results in its folder are of another model."""
+        """`UserError` where the results in its folder are of another model, or of other data."""
         if (path := self.directory / RESULTS).is_file():
-            found = read_json(path).get("mteb", {}).get("revision")
+            made = read_json(path).get("mteb", {})
+            found, data, now = made.get("revision"), made.get("dataset_revision"), mteb_tasks.data_revision(self.task)
             if found != self.revision:
                 raise UserError(f"{path}: the results there are of other weights (revision {str(found)[:8]}, "
                                 f"{self.model} is {self.revision[:8]}); give it another name (NAME={self.model}), or "
                                 "--results another folder")
+            if data != now:
+                raise UserError(f"{path}: the results there are of other data (revision {str(data)[:8]}, "
+                                f"{self.task.folder or self.task.name} is {str(now)[:8]}); give --results another "
+                                "folder, or delete that one")
 
 
 def revision_of(model: str) -> str:

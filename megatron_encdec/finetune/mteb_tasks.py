@@ -82,6 +82,14 @@ def load(name: TaskName, data: str | None):
     return task
 
 
+def data_revision(name: TaskName) -> str | None:
+    """What tells the data of a task from other data: a hash of a folder's files, the hub's revision of a set."""
+    if name.folder:
+        folder = Path(name.folder)
+        return fingerprint(sorted(one for one in folder.rglob("*") if one.is_file()), folder)
+    return require("mteb", "evaluate").get_task(name.name).metadata.dataset.get("revision")
+
+
 def _of_folder(folder: Path, name: str):
     from mteb.abstasks import AbsTaskClassification, AbsTaskPairClassification, AbsTaskRetrieval, AbsTaskSTS
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -95,8 +103,7 @@ def _of_folder(folder: Path, name: str):
     metadata = TaskMetadata(
         name=name, description=f"{kind} on {folder}", type=kind, category="t2t", eval_splits=[TEST],
         eval_langs=["eng-Latn"], main_score=MAIN_SCORES[kind],
-        dataset={"path": str(folder), "revision": fingerprint(sorted(one for one in folder.rglob("*")
-                                                                     if one.is_file()), folder)})
+        dataset={"path": str(folder), "revision": data_revision(TaskName(name, folder=str(folder)))})
     task = type(f"Local{kind}", (base,), {"metadata": metadata})()
     task.dataset, task.data_loaded = dataset, True
     return task

@@ -29,18 +29,19 @@ from typing import Any
 
 import orjson
 
-from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.errors import RunFailed, UserError
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.rundir.lock import FolderLock
 
 ZERO_SHOT, FROZEN = "MTEB", "frozen"  # the family and the only run of a model that is evaluated as it is
 FAMILIES = ("SC", "TC", "QA", "IR", ZERO_SHOT)
 RESULTS, FAILURE, GRID, BASELINES = "results.json", "failure.json", "grid.json", "baselines"
+SETTINGS = "cell.json"  # all settings of a run, a place of the grid: models x datasets x rates x seeds
 MODEL, EXPORT = "model.json", "export.json"
 FINISHED, FAILED, TODO = "finished", "failed", "todo"
 _NAME = re.compile(r"(?:(?P<train_set>.+)_)?lr(?P<rate>[0-9.eE+-]+)_sd(?P<seed>\d+)")
 _PATIENCE = 60.0  # seconds for another sweep to write its plan
-_WAY_OUT = "mend it, or delete it and run `megatron-encdec finetune` again"
+_WAY_OUT = "mend it, or delete it and give the command again that wrote it"
 
 
 def name_of_run(rate: float, seed: int, train_set: str = "") -> str:
@@ -127,15 +128,25 @@ def _known(path: Path) -> list[str]:
         raise UserError(f"{error} (it then lists the runs of this sweep alone)") from None
 
 
-def record_model(tree: Path, name: str, export: Path, series: Sequence[str] = ()) -> None:
+def check_scores(results: dict) -> None:
+    """Raises `RunFailed` where a split has no score: a correlation with what is all the same is no number."""
+    for split in ("validation", "test"):
+        if not math.isfinite(results[split]["score"]):
+            raise RunFailed(f"{split} has no score ({results[split]['score']}): what was predicted there, or what it "
+                            "is compared with, is all the same, or is no number")
+
+
+def record_model(tree: Path, name: str, export: Path, series: Sequence[str] | None = None) -> None:
     """model.json of the model `name`: which state it is, by the export.json of the directory `export`; nothing where
-    that has none. Raises `UserError` where the results in its folder are of another state."""
+    that has none. series: None leaves what is recorded. Raises `UserError` where the results in its folder are of
+    another state."""
     if not (export / EXPORT).is_file():
         return
     exported = read_json(export / EXPORT)
-    record = {key: exported.get(key) for key in ("step", "history_hash", "run")} | {"series": list(series)}
     path = tree / name / MODEL
     found = read_json(path) if path.exists() else {}
+    record = {key: exported.get(key) for key in ("step", "history_hash", "run")}
+    record["series"] = found.get("series", []) if series is None else list(series)
     if found.get("history_hash", record["history_hash"]) != record["history_hash"]:
         raise UserError(f"{path}: the results there are of another model (step {found.get('step')}, history "
                         f"{found['history_hash'][:8]}; {export} is of step {record['step']}, history "

@@ -17,11 +17,12 @@ from megatron_encdec.finetune import compat
 from megatron_encdec.finetune.baselines import ensure_baselines
 from megatron_encdec.finetune.config import FinetuneRun
 from megatron_encdec.finetune.features import load_task
+from megatron_encdec.finetune.results_tree import SETTINGS
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.schema import to_dict
 from megatron_encdec.rundir.files import write_atomic, write_json_atomic
 
-SETTINGS, NEMO = "cell.json", "nemo.yaml"  # the first: a place of the grid, models x datasets x rates x seeds
+NEMO = "nemo.yaml"
 _MODULE = "megatron_encdec.finetune.recipes"
 RECIPES = {"SC": "SequenceClassification", "TC": "TokenClassification", "QA": "SpanExtraction", "IR": "Retrieval"}
 

@@ -293,6 +293,7 @@ def _do_alone(function: str, run: Any, claim: Claim) -> tuple[str, Any]:
     try:
         with _output_to(run.directory / LOG):
             results = pkgutil.resolve_name(function)(run, _reporter(claim))
+        results_tree.check_scores(results)
     except InUse:
         raise
     except (UserError, ImportError) as error:

@@ -8,9 +8,11 @@ Workers that want the same texts at the same time each make them, on a core of t
 waiting would. Whoever deletes the folder loses nothing but time. Legend of shapes: N texts, T tokens of all of them.
 """
 
+import contextlib
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +23,8 @@ import tokenizers
 from megatron_encdec.rundir.files import write_atomic
 
 FOLDER = ".tokens"  # a report passes over names that start with a point
+# What reading a damaged file may raise: zipfile takes flipped bits for other methods, versions and passwords.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _IDS, _LENGTHS, _OFFSETS = "input_ids", "lengths", "offset_mapping"
 
 
@@ -38,12 +42,13 @@ class TokenCache:
         digest = self._base.copy()
         digest.update(orjson.dumps([special, offsets, list(texts)]))
         path = self._folder / f"{digest.hexdigest()}.npz"
-        if (kept := _read(path)) is not None:
+        if (kept := _read(path, {_IDS, _OFFSETS} if offsets else {_IDS})) is not None:
             return kept
         made = self._tokenizer(list(texts), add_special_tokens=special, return_offsets_mapping=offsets, verbose=False)
         kept = {name: made[name] for name in (_IDS, _OFFSETS) if name in made}
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, _packed(kept))
+        with contextlib.suppress(OSError):  # a full disk: the next run makes them again
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, _packed(kept))
         return kept
 
 
@@ -58,13 +63,15 @@ def _packed(found: dict[str, list]) -> bytes:
     return file.getvalue()
 
 
-def _read(path: Path) -> dict[str, list] | None:
+def _read(path: Path, wanted: set[str]) -> dict[str, list] | None:
     """What is kept at `path`; None where that is not there, or damaged (a checksum of each array is in it)."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         lengths = arrays.pop(_LENGTHS)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except _DAMAGED:
+        return None
+    if arrays.keys() != wanted:
         return None
     ends = np.cumsum(lengths).tolist()
     starts = [0, *ends[:-1]]

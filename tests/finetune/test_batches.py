@@ -7,10 +7,11 @@ import sys
 
 import pytest
 from finetune_sets import losses, run_of, run_one
+from transformers import AutoTokenizer
 
 from megatron_encdec.finetune.batches import like_lengths, padding_of
 from megatron_encdec.finetune.features import load_task
-from megatron_encdec.finetune.token_cache import FOLDER
+from megatron_encdec.finetune.token_cache import FOLDER, TokenCache
 
 
 def test_each_text_once_little_padding_and_no_batch_too_large():
@@ -74,12 +75,33 @@ def test_what_is_damaged_or_of_another_prefix_is_made_anew(root):
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 0xFF
         file.write_bytes(content)
+    next(folder.iterdir()).write_bytes(b"")  # as after a power cut
     files = set(folder.iterdir())
     for name in ("elsewhere", "elsewhere_too"):
         load_task(run_of(root, "IR", name))
     assert load_task(run).train == expected and set(folder.iterdir()) == files
     prefixed = run_of(root, "IR", "damaged", query_prefix="river ")
     assert load_task(prefixed).train != expected and set(folder.iterdir()) > files
+
+
+@pytest.mark.parametrize("place", [4, 6, 8])
+def test_whatever_is_flipped_in_a_kept_file(root, tmp_path, place):
+    """In the header of its first array: zipfile takes it for another version, a password, another method."""
+    tokenizer = AutoTokenizer.from_pretrained(root / "euro")
+    expected = TokenCache(tokenizer, tmp_path)(["river stone"], True)
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    directory = content.index(b"PK\x01\x02")
+    content[place] ^= 0xFF
+    content[directory + place + 2] ^= 0xFF
+    file.write_bytes(content)
+    assert TokenCache(tokenizer, tmp_path)(["river stone"], True) == expected
+
+
+def test_a_folder_that_cannot_be_written_is_no_harm(root, tmp_path):
+    (tmp_path / "file").write_text("")
+    found = TokenCache(AutoTokenizer.from_pretrained(root / "euro"), tmp_path / "file")(["river"], True)
+    assert found["input_ids"][0]
 
 
 WRITER = """

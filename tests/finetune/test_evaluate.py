@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def test_a_report_shows_them_beside_fine_tuned_scores(root, folders, tmp_path):
     assert "words_similarity" in (tmp_path / "report/report.md").read_text()
 
 
-def test_what_a_kill_left_is_done_again_and_other_weights_are_refused(root, folders):
+def test_what_a_kill_left_is_done_again_and_what_is_of_others_is_refused(root, folders, tmp_path):
     run = frozen(root, folders["STS"], "killed")
     expected = evaluate_one(run)
     torn = run.directory / "mteb/results/local__euro" / run.revision / f"{run.task.name}.json"
@@ -134,6 +135,14 @@ def test_what_a_kill_left_is_done_again_and_other_weights_are_refused(root, fold
     run.check()
     with pytest.raises(UserError, match="of other weights .*; give it another name"):
         FrozenRun(run.model, run.name, "0" * 40, run.task, run.results).check()
+    shutil.copytree(folders["STS"], tmp_path / run.task.name)
+    other = FrozenRun(run.model, run.name, run.revision, TaskName(run.task.name, folder=str(tmp_path / run.task.name)),
+                      run.results)
+    other.check()  # a copy of the same files
+    with open(tmp_path / run.task.name / "test.jsonl", "a") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match="of other data .*; give --results another folder"):
+        other.check()
 
 
 def test_tasks_by_name_benchmark_and_folder(folders, tmp_path):

@@ -133,6 +133,10 @@ def test_labels_of_the_wrong_kind_are_refused(root, tmp_path):
         load("good", "regression")
     with pytest.raises(UserError, match="rows.jsonl: all its numbers are -1, so nothing can correlate with them"):
         load(-1.0, "regression")
+    rows = [{"text": "river", "label": float(number > 1)} for number in range(6)]
+    path = str(write_rows(tmp_path / "few.jsonl", rows))
+    with pytest.raises(UserError, match="validation, a part of .*few.jsonl: all its numbers are .*take more of it"):
+        load_examples(DatasetConfig("few", "SC", path, path, problem_type="regression"))
     with pytest.raises(UserError, match=r"rows.jsonl:1: labels of a text are a list, found 'good'|are a list \(in CSV"):
         load("good", "multi_label_classification")
     with pytest.raises(UserError, match="2.5 is a score .*problem_type: regression"):

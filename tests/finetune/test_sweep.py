@@ -261,3 +261,11 @@ def test_a_damaged_plan_is_not_written_over(tmp_path, content):
 def test_a_reason_is_one_line(tmp_path):
     write_failure(tmp_path / "run", "first\n  second")
     assert json.loads((tmp_path / "run/failure.json").read_text())["reason"] == "first second"
+
+
+def test_a_run_without_a_score_has_failed(tmp_path):
+    """A correlation with what is all the same is no number; kept as a result it would spoil every report."""
+    (run,) = grid(tmp_path, (0.1,), (0,), how="nan")
+    outcome = Sweep([run], FUNCTION).run()
+    assert [reason for _, reason in outcome.failed] and "validation has no score (nan)" in outcome.failed[0][1]
+    assert state_of(run.directory) == "failed"

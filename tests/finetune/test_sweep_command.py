@@ -3,8 +3,11 @@
 import pytest
 
 from megatron_encdec.cli import main
-from megatron_encdec.finetune.results_tree import write_failure, write_results
+from megatron_encdec.finetune.config import load_config
+from megatron_encdec.finetune.results_tree import SETTINGS, write_failure, write_results
 from megatron_encdec.platform.optional import is_available
+from megatron_encdec.platform.schema import to_dict
+from megatron_encdec.rundir.files import write_json_atomic
 
 CONFIG = """
 model: {root}/tiny
@@ -54,9 +57,25 @@ def test_a_sweep_without_anything_to_do(finetune):
     assert code == 1 and "1 of 2 runs failed" in error and "loss is not finite" in error
 
 
+def test_a_finished_run_of_other_settings_is_refused(config, finetune):
+    """Speed, and where things lie, may differ."""
+    (run,) = [one for one in load_config(config).runs() if (one.lr, one.seed) == (1e-5, 0)]
+    write_json_atomic(run.directory / SETTINGS, to_dict(run))
+    assert finetune("--dry-run", "training.micro_batch_size=1", "training.save_model=true")[0] == 0
+    for changed, says in (("training.max_steps=7", "training.max_steps=1000, asked for is 7"),
+                          ("datasets.0.max_train=3", "dataset.max_train=None, asked for is 3"),
+                          ("datasets.0.test=other.jsonl", "dataset.test='test.jsonl', asked for is 'other.jsonl'")):
+        code, _, error = finetune(changed)
+        assert code == 2 and f"lr1e-05_sd0/{SETTINGS}: the results there were made with {says}" in error
+
+
 @pytest.mark.parametrize(("words", "says"), [
     (["--workers", "0"], "sweep.workers"), (["grid.learning_rates=[0]"], "grid.learning_rates"),
     (["model=nowhere"], "nowhere"), (["datasets.0.family=XX"], "family"),
+    (["grid.seeds=[0, 0]"], "expected different numbers"),
+    (["datasets.0.columns={text_pairs: b}"], "'text_pairs' is no column of SC; they are text, text_pair, label"),
+    (["datasets=[{name: a, family: SC, train_set: one, train: x, test: x}, {name: a, family: SC, train_set: two, "
+      "train: y, test: y}]"], "would hold both"),
 ])
 def test_mistakes_are_one_line(finetune, words, says):
     code, _, error = finetune(*words)

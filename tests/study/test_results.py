@@ -171,6 +171,7 @@ def test_results_know_which_state_they_are_of(tmp_path):
     write_grid(tmp_path / "tree", "m/SC/toy", {1e-5: [0.5]})
     record_model(tmp_path / "tree", "m", tmp_path / "a", ["m", "n"])
     record_model(tmp_path / "tree", "m", tmp_path / "a", ["m", "n"])
+    record_model(tmp_path / "tree", "m", tmp_path / "a")  # by who knows nothing of series
     found = read_trees([tmp_path / "tree"]).records["m"]
     assert (found.step, found.series, found.run["size"]) == (8, ("m", "n"), "610m")
     with pytest.raises(UserError, match=r"m/model.json: the results there are of another model \(step 8, .* step 12"):
