@@ -25,8 +25,8 @@ class PerformanceSettings:
     attention: of the torch layers, `masked` windows or `packed` segments (no work between documents; a GPU needs
     bf16). head_chunk: labelled positions whose logits exist at a time. compile: torch.compile for the head's passes
     over its logits (off unless asked for). fuse_activation: SwiGLU as one kernel (on). fuse_gradients: the product
-    itself adds weight gradients to the fp32 buffer (Transformer Engine, or Apex). recompute: in the backward pass, `mlp` or
-    `full` layers (the first recompute_layers of a pipeline stage). overlap_gradients, overlap_parameters:
+    itself adds weight gradients to the fp32 buffer (Transformer Engine, or Apex). recompute: in the backward pass,
+    `mlp` or `full` layers (the first recompute_layers of a pipeline stage). overlap_gradients, overlap_parameters:
     data-parallel communication beside computation. overlap_tensor: tensor-parallel communication inside Transformer
     Engine's products (needs parallel.sequence). prefetch: micro-batches that a thread prepares ahead; 0: none."""
 
