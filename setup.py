@@ -83,8 +83,9 @@ setup(
         # Figures of a study, and its jobs under Slurm; not for training, so not in the base. submitit is not in dev:
         # the docstrings of .venv's packages are the demo's corpus.
         "study": ["matplotlib>=3.9", "submitit>=1.5.4"],
-        # The site of docs/: mkdocs build --strict.
-        "docs": ["mkdocs-material>=9.7"],
+        # The site of docs/: zensical build --strict. The makers of Material for MkDocs, which ends in 2027, go on with it;
+        # it reads the same mkdocs.yml, and needs half as many packages.
+        "docs": ["zensical>=0.0.70"],
         # What tests of fine-tuning compare with.
         "reference": ["pytrec-eval-terrier>=0.5.10", "sentence-transformers>=5.0"],
         "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.6", "tensorboard>=2.18",

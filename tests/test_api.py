@@ -134,6 +134,7 @@ def test_several_processes_are_started_by_the_verb(root, tmp_path, monkeypatch, 
         pretrain(root / "config.yaml", {"run.dir": str(tmp_path / "other"), "parallel.tensor": 3}, nproc=2)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path):
     """Every cell of it, in an empty folder with the documentation beside it."""
     shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("*.svg", "*.png"))

@@ -4,7 +4,7 @@
        that is named is planned (--dry-run); files that are named are there
     2. blocks of YAML: a config or a part of one builds
     3. blocks of Python: those that need only an encoder run
-    4. links and anchors; docs/config.md; the site, with mkdocs in strict mode
+    4. links and anchors; docs/config.md; the site, built by zensical in strict mode
 """
 
 import json
@@ -18,10 +18,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
+import yaml
 from random_models import save
 from small_run import run_cli, run_tool, workspace
 
 from megatron_encdec.cli import VERBS, _parse, main, parser_of
+from megatron_encdec.model.config import PRESETS
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.optional import is_available
 from megatron_encdec.training.config import Config, load_config
@@ -33,7 +35,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Words of a command that a reader puts in: a config, folders.
 BASE = {"run": {"dir": "runs/any"}, "tokenizer": {"path": "nowhere/tokenizer"},
         "data": {"train": [{"path": "nowhere/text"}], "sequence_length": 1024}, "model": {"preset": "210m"},
-        "phases": [{"name": "mlm", "objective": "mlm", "tokens": 10e9}]}
+        "phases": [{"name": "mlm", "objective": "mlm", "tokens": 300e9}]}
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,10 @@ def commands(block: Block) -> list[list[str]]:
 
 def of_ours(words: list[str]) -> list[str] | None:
     """What stands behind `megatron-encdec` or `python -m megatron_encdec`, whatever starts it; None for others."""
-    for name in ("megatron-encdec", "megatron_encdec"):
-        if name in words:
-            return words[words.index(name) + 1:]
-    return None
+    if words[0] == "docker":  # an image of that name
+        return None
+    names = [name for name in ("megatron-encdec", "megatron_encdec") if name in words]
+    return words[words.index(names[0]) + 1:] if names else None
 
 
 OURS = [pytest.param(words, id=f"{block}: {' '.join(words)[:60]}") for block in blocks("bash")
@@ -120,10 +122,11 @@ def test_every_named_config_is_planned(tmp_path, monkeypatch, capsys):
 def test_a_config_or_a_part_of_one_builds(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/decoder").mkdir(parents=True)
-    (tmp_path / "runs/decoder/config.yaml").write_text("model: {preset: tiny}\n")
+    (tmp_path / "runs/decoder/config.yaml").write_text(yaml.safe_dump({"model": PRESETS["tiny"]}))
     given = schema.parse_yaml(block.text, str(block))
     assert given.keys() <= {field.name for field in fields(Config)}
-    config = load_config({**BASE, **given})
+    total = {"total": {"tokens": 300e9}} if any("fraction" in phase for phase in given.get("phases", ())) else {}
+    config = load_config({**BASE, "run": {**BASE["run"], **total}, **given})
     assert lay_out(config)[-1].end > 0
     if {"run", "tokenizer", "data", "model", "phases"} <= given.keys():  # a whole one
         (tmp_path / "config.yaml").write_text(block.text)
@@ -140,17 +143,25 @@ def encoder(tmp_path_factory):
     return here
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=str)
-def test_python_runs_as_written(block, encoder, tmp_path):
-    code = compile(block.text, str(block), "exec")
-    assert code.co_code
-    if "sentence_transformers" in block.text and not is_available("sentence_transformers"):
-        pytest.skip("sentence-transformers is not installed here: ENCDEC_ENV=nemo bash tests/run.sh tests/test_docs.py")
-    done = subprocess.run([sys.executable, "-c", block.text], cwd=encoder, capture_output=True, text=True,
+EACH = """
+import sys
+for text in sys.argv[1:]:
+    exec(compile(text, "<block>", "exec"), {"__name__": "__main__"})
+"""
+
+
+@pytest.mark.parametrize("needs", ["", "sentence_transformers"])
+def test_python_runs_as_written(needs, encoder):
+    """All blocks in one process, which spares the imports; a shape that a comment tells is the one that is printed."""
+    if needs and not is_available(needs):
+        pytest.skip(f"{needs} is not installed here: ENCDEC_ENV=nemo bash tests/run.sh tests/test_docs.py")
+    texts = [block.text for block in blocks("python") if bool(needs) == ("sentence_transformers" in block.text)]
+    assert texts
+    done = subprocess.run([sys.executable, "-c", EACH, *texts], cwd=encoder, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    for shape in re.findall(r"# ((?:torch\.Size\(\[|\().*\d\]?\))$", block.text, re.MULTILINE):
-        assert shape in done.stdout
+    shapes = re.findall(r"# ((?:torch\.Size\(\[|\().*\d\]?\))$", "\n".join(texts), re.MULTILINE)
+    assert shapes and all(shape in done.stdout for shape in shapes)
 
 
 @pytest.mark.slow
@@ -208,9 +219,11 @@ def test_the_page_of_keys_is_up_to_date():
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
-    if not is_available("mkdocs") or not is_available("material"):
-        pytest.skip("mkdocs-material is not installed here: pip install -e '.[docs]'")
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"],
-                          cwd=ROOT, capture_output=True, text=True)
+    if not is_available("zensical"):
+        pytest.skip("zensical is not installed here: pip install -e '.[docs]'")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    done = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict"], cwd=tmp_path, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "site/config.html").is_file()
+    assert {path.stem for path in (tmp_path / "site").glob("*.html")} >= {path.stem for path in PAGES[2:]}
