@@ -83,7 +83,7 @@ setup(
         # Figures of a study, and its jobs under Slurm; not for training, so not in the base. submitit is not in dev:
         # the docstrings of .venv's packages are the demo's corpus.
         "study": ["matplotlib>=3.9", "submitit>=1.5.4"],
-        # The site of docs/: zensical build --strict. The makers of Material for MkDocs, which ends in 2027, go on with it;
+        # The site of docs/: zensical build --strict. Material for MkDocs, whose makers go on with it, ends in 2027;
         # it reads the same mkdocs.yml, and needs half as many packages.
         "docs": ["zensical>=0.0.70"],
         # What tests of fine-tuning compare with.
