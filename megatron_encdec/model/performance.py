@@ -31,7 +31,7 @@ class PerformanceSettings:
                                        "on pairs of documents (on a GPU it needs bf16)")
     head_chunk: int | None = _key("labelled positions whose logits exist at a time; fewer need less memory")
     compile: bool | None = _key("torch.compile for the head's passes over its logits; off unless asked for")
-    fuse_activation: bool | None = _key("SwiGLU as one kernel; on a GPU unless set")
+    fuse_activation: bool | None = _key("SwiGLU as one function; false: as three")
     fuse_gradients: bool | None = _key("the product itself adds weight gradients to the fp32 buffer (Transformer "
                                        "Engine, or Apex)")
     recompute: Literal["mlp", "full"] | None = _key("compute activations again in the backward pass and keep fewer: of "
@@ -91,7 +91,7 @@ def accumulation_fusion(wanted: bool | None, layers: str) -> Literal["transforme
 
 def core_options(settings: PerformanceSettings, fusion: str | None) -> dict[str, Any]:
     """Fields of megatron.core's TransformerConfig."""
-    options = {"bias_activation_fusion": settings.on_gpu("fuse_activation"),
+    options = {"bias_activation_fusion": settings.fuse_activation is not False,
                "gradient_accumulation_fusion": fusion == "apex", "tp_comm_overlap": settings.overlap_tensor}
     if settings.recompute == "mlp":
         options |= {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
