@@ -25,6 +25,16 @@ def read_readme() -> str:
     return readme.read_text(encoding="utf-8") if readme.is_file() else ""
 
 
+def example_files() -> list[tuple[str, list[str]]]:
+    """The example configs, for an installation without the repository: PREFIX/share/megatron-encdec/examples."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((HERE / "examples").rglob("*")):
+        if path.suffix in (".yaml", ".py") and path.is_file():
+            folder = path.parent.relative_to(HERE)
+            found.setdefault(f"share/megatron-encdec/{folder}", []).append(str(path.relative_to(HERE)))
+    return list(found.items())
+
+
 setup(
     name="megatron-encdec",
     version=read_version(),
@@ -34,6 +44,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["megatron_encdec", "megatron_encdec.*"]),
     package_data={"megatron_encdec.page": ["page.html"], "megatron_encdec.study": ["published.csv"]},
+    data_files=example_files(),
     # Tested on 3.11 and 3.12, each with its megatron-core below (platform/optional.py: TESTED). 3.13 gets that of 3.12,
     # is not tested as a whole and not refused: `doctor` says so.
     python_requires=">=3.11",
@@ -72,6 +83,9 @@ setup(
         # Figures of a study, and its jobs under Slurm; not for training, so not in the base. submitit is not in dev:
         # the docstrings of .venv's packages are the demo's corpus.
         "study": ["matplotlib>=3.9", "submitit>=1.5.4"],
+        # The site of docs/: zensical build --strict. Material for MkDocs, whose makers go on with it, ends in 2027;
+        # it reads the same mkdocs.yml, and needs half as many packages.
+        "docs": ["zensical>=0.0.70"],
         # What tests of fine-tuning compare with.
         "reference": ["pytrec-eval-terrier>=0.5.10", "sentence-transformers>=5.0"],
         "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.6", "tensorboard>=2.18",

@@ -23,7 +23,8 @@ VERBS = {
 }
 
 
-def _parser(verb: str | None) -> argparse.ArgumentParser:
+def parser_of(verb: str | None) -> argparse.ArgumentParser:
+    """The whole parser; of the verbs `verb` alone has its options, so that no other one is imported."""
     parser = argparse.ArgumentParser(
         prog="megatron-encdec", description="Text-encoder pretraining on Megatron-core; the objective changes mid-run.")
     parser.add_argument("--version", action="version", version=__version__)
@@ -58,5 +59,5 @@ def _run(argv: list[str]) -> int:
     for word in argv:
         if not word.isascii() and any("\ud800" <= character <= "\udfff" for character in word):
             raise UserError(f"{word!r}: not UTF-8; rename the file, or call this in a UTF-8 locale")
-    arguments = _parse(_parser(argv[0] if argv and argv[0] in VERBS else None), argv)
+    arguments = _parse(parser_of(argv[0] if argv and argv[0] in VERBS else None), argv)
     return importlib.import_module(VERBS[arguments.verb][0]).run(arguments)

@@ -30,11 +30,11 @@ def test_kubernetes_takes_it(tmp_path):
 
 
 def test_its_command_is_one_that_we_take_and_its_numbers_fit(job):
-    from megatron_encdec.cli import _parse, _parser
+    from megatron_encdec.cli import _parse, parser_of
 
     (container,) = job["template"]["spec"]["containers"]
     words = [word.replace("$(JOB_COMPLETION_INDEX)", "1") for word in container["args"]]
-    arguments = _parse(_parser(words[0]), words)
+    arguments = _parse(parser_of(words[0]), words)
     assert (ROOT / arguments.config).exists()
     assert job["completions"] == job["parallelism"] == arguments.nnodes
     assert container["resources"]["limits"]["nvidia.com/gpu"] == arguments.nproc

@@ -1,17 +1,17 @@
 """The `data:` section of the config: which token files, in which proportions, cut into which windows."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from math import isfinite
 
-from megatron_encdec.platform.schema import at_least
+from megatron_encdec.platform.schema import ANY_TIME, SAME_CONTENT, at_least, key
 
 
 @dataclass
 class SourceConfig:
     """One source of windows."""
 
-    path: str  # the PREFIX of PREFIX.bin and PREFIX.idx
-    weight: float = 1.0  # share of the samples relative to the other sources of the list, not a number of epochs
+    path: str = key("the PREFIX of PREFIX.bin and PREFIX.idx, as `preprocess --output` had it", later=SAME_CONTENT)
+    weight: float = key("share of the samples relative to the other sources of the list; not a number of epochs", 1.0)
 
     def __post_init__(self):
         if not self.path:
@@ -27,8 +27,8 @@ class SourceConfig:
 class RandomLength:
     """Cut each window into segments with lengths i.i.d. uniform on [min, max] tokens."""
 
-    min: int
-    max: int
+    min: int = key("tokens of the shortest segment")
+    max: int = key("tokens of the longest segment; at most `sequence_length`")
 
     def __post_init__(self):
         at_least(self, 1, "min")
@@ -38,14 +38,17 @@ class RandomLength:
 
 @dataclass
 class DataConfig:
-    """Sources, seed and windows; lengths in tokens."""
+    """What the run reads: sources of tokens, cut into windows. Lengths are in tokens."""
 
-    train: list[SourceConfig]
-    validation: list[SourceConfig] = field(default_factory=list)
-    seed: int = 1234
-    sequence_length: int = 2048  # the window S
-    isolate_documents: bool = True  # keeps attention and CLM targets inside a document
-    random_length: RandomLength | None = None  # cuts windows further, into isolated segments
+    train: list[SourceConfig] = key("sources to train on, mixed by their weights")
+    validation: list[SourceConfig] = key("sources to measure the validation losses on; none: no validation",
+                                         factory=list, later=ANY_TIME)
+    seed: int = key("of the order of the windows and of the masks", 1234)
+    sequence_length: int = key("tokens of a window, the unit of batches", 2048)
+    isolate_documents: bool = key("keep attention, and the targets of CLM, inside a document, where several share a "
+                                  "window", True)
+    random_length: RandomLength | None = key("cut each window further, into segments of random length that do not see "
+                                             "each other; null: no cuts", None)
 
     def __post_init__(self):
         if not self.train:
@@ -65,13 +68,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class DataChange:
-    """What a phase changes of the data; a key that is left out stays as it was. random_length: false ends the cutting
-    that an earlier phase has."""
+    """What a phase changes of the data; a key that is left out stays as it was."""
 
-    train: list[SourceConfig] | None = None
-    sequence_length: int | None = None
-    isolate_documents: bool | None = None
-    random_length: RandomLength | bool | None = None
+    train: list[SourceConfig] | None = key("the sources from this phase on", None)
+    sequence_length: int | None = key("tokens of a window from this phase on", None)
+    isolate_documents: bool | None = key("whether documents are kept apart from this phase on", None)
+    random_length: RandomLength | bool | None = key("random segments from this phase on; false: no more of them", None)
 
     def __post_init__(self):
         if self.random_length is True:

@@ -17,9 +17,10 @@ from megatron_encdec.data.config import DataConfig, RandomLength
 from megatron_encdec.data.draws import draws
 from megatron_encdec.data.order import Order
 from megatron_encdec.data.store import AbsentStore, TokenStore
-from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.errors import WARNING, UserError
 
 EPOCHS_WITHOUT_NOTE = 4  # up to there repeated text is nearly as good as new (Muennighoff et al., NeurIPS 2023)
+EPOCHS_WITHOUT_WARNING = 10  # beyond, it is probably a mistake: a budget for more text than there is
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +96,11 @@ class Samples:
                 *lengths, longest = (f"{length:,}" for length in sorted({*others, self.sequence_length}))
                 what = f"it, in windows of {', '.join(lengths)} and {longest} tokens" if others else \
                     f"its {self.windows[k]:,} windows"
-                notes.append(f"{self._key}.{k}: {store.prefix} is repeated: {epochs:.1f} epochs of {what}; beyond "
-                             f"{EPOCHS_WITHOUT_NOTE} repeating is worth less than new text (lower its weight, or give "
-                             "more of it)")
+                repeated = f"{self._key}.{k}: {store.prefix} is repeated: {epochs:,.1f} epochs of {what}; beyond "
+                notes.append(f"{repeated}{EPOCHS_WITHOUT_NOTE} repeating is worth less than new text (lower its "
+                             "weight, or give more of it)" if epochs <= EPOCHS_WITHOUT_WARNING else
+                             f"{WARNING}{repeated}{EPOCHS_WITHOUT_WARNING} a model learns it by heart. Make the run "
+                             "shorter (run.total, or the length of its phases), or give more text")
         return notes
 
     def sample(self, index: int) -> Sample:

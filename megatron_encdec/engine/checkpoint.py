@@ -16,6 +16,7 @@ Loading one into a trunk is loading.py's: this module needs no megatron.core, so
 import json
 import os
 import platform as python_platform
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -27,8 +28,10 @@ import torch
 
 from megatron_encdec import __version__
 from megatron_encdec.engine.integrity import LATEST, gone, listed, name_of, saved_names, split_step, step_of
+from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.rundir.files import fsync_directory, replace_durably, write_atomic
+from megatron_encdec.rundir.metrics import recorded
 
 FORMAT = 2  # of a checkpoint; 1 had no checksums
 
@@ -149,8 +152,22 @@ def directory_at(path: str, step: int | None) -> Path:
         return found
     found = checkpoints / name_of(step)
     if not found.is_dir():
-        raise UserError(f"{path}@{step}: no checkpoint of step {step}; there are {listed(saved_names(checkpoints))}")
+        raise UserError(f"{path}@{step}: no checkpoint of step {step}; there are {listed(saved_names(checkpoints))}"
+                        f"{_deleted(path, step)}")
     return found
+
+
+def _deleted(run: str, step: int) -> str:
+    """Why a checkpoint that was saved is not there any more, and how to have it again; "" where it never was saved."""
+    if step not in recorded(Path(run) / "metrics.jsonl")[1]:
+        return ""
+    config = Path(run) / "config.yaml"
+    keep = (schema.load_yaml(config).get("checkpoint") or {}).get("keep") if config.is_file() else None
+    before = [step_of(name) for name in saved_names(Path(run) / "checkpoints") if step_of(name) < step]
+    fork = f" --fork {shlex.quote(f'{run}@{before[-1]}')}" if before else ""
+    return (f". It was saved, and deleted after newer ones: checkpoint.keep={keep} keeps the newest {keep}, beside the "
+            f"ends of phases and the steps that checkpoint.steps names. To have it again, in another directory: "
+            f"megatron-encdec pretrain {shlex.quote(str(config))} run.dir=OTHER{fork} --until {step}")
 
 
 def publish(temporary: Path, final: Path, check: Callable[[], None] = lambda: None) -> None:

@@ -2,27 +2,29 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 
 from megatron_encdec.platform import schema
+from megatron_encdec.platform.schema import key
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW, or StableAdamW (engine/stable_adamw.py), with clipping by the global norm (0: none) and weight decay on
-    every parameter but the kinds in `no_decay`. Defaults: arXiv 2507.00994."""
+    """AdamW, or StableAdamW (docs/optimizer.md). Defaults: arXiv 2507.00994."""
 
-    name: Literal["adamw", "stable_adamw"] = "adamw"
-    lr: float = 5e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-5
-    weight_decay: float = 0.1
-    no_decay: tuple[Literal["norms", "biases", "embeddings"], ...] = ()
-    clip_grad: float = 1.0
+    name: Literal["adamw", "stable_adamw"] = key(
+        "`adamw`, or `stable_adamw`, which divides a parameter's learning rate by max(1, RMS) of its update", "adamw")
+    lr: float = key("the peak learning rate", 5e-4, later=schema.SAME_RATES)
+    betas: tuple[float, float] = key("how slowly Adam's two averages change", (0.9, 0.95))
+    eps: float = key("Adam's epsilon", 1e-5)
+    weight_decay: float = key("decoupled weight decay, times the learning rate", 0.1)
+    no_decay: tuple[Literal["norms", "biases", "embeddings"], ...] = key(
+        "kinds of parameters without weight decay (tied embeddings: the head with them)", ())
+    clip_grad: float = key("clip gradients to this global norm; 0: never", 1.0)
 
     def __post_init__(self):
         schema.above(self, 0, "lr", "eps")
@@ -40,19 +42,21 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """Learning rate by step: linear warm-up from 0, then `wsd` (the peak, and a decay over the last `decay_steps`),
-    `cosine` (down from the end of the warm-up to the last step) or `constant`.
-    decay: that of wsd, linear or 1-sqrt (arXiv 2405.18392). It ends at final_lr, or at final_fraction of the peak.
-    warmup_tokens, decay_tokens: input tokens in the place of steps (`in_steps`)."""
+    """The learning rate of each step. `schedule` covers the whole run; that of a phase covers the phase, in its place.
+    Tokens become whole steps before the run begins
+    (docs/optimizer.md)."""
 
-    name: Literal["wsd", "cosine", "constant"] = "wsd"
-    warmup_steps: int = 0
-    warmup_tokens: int | None = None
-    decay_steps: int = 0
-    decay_tokens: int | None = None
-    decay: Literal["linear", "1-sqrt"] = "linear"
-    final_lr: float = 0.0
-    final_fraction: float | None = None
+    name: Literal["wsd", "cosine", "constant"] = key(
+        "`wsd`: warm-up, the peak, a decay at the end; `cosine`: down from the end of the warm-up to the last step; "
+        "`constant`: warm-up and the peak", "wsd", later=schema.SAME_RATES)
+    warmup_steps: int = key("steps in which the rate rises linearly from 0", 0, later=schema.SAME_RATES)
+    warmup_tokens: int | None = key("the same in input tokens", None, later=schema.SAME_RATES)
+    decay_steps: int = key("of wsd: the last steps, in which the rate goes down", 0, later=schema.SAME_RATES)
+    decay_tokens: int | None = key("the same in input tokens", None, later=schema.SAME_RATES)
+    decay: Literal["linear", "1-sqrt"] = key("of wsd: how it goes down (`1-sqrt`: arXiv 2405.18392)", "linear",
+                                             later=schema.SAME_RATES)
+    final_lr: float = key("the rate of the last step", 0.0, later=schema.SAME_RATES)
+    final_fraction: float | None = key("the same as a part of the peak", None, later=schema.SAME_RATES)
 
     def __post_init__(self):
         schema.at_least(self, 0, "warmup_steps", "warmup_tokens", "decay_steps", "decay_tokens", "final_lr",
@@ -119,10 +123,12 @@ def learning_rates(total_steps: int, peak: float, schedule: ScheduleSettings) ->
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """Windows of a global batch (one optimizer step) and of a micro-batch on one data-parallel rank."""
+    """How many windows are read at a time. Defaults: arXiv 2507.00994, 2.36 million tokens a step; far too many for a
+    laptop."""
 
-    global_size: int = 1152
-    micro_size: int = 12
+    global_size: int = key("windows of one optimizer step, of all ranks together", 1152)
+    micro_size: int = key("windows that one rank computes at a time; fewer need less memory", 12,
+                          later=schema.ANY_TIME)
 
     def __post_init__(self):
         schema.at_least(self, 1, "global_size", "micro_size")
@@ -132,11 +138,11 @@ class BatchSettings:
 
 @dataclass(frozen=True)
 class BatchRamp:
-    """A batch that grows over the first `tokens` of a phase: `from`, 2 x `from`, 3 x `from` windows and so on, each for
-    the same number of tokens (whole steps), until it is the phase's global_size."""
+    """A batch that grows at the start of a phase: `from`, 2 x `from`, 3 x `from` windows and so on, each for the same
+    number of tokens (whole steps), until it is the phase's global_size."""
 
-    from_: int = field(metadata={"key": "from"})
-    tokens: int
+    from_: int = key("windows of the first steps; a divisor of global_size", name="from")
+    tokens: int = key("over how many tokens the batch grows")
 
     def __post_init__(self):
         if self.from_ < 1:
@@ -157,11 +163,12 @@ class BatchRamp:
 
 @dataclass(frozen=True)
 class BatchChange:
-    """What a phase changes of the batch; sizes that are left out stay as they were. ramp: of this phase alone."""
+    """What a phase changes of the batch; sizes that are left out stay as they were."""
 
-    global_size: int | None = None
-    micro_size: int | None = None
-    ramp: BatchRamp | None = None
+    global_size: int | None = key("windows of one optimizer step, from this phase on", None)
+    micro_size: int | None = key("windows that one rank computes at a time, from this phase on; longer windows want "
+                                 "fewer", None, later=schema.ANY_TIME)
+    ramp: BatchRamp | None = key("let the batch grow at the start of this phase", None)
 
     def applied_to(self, batch: BatchSettings) -> BatchSettings:
         """`batch` with the changes. Raises ValueError where they do not fit together."""
@@ -177,12 +184,13 @@ class BatchChange:
 
 @dataclass(frozen=True)
 class ParallelSettings:
-    """Sizes of the tensor and pipeline groups; data parallelism takes the remaining ranks."""
+    """How the model is cut over ranks (processes, one a GPU). Data parallelism takes the ranks that remain."""
 
-    tensor: int = 1
-    pipeline: int = 1
-    context: int = 1
-    sequence: bool = False
+    tensor: int = key("ranks that share each matrix (tensor parallelism)", 1, later=schema.ANY_TIME)
+    pipeline: int = key("ranks that share the layers (pipeline parallelism)", 1, later=schema.ANY_TIME)
+    context: int = key("ranks that share a window; 1 is the only value today", 1, later=schema.ANY_TIME)
+    sequence: bool = key("with tensor parallelism: share the tokens of norms too (sequence parallelism)", False,
+                         later=schema.ANY_TIME)
 
     def __post_init__(self):
         schema.at_least(self, 1, "tensor", "pipeline", "context")
@@ -194,13 +202,15 @@ class ParallelSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """Save every `every` steps, at each phase's end and after the `steps`; keep the newest `keep` besides those two.
-    async: write beside training, from a copy in host memory; false frees that memory and waits for the disk."""
+    """When the state is saved, and for how long it is kept. The end of each phase is always saved and kept."""
 
-    every: int = 1000
-    keep: int = 2
-    steps: list[int] = field(default_factory=list)
-    async_: bool = field(default=True, metadata={"key": "async"})
+    every: int = key("save after so many steps, again and again", 1000, later=schema.ANY_TIME)
+    keep: int = key("how many of the newest checkpoints stay; older ones are DELETED, but for the ends of phases and "
+                    "`checkpoint.steps`", 2, later=schema.ANY_TIME)
+    steps: list[int] = key("steps after which to save too, and whose checkpoints are kept for good", factory=list,
+                           later=schema.ANY_TIME)
+    async_: bool = key("write while training goes on, from a copy in host memory; false: without the copy, and "
+                       "training waits", True, name="async", later=schema.ANY_TIME)
 
     def __post_init__(self):
         schema.at_least(self, 1, "every", "keep")

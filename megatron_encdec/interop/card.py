@@ -72,6 +72,15 @@ def about_head(source: Source, target: Target) -> list[str]:
             "reads: fill-mask takes the wrong output; use the hidden states, or train with mlm first"]
 
 
+def about_length(trained: int, positions: int) -> list[str]:
+    """What to know of an encoder whose config names more `positions` than the windows that it was `trained` on."""
+    if trained >= positions:
+        return []
+    return [f"sentence-transformers cuts texts at {trained:,} tokens, the longest windows that this model was trained "
+            f"on as an encoder; its source knew {positions:,} positions, which config.json still names "
+            "(max_seq_length in sentence_bert_config.json is the number to change)"]
+
+
 def _training(source: Source) -> str:
     """Where the weights began, and what was done to them."""
     state, weights = source.state, source.state.history.get("weights")

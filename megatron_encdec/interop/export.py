@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_encdec.interop import hugging_face
-from megatron_encdec.interop.card import about_head, model_card
+from megatron_encdec.interop.card import about_head, about_length, model_card
 from megatron_encdec.interop.families import Target, check_fits, choose
 from megatron_encdec.interop.hugging_face import DTYPES, FILE_SIZE
 from megatron_encdec.interop.importing import REPLACED_ROWS
@@ -153,7 +153,9 @@ def _write(work: Path, source: Source, target: Target, dtype: str, file_size: st
         if back and own.is_file():
             shutil.copyfile(own, work / own.name)
         if target.is_encoder:
-            hugging_face.write_pooling(work, model.hidden_size, config.max_position_embeddings)
+            length = config.max_position_embeddings if back or not source.done else source.sequence_length
+            hugging_face.write_pooling(work, model.hidden_size, length)
+            remarks += about_length(length, config.max_position_embeddings)
             remarks += about_empty_texts(work) + about_head(source, target)
         (work / "README.md").write_text(model_card(source, target, dtype, remarks), encoding="utf-8")
         for remark in remarks:

@@ -5,9 +5,9 @@ import os
 import sys
 
 from megatron_encdec.interop.families import TARGETS
-from megatron_encdec.interop.hugging_face import DTYPES, FILE_SIZE, ParityError
+from megatron_encdec.interop.hugging_face import DTYPES, FILE_SIZE
 from megatron_encdec.platform import device
-from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.errors import ParityError, UserError
 from megatron_encdec.platform.ranks import RankEnvironment
 
 DESCRIPTION = """\
@@ -41,17 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
-    _be_one_process()
-    device.choose("cpu")  # before megatron.core is imported
-    from megatron_encdec.interop.export import export
-
     try:
-        export(arguments.run, arguments.out, arguments.as_, arguments.dtype, arguments.force,
-               file_size=arguments.file_size)
+        export_here(arguments.run, arguments.out, arguments.as_, arguments.dtype, arguments.force, arguments.file_size)
     except ParityError as error:
         print(f"megatron-encdec: export: {error}; nothing was written", file=sys.stderr)
         return 1
     return 0
+
+
+def export_here(run: str, out: str, as_: str = "auto", dtype: str = "auto", force: bool = False,
+                file_size: str = FILE_SIZE) -> float | None:
+    """`interop.export.export` in this process, on the CPU, whatever the machine has."""
+    _be_one_process()
+    device.choose("cpu")  # before megatron.core is imported
+    from megatron_encdec.interop.export import export
+
+    return export(run, out, as_, dtype, force, file_size=file_size)
 
 
 def _be_one_process() -> None:

@@ -26,16 +26,13 @@ from megatron_encdec.interop.names import TIED
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.objectives.base import AttentionKind
 from megatron_encdec.platform.device import device
+from megatron_encdec.platform.errors import ParityError
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.text.tokenizer import Tokenizer
 
 FILE_SIZE = "5GB"  # of a safetensors file, at most
 TOLERANCE = 1e-3  # on logits in fp32: two orders above what rounding does, far below what any mistake does
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class ParityError(Exception):
-    """The Hugging Face model is not the trunk: a fault of the conversion, never the user's."""
 
 
 @contextlib.contextmanager

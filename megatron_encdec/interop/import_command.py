@@ -11,7 +11,8 @@ from megatron_encdec.platform.launcher import Nodes, launch
 
 DESCRIPTION = """\
 Take over a released model: Llama, Mistral, Qwen2, Qwen3, SmolLM2/3, EuroBERT, from a directory with config.json,
-safetensors and tokenizer. What the trunk would not compute exactly is refused by name. No code of it is run.
+safetensors and tokenizer. A model that needs something which the trunk cannot compute is refused,
+with the key that asks for it. No code of it is run.
 Where two files claim the same (model.safetensors and an index), the one is taken that transformers takes.
 
   megatron-encdec import models/SmolLM2-135M runs/smollm2

@@ -13,7 +13,7 @@ and the optimizer are not counted. tests/model/test_flops.py holds this against 
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +26,7 @@ from megatron_encdec.platform import schema
 from megatron_encdec.platform.device import device_type
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.optional import CUDA_PACKAGES, INSTALL, why_unusable
+from megatron_encdec.platform.schema import key
 
 PRESETS: dict[str, dict[str, Any]] = {  # arXiv 2507.00994, table of models; `tiny` is for a laptop
     "tiny": dict(num_layers=4, hidden_size=256, ffn_hidden_size=768, num_attention_heads=4, num_query_groups=2),
@@ -37,30 +38,33 @@ PRESETS: dict[str, dict[str, Any]] = {  # arXiv 2507.00994, table of models; `ti
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A pre-norm RMSNorm, SwiGLU, RoPE trunk, without biases (arXiv 2507.00994, model table).
-    Other families add `rope_scaling`; `layers_without_rope` (numbers from 0, SmolLM3); `qkv_bias` (Qwen2); `qk_norm`
-    (Qwen3). `family` and `max_positions` change no number: the Hugging Face family that the trunk was imported from,
-    and how many positions it knew there; an export goes back to them."""
+    """The shape of the trunk: pre-norm RMSNorm, SwiGLU, RoPE, no biases (arXiv 2507.00994, model table). In place of a
+    mapping a preset's name will do (`model: 210m`), and `run: RUN_DIR` takes the trunk of that run or import. A preset
+    gives the five sizes; without one each has to be given."""
 
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    preset: str | None = None
-    head_dim: int | None = None  # hidden_size / num_attention_heads unless given
-    tied_embeddings: bool = False
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
-    layers_without_rope: list[int] = field(default_factory=list)
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    init_std: float = 0.02
-    vocabulary_size: int | None = None  # the tokenizer's, filled in when the run starts
-    layers: Literal["auto", "torch", "transformer_engine"] = "auto"
-    family: str | None = None
-    max_positions: int | None = None
+    num_layers: int = key("layers")
+    hidden_size: int = key("width of the trunk")
+    ffn_hidden_size: int = key("inner width of SwiGLU")
+    num_attention_heads: int = key("query heads of a layer")
+    num_query_groups: int = key("key/value heads of a layer; the tensor-parallel size has to divide it")
+    preset: str | None = key("sizes by name: `tiny`, `210m`, `610m` or `1b`", None, later=schema.ANY_TIME)
+    head_dim: int | None = key("width of a head; null: hidden_size / num_attention_heads", None)
+    tied_embeddings: bool = key("the head is the table of the embeddings", False)
+    norm_eps: float = key("epsilon of RMSNorm", 1e-5)
+    rope_theta: float = key("base of the rotary embedding", 10000.0)
+    rope_scaling: RopeScaling | None = key("how the rotary embedding is stretched; null: it is not", None)
+    layers_without_rope: list[int] = key("numbers, from 0, of layers without rotary embedding (SmolLM3)", factory=list)
+    qkv_bias: bool = key("biases of queries, keys and values (Qwen2)", False)
+    qk_norm: bool = key("RMSNorm of queries and keys (Qwen3)", False)
+    init_std: float = key("standard deviation of the initial weights", 0.02)
+    vocabulary_size: int | None = key("tokens that the trunk knows; null: those of the tokenizer", None)
+    layers: Literal["auto", "torch", "transformer_engine"] = key(
+        "whose layers compute; `auto`: Transformer Engine's on a GPU in bf16 where it works, else torch's", "auto",
+        later=schema.ANY_TIME)
+    family: str | None = key("the Hugging Face family that the trunk was imported from; an export goes back to it",
+                             None, later=schema.ANY_TIME)
+    max_positions: int | None = key("how many positions it knew there; changes no number, an export names it", None,
+                                    later=schema.ANY_TIME)
 
     def __post_init__(self):
         schema.at_least(self, 1, "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads",

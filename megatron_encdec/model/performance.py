@@ -18,29 +18,31 @@ _HOPPER = (9, 0)
 _UNFUSED_FROM = 2**30  # segments x heads x length^2, for Transformer Engine 2.20 (get_attention_backend)
 
 
+def _key(meaning: str) -> Any:
+    return schema.key(meaning, None, later=schema.ANY_TIME)
+
+
 @dataclass(frozen=True)
 class PerformanceSettings:
-    """Left out, each is what suits the machine.
+    """What changes speed and memory, and no result beyond the rounding of sums. Left out, each key is what suits the
+    machine (docs/gpu.md)."""
 
-    attention: of the torch layers, `masked` windows or `packed` segments (no work between documents; a GPU needs
-    bf16). head_chunk: labelled positions whose logits exist at a time. compile: torch.compile for the head's passes
-    over its logits (off unless asked for). fuse_activation: SwiGLU as one kernel (on). fuse_gradients: the product
-    itself adds weight gradients to the fp32 buffer (Transformer Engine, or Apex). recompute: in the backward pass,
-    `mlp` or `full` layers (the first recompute_layers of a pipeline stage). overlap_gradients, overlap_parameters:
-    data-parallel communication beside computation. overlap_tensor: tensor-parallel communication inside Transformer
-    Engine's products (needs parallel.sequence). prefetch: micro-batches that a thread prepares ahead; 0: none."""
-
-    attention: Attention | None = None
-    head_chunk: int | None = None
-    compile: bool | None = None
-    fuse_activation: bool | None = None
-    fuse_gradients: bool | None = None
-    recompute: Literal["mlp", "full"] | None = None
-    recompute_layers: int | None = None
-    overlap_gradients: bool | None = None
-    overlap_parameters: bool | None = None
-    overlap_tensor: bool = False
-    prefetch: int | None = None
+    attention: Attention | None = _key("of torch's layers: `masked` windows, or `packed` segments, which spend nothing "
+                                       "on pairs of documents (on a GPU it needs bf16)")
+    head_chunk: int | None = _key("labelled positions whose logits exist at a time; fewer need less memory")
+    compile: bool | None = _key("torch.compile for the head's passes over its logits; off unless asked for")
+    fuse_activation: bool | None = _key("SwiGLU as one function; false: as three")
+    fuse_gradients: bool | None = _key("the product itself adds weight gradients to the fp32 buffer (Transformer "
+                                       "Engine, or Apex)")
+    recompute: Literal["mlp", "full"] | None = _key("compute activations again in the backward pass and keep fewer: of "
+                                                    "`mlp`, or of `full` layers")
+    recompute_layers: int | None = _key("with `full`: only the first layers of a pipeline stage, so many")
+    overlap_gradients: bool | None = _key("data-parallel gradients travel while the rest is computed; on a GPU unless "
+                                          "set")
+    overlap_parameters: bool | None = _key("updated parameters travel while the next step begins; on a GPU unless set")
+    overlap_tensor: bool = schema.key("tensor-parallel communication inside Transformer Engine's products; needs "
+                                      "parallel.sequence", False, later=schema.ANY_TIME)
+    prefetch: int | None = _key("micro-batches that a thread prepares ahead; null: 2 on a GPU, 0 on a CPU")
 
     def __post_init__(self):
         schema.at_least(self, 1, "head_chunk", "recompute_layers")

@@ -16,20 +16,23 @@ from megatron_encdec.platform import schema
 Recipe = Literal["delayed", "current", "blockwise"]
 _CORE_NAMES = {"delayed": "delayed", "current": "tensorwise", "blockwise": "blockwise"}
 _MULTIPLES = {"delayed": 16, "current": 16, "blockwise": 128}  # of every width of a product, and its tokens
+_AT_RESUME = "for the steps to come"
 _HISTORY = 1024  # steps whose largest value `delayed` looks back on (Transformer Engine's default)
 
 
 @dataclass(frozen=True)
 class PrecisionSettings:
-    """dtype: bf16 keeps bf16 parameters with fp32 masters; left out, bf16 where the device has it, else fp32.
-    fp8: recipe of the layers' products. fp8_bf16_first, fp8_bf16_last: so many layers at the start and end stay in
-    bf16 (not with `delayed`). fp8_evaluation: evaluate in fp8 too, instead of bf16."""
+    """What the numbers are held in. It may change where a run goes on; steps that are done stay done in theirs."""
 
-    dtype: Literal["bf16", "fp32"] | None = None
-    fp8: Recipe | None = None
-    fp8_bf16_first: int = 0
-    fp8_bf16_last: int = 0
-    fp8_evaluation: bool = False
+    dtype: Literal["bf16", "fp32"] | None = schema.key(
+        "`bf16`: bf16 parameters with fp32 masters; null: bf16 where the device is quick at it, else fp32", None,
+        later=_AT_RESUME)
+    fp8: Recipe | None = schema.key("recipe of FP8 for the products of the layers (Transformer Engine); null: none",
+                                    None, later=_AT_RESUME)
+    fp8_bf16_first: int = schema.key("so many layers at the start stay in bf16 (not with `delayed`)", 0,
+                                     later=_AT_RESUME)
+    fp8_bf16_last: int = schema.key("so many layers at the end stay in bf16 (not with `delayed`)", 0, later=_AT_RESUME)
+    fp8_evaluation: bool = schema.key("evaluate in FP8 too, not in bf16", False, later=schema.ANY_TIME)
 
     def __post_init__(self):
         schema.at_least(self, 0, "fp8_bf16_first", "fp8_bf16_last")

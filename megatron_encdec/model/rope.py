@@ -29,17 +29,18 @@ _MAY = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "truncate")}
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How frequencies are stretched; which keys belong to which type is checked."""
+    """How the frequencies of the rotary embedding are stretched, under the names of Hugging Face configs; which keys
+    belong to which type is checked."""
 
-    rope_type: Literal["linear", "llama3", "yarn"]
-    factor: float | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    original_max_position_embeddings: int | None = None
-    attention_factor: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    truncate: bool | None = None
+    rope_type: Literal["linear", "llama3", "yarn"] = schema.key("the rule")
+    factor: float | None = schema.key("how much longer the context becomes", None)
+    low_freq_factor: float | None = schema.key("of llama3: longer waves are stretched by the whole factor", None)
+    high_freq_factor: float | None = schema.key("of llama3: shorter waves are not stretched", None)
+    original_max_position_embeddings: int | None = schema.key("of llama3 and yarn: the context before", None)
+    attention_factor: float | None = schema.key("of yarn: scales queries and keys; null: by its rule", None)
+    beta_fast: float | None = schema.key("of yarn: pairs that turn more often within the context stay; null: 32", None)
+    beta_slow: float | None = schema.key("of yarn: pairs that turn less often are stretched whole; null: 1", None)
+    truncate: bool | None = schema.key("of yarn: round the borders between these to whole pairs; null: true", None)
 
     def __post_init__(self):
         kind, given = self.rope_type, [name for name in self.given if name != "rope_type"]

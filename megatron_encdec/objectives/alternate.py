@@ -10,14 +10,15 @@ from typing import ClassVar
 from megatron_encdec.data.samples import Sample
 from megatron_encdec.objectives.base import Labelled, Objective, Vocabulary
 from megatron_encdec.objectives.composite import Composite
+from megatron_encdec.platform.schema import key
 
 
 @dataclass(frozen=True)
 class Turn:
     """One objective for some steps."""
 
-    objective: Objective
-    steps: int
+    objective: Objective = key("what is trained in this turn: a single objective")
+    steps: int = key("steps of this turn")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Alternate(Composite):
     listed: ClassVar[str] = "cycle"
     amount: ClassVar[str] = "steps"
 
-    cycle: tuple[Turn, ...]
+    cycle: tuple[Turn, ...] = key("the turns, in order; after the last the first begins again")
 
     def at(self, step: int, steps: int) -> Objective:
         """The objective whose turn it is."""

@@ -25,7 +25,7 @@ Legend: S tokens of a window, N hidden ones.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -35,6 +35,7 @@ from megatron_encdec.data.draws import uniforms
 from megatron_encdec.data.samples import Sample
 from megatron_encdec.objectives.base import Labelled, Objective, Vocabulary
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.schema import key
 
 MEAN_SPAN = 3.0
 _LATER = {"unit": "token", "mean_span": None}  # settings that came later, and their defaults
@@ -48,10 +49,10 @@ def check_ratio(key: str, ratio: float) -> None:
 
 @dataclass(frozen=True)
 class Ramp:
-    """A ratio that changes linearly over a phase: `from` in its first update, `to` in its last."""
+    """A ratio that changes linearly over a phase."""
 
-    from_: float = field(metadata={"key": "from"})
-    to: float
+    from_: float = key("the ratio of the phase's first step", name="from")
+    to: float = key("the ratio of its last step")
 
     def __post_init__(self):
         check_ratio("from", self.from_)
@@ -65,26 +66,24 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Masking(Objective):
-    """`mask_ratio`, in (0, 1) or a `Ramp`: the share of ordinary tokens to predict. Of these, `mask_fraction` become
-    the mask token, `random_fraction` an ordinary token drawn uniformly from the vocabulary, the rest stay as they are;
-    all of them are predicted. BERT's 80/10/10 is 0.8 and 0.1. `unit`: what is chosen as a whole; `mean_span`: tokens
-    of a span, on average."""
+    """Some ordinary tokens are chosen, hidden and predicted. BERT's way: mask_fraction 0.8, random_fraction 0.1."""
 
     hides: ClassVar[bool] = True
     short: ClassVar[str | None] = "mask_ratio"
 
-    mask_ratio: float | Ramp = 0.4
-    mask_fraction: float = 1.0
-    random_fraction: float = 0.0
-    unit: Literal["token", "word", "span"] = "token"
-    mean_span: float | None = None
+    mask_ratio: float | Ramp = key("share of the ordinary tokens to predict, above 0 and below 1; `{from, to}`: it "
+                                   "changes over the phase", 0.4)
+    mask_fraction: float = key("share of these that become the mask token", 1.0)
+    random_fraction: float = key("share of these that become a random token; the rest stay as they are", 0.0)
+    unit: Literal["token", "word", "span"] = key("what is chosen as a whole", "token")
+    mean_span: float | None = key("of `unit: span`: tokens of a span, on average; null: 3", None)
 
     def __post_init__(self):
         if not isinstance(self.mask_ratio, Ramp):
             check_ratio("mask_ratio", self.mask_ratio)
-        for key in ("mask_fraction", "random_fraction"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ValueError(f"{key}: must be from 0 to 1, found {getattr(self, key)}")
+        for name in ("mask_fraction", "random_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: must be from 0 to 1, found {getattr(self, name)}")
         if self.mask_fraction + self.random_fraction > 1 + 1e-9:
             raise ValueError(f"random_fraction: with mask_fraction {self.mask_fraction} at most "
                              f"{1 - self.mask_fraction:.4g} remains, found {self.random_fraction}")

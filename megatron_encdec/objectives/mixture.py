@@ -16,14 +16,15 @@ from megatron_encdec.data.draws import uniforms
 from megatron_encdec.data.samples import Sample
 from megatron_encdec.objectives.base import Labelled, Objective, Vocabulary
 from megatron_encdec.objectives.composite import Composite
+from megatron_encdec.platform.schema import key
 
 
 @dataclass(frozen=True)
 class Part:
     """One objective, drawn in proportion to its weight."""
 
-    objective: Objective
-    weight: float = 1.0
+    objective: Objective = key("what its samples are trained for: a single objective")
+    weight: float = key("share of the samples, relative to the other parts", 1.0)
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Mixture(Composite):
     listed: ClassVar[str] = "parts"
     amount: ClassVar[str] = "weight"
 
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = key("the objectives; each sample is trained for one of them")
 
     def at(self, step: int, steps: int) -> "Mixture":
         """With each part as it is in that update."""

@@ -15,18 +15,28 @@ _AMPERE, _ADA, _HOPPER = (8, 0), (8, 9), (9, 0)
 _DATASHEET_BF16 = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
 
 
-def choose(name: str) -> str:
-    """Fix the device type for this process and its children; `name` is auto, cpu or cuda (refused without a GPU)."""
+def meant(name: str) -> str:
+    """The device type that `name` stands for here: auto, cpu or cuda (refused without a GPU)."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA GPU here; run `megatron-encdec doctor`, or use "
                         "--device cpu")
-    os.environ[_VARIABLE] = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def choose(name: str) -> str:
+    """Fix the device type for this process and its children; `name` as in `meant`."""
+    os.environ[_VARIABLE] = meant(name)
     return os.environ[_VARIABLE]
+
+
+def chosen() -> str | None:
+    """"cuda" or "cpu" where this process, or the one that started it, has decided already; else None."""
+    return os.environ.get(_VARIABLE)
 
 
 def device_type() -> str:
     """"cuda" or "cpu", the same for the life of the process."""
-    return os.environ.get(_VARIABLE) or choose("auto")
+    return chosen() or choose("auto")
 
 
 def device() -> torch.device:

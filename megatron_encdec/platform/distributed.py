@@ -167,7 +167,8 @@ def peers():
     try:
         yield
     except (UserError, RunFailed) as error:
-        say(error)
+        if RankEnvironment.read().world_size > 1:
+            say(error)
         shutdown()
         raise
     except BaseException as error:

@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 
+WARNING = "WARNING: "  # how a note begins that speaks of a probable mistake
+
 
 class UserError(Exception):
     """A mistake the user can mend: printed as one line, exit code 2, no traceback. The message names the file, key or
@@ -30,6 +32,10 @@ class RunFailed(Exception):
     raise it together; rank 0 alone prints it."""
 
     is_said = False
+
+
+class ParityError(Exception):
+    """A Hugging Face model is not the trunk: a fault of the conversion, never the user's."""
 
 
 class NotMet(RunFailed):
@@ -73,6 +79,11 @@ def say(error: UserError | RunFailed) -> None:
     if not error.is_said and (not agreed or isinstance(error, NotMet) or rank in (None, "0")):
         print(f"megatron-encdec: {f'rank {rank}: ' if rank and not agreed else ''}{error}", file=sys.stderr)
     error.is_said = True
+
+
+def as_line(note: str) -> str:
+    """A note of a run as it is printed: `note: ...`, or `WARNING: ...` where it begins so."""
+    return note if note.startswith(WARNING) else f"note: {note}"
 
 
 def exit_code(work: Callable[..., int], *arguments) -> int:

@@ -5,8 +5,9 @@
     3. `build(Config, d)`           dict -> dataclass, unknown keys and wrong types refused by their full name
     4. `to_dict(config)`            dataclass -> plain dict, for writing the resolved config
 
-A dataclass checks its own values in `__post_init__` by raising `ValueError("key: what is wrong")`; `build`
-turns that into a `UserError` with the full dotted name in front.
+A field says with `key(...)` what it means, and whether it may change in a run that has begun: docs/config.md is made of
+that (tools/config_reference.py). A dataclass checks its own values in `__post_init__` by raising
+`ValueError("key: what is wrong")`; `build` turns that into a `UserError` with the full dotted name in front.
 
 Why not OmegaConf, pydantic or dacite: one line for a mistake, with the dotted key and the nearest known one; 5e-4 and
 1e9 as YAML's users mean them; overrides whose paths are taken as they stand: each of them would need that on top.
@@ -20,13 +21,19 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from megatron_encdec.platform.errors import UserError
+
+# When a key may be given another value, in a run that has begun. Left out: not any more, once the steps are done that
+# it decided; under `phases` that is when the phase begins.
+ANY_TIME = "any time"
+SAME_RATES = "while the learning rates of finished steps stay the same"
+SAME_CONTENT = "to another path with the same content"
+_NEAR, _AS_NEAR, _STEM = 0.6, 0.15, 4  # likeness of two names from 0 to 1; letters that a word and a name begin with
 
 
 class _Loader(yaml.SafeLoader):
@@ -44,6 +51,14 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
                               list("-+0123456789."))
+
+
+def key(meaning: str, default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING,
+        name: str | None = None, later: str | None = None) -> Any:
+    """A field of a config. meaning: a sentence for its user. default, factory: as of `dataclasses.field`. name: in
+    YAML, where it cannot be the field's (`from`). later: when it may change in a run that has begun, see `ANY_TIME`."""
+    metadata = {"meaning": meaning, "later": later} | ({"key": name} if name else {})
+    return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -75,17 +90,21 @@ def apply_override(data: dict, override: str, cls: type) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r}: expected dotted.key=value")
+    where = f"override {override!r}"
+    set_key(data, key, _value(text, _type_of(cls, key.split(".")), where), where)
+
+
+def set_key(data: dict, key: str, value: Any, where: str | None = None) -> None:
+    """Set the dotted `key` in `data`, in place, as `apply_override` does. where: what messages call it."""
     parts: list = key.split(".")
-    value = _value(text, _type_of(cls, parts), f"override {override!r}")
-    node: Any = data
+    where, node = where or f"override {key!r}", data
     for depth, part in enumerate(parts):
         if isinstance(node, list):
             if not part.isdigit() or int(part) >= len(node):
-                raise UserError(f"override {override!r}: {'.'.join(parts[:depth + 1])} is not an item of a list of "
-                                f"{len(node)}")
+                raise UserError(f"{where}: {'.'.join(parts[:depth + 1])} is not an item of a list of {len(node)}")
             part = int(part)
         elif not isinstance(node, dict):
-            raise UserError(f"override {override!r}: {'.'.join(parts[:depth])} is {_kind(node)}, it has no keys")
+            raise UserError(f"{where}: {'.'.join(parts[:depth])} is {_kind(node)}, it has no keys")
         elif node.get(part) is None:
             node[part] = {}
         if depth < len(parts) - 1:
@@ -144,18 +163,31 @@ def build(cls: type, data: Any, where: str = "") -> Any:
     if not isinstance(data, dict):
         raise _unexpected("a mapping of keys", data, where or "config")
     hints, fields = _hints(cls), {_key(field): field for field in dataclasses.fields(cls)}
-    values = {}
-    for key, value in data.items():
+    for key in data:
         if key not in fields:
             raise UserError(f"{_join(where, key)}: unknown key{_nearest(str(key), fields)}")
-        values[fields[key].name] = _convert(hints[key], value, _join(where, key))
-    for key, field in fields.items():
-        if key not in data and field.default is field.default_factory is dataclasses.MISSING:
-            raise UserError(f"{_join(where, key)}: missing; every config must give it")
+    if absent := _absent(cls, data, where):
+        raise UserError(f"{', '.join(absent)}: missing; every config must give {'it' if len(absent) == 1 else 'them'}")
+    values = {fields[key].name: _convert(hints[key], value, _join(where, key)) for key, value in data.items()}
     try:
         return cls(**values)
     except ValueError as error:
         raise UserError(_join(where, str(error))) from None
+
+
+def _absent(cls: type, data: dict, where: str) -> list[str]:
+    """The keys that `data` lacks and a config of `cls` must have, those inside its sections too."""
+    found = []
+    for field in dataclasses.fields(cls):
+        key, kinds = _key(field), _kinds(_hints(cls)[_key(field)])[0]
+        given = data.get(key)
+        required = key not in data and field.default is field.default_factory is dataclasses.MISSING
+        inside = []
+        if len(kinds) == 1 and dataclasses.is_dataclass(kinds[0]) and not hasattr(kinds[0], "from_yaml") and (
+                required or isinstance(given, dict)):
+            inside = _absent(kinds[0], given or {}, _join(where, key))
+        found += inside or [_join(where, key)] * required
+    return found
 
 
 def at_least(config: Any, bound: float, *names: str) -> None:
@@ -228,7 +260,7 @@ def one_of(known: tuple, value: Any, where: str) -> Any:
     if value in known and type(value) in {type(one) for one in known}:
         return value
     raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, known))}"
-                    f"{_nearest(str(value), [str(one) for one in known])}")
+                    f"{_did_you_mean(str(value), dict.fromkeys(map(str, known), ''))}")
 
 
 def _convert_scalar(hint: type, value: Any, where: str) -> Any:
@@ -251,9 +283,21 @@ def _join(where: str, key: Any) -> str:
     return f"{where}.{key}" if where else str(key)
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(sorted(known))})"
+def _nearest(word: str, fields: dict[str, dataclasses.Field]) -> str:
+    meanings = {key: field.metadata.get("meaning", "") for key, field in fields.items()}
+    return _did_you_mean(word, meanings) or f" (known: {', '.join(sorted(fields))})"
+
+
+def _did_you_mean(word: str, known: dict[str, str]) -> str:
+    """The names that `word` may stand for: the nearest, and all that are about as near, then with what each means; ""
+    where none is near. known: name -> meaning."""
+    likeness = {one: difflib.SequenceMatcher(None, one, word).ratio() for one in known}
+    near = {one: ratio for one, ratio in likeness.items() if ratio >= _NEAR or one[:_STEM] == word[:_STEM] and
+            len(word) >= _STEM}
+    best = sorted((one for one in near if near[one] >= max(near.values()) - _AS_NEAR), key=near.get)[-3:]
+    best = [one for one in known if one in best]
+    told = [repr(one) + (f" ({known[one].split(';')[0]})" if known[one] and len(best) > 1 else "") for one in best]
+    return f"; did you mean {' or '.join(told)}?" if best else ""
 
 
 def _kind(value: Any) -> str:

@@ -17,7 +17,8 @@ REPEAT_SECONDS = 1.0  # a signal that comes again sooner is the same one (to a p
 
 
 class StopSignals:
-    """Notes the signals `numbers` as long as the context lasts; main thread only.
+    """Notes the signals `numbers` as long as the context lasts. In another thread than the main one, to which Python
+    gives no signals, it does nothing.
 
     The kernel's handler writes a byte to a pipe; a thread reads it. So a signal is seen at once even while the main
     thread waits in C code for another rank. received: the first one's number. all: every one's, in order. repeated:
@@ -45,6 +46,9 @@ class StopSignals:
             self._action = None
 
     def __enter__(self) -> "StopSignals":
+        self._listens = threading.current_thread() is threading.main_thread()
+        if not self._listens:
+            return self
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._previous = {number: signal.signal(number, lambda *_: None) for number in self._numbers}
@@ -55,6 +59,8 @@ class StopSignals:
         return self
 
     def __exit__(self, *_exception):
+        if not self._listens:
+            return
         signal.set_wakeup_fd(self._previous_wakeup)
         for number, handler in self._previous.items():
             signal.signal(number, handler)

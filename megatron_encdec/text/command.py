@@ -84,30 +84,13 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"preprocess: --{option} is missing; {usage}")
     with interrupts_end_the_process():
         from megatron_encdec.text.merge import merge
-        from megatron_encdec.text.preprocess import PreprocessSettings, preprocess
+        from megatron_encdec.text.preprocess import PreprocessSettings
+        from megatron_encdec.text.summary import preprocessed, summary
 
     if arguments.merge:
-        manifest = merge(arguments.merge, arguments.output)
+        print(summary(arguments.output, merge(arguments.merge, arguments.output)))
     else:
         settings = {field.name: getattr(arguments, field.name) for field in fields(PreprocessSettings)}
-        manifest = preprocess(arguments.input, arguments.tokenizer, arguments.output,
-                              train_tokenizer=arguments.train_tokenizer, **settings)
-    _print_summary(arguments.output, manifest)
+        print(preprocessed(arguments.input, arguments.tokenizer, arguments.output,
+                           train_tokenizer=arguments.train_tokenizer, **settings))
     return 0
-
-
-def _print_summary(prefix: str, manifest) -> None:
-    from megatron_encdec.text.manifest import LOSSES, TRAIN, read, split_prefixes
-
-    splits = {name: manifest if split == TRAIN else read(name)
-              for split, name in split_prefixes(prefix, manifest.settings.validation_percent).items()}
-    for name, part in splits.items():
-        print(f"{name}: {part.documents:,} documents, {part.tokens:,} tokens ({part.dtype}), "
-              f"fingerprint {part.fingerprint[:12]}")
-    for reason, skipped in manifest.skipped.items():
-        print(f"skipped, {reason}: {skipped.count:,} (first: {', '.join(skipped.examples)})")
-    for loss, what in LOSSES.items():
-        if count := sum(part.losses()[loss] for part in splits.values()):
-            print(f"note: {count:,} {what}")
-    if manifest.unproven_cuts:
-        print(f"note: in {manifest.unproven_cuts:,} places very long text without blanks was cut for the tokenizer")

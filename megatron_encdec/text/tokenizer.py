@@ -20,6 +20,7 @@ import orjson
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Library
 
+from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_atomic, write_json_atomic
 from megatron_encdec.text.tokenizer_models import TokenizerModel, find_model_file, load_model, own_names
@@ -36,11 +37,13 @@ FINGERPRINT_KIND = "ids-"  # by what the tokenizer does; hex alone is of its fil
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The `tokenizer:` section of a config. The tokens exist already; name them where the tokenizer does not."""
+    """The tokenizer that wrote the data. Its special tokens exist already; name them where it does not."""
 
-    path: str  # a Hugging Face `tokenizer.json`, a directory that holds one, or a SentencePiece `.model`
-    mask_token: str | None = None  # a reserved one such as `<|reserved_special_token_0|>` makes a good mask
-    eod_token: str | None = None
+    path: str = schema.key("a Hugging Face `tokenizer.json`, a directory that holds one, or a SentencePiece `.model`",
+                           later="to another tokenizer that gives the same ids")
+    mask_token: str | None = schema.key("the mask token, where the tokenizer names none; a reserved one that nothing "
+                                        "else uses makes a good one", None)
+    eod_token: str | None = schema.key("the token that ends a document, where the tokenizer names none", None)
 
 
 class Tokenizer:

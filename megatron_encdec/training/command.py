@@ -87,6 +87,13 @@ def run(arguments: argparse.Namespace) -> int:
     return launch(run, (of_a_rank,), nodes, began, import_what_ranks_need, met)
 
 
+def run_here(arguments: argparse.Namespace) -> int:
+    """All of the run in this process, a notebook's perhaps: what goes wrong is raised, and a signal to stop is heeded
+    where this is the main thread."""
+    with StopSignals() as signals:
+        return _rank(arguments, time.time(), signals)
+
+
 def _nodes(arguments: argparse.Namespace) -> Nodes | None:
     def gpus() -> int:
         from megatron_encdec.platform import device

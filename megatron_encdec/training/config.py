@@ -1,8 +1,10 @@
 """The config of a run: every room's part put together, read from YAML and dotted overrides."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from megatron_encdec.data.config import DataChange, DataConfig
 from megatron_encdec.engine.config import (
@@ -20,15 +22,17 @@ from megatron_encdec.model.precision import PrecisionSettings
 from megatron_encdec.model.rope import RopeScaling
 from megatron_encdec.objectives.base import Objective
 from megatron_encdec.platform import schema
+from megatron_encdec.platform.schema import key
 from megatron_encdec.text.tokenizer import TokenizerConfig
 
 
 @dataclass(frozen=True)
 class Total:
-    """The run's budget: optimizer steps, or input tokens (rounded up to whole steps)."""
+    """The run's budget. Phases that are a `fraction` take their share of it; others have to add up to it."""
 
-    steps: int | None = None
-    tokens: int | None = None
+    steps: int | None = key("optimizer steps of the whole run", None, later=schema.SAME_RATES)
+    tokens: int | None = key("input tokens of the whole run, rounded up to whole steps", None,
+                             later=schema.SAME_RATES)
 
     def __post_init__(self):
         if self.steps is not None and self.tokens is not None:
@@ -38,13 +42,14 @@ class Total:
 
 @dataclass(frozen=True)
 class From:
-    """The checkpoint that a run begins with (step left out: the newest of the run at `path`).
-    state: `all` continues that run's history, counters and data order in a directory of its own (a fork); `weights`
-    begins a new history from the weights alone: step 0, fresh optimizer, its own data (continued pretraining)."""
+    """The checkpoint that a run begins with; null: random weights. `pretrain --fork RUN@STEP` sets it."""
 
-    path: str
-    step: int | None = None
-    state: Literal["all", "weights"] = "all"
+    path: str = key("another run's directory")
+    step: int | None = key("the checkpoint of that step; null: the newest", None)
+    state: Literal["all", "weights"] = key(
+        "`all`: go on with that run's history, counters, optimizer and data order, in a directory of its own (a fork); "
+        "`weights`: a new history from the weights alone, with step 0, a fresh optimizer and data of its own "
+        "(continued pretraining)", "all")
 
     def __post_init__(self):
         schema.at_least(self, 0, "step")
@@ -52,18 +57,20 @@ class From:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where the run lives, where it begins, the seed of its initial weights, its budget, what it does in trouble.
-    on_nonfinite: a loss or gradient norm that is nan or infinite ends the run, or its step is skipped, at most
-    `max_skipped` times. hang_timeout: seconds without a sign of life from a rank that end the job."""
+    """Where the run lives, where it begins, how long it is, what it does in trouble."""
 
-    dir: str
-    seed: int = 1234
-    total: Total = field(default_factory=Total)
-    from_: From | None = field(default=None, metadata={"key": "from"})
-    deterministic: bool = False
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    max_skipped: int = 10
-    hang_timeout: float = 600.0
+    dir: str = key("the run directory: config, metrics, checkpoints", later="move the directory along")
+    seed: int = key("of the initial weights", 1234)
+    total: Total = key("the budget", factory=Total)
+    from_: From | None = key("the checkpoint to begin with", None, name="from")
+    deterministic: bool = key("the same bits from the same inputs on a GPU too, at some cost; a CPU always gives them",
+                              False, later=schema.ANY_TIME)
+    on_nonfinite: Literal["stop", "skip"] = key("a loss or gradient norm that is NaN or infinite ends the run, or its "
+                                                "step is skipped; it is never learnt from", "stop",
+                                                later=schema.ANY_TIME)
+    max_skipped: int = key("so many steps may be skipped", 10, later=schema.ANY_TIME)
+    hang_timeout: float = key("seconds without a sign of life from a rank that end the job", 600.0,
+                              later=schema.ANY_TIME)
 
     def __post_init__(self):
         schema.at_least(self, 0, "max_skipped")
@@ -72,26 +79,27 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class PhaseSettings:
-    """One phase: an objective for some of the run. Exactly one of steps, tokens, fraction gives its length.
+    """One phase: an objective for some of the run. Exactly one of steps, tokens, fraction gives its length. `data`,
+    `rope_theta`, `rope_scaling`, the sizes of `batch`, `lr` and `freeze` hold until a later phase gives others;
+    `batch.ramp`, `schedule` and `optimizer_state` are of this phase alone (docs/phases.md)."""
 
-    data, rope_theta, rope_scaling (false: none), the sizes of batch, lr (the peak learning rate), freeze (what is not
-    trained: `Frozen`; [] frees all): from here on, until a later phase gives others. batch.ramp, schedule,
-    optimizer_state: of this phase alone.
-    """
-
-    name: str
-    objective: Objective
-    steps: int | None = None
-    tokens: int | None = None
-    fraction: float | None = None
-    optimizer_state: Literal["carry", "reset"] = "carry"
-    data: DataChange | None = None
-    rope_theta: float | None = None
-    rope_scaling: RopeScaling | bool | None = None
-    batch: BatchChange | None = None
-    lr: float | None = None
-    schedule: ScheduleSettings | None = None
-    freeze: tuple[str, ...] | None = None
+    name: str = key("what it is called in metrics and tables", later=schema.ANY_TIME)
+    objective: Objective = key("what is trained: a name, a name with its ratio (`mlm:0.4`), or a mapping with the "
+                               "settings below")
+    steps: int | None = key("its length in optimizer steps", None)
+    tokens: int | None = key("its length in input tokens, rounded up to whole steps", None)
+    fraction: float | None = key("its length as a share of `run.total`", None)
+    optimizer_state: Literal["carry", "reset"] = key("`reset`: Adam's averages begin anew with this phase", "carry")
+    data: DataChange | None = key("what changes of the data", None)
+    rope_theta: float | None = key("base of the rotary embedding from this phase on", None)
+    rope_scaling: RopeScaling | bool | None = key("how the rotary embedding is stretched from this phase on; false: "
+                                                  "not any more", None)
+    batch: BatchChange | None = key("what changes of the batch", None)
+    lr: float | None = key("the peak learning rate from this phase on", None)
+    schedule: ScheduleSettings | None = key("a schedule of its own, counted in this phase's steps; null: the run's "
+                                            "goes on", None)
+    freeze: tuple[str, ...] | None = key("what is not trained from this phase on: `embeddings`, `layers 0-7`, `layers "
+                                         "9`, `head`; []: all is trained", None)
 
     def __post_init__(self):
         given = [name for name in ("steps", "tokens", "fraction") if getattr(self, name) is not None]
@@ -114,10 +122,10 @@ class PhaseSettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Validation every `every` steps and at each phase's end, on `batches` global batches, always the same ones."""
+    """Validation, on the windows of `data.validation`: always the same ones, and at the end of each phase too."""
 
-    every: int = 500
-    batches: int = 4
+    every: int = key("steps from one validation to the next", 500, later=schema.ANY_TIME)
+    batches: int = key("so many global batches are measured", 4, later=schema.ANY_TIME)
 
     def __post_init__(self):
         schema.at_least(self, 1, "every", "batches")
@@ -125,12 +133,12 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class LoggingSettings:
-    """A train line in metrics.jsonl every `every` steps; TensorBoard files too, where the package is there. distance:
-    eval and phase lines tell how far each part of the trunk is from the weights that its phase began with."""
+    """What is written down while the run goes on."""
 
-    every: int = 1
-    tensorboard: bool = True
-    distance: bool = False
+    every: int = key("steps from one train line of metrics.jsonl to the next", 1, later=schema.ANY_TIME)
+    tensorboard: bool = key("files for TensorBoard too, where the package is installed", True, later=schema.ANY_TIME)
+    distance: bool = key("eval and phase lines tell how far each part of the trunk is from the weights that its phase "
+                         "began with; keeps a second copy of the weights", False, later=schema.ANY_TIME)
 
     def __post_init__(self):
         schema.at_least(self, 1, "every")
@@ -140,20 +148,20 @@ class LoggingSettings:
 class Config:
     """A whole run. The resolved form, `config.yaml` in the run directory, is itself a valid input."""
 
-    run: RunSettings
-    tokenizer: TokenizerConfig
-    data: DataConfig
-    model: ModelConfig
-    phases: list[PhaseSettings]
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    batch: BatchSettings = field(default_factory=BatchSettings)
-    parallel: ParallelSettings = field(default_factory=ParallelSettings)
-    precision: PrecisionSettings = field(default_factory=PrecisionSettings)
-    performance: PerformanceSettings = field(default_factory=PerformanceSettings)
-    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    logging: LoggingSettings = field(default_factory=LoggingSettings)
+    run: RunSettings = key("where the run lives, where it begins, how long it is")
+    tokenizer: TokenizerConfig = key("the tokenizer that wrote the data")
+    data: DataConfig = key("what the run reads")
+    model: ModelConfig = key("the shape of the trunk")
+    phases: list[PhaseSettings] = key("what is trained, one phase after the other")
+    optimizer: OptimizerSettings = key("the optimizer", factory=OptimizerSettings)
+    schedule: ScheduleSettings = key("the learning rate over the run", factory=ScheduleSettings)
+    batch: BatchSettings = key("how many windows are read at a time", factory=BatchSettings)
+    parallel: ParallelSettings = key("how the model is cut over ranks", factory=ParallelSettings)
+    precision: PrecisionSettings = key("what the numbers are held in", factory=PrecisionSettings)
+    performance: PerformanceSettings = key("speed and memory", factory=PerformanceSettings)
+    checkpoint: CheckpointSettings = key("when the state is saved", factory=CheckpointSettings)
+    evaluation: EvaluationSettings = key("validation", factory=EvaluationSettings)
+    logging: LoggingSettings = key("what is written down", factory=LoggingSettings)
 
     def __post_init__(self):
         if not self.phases:
@@ -164,9 +172,17 @@ class Config:
                 raise ValueError(f"phases: the name {name!r} is given {names.count(name)} times")
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read the YAML at `path`, apply `dotted.key=value` overrides, check everything a file alone can tell."""
-    data = schema.load_yaml(path)
+def as_mapping(given: str | Path | Mapping[str, Any] | Config) -> dict[str, Any]:
+    """The same as a mapping of its own, nothing checked."""
+    if isinstance(given, Config):
+        return schema.to_dict(given)
+    return deepcopy(dict(given)) if isinstance(given, Mapping) else schema.load_yaml(given)
+
+
+def load_config(given: str | Path | Mapping[str, Any] | Config, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """A config from the YAML file at a path, from the same as a mapping, or from a `Config`; with `dotted.key=value`
+    overrides. Everything is checked that the config alone can tell."""
+    data = as_mapping(given)
     for override in overrides:
         schema.apply_override(data, override, Config)
     return schema.build(Config, data)

@@ -12,7 +12,7 @@ from megatron_encdec.model.parts import Frozen
 from megatron_encdec.model.rope import Rope
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.distributed import check_parallel_sizes
-from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.errors import WARNING, UserError
 from megatron_encdec.rundir.lineage import differences
 from megatron_encdec.text.tokenizer import load_tokenizer
 from megatron_encdec.training.config import Config
@@ -55,7 +55,15 @@ def describe(config: Config, ranks: int, fallback: bool = False) -> str:
         notes.append(f"not on this machine: {error}")
     data_size = check_parallel_sizes(ranks, config.parallel.tensor, config.parallel.pipeline)
     return "\n".join([resolved_yaml(config), *_phases(config, stretches := lay_out(config)), "",
-                      *_estimates(config, stretches, data_size, train), *(f"note         {note}" for note in notes)])
+                      *_estimates(config, stretches, data_size, train), *map(_line, sorted(notes, key=_is_loud))])
+
+
+def _is_loud(note: str) -> bool:
+    return note.startswith(WARNING)
+
+
+def _line(note: str) -> str:
+    return f"WARNING      {note.removeprefix(WARNING)}" if _is_loud(note) else f"note         {note}"
 
 
 def _phases(config: Config, stretches: list[Stretch]) -> list[str]:

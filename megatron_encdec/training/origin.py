@@ -174,9 +174,18 @@ def _changed_rates(then: dict, now: dict) -> list[str]:
                          "from its first step on")
         elif decay := schedule.get("decay_steps"):
             lines.append(f"schedule: its decay ends with the run; steps after {total - decay} were done in the decay "
-                         f"of a run of {total}. A checkpoint at or before step {total - decay} can go on "
-                         "(run.from.path, run.from.step)")
+                         f"of a run of {total}. A checkpoint at or before step {total - decay} can go on: "
+                         f"{_before(then, total - decay)}")
     return lines
+
+
+def _before(config: dict, step: int) -> str:
+    """How to go on from the newest checkpoint of a run that is not after `step`."""
+    run = (config.get("run") or {}).get("dir") or ""
+    found = [step_of(name) for name in checkpoint.saved_names(Path(run) / "checkpoints") if step_of(name) <= step]
+    if not found:
+        return f"none is here any more; in the next run checkpoint.steps=[{step}] keeps one"
+    return f"run.dir=OTHER --fork {shlex.quote(f'{run}@{found[-1]}')}"
 
 
 def _newest(checkpoints: Path, fallback: bool) -> tuple[Path | None, dict | None]:

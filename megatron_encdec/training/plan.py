@@ -22,7 +22,7 @@ from megatron_encdec.objectives.base import Objective, Vocabulary, evaluated
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.device import bf16_is_native, fp8_facts, fp8_refusal
 from megatron_encdec.platform.distributed import check_parallel_sizes
-from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.errors import WARNING, UserError
 from megatron_encdec.platform.ranks import RankEnvironment
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer, require_mask
 from megatron_encdec.training.config import Config, From, RunSettings
@@ -71,7 +71,21 @@ class Plan:
             layers, config.run.deterministic, config.model.num_attention_heads // config.parallel.tensor,
             one.data.sequence_length, one.micro_size, one.data.isolate_documents or one.data.random_length is not None)]
         validation = self.validation.notes(0) if self.validation else []
-        return self.train.notes() + validation + self._unused() + list(dict.fromkeys(kernels))
+        notes = self.train.notes() + self._large_steps() + validation + self._unused() + list(dict.fromkeys(kernels))
+        return sorted(notes, key=lambda note: not note.startswith(WARNING))  # what may be a mistake comes first
+
+    def _large_steps(self) -> list[str]:
+        """Warnings of phases in which one step reads more windows than its sources have."""
+        found = {}
+        for stretch in self.timeline.stretches:
+            part = self.train.of(stretch.first_sample)
+            if stretch.batch_size > part.len_windows:
+                found[stretch.train_key] = (
+                    f"{WARNING}batch.global_size: one step of {stretch.batch_size:,} windows of "
+                    f"{stretch.data.sequence_length:,} tokens reads all {part.len_windows:,} windows of "
+                    f"{stretch.train_key} {stretch.batch_size / part.len_windows:,.1f} times; give a smaller "
+                    "batch.global_size, a smaller data.sequence_length, or more text")
+        return list(found.values())
 
     def _unused(self) -> list[str]:
         """Keys of schedules that change nothing."""

@@ -7,6 +7,7 @@ from megatron_encdec.engine.integrity import listed
 from megatron_encdec.engine.saver import SaveEvent
 from megatron_encdec.model.config import training_flops
 from megatron_encdec.platform.device import peak_flops
+from megatron_encdec.platform.errors import as_line
 from megatron_encdec.platform.optional import why_unusable
 from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.lock import Claim
@@ -34,7 +35,7 @@ class Report:
 
             self._board = SummaryWriter(str(run.directory / "tensorboard"))
         self.save_failed, self.metrics_safe = False, True
-        for note in filter(None, (lock_note, *(log.notes if log else ()), *map("note: {}".format, run.plan.notes),
+        for note in filter(None, (lock_note, *(log.notes if log else ()), *map(as_line, run.plan.notes),
                                   run.distance and run.distance.note)):
             self.say(note)
         for key, (then, now) in run.origin.changed.items():

@@ -43,7 +43,7 @@ def test_continued_pretraining_from_an_import(prepared, decoder, tmp_path, capsy
     assert "the tokenizer's own" in out and "Qwen2ForCausalLM, 116,112 parameters in float32" in out
     assert main(["inspect", "checkpoint", str(tmp_path / "run")]) == 0
     config = config_of(prepared, tmp_path)
-    assert main(["pretrain", str(config), f"precision.dtype={dtype}"]) == 0
+    assert main(["pretrain", str(config), f"precision.dtype={dtype}", "data.sequence_length=32"]) == 0
     steps = metrics(tmp_path / "mlm")
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
     assert steps[0]["lr"] == 5e-4  # half of the warm-up's two steps
@@ -59,6 +59,9 @@ def test_continued_pretraining_from_an_import(prepared, decoder, tmp_path, capsy
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Begun with the weights of a `Qwen2ForCausalLM`: `model.safetensors` (sha256" in card
     assert "| mlm | mlm" in card
+    pooling = json.loads((tmp_path / "out" / "sentence_bert_config.json").read_text())
+    assert pooling["max_seq_length"] == 32 < SIZES["max_position_embeddings"]  # what it was trained at
+    assert "cuts texts at 32 tokens" in card
     assert not (tmp_path / "out" / "generation_config.json").exists()
     assert compare(str(tmp_path / "mlm"), tmp_path / "out", windows=2, say=lambda _line: None)
     assert main(["import", str(tmp_path / "out"), str(tmp_path / "again")]) == 0

@@ -70,6 +70,8 @@ def test_every_kind_of_value():
     ("stesp: 1", "stesp: unknown key; did you mean 'steps'?"),
     ("zzz: 1", "zzz: unknown key (known: flag, from, pair, parts, ratio, short, sizes, steps)"),
     ("parts: [{weight: 1}]", "parts.0.path: missing; every config must give it"),
+    ("stepping: 1", "stepping: unknown key; did you mean 'steps'?"),
+    ("parts: [{path: x, kind: aa}]", "parts.0.kind: 'aa' is not one of a, b, 3; did you mean 'a'?"),
     ("parts: [{path: x}, {path: y, weight: -1}]", "parts.1.weight: -1.0 is below 0"),
     ("parts: {path: x}", "parts: expected a list, found a mapping"),
     ("parts: [1]", "parts.0: expected a mapping of keys, found an integer 1"),

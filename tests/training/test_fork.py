@@ -1,9 +1,10 @@
 """A fork is its parent going on in another directory: same bits, same counters, a history of its own from there."""
 
 import json
+import shlex
 
 import pytest
-from small_run import final_bits, metrics
+from small_run import final_bits, metrics, run_cli
 
 from megatron_encdec.cli import main
 
@@ -66,6 +67,18 @@ def test_another_past_is_refused_with_what_differs(here, begun):
     assert "state=weights" in error[-1] and "Steps 1..6" in error[-1]
     error = here("none", "--fork", f"{trunk}@5", code=2).err
     assert "no checkpoint of step 5; there are step_00000006" in error and error.count("\n") == 1
+
+
+def test_a_step_that_is_deleted_already_is_told_with_the_way_to_have_it_again(here, begun, tmp_path):
+    run = here("kept", "checkpoint={every: 2, keep: 1}").run
+    error = here("none", "--fork", f"{run}@8", code=2).err
+    assert "no checkpoint of step 8; there are step_00000006, step_00000012. It was saved, and deleted" in error
+    assert "checkpoint.keep=1" in error and "checkpoint.steps" in error and error.count("\n") == 1
+    words = shlex.split(error.partition("megatron-encdec pretrain ")[2].replace("OTHER", str(tmp_path / "again")))
+    assert words[-4:] == ["--fork", f"{run}@6", "--until", "8"]
+    run_cli("pretrain", *words)
+    whole = here("whole", "checkpoint={every: 2, keep: 9}").run
+    assert final_bits(tmp_path / "again", 8) == final_bits(whole, 8)
 
 
 def test_weights_alone_begin_a_new_history(here, begun):

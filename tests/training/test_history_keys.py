@@ -9,6 +9,7 @@ import pytest
 from small_run import timeline_of
 
 from megatron_encdec.objectives.base import OBJECTIVES, Objective, Vocabulary
+from megatron_encdec.platform.schema import ANY_TIME
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.training.config import Config
 
@@ -166,6 +167,37 @@ def test_every_key_has_a_decision():
     missing = [key for key in keys_of(Config) if key not in known]
     assert not missing, "say for each whether a number depends on it, and put what does into Stretch.identity"
     assert not known - set(keys_of(Config)), "no such key any more"
+
+
+def later_of(hint, where: str = "") -> dict[str, str | None]:
+    """The `later` of each key, as docs/config.md tells it; names as in `keys_of`."""
+    found = {}
+    for kind in typing.get_args(hint) or [hint]:
+        if kind is Objective:
+            for name, one in OBJECTIVES.items() if "(" not in where else ():
+                found |= later_of(one, f"{where}({name})")
+        elif dataclasses.is_dataclass(kind):
+            hints = typing.get_type_hints(kind)
+            for field in dataclasses.fields(kind):
+                inner, one = hints[field.name], f"{where}.{field.metadata.get('key', field.name)}".lstrip(".")
+                many = any(typing.get_origin(part) in (list, tuple) for part in (inner, *typing.get_args(inner)))
+                item = f"{one}.0" if many else one
+                found |= {one: field.metadata["later"], item: field.metadata["later"], **later_of(inner, item)}
+        elif typing.get_args(kind):
+            found |= later_of(kind, where)
+    return found
+
+
+def test_what_the_documentation_says_of_later_changes_is_so():
+    """A key may change at any time if, and only if, no number depends on it: run.dir, lengths and validation apart."""
+    told = later_of(Config)
+    free = {key.replace("phases.1", "phases.0") for key in DECIDES_NOTHING} - {
+        "run.dir", "run.total.steps", "run.total.tokens", "phases.0.tokens", "phases.0.fraction",
+        "data.validation.0.path", "data.validation.0.weight"}
+    for key in keys_of(Config):
+        assert key in told, key
+        if not key.startswith(("data.validation", "parallel.context")):
+            assert (told[key] == ANY_TIME) == (key in free), key
 
 
 @pytest.mark.parametrize("key", DECIDES)

@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 import torch
+from small_run import config_of
 
 from megatron_encdec.cli import VERBS, main
+from megatron_encdec.platform.errors import UserError
 
 
 @pytest.fixture
@@ -35,6 +37,11 @@ def refuse(root, tmp_path, capsys):
     ("phases.1.objective.mask_ratio=0", ("phases.1.objective.mask_ratio",)),
     ("phases.0.objective=clmm", ("phases.0.objective.name", "did you mean 'clm'")),
     ("phases.0.objective={name: clm, mask_ratio: 0.4}", ("mask_ratio", "clm")),
+    ("phases.1.objective={name: mlm, masking: 0.3}", (
+        "objective.masking", "'mask_ratio' (share of the ordinary tokens to predict, ", "'mask_fraction' (share of")),
+    ("schedule.name=wsdd", ("not one of wsd, cosine, constant; did you mean 'wsd'?",)),
+    ("schedule.name=linear", ("'linear' is not one of wsd, cosine, constant",)),
+    ("schedule.warmup=5", ("schedule.warmup", "'warmup_steps' (", "or 'warmup_tokens' (")),
     ("phases=[]", ("phases", "empty")),
     ("phases.7.steps=2", ("phases.7",)),
     ("run.total.steps=13", ("13", "6 + 6")),
@@ -104,10 +111,17 @@ def test_a_tokenizer_without_a_mask_token(refuse, root, tmp_path):
 
 def test_broken_config_files(refuse, tmp_path):
     for text, words in [("run: [", (":1:",)), ("a: 1\na: 2\n", (":2:", "given twice")), ("- 1\n", ("mapping",)),
-                        ("run: {dir: x}\n", ("missing",))]:
+                        ("run: {seed: 3}\noptimizer: {lr: 1e-3}\n",
+                         ("tokenizer.path, data.train, model, phases: missing; every config must give",))]:
         (tmp_path / "bad.yaml").write_text(text)
         refuse(words=words, config=tmp_path / "bad.yaml")
     refuse(words=("no such config file",), config=tmp_path / "absent.yaml")
+
+
+def test_what_is_not_one_of_few_is_not_told_twice():
+    with pytest.raises(UserError) as refused:
+        config_of("schedule.name=linear")
+    assert str(refused.value).endswith("is not one of wsd, cosine, constant")
 
 
 def test_help_of_every_verb(capsys):

@@ -19,12 +19,24 @@ def test_repeated_sources_and_missing_manifests_are_said_at_start(root, tmp_path
     for suffix in (".bin", ".idx"):
         shutil.copy(f"{root / 'text.validation'}{suffix}", tmp_path / f"small{suffix}")
     sources = f"data.train=[{{path: {root / 'text'}}}, {{path: {tmp_path / 'small'}}}]"
-    words = ["pretrain", root / "config.yaml", f"run.dir={tmp_path / 'run'}", sources, "phases.0.steps=100"]
+    words = ["pretrain", root / "config.yaml", f"run.dir={tmp_path / 'run'}", sources, "phases.0.steps=80"]
     planned = run_cli(*words, "--dry-run").stdout
     assert f"data.train.1: {tmp_path / 'small'} is repeated: " in planned
     assert f"{tmp_path / 'small'}: no manifest" in planned and "small.fingerprint.json" in planned
     started = run_cli(*words, "--until", "1").stdout
     assert f"note: data.train.1: {tmp_path / 'small'} is repeated: " in started and "data.train.0" not in started
+
+
+def test_a_run_far_too_long_for_its_text_is_told_loudly(root, tmp_path):
+    """Before the first step, and at the end of a dry run: more than ten epochs, a step larger than all there is."""
+    small = [f"data.train=[{{path: {root / 'text.validation'}}}]", "batch.global_size=256"]
+    words = ["pretrain", root / "config.yaml", f"run.dir={tmp_path / 'run'}", *small]
+    *_, epochs, step = run_cli(*words, "--dry-run").stdout.splitlines()
+    assert re.match(r"WARNING {6}data.train.0: .* is repeated: \d+\.\d epochs of its \d+ windows; beyond 10 ", epochs)
+    assert re.match(r"WARNING {6}batch.global_size: one step of 256 windows .* reads all \d+ windows of data.train "
+                    r"\d\.\d times; give a smaller batch.global_size", step)
+    first, second, *_ = run_cli(*words, "--until", "1").stdout.splitlines()
+    assert first.startswith("WARNING: data.train.0: ") and second.startswith("WARNING: batch.global_size: ")
 
 
 def test_whole_words_of_a_tokenizer_that_marks_none_are_refused_before_training(root, tmp_path, capsys, monkeypatch):
