@@ -125,15 +125,27 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class LoggingSettings:
-    """A train line in metrics.jsonl every `every` steps; TensorBoard files too, where the package is there. distance:
-    eval and phase lines tell how far each part of the trunk is from the weights that its phase began with."""
+    """A train line in metrics.jsonl every `every` steps. trackers: who is told the same numbers, each a package that is
+    needed for nothing else; left out: TensorBoard, where it is installed; []: nobody. tensorboard: the same of
+    TensorBoard alone, from before there were others. distance: eval and phase lines tell how far each part of the trunk
+    is from the weights that its phase began with."""
 
     every: int = 1
-    tensorboard: bool = True
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] | None = None
+    tensorboard: bool | None = None
     distance: bool = False
 
     def __post_init__(self):
         schema.at_least(self, 1, "every")
+        names, listed = self.trackers, "tensorboard" in (self.trackers or ())
+        if self.tensorboard is False and listed:
+            raise ValueError("tensorboard: false, but logging.trackers names it; leave logging.tensorboard out")
+        if self.tensorboard is False and names is None:
+            names = ()
+        if self.tensorboard and names is not None and not listed:
+            names = ("tensorboard", *names)
+        object.__setattr__(self, "trackers", names and tuple(dict.fromkeys(names)))
+        object.__setattr__(self, "tensorboard", None)
 
 
 @dataclass(frozen=True)
