@@ -1,7 +1,7 @@
 """What a run left behind, as series to draw: a run and the runs that it continues, from metrics.jsonl and config.yaml.
 
     1. `RunHistory.of(directory)`   config, stretches, lines, where it stands
-    2. `losses`, `series`           (steps, values) of its train lines; `validation`, `distances` of its eval lines
+    2. `losses`, `series`           (steps, values) of its train lines, phase by phase; `validation`, `distances`
     3. `events`                     what happened besides steps: resumes, changes, ends of phases, skips, failed saves
     4. `epochs`                     how often each source was read, from the declarations of its data
 """
@@ -9,6 +9,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -105,9 +106,11 @@ class RunHistory:
     def _trained(self) -> list[dict]:
         return of_kind("train", self.records)
 
-    def series(self, key: str) -> Series:
-        """That of a field of the train lines, without those that have none."""
-        return _series((line["step"], line.get(key)) for line in self._trained)
+    def series(self, key: str) -> list[Series]:
+        """A field of the train lines, phase by phase, without lines that have none."""
+        found = [_series((line["step"], line.get(key)) for line in lines)
+                 for _, lines in groupby(self._trained, key=lambda line: line["phase"])]
+        return [one for one in found if len(one.steps_P)]
 
     @property
     def losses(self) -> dict[str, list[Series]]:

@@ -97,10 +97,10 @@ class RunFigures:
         caption = "Nats a label, always on the same windows, whichever objective is trained."
         if len(self.runs) > 1:
             return [self._over_each_other(
-                f"validation_{name}", "validation", f"Validation loss: {name}", caption,
+                f"validation_{name}", "loss", f"Validation loss: {name}", caption,
                 {place: [run.validation[name]] if name in run.validation else []
                  for place, run in enumerate(self.runs)}) for name in self.objectives]
-        return [self._of_names("validation", "validation", "Validation loss", "validation loss, nats", caption,
+        return [self._of_names("validation", "loss", "Validation loss", "validation loss, nats", caption,
                                self.runs[0].validation, self._hue)]
 
     def _distances(self) -> list[Picture | None]:
@@ -124,10 +124,8 @@ class RunFigures:
         return Picture(name, section, title, caption, figure)
 
     def _of_field(self, key: str, section: str, title: str, label: str, factor: float, caption: str) -> Picture | None:
-        found = {}
-        for place, run in enumerate(self.runs):
-            one = run.series(key)
-            found[place] = [one._replace(values_P=factor * one.values_P)] if len(one.steps_P) else []
+        found = {place: [one._replace(values_P=factor * one.values_P) for one in run.series(key)]
+                 for place, run in enumerate(self.runs)}
         picture = self._over_each_other(key, section, title, caption, found, label)
         if picture and key == "grad_norm":
             limits = {run.config.optimizer.clip_grad for run in self.runs} - {0}
@@ -149,7 +147,8 @@ class RunFigures:
         for place, parts in series.items():
             for number, one in enumerate(parts):
                 curve(axis, self._x(self.runs[place], one.steps_P), one.values_P, colour(place),
-                      self.names[place] if number == 0 else f"_{number}", DASHES[place // 8 % len(DASHES)])
+                      self.names[place] if number == 0 else f"_{number}", DASHES[place // 8 % len(DASHES)],
+                      is_noisy=name != "lr")
         if len(self.runs) > 1:
             legend_below(figure)
         return Picture(name, section, title, caption, figure)
@@ -174,9 +173,9 @@ class RunFigures:
                 if len(self.runs) == 1 and ends - first > LABELLED * end:
                     axis.text((first + ends) / 2, 1.02, name, transform=axis.get_xaxis_transform(), ha="center",
                               va="bottom", color=MUTED, fontsize=9, clip_on=False)
-            steps = [event.step for event in run.events if event.kind == "resume"]
-            axis.plot(self._x(run, steps), [0.0] * len(steps), "^", color=hue, ms=5, clip_on=False, zorder=6,
-                      transform=axis.get_xaxis_transform())
+            if steps := [event.step for event in run.events if event.kind == "resume"]:  # none would widen the margins
+                axis.plot(self._x(run, steps), [0.0] * len(steps), "^", color=hue, ms=5, clip_on=False, zorder=6,
+                          transform=axis.get_xaxis_transform())
         return figure, axis
 
     def _timeline(self) -> Picture:
@@ -184,7 +183,7 @@ class RunFigures:
         from matplotlib.lines import Line2D
         from matplotlib.patches import Patch
 
-        figure, axis = curve_panel(1.75 + 0.75 * len(self.runs))
+        figure, axis = curve_panel(1.0 + 0.75 * len(self.runs))
         hues, marked = {}, {}
         end = max(float(self._x(run, [run.planned])[0]) for run in self.runs)
         for place, run in enumerate(self.runs):
@@ -210,7 +209,7 @@ class RunFigures:
         handles = [*(Patch(color=hue, label=_shortened(name)) for name, hue in hues.items()), *marked.values()]
         columns = 1 if max(len(one.get_label()) for one in handles) > 34 else 2
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, labelcolor=INK)
-        figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(handles) // columns))
+        figure.set_figheight(figure.get_figheight() + 0.23 * -(-len(handles) // columns))
         return Picture("timeline", "timeline", "What happened when", "Phases by objective; pale: still to come.",
                        figure)
 

@@ -21,8 +21,7 @@ from megatron_encdec.platform.progress import short_count
 
 SECTIONS = (  # name, title, tables shown open, tables folded away
     ("phases", "Phases", ["phases"], []),
-    ("loss", "Training loss", [], []),
-    ("validation", "Validation loss", ["validation"], []),
+    ("loss", "Loss", [], ["validation"]),
     ("timeline", "Time line", ["events"], ["checkpoints"]),
     ("optimizer", "Optimizer", [], []),
     ("speed", "Speed", [], []),

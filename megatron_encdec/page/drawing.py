@@ -117,14 +117,14 @@ def curve_panel(height: float):
     return figure, figure.subplots()
 
 
-def curve(axis, x_P: np.ndarray, y_P: np.ndarray, hue: str, label: str, dashes: Any = "-") -> None:
-    """A noisy curve: every point, faint (of a long one the least and the greatest of each of BUCKETS), and its running
+def curve(axis, x_P: np.ndarray, y_P: np.ndarray, hue: str, label: str, dashes: Any = "-",
+          is_noisy: bool = True) -> None:
+    """A curve. A noisy one: every point, faint (of a long one the least and the greatest of each of BUCKETS), and its running
     mean. x_P: ascending. A curve of few points is drawn as it is."""
-    width = len(y_P) // SMOOTHED_OVER
-    if width < 2:
-        axis.plot(x_P, y_P, ls=dashes, color=hue, lw=1.6, marker="." if len(y_P) < SMOOTHED_OVER else "", label=label)
+    x_P, width = np.asarray(x_P), len(y_P) // SMOOTHED_OVER
+    if width < 2 or not is_noisy:
+        axis.plot(*extremes(x_P, y_P), ls=dashes, color=hue, lw=1.6, marker="." if width == 0 else "", label=label)
         return
-    x_P = np.asarray(x_P)
     axis.plot(*extremes(x_P, y_P), color=hue, lw=0.7, alpha=0.3)
     places = np.unique(np.linspace(0, len(x_P) - 1, 2 * BUCKETS).astype(int))
     axis.plot(x_P[places], running_mean(y_P, width)[places], ls=dashes, color=hue, lw=1.8, label=label)

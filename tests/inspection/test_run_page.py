@@ -8,6 +8,7 @@ import struct
 
 import pytest
 
+from megatron_encdec.inspection.history import RunHistory
 from megatron_encdec.rundir.lock import FolderLock
 
 pytest.importorskip("matplotlib")
@@ -45,7 +46,7 @@ def with_happenings(lines: list[dict]) -> list[dict]:
     return [*lines[:8], later, *lines[8:10], failed, *lines[10:]]
 
 
-def test_the_page_of_a_finished_run(page_of, write_run, finished):
+def test_the_page_of_a_finished_run(page_of, write_run, finished, inspect, tmp_path):
     run = write_run(lines=with_happenings(finished))
     text, folder, out = page_of(run)
     assert "finished, step 8 of 8. clm → mlm:0.3" in text and "http" not in text.partition("</style>")[2]
@@ -61,41 +62,38 @@ def test_the_page_of_a_finished_run(page_of, write_run, finished):
     (saved,) = rows(folder, "checkpoints")
     assert (saved["step"], saved["bytes"], saved["training_held_up,_s"], saved["still_there"]) == (
         "4", "4096", "0.25", "no")
-    assert f"wrote {folder}/index.html, 8 figures as PNG, 5 tables as CSV" in out
-
-
-def test_sources_and_their_epochs(page_of, write_run):
-    _, folder, _ = page_of(write_run())
     causal, masked = rows(folder, "sources")  # 128 tokens are 4 windows; 4 windows a step
     assert (causal["phase"], causal["share"], causal["tokens"], causal["window"]) == ("causal", "100.0", "128", "32")
     assert (float(causal["epochs_so_far"]), float(masked["epochs_so_far"])) == (4.0, 8.0)
+    assert f"wrote {folder}/index.html, 8 figures as PNG, 5 tables as CSV" in out
+    code, out, _ = inspect("run", run, "--page", folder, "--json")  # again, into the same folder
+    assert code == 0 and json.loads(out)["page"][-1] == f"{folder}/index.html"
+    assert (folder / "index.html").read_text() == text  # no dates in it
 
 
-def test_a_run_whose_data_is_gone_is_drawn_without_it(page_of, write_run, tmp_path):
-    run = write_run()
-    (tmp_path / "even.bin").unlink()
-    text, folder, _ = page_of(run)
-    assert "the sources cannot be read here" in text and "epochs" not in pictures(folder)
-
-
-def test_a_run_on_its_way(page_of, write_run, finished):
+def test_a_run_on_its_way_whose_data_is_gone(page_of, write_run, finished, tmp_path):
     run = write_run(lines=finished[:3])
-    assert "stopped after step 3 of 8" in page_of(run)[0]
-    with FolderLock(run):
-        assert "running, step 3 of 8" in page_of(run)[0]
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "st')  # being written just now
+    (tmp_path / "even.bin").unlink()
     text, folder, _ = page_of(run)
-    assert "validation" not in pictures(folder) and "loss" in pictures(folder)
+    assert "the sources cannot be read here" in text and "stopped after step 3 of 8" in text
+    assert "loss" in pictures(folder) and not pictures(folder) & {"validation", "epochs"}
 
 
-def test_a_run_that_was_killed_says_so(page_of, write_run, finished):
+def test_whether_a_run_is_under_way(write_run, finished):
+    def state():
+        return RunHistory.of(str(run), with_entropy=False).state
+
     run = write_run(lines=finished[:3])
-    lock = FolderLock(run)
-    with lock:
+    assert state() == "stopped after step 3 of 8"
+    with FolderLock(run):
+        assert state() == "running, step 3 of 8"
         holder = json.loads((run / "run.lock").read_text())
     (run / "run.lock").write_text(json.dumps(holder | {"started": 1}))  # no process that began then
-    assert "killed after step 3 of 8" in page_of(run)[0]
+    assert state() == "killed after step 3 of 8"
+    (run / "run.lock").write_text(json.dumps(holder | {"host": "node7"}))
+    assert state() == "step 3 of 8, last held by node7"
 
 
 def test_a_run_of_many_steps_is_a_page_of_ordinary_size(page_of, write_run, finished):
@@ -107,12 +105,12 @@ def test_a_run_of_many_steps_is_a_page_of_ordinary_size(page_of, write_run, fini
     assert len(text) < 1_500_000 and "stopped after step 30,000 of 40,000" in text
 
 
-def test_objectives_in_turn_have_a_curve_each(page_of, write_run, finished):
+def test_each_objective_has_losses_of_its_own_in_each_phase(write_run, finished):
     for line in finished[1:4:2]:
         line["objective"] = "mntp"
-    text, folder, _ = page_of(write_run(lines=finished))
-    (loss,) = re.findall(r'alt="Training loss\.[^"]*"\s+src="data:image/svg\+xml;base64,([^"]+)"', text)
-    assert b"mntp" in base64.b64decode(loss) and b"mntp" in base64.b64decode(loss)
+    losses = RunHistory.of(str(write_run(lines=finished)), with_entropy=False).losses
+    assert {name: [one.steps_P.tolist() for one in parts] for name, parts in losses.items()} == {
+        "clm": [[1, 3]], "mntp": [[2, 4]], "mlm": [[5, 7, 8]]}
 
 
 def test_two_runs_over_each_other(page_of, write_run, finished):
@@ -126,19 +124,11 @@ def test_two_runs_over_each_other(page_of, write_run, finished):
     assert "final validation losses" in out
 
 
-def test_the_same_folder_again_and_one_of_somebody_else(page_of, inspect, write_run, tmp_path):
-    run = write_run()
-    first = page_of(run)[0]
-    assert page_of(run)[0] == first  # no dates in it
+def test_a_folder_of_somebody_else(inspect, write_run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/index.html").write_text("mine")
-    code, _, err = inspect("run", run, "--page", tmp_path / "mine")
+    code, _, err = inspect("run", write_run(), "--page", tmp_path / "mine")
     assert code == 2 and f"--page {tmp_path}/mine: index.html is there, and no report wrote it" in err
-
-
-def test_json_names_the_files(inspect, write_run, tmp_path):
-    code, out, _ = inspect("run", write_run(), "--page", tmp_path / "page", "--json")
-    assert code == 0 and json.loads(out)["page"][-1] == str(tmp_path / "page/index.html")
 
 
 def test_a_page_goes_with_runs(inspect, write_run, tmp_path):
