@@ -66,7 +66,7 @@ def lines(name: str, report: dict) -> list[str]:
     found = [f"{what:<{width}}{words}" for what, words in report["rows"]]
     if not report["problems"]:
         return [*found, "", f"{name} can run here"]
-    return [*found, "", *(f"{name} cannot run here: {problem}" for problem in report["problems"])]
+    return [*found, "", f"{name} cannot run here:", *(f"  {problem}" for problem in report["problems"])]
 
 
 def _device(config, ranks: int, problems: list[str]) -> list[tuple[str, str]]:
@@ -84,8 +84,6 @@ def _device(config, ranks: int, problems: list[str]) -> list[tuple[str, str]]:
             problems.append(f"--nproc {ranks}: there are {len(gpus)} GPUs here, a rank needs one of its own")
     else:
         where = f"CPU, {machine.available_cores()} cores; gloo"
-        if ranks > machine.available_cores():
-            problems.append(f"--nproc {ranks}: there are {machine.available_cores()} cores here")
     rows, dtype = [("device", where)], DTYPES[config.precision.dtype]
     try:
         layers = choose_layers(config.model.layers, dtype)
@@ -131,7 +129,7 @@ def _size(config, ranks: int, problems: list[str]) -> list[tuple[str, str]]:
     needed, of = (each, "the GPU") if on_gpu else (each * ranks, "this machine")
     if needed > there:
         problems.append(f"memory: weights, gradients and optimizer alone take {needed / 2**30:.1f} GiB of {of}'s "
-                        f"{there / 2**30:.1f} GiB; raise parallel.tensor or parallel.pipeline, or take more ranks")
+                        f"{there / 2**30:.1f} GiB; raise parallel.tensor or parallel.pipeline")
     one = config.model.parameter_count() * BYTES_A_PARAMETER[config.precision.dtype]
     kept, folder = one * (config.checkpoint.keep + 1 + len(config.phases)), Path(config.run.dir).absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free

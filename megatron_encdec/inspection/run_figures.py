@@ -24,7 +24,7 @@ SHOWN_SOURCES = 8  # lines in a figure of epochs
 CURVES = (  # field of the train lines, section, title, label of the axis, factor, caption
     ("lr", "optimizer", "Learning rate", "learning rate", 1, "As used, step by step."),
     ("grad_norm", "optimizer", "Gradient norm", "norm before clipping", 1,
-     "Over the whole trunk; the dotted line is `clip_grad`."),
+     "Over the whole trunk; the dotted line is where it is clipped."),
     ("tokens_per_second", "speed", "Tokens a second", "tokens/s", 1,
      "Of the steps alone, without evaluation and saving."),
     ("mfu", "speed", "MFU", "% of the device's peak", 100, "Model FLOPs utilisation."))

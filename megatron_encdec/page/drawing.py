@@ -119,8 +119,8 @@ def curve_panel(height: float):
 
 def curve(axis, x_P: np.ndarray, y_P: np.ndarray, hue: str, label: str, dashes: Any = "-",
           is_noisy: bool = True) -> None:
-    """A curve. A noisy one: every point, faint (of a long one the least and the greatest of each of BUCKETS), and its running
-    mean. x_P: ascending. A curve of few points is drawn as it is."""
+    """A curve. A noisy one: every point, faint (of a long one the least and the greatest of each of BUCKETS), and its
+    running mean. x_P: ascending. A curve of few points is drawn as it is."""
     x_P, width = np.asarray(x_P), len(y_P) // SMOOTHED_OVER
     if width < 2 or not is_noisy:
         axis.plot(*extremes(x_P, y_P), ls=dashes, color=hue, lw=1.6, marker="." if width == 0 else "", label=label)
