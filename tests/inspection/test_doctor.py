@@ -37,7 +37,7 @@ def test_all_that_is_missing_is_said_at_once(doctor, real_run, workspace, tmp_pa
     with FolderLock(tmp_path):
         code, out, _ = doctor(
             workspace / "config.yaml", f"run.dir={tmp_path}", "--json", "tokenizer.path=nowhere/t",
-            "data.train.0.path=nowhere/d", "batch.micro_size=3", "logging.trackers=[trackio]",
+            "data.train.0.path=nowhere/d", "--nproc", 3, "logging.trackers=[trackio]",
                 "precision.fp8=current", "precision.dtype=bf16")
     report = json.loads(out)
     assert code == 1
