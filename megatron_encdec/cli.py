@@ -19,7 +19,7 @@ VERBS = {
     "evaluate": ("megatron_encdec.finetune.evaluate_command", "models as they are -> scores on tasks of mteb"),
     "study": ("megatron_encdec.study.command", "fine-tuned results -> tables, figures and a page"),
     "inspect": ("megatron_encdec.inspection.command", "look into data, a run, or a checkpoint"),
-    "doctor": ("megatron_encdec.platform.doctor", "versions, device, backends; what is missing and how to get it"),
+    "doctor": ("megatron_encdec.inspection.doctor", "versions, device, backends; what is missing and how to get it"),
 }
 
 

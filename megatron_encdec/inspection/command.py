@@ -17,6 +17,7 @@ Look into what a run reads and writes. Nothing is changed, and no GPU is needed.
   megatron-encdec inspect data corpora/docs --tokenizer corpora/tokenizer --objective mlm:0.4
   megatron-encdec inspect run runs/biphasic                phases, losses, speed against the unigram entropy
   megatron-encdec inspect run runs/biphasic runs/mlm       several runs side by side
+  megatron-encdec inspect run runs/biphasic --page out/    the same as a page: curves, time line, data
   megatron-encdec inspect run CONFIG.yaml --sample 0 9000  what the trainer reads at these samples
   megatron-encdec inspect data corpora/docs --verify       is every byte still what was written?
   megatron-encdec inspect checkpoint runs/biphasic@1000    what stands in a checkpoint
@@ -41,6 +42,10 @@ validation losses by objective at each phase's end; and the unigram entropy of t
 of a model that knows token frequencies only. A phase that has learnt anything else ends below it.
 
 Several runs are put side by side by their final validation losses, with what differs between them.
+
+--page DIR writes DIR/index.html, one file that needs no network: losses, learning rate, gradient norm, speed, phases,
+checkpoints, resumes and changes on the time line, sources and their epochs; several runs over each other. Its figures
+are beside it as PNG, its tables as CSV. It can be drawn of a run under way, and again later.
 
 With --sample one CONFIG.yaml or run directory is enough, trained or not: each sample number is shown as the
 trainer reads it, with step, phase and objective, where it comes from, and its text. [END OF DOCUMENT] is where a
@@ -78,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sample", nargs="+", action="extend", default=[], metavar="I", help="show these samples, numbered from 0")
     add("--model", nargs="+", action="extend", default=[], metavar="DIR",
         help="exported models to name below the table (one run only)")
+    add("--page", metavar="DIR", help="write a page with curves into this folder (needs matplotlib)")
 
     add = thing("checkpoint", "a checkpoint: step, counters, topology", CHECKPOINT).add_argument
     add("checkpoint", metavar="RUN_DIR[@STEP]", help="run directory, and which step of it")
@@ -95,6 +101,11 @@ def run(arguments: argparse.Namespace) -> int:
         _require(arguments.samples >= 0, f"inspect data: --samples {arguments.samples} is negative")
     module = importlib.import_module(f"megatron_encdec.inspection.{name}")
     report = module.examine(arguments)
+    if name == "run" and arguments.page:
+        from megatron_encdec.inspection.run_page import write_page
+
+        written = write_page(arguments.runs, Path(arguments.page), report.get("remarks", ()))
+        report["page"] = [str(Path(arguments.page) / path) for path in written]
     if arguments.json:
         is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
         print(json.dumps(report, indent=2, ensure_ascii=not is_unicode))  # floats in full
@@ -122,7 +133,8 @@ def _module_for_run(arguments: argparse.Namespace) -> str:
     _require(not strange, f"inspect run: --sample {' '.join(strange)}: expected a sample number of 0 or more, or "
              "dotted.key=value")
     _require(numbers, "inspect run: --sample needs a sample number, e.g. --sample 0")
-    _require(not models, "inspect run: --model goes with the table of a run, not with --sample")
+    _require(not models and not arguments.page, f"inspect run: {'--model' if models else '--page'} goes with the table "
+             "of a run, not with --sample")
     arguments.runs, arguments.overrides, arguments.sample = [path], changes, [int(word) for word in numbers]
     return "sample"
 

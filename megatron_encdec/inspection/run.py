@@ -224,6 +224,7 @@ def print_report(report: dict) -> None:
     """Print the closing table of a run, or the comparison of several."""
     if "runs" in report:
         _print_comparison(report)
+        _say_page(report)
         return
     rows = []
     for phase in report["phases"]:
@@ -242,6 +243,13 @@ def print_report(report: dict) -> None:
     else:
         say("no validation losses: no data.validation in the config, or the first is still to come\n")
     print_facts(_facts(report))
+    _say_page(report)
+
+
+def _say_page(report: dict) -> None:
+    if files := report.get("page"):
+        figures, tables = (sum(one.endswith(end) for one in files) for end in (".png", ".csv"))
+        say(f"\nwrote {files[-1]}, {figures} figures as PNG, {tables} tables as CSV")
 
 
 def _print_comparison(report: dict) -> None:

@@ -1,4 +1,4 @@
-"""How figures are drawn: style, colours, panels, dots with intervals, lines with bands; and a figure -> bytes.
+"""How figures are drawn: style, colours, panels, dots with intervals, lines with bands, long curves; a figure -> bytes.
 
 No display is needed, and nothing holds a date: the same numbers give the same bytes.
 """
@@ -8,9 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 # Told apart by people with any colour vision (after Okabe and Ito), dark enough for thin lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B4FA2", "#7F7F7F")
 PANEL_WIDTH = 3.1  # inches
+CURVE_WIDTH = 5.5  # inches, of a figure that is still legible on a telephone; two stand side by side on a screen
+LEAST = 0.66  # of a figure's width, the least on a page: a CURVE_WIDTH fits a telephone
+BUCKETS = 300  # of a long curve: more points than that nobody sees
+SMOOTHED_OVER = 40  # parts of a curve: its running mean is over one of them
 CHARACTER = 0.075  # inches, of a row's name
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
 STYLE = {
@@ -35,6 +41,11 @@ class Picture:
     def pixels(self) -> int:
         """Its width on a page."""
         return round(96 * self.figure.get_figwidth())
+
+    @property
+    def least_pixels(self) -> int:
+        """How narrow a page may make it: narrower its text is not legible, and it is scrolled instead."""
+        return round(LEAST * self.pixels)
 
     def png(self) -> bytes:
         """At 200 dots an inch."""
@@ -96,6 +107,45 @@ def line(axis, points: Sequence[tuple[float, float, float]], hue: str, label: st
     axis.plot(places, [mean for _, mean, _ in points], "o-", color=hue, ms=4.5, lw=1.8, label=label)
     axis.fill_between(places, [mean - half for _, mean, half in points], [mean + half for _, mean, half in points],
                       color=hue, alpha=0.15, lw=0)
+
+
+def curve_panel(height: float):
+    """A figure of CURVE_WIDTH and its one panel."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(CURVE_WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def curve(axis, x_P: np.ndarray, y_P: np.ndarray, hue: str, label: str, dashes: Any = "-",
+          is_noisy: bool = True) -> None:
+    """A curve. A noisy one: every point, faint (of a long one the least and the greatest of each of BUCKETS), and its
+    running mean. x_P: ascending. A curve of few points is drawn as it is."""
+    x_P, width = np.asarray(x_P), len(y_P) // SMOOTHED_OVER
+    if width < 2 or not is_noisy:
+        axis.plot(*extremes(x_P, y_P), ls=dashes, color=hue, lw=1.6, marker="." if width == 0 else "", label=label)
+        return
+    axis.plot(*extremes(x_P, y_P), color=hue, lw=0.7, alpha=0.3)
+    places = np.unique(np.linspace(0, len(x_P) - 1, 2 * BUCKETS).astype(int))
+    axis.plot(x_P[places], running_mean(y_P, width)[places], ls=dashes, color=hue, lw=1.8, label=label)
+
+
+def extremes(x_P: np.ndarray, y_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The points themselves, or of more than 2 * BUCKETS the least and the greatest of each bucket, in their order."""
+    if len(x_P) <= 2 * BUCKETS:
+        return x_P, y_P
+    edges = np.linspace(0, len(x_P), BUCKETS + 1).astype(int)
+    kept = sorted({place for begin, end in zip(edges, edges[1:], strict=False)
+                   for place in (begin + int(y_P[begin:end].argmin()), begin + int(y_P[begin:end].argmax()))})
+    return x_P[kept], y_P[kept]
+
+
+def running_mean(y_P: np.ndarray, width: int) -> np.ndarray:
+    """The mean of the `width` points before each one, of those after it, and of itself; at the ends of fewer."""
+    sums = np.concatenate([[0.0], np.cumsum(y_P)])
+    begin_P = np.maximum(np.arange(len(y_P)) - width, 0)
+    end_P = np.minimum(np.arange(len(y_P)) + width + 1, len(y_P))
+    return (sums[end_P] - sums[begin_P]) / (end_P - begin_P)
 
 
 def legend_below(figure) -> None:

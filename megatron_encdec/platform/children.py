@@ -22,7 +22,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from multiprocessing.connection import Connection
@@ -41,24 +41,30 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def start_python(call: str, descriptors: Sequence[int], environment: Mapping[str, str], **options) -> subprocess.Popen:
+    """A new process of this interpreter that does `from megatron_encdec.<call>`, with the open `descriptors`. It never
+    sees an interrupt from the keyboard. options: of Popen."""
+    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", **environment}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # not even starting
+    try:
+        return subprocess.Popen([sys.executable, "-c", f"from megatron_encdec.{call}"], pass_fds=descriptors,
+                                env=variables, stdin=subprocess.DEVNULL, **options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Child:
     """One process; what it prints goes to standard error. threads: of its libraries. environment: what it sees beside,
     or instead of, this process's variables. connection: ready when there is something to `receive`."""
 
     def __init__(self, threads: int = 1, environment: Mapping[str, str] | None = None):
         ours, theirs = socket.socketpair()
-        paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1",
-                     "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": str(threads),
-                     "OMP_NUM_THREADS": str(threads), **(environment or {})}
-        code = f"from megatron_encdec.platform.children import main; main({theirs.fileno()})"
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it never sees one, not even starting
-        try:
-            with theirs:
-                self.process = subprocess.Popen([sys.executable, "-c", code], pass_fds=(theirs.fileno(),),
-                                                env=variables, stdin=subprocess.DEVNULL, stdout=2)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with theirs:
+            call = f"platform.children import main; main({theirs.fileno()})"
+            self.process = start_python(call, [theirs.fileno()], {
+                "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads),
+                **(environment or {})}, stdout=2)
         self.connection = Connection(ours.detach())
 
     def begin(self, make: str, arguments: tuple) -> None:

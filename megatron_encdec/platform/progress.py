@@ -4,11 +4,12 @@
     2. `shown.update(done, detail)`              `detail` is what stands beside it: a speed, a loss
     3. `shown.part(key, label, done, total)`     one of several things under way at once, with a bar of its own
     4. `shown.say(line)`                         a line that stays
+    5. `sparkline(values)`                       a curve of one line of text
 """
 
 import sys
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import TextIO
 
@@ -40,9 +41,11 @@ class Progress(AbstractContextManager):
         if self._bars:
             self._bars.stop()
 
-    def update(self, done: int, detail: str, always: bool = False) -> None:
-        """`done` of `total` is finished. detail: a speed, a loss. always: with a line now, however new the last is."""
-        left = f"{self.time_left(done)} left" if self.total else ""
+    def update(self, done: int, detail: str, always: bool = False, left: str | None = None) -> None:
+        """`done` of `total` is finished. detail: a speed, a loss. always: with a line now, however new the last is.
+        left: the time that is left, in words, where the caller knows better than by `done` and the time so far."""
+        if left is None:
+            left = f"{self.time_left(done)} left" if self.total else ""
         if self._bars:
             self._show(None, self.label, done, self.total, detail, left)
         elif self._active and (always or self._line_is_due()):
@@ -115,6 +118,16 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def sparkline(values: Sequence[float], width: int = 24, blocks: str = "▁▂▃▄▅▆▇█") -> str:
+    """`values` as at most `width` blocks from the lowest to the highest of them; each is the mean of its share."""
+    count = min(width, len(values))
+    edges = [place * len(values) // count for place in range(count + 1)] if count else [0]
+    means = [sum(values[begin:end]) / (end - begin) for begin, end in zip(edges, edges[1:], strict=False)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    steps = (len(blocks) - 1) / (high - low) if high > low else 0.0
+    return "".join(blocks[round((mean - low) * steps)] for mean in means)
 
 
 def short_count(number: float) -> str:

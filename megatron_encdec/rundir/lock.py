@@ -16,6 +16,7 @@ moment both write; the last has it, and the other sees it when it looks again, a
     1. `with FolderLock(folder, option) as lock:`     `lock.note` says whether a stale one was taken over
     2. `lock.claim.lost()`, `lock.claim.check()`      whether it is still ours; any process that sees the folder may ask
     3. `with taking_turns(path):`                     waits for others at a file that all of them only read
+    4. `holder(folder)`                               who stands in its lock file; for who only looks
 
 Why not `filelock`: its flock says neither who holds it nor since when, and an NFS mount that answers ENOLCK is an
 error to it; its marker files name pid and host, but need somebody to judge that a killed process is gone.
@@ -281,6 +282,11 @@ def taking_turns(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a file system without locks: each works for itself
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def holder(folder: str | Path) -> Holder | None:
+    """Who stands in the lock file of `folder`: who holds it, or was killed while holding it; None where nobody does."""
+    return _holder_at(Path(folder) / NAME)
 
 
 def _text(holder: Holder) -> bytes:

@@ -2,24 +2,28 @@
 
     1. `slots(files, key)`           chunks of plain files by byte range; compressed files and hub datasets whole
     2. `share_of(slots, i, n)`       the part of them that one machine of n works on
-    3. `chunks(slots, spool, skip)`  slots in order, compressed ones cut into blocks of lines as they are read
+    3. `chunks(slots, spool, skip)`  slots in order, compressed ones cut into blocks of lines as they are read, remote
+                                     ones fetched
 
 A chunk of a plain `.jsonl` is the lines that *start* in its byte range, so a worker finds them by itself. Blocks
-of a compressed file wait for their worker in a spool file. Leaving out the first `skip` chunks, those that an
-interrupted run has finished, leaves the numbers and cuts of the others as they were.
+of a compressed file, and all that comes from elsewhere, wait for their worker in a spool file. Leaving out the first
+`skip` chunks, those that an interrupted run has finished, leaves the numbers and cuts of the others as they were.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.corpus import hub_rows, kind_of
+from megatron_encdec.text.fields import Selection, columns_of
 from megatron_encdec.text.manifest import InputFile
-from megatron_encdec.text.parquet import row_groups
+from megatron_encdec.text.parquet import copy_rows, row_groups
+from megatron_encdec.text.remote import cat, is_remote, open_input
 from megatron_encdec.text.streams import PIECE, open_stream
 
 CHUNK_BYTES = 16 << 20  # of decompressed input: large beside what a chunk costs by itself
@@ -68,13 +72,14 @@ class ChunkAccount:
     lengths: dict[str, np.ndarray] = field(default_factory=dict)  # tokens of each document; not in the journal
 
 
-def slots(files: Sequence[InputFile], text_key: str) -> Iterator[Chunk]:
+def slots(files: Sequence[InputFile], text_key: Selection) -> Iterator[Chunk]:
     """The input in order: ready chunks, and files that can only be cut while they are read."""
     texts: tuple[str, ...] = ()  # paths of text files that wait to be a chunk together
     held = 0  # bytes in them
     for file in files:
         kind, one = kind_of(file.path), (file.path,)
-        if texts and (kind != "text" or len(texts) == CHUNK_FILES or held > CHUNK_BYTES):
+        if texts and (kind != "text" or len(texts) == CHUNK_FILES or held > CHUNK_BYTES
+                      or is_remote(texts[0]) != is_remote(file.path)):
             yield Chunk("texts", texts, texts, consumed=held)
             texts, held = (), 0
         if kind == "text":
@@ -109,20 +114,58 @@ def share_of(all_slots: Iterable[Chunk], index: int, count: int, total_bytes: in
         position += slot.consumed
 
 
-def chunks(all_slots: Iterable[Chunk], spool: Path, text_key: str, skip: int = 0) -> Iterator[Chunk]:
+def chunks(all_slots: Iterable[Chunk], spool: Path, text_key: Selection, skip: int = 0) -> Iterator[Chunk]:
     """The chunks of `all_slots` after the first `skip`; blocks of streams are written into the folder `spool`."""
     number = 0
     for slot in all_slots:
         for chunk in _blocks(slot, spool, text_key, number, skip) if slot.kind in ("stream", "hub") else (slot,):
             number += 1
             if number > skip:
-                yield chunk
+                is_elsewhere = not chunk.spooled and is_remote(chunk.paths[0])
+                yield fetched(chunk, spool / f"block-{number - 1:06d}", text_key) if is_elsewhere else chunk
 
 
-def _blocks(slot: Chunk, spool: Path, text_key: str, number: int, skip: int) -> Iterator[Chunk]:
+def fetched(chunk: Chunk, target: Path, text_key: Selection) -> Chunk:
+    """`chunk`, whose files are elsewhere, with its part of them in files here, whose names begin with `target`."""
+    url = chunk.paths[0]
+    if chunk.kind == "texts":
+        paths = tuple(f"{target}.{number:04d}" for number in range(len(chunk.paths)))
+        for path, content in zip(paths, cat(chunk.paths), strict=True):
+            Path(path).write_bytes(content)
+        return replace(chunk, paths=paths, spooled=True)
+    if chunk.kind == "rows":
+        groups = copy_rows(url, text_key, chunk.start, target)
+        return replace(chunk, paths=(str(target),), start=0, end=groups, spooled=True)
+    with open_input(url) as source, open(target, "wb") as file:
+        size = _copy_lines(source, chunk.start, chunk.end, file)
+    return replace(chunk, paths=(str(target),), start=0, end=size, spooled=True)
+
+
+def _copy_lines(source: BinaryIO, start: int, end: int, file: BinaryIO) -> int:
+    """Write the lines that start in bytes [start, end) of `source`; how many bytes they are."""
+    size, position, rest = 0, start, b""
+    if start:  # the first line after the byte before
+        position = source.seek(start - 1)
+        found = 0
+        while not found and position < end and (piece := source.read(PIECE)):
+            found = piece.find(b"\n") + 1
+            position, rest = position + (found or len(piece)), piece[found:] if found else b""
+        if not found or position >= end:
+            return 0
+    while piece := rest or source.read(PIECE):
+        cut = piece.find(b"\n", max(0, end - 1 - position)) + 1 if position + len(piece) >= end else 0
+        rest = b""
+        size += file.write(piece[:cut] if cut else piece)
+        position += len(piece)
+        if cut:
+            break
+    return size
+
+
+def _blocks(slot: Chunk, spool: Path, text_key: Selection, number: int, skip: int) -> Iterator[Chunk]:
     """Blocks of at least CHUNK_BYTES up to the next line's end; the cuts do not depend on how reads come."""
     if slot.kind == "hub":
-        rows = hub_rows(slot.paths[0], text_key)
+        rows = hub_rows(slot.paths[0], columns_of(text_key))
         yield from _cut(lambda: next(rows, b""), lambda: 0, slot, spool, number, skip)
     else:
         with open_stream(slot.paths[0]) as stream:

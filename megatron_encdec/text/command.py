@@ -10,7 +10,8 @@ DESCRIPTION = """\
 Turn text into token ids on disk, once, for every run that will train on it.
 
 Reads .txt and .md (one document a file), .jsonl, .json and .ndjson, also .gz and .zst (one a line), .parquet (one a
-row) and hf:NAME[:CONFIG[:SPLIT]] (a dataset streamed from the hub), encodes them in parallel, ends each document with
+row) and hf:NAME[:CONFIG[:SPLIT]] (a dataset streamed from the hub), from this machine or by URL (s3://, gs://, hf://,
+https://, ... whatever fsspec knows here), encodes them in parallel, ends each document with
 the tokenizer's end-of-document token, and writes
 
   PREFIX.bin, PREFIX.idx     the ids, in the format that Megatron's IndexedDataset reads
@@ -33,6 +34,10 @@ examples:
   # FineWeb-Edu, streamed: nothing but the ids is stored
   megatron-encdec preprocess --input hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer llama3/ --output corpora/fw
 
+  # from a store, with title and body, English and of some quality
+  megatron-encdec preprocess --input 's3://bucket/crawl/*.jsonl.zst' --text-key title body.text \
+      --where language=en 'score>=3' --tokenizer llama3/ --output corpora/crawl
+
   # on four machines, then put together: the bytes are those of one machine
   megatron-encdec preprocess --input data/ --tokenizer llama3/ --output corpora/web-1 --shard 1/4    # ... 4/4
   megatron-encdec preprocess --merge corpora/web-1 corpora/web-2 corpora/web-3 corpora/web-4 --output corpora/web
@@ -45,12 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Put the verb's options and help on `parser`."""
     parser.epilog = EPILOG
     add = parser.add_argument
-    add("--input", nargs="+", metavar="PATH", help="files, directories, quoted globs, hf: datasets (required)")
+    add("--input", nargs="+", metavar="PATH", help="files, directories, quoted globs, URLs of stores, hf: "
+        "datasets (required)")
     add("--tokenizer", metavar="PATH", help="tokenizer.json, a directory that holds one, or a SentencePiece "
         ".model; with --train-tokenizer the directory to make (required)")
     add("--output", metavar="PREFIX", help="where the files go: PREFIX.bin, ... (required)")
-    add("--text-key", default="text", metavar="KEY", help="key of the text in JSON lines, column of Parquet files "
-        "(default: text)")
+    add("--text-key", nargs="+", default=["text"], metavar="KEY", help="key of the text in JSON lines, column of "
+        "Parquet files (default: text); a.b: the key b inside a; several keys are joined")
+    add("--join", default="\n\n", metavar="TEXT", help="what stands between the texts of several keys (default: a "
+        "blank line)")
+    add("--where", nargs="+", action="extend", default=[], metavar="CONDITION", help="take only documents in which all "
+        "of these hold: FIELD=VALUE (FIELD=A|B), FIELD!=VALUE, FIELD>=NUMBER (>, <, <=); others are counted")
     add("--workers", type=int, metavar="N", help="encoding processes (default: one a core); the output is the same "
         "for any number")
     add("--mask-token", metavar="TOKEN", help="the mask, where the tokenizer names none: a reserved token")

@@ -1,7 +1,8 @@
 """What the bytes of an input mean: a document's text, or the reason why there is none.
 
     1. `kind_of(path)`          how an input is read, by its name
-    2. `parse_line(line, key)`  a JSON line -> its text, or the reason; `parse_text` of a whole file
+    2. `parse_line(line, key)`  a JSON line -> its text, or the reason; `parse_text` of a whole file (fields.py: of
+                                nested keys, several, or with a filter)
     3. `iter_lines(path)`       a text file's lines as bytes, decompressed (labelled sets too); `hub_rows` of a dataset
     4. `keys_there(path)`       the keys that lines have, for who named one that they do not have
 
@@ -13,12 +14,13 @@ of each), so that accounts add up. What is wrong with a whole file is refused wh
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import orjson
 
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.text.remote import bare, is_remote, open_input
 from megatron_encdec.text.streams import PACKERS, PIECE, open_stream, packer_of, reading
 
 WHOLE_FILE_SUFFIXES = (".txt", ".md")
@@ -33,13 +35,14 @@ UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")  # the last, and t
 UTF16_BYTES = 1024  # looked at for UTF-16 without a mark
 REASONS = {"empty": "no text, or white space only", "bad_json": "not a JSON object", "missing_key": "no such key",
            "not_text": "the value is no string", "bad_utf8": "not UTF-8; from Latin-1: iconv -f LATIN1 -t UTF-8",
-           "utf16": "not UTF-8; iconv -f UTF-16 -t UTF-8", "no_tokens": "the tokenizer has no tokens for it"}
+           "utf16": "not UTF-8; iconv -f UTF-16 -t UTF-8", "no_tokens": "the tokenizer has no tokens for it",
+           "filtered": "left out by --where"}
 
 
 def kind_of(path: str) -> str:
     """How an input is read: `hub`, `text` (one document), `lines`, `stream` (compressed lines) or `rows`."""
-    lower = path.lower()
-    if path.startswith(HUB):
+    lower = bare(path).lower()
+    if path.startswith(HUB) and not is_remote(path):
         return "hub"
     if lower.endswith(WHOLE_FILE_SUFFIXES):
         return "text"
@@ -56,10 +59,10 @@ def hub_name(name: str) -> tuple[str, str | None, str | None]:
     return ":".join(parts[:whole]), config or None, split or None
 
 
-def hub_rows(name: str, text_key: str) -> Iterator[bytes]:
-    """The rows of `hf:NAME[:CONFIG[:SPLIT]]` (split `train` by default) as JSON lines that hold the text alone, or the
-    columns' names where it is none of them. Streamed: nothing but the rows at hand is in memory or on disk. No code of
-    the dataset is run."""
+def hub_rows(name: str, columns: Sequence[str]) -> Iterator[bytes]:
+    """The rows of `hf:NAME[:CONFIG[:SPLIT]]` (split `train` by default) as JSON lines that hold these `columns` alone
+    (of `a.b` the column a, where there is no other), or all names where none of them is there. Streamed: nothing but
+    the rows at hand is in memory or on disk. No code of the dataset is run."""
     from datasets import load_dataset
 
     dataset, config, split = hub_name(name.removeprefix(HUB))
@@ -68,13 +71,12 @@ def hub_rows(name: str, text_key: str) -> Iterator[bytes]:
         rows = load_dataset(dataset, config, split=split or "train", streaming=True)
         for row in rows:
             count += 1
-            value = {text_key: row[text_key]} if text_key in row else dict.fromkeys(row)
-            if text_key in row and not isinstance(row[text_key], str):
-                value[text_key] = None
+            names = [name for column in columns for name in (column, column.partition(".")[0]) if name in row]
+            value = {name: row[name] for name in names} or dict.fromkeys(row)
             try:
-                yield json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n"
+                yield json.dumps(value, ensure_ascii=False, default=_nothing).encode("utf-8") + b"\n"
             except UnicodeEncodeError:  # half a surrogate pair: escaped, so that it is counted as such
-                yield json.dumps(value).encode() + b"\n"
+                yield json.dumps(value, default=_nothing).encode() + b"\n"
     except Exception as error:  # noqa: BLE001  (network, hub, parsing: whatever it is, the user needs one line)
         reason = " ".join(str(error).split())[:300]
         if count:
@@ -82,6 +84,10 @@ def hub_rows(name: str, text_key: str) -> Iterator[bytes]:
                             "command tries again; if it stays so, save the dataset as files first") from None
         raise UserError(f"{name}: cannot read this dataset ({type(error).__name__}: {reason}); check the name, the "
                         "configuration and the network, or save it as files first") from None
+
+
+def _nothing(_: object) -> None:
+    """What JSON has no word for is no text either."""
 
 
 def text_of(line: str, text_key: str) -> tuple[str | None, str | None]:
@@ -164,22 +170,23 @@ def iter_lines(path: str) -> Iterator[bytes]:
             if rest:
                 yield rest
     else:
-        with reading(path), open(path, "rb") as file:
+        with reading(path), open_input(path) as file:
             yield from file
 
 
-def keys_there(path: str, text_key: str) -> str:
+def keys_there(path: str, columns: Sequence[str]) -> str:
     """What a message says of the keys of the first JSON object in a file of lines, "" where there is none."""
     kind = kind_of(path)
     if kind in ("text", "rows"):
         return ""
-    for line in islice(hub_rows(path, text_key) if kind == "hub" else iter_lines(path), LINES_LOOKED_AT):
+    for line in islice(hub_rows(path, columns) if kind == "hub" else iter_lines(path), LINES_LOOKED_AT):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(value, dict) and value:
-            inside = isinstance(value.get(text_key.partition(".")[0]), dict)
-            return (f"; the keys there are {', '.join(map(repr, list(value)[:KEYS_SHOWN]))}: name the text's with "
-                    "--text-key" + (" (a key inside another cannot be named)" if inside else ""))
+            names = [f"{name}.{inner}" for name, found in value.items()
+                     for inner in (found if isinstance(found, dict) else ())]
+            return (f"; the keys there are {', '.join(map(repr, [*value, *names][:KEYS_SHOWN]))}: name the text's with "
+                    "--text-key")
     return ""

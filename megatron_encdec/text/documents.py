@@ -22,7 +22,8 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text import corpus
 from megatron_encdec.text.chunks import Chunk
 from megatron_encdec.text.corpus import BYTE_ORDER_MARK
-from megatron_encdec.text.parquet import iter_rows
+from megatron_encdec.text.fields import Fields, Selection, parser
+from megatron_encdec.text.parquet import iter_rows, iter_selected
 from megatron_encdec.text.streams import reading
 
 LONG = 4 << 20  # bytes from which a document is handled piece by piece
@@ -68,10 +69,13 @@ class LongDocument(NamedTuple):
     pieces: Callable[[], Iterator[str]]
 
 
-def read_chunk(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
+def read_chunk(chunk: Chunk, text_key: Selection) -> Iterator[Batch | LongDocument]:
     """The documents of `chunk`; lines count from 1 within the chunk. The last item is a `Batch`."""
     if chunk.kind == "lines":
         yield from _read_lines(chunk, text_key)
+        return
+    if chunk.kind == "rows" and isinstance(text_key, Fields):
+        yield from _selected_rows(chunk, text_key)
         return
     batch, held = Batch(), 0
     for place, raw in _files(chunk) if chunk.kind == "texts" else _rows(chunk, text_key):
@@ -112,6 +116,18 @@ def _rows(chunk: Chunk, text_key: str) -> Iterator[tuple[Place, Raw | None]]:
         yield Place(0, row, len(data or b"")), None if data is None else partial(pieces, data)
 
 
+def _selected_rows(chunk: Chunk, fields: Fields) -> Iterator[Batch]:
+    batch, held = Batch(), 0
+    for row, parsed in enumerate(iter_selected(chunk.paths[0], fields, range(chunk.start, chunk.end)), start=1):
+        size = len(parsed[1] or b"")
+        batch.add(parsed, Place(0, row, size))
+        held += size
+        if len(batch.texts_D) >= ROWS_IN_BATCH or held >= BYTES_IN_BATCH:
+            yield batch
+            batch, held = Batch(), 0
+    yield batch
+
+
 def _long_text(raw: Raw, place: Place, batch: Batch) -> Iterator[LongDocument]:
     """The document whose bytes are `raw()`, all of them text; if it is not readable, its reason goes to `batch`."""
     head = b"".join(islice(raw(), -(-corpus.UTF16_BYTES // PIECE)))[: corpus.UTF16_BYTES]
@@ -149,7 +165,7 @@ def _checked(document: LongDocument, reason: str | None, batch: Batch) -> Iterat
         batch.skipped.append((reason, document.place))
 
 
-def _read_lines(chunk: Chunk, text_key: str) -> Iterator[Batch | LongDocument]:
+def _read_lines(chunk: Chunk, text_key: Selection) -> Iterator[Batch | LongDocument]:
     try:
         with reading(chunk.names[0]), open(chunk.paths[0], "rb") as file:
             start = 0 if chunk.start == 0 else _next_line(file, chunk.start - 1, chunk.end)
@@ -173,7 +189,7 @@ def _next_line(file, position: int, enough: int | None = None) -> int:
     return position
 
 
-def _split(file, position: int, end: int, marked: bool, text_key: str) -> Iterator[Batch | LongDocument]:
+def _split(file, position: int, end: int, marked: bool, text_key: Selection) -> Iterator[Batch | LongDocument]:
     """The lines in bytes [position, end) of `file`: a run of ordinary ones at once, long ones by themselves. `marked`:
     a byte order mark may stand there. Raises EOFError where the file has fewer bytes."""
     line = 1
@@ -198,30 +214,46 @@ def _split(file, position: int, end: int, marked: bool, text_key: str) -> Iterat
         position, marked = position + complete, False
 
 
-def _add_lines(batch: Batch, block: bytes, line: int, marked: bool, text_key: str) -> int:
+def _add_lines(batch: Batch, block: bytes, line: int, marked: bool, text_key: Selection) -> int:
     """Add the lines of a block, of which the first has the number `line`; the number after the last."""
     lines = block.split(b"\n")
-    last = line + len(lines) - 1  # after it no line feed stands
+    last, parse = line + len(lines) - 1, parser(text_key)  # after the last no line feed stands
     for number, data in enumerate(lines if lines[-1] else lines[:-1], start=line):
         text = data.removeprefix(BYTE_ORDER_MARK) if marked and number == line else data
-        batch.add(corpus.parse_line(text, text_key), Place(0, number, len(data) + (number < last)))
+        batch.add(parse(text), Place(0, number, len(data) + (number < last)))
     return last
 
 
-def _long_line(data: bytes, place: Place, text_key: str, batch: Batch) -> Iterator[LongDocument]:
+def _long_line(data: bytes, place: Place, text_key: Selection, batch: Batch) -> Iterator[LongDocument]:
     """A JSON line of any length: parsed with stand-ins for its long strings, which are decoded in pieces."""
     if not _sound(_decoded(data[start : start + PIECE] for start in range(0, len(data), PIECE))):
         batch.skipped.append(("bad_utf8", place))
         return
     skeleton, spans = _set_apart(data)
-    text, reason = corpus.text_of(skeleton.decode("utf-8", "replace"), text_key)
-    if not all(_sound(_unescaped(data, *span)) for name, span in spans.items() if name != text):
+    texts, reason, join = _texts_of(skeleton.decode("utf-8", "replace"), text_key)
+    if not all(_sound(_unescaped(data, *span)) for name, span in spans.items() if name not in texts):
         batch.skipped.append(("bad_json", place))
-    elif text not in spans:
-        batch.add(corpus.encoded(text, reason), place)
+    elif spans.keys().isdisjoint(texts):
+        batch.add(corpus.encoded(None if reason else join.join(texts), reason), place)
     else:
-        document = LongDocument(place, partial(_unescaped, data, *spans[text]))
+        document = LongDocument(place, partial(_joined, data, texts, spans, join))
         yield from _checked(document, _reason(document), batch)
+
+
+def _texts_of(line: str, key: Selection) -> tuple[list[str], str | None, str]:
+    """The texts of a JSON line or the reason why there is none, and what stands between texts."""
+    if isinstance(key, Fields):
+        return *key.texts_of_line(line), key.join
+    text, reason = corpus.text_of(line, key)
+    return [] if text is None else [text], reason, ""
+
+
+def _joined(data: bytes, texts: list[str], spans: dict[str, tuple[int, int]], join: str) -> Iterator[str]:
+    """The texts with `join` between them, in pieces; those that stand in for a string of `data` are that string."""
+    for number, text in enumerate(texts):
+        if number:
+            yield join
+        yield from _unescaped(data, *spans[text]) if text in spans else (text,)
 
 
 def _set_apart(data: bytes) -> tuple[bytes, dict[str, tuple[int, int]]]:

@@ -19,6 +19,7 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.chunks import Account, Chunk, ChunkAccount
 from megatron_encdec.text.documents import Batch, LongDocument, Place, read_chunk
 from megatron_encdec.text.encoder import LONG_CHARACTERS, Encoder, encode_long
+from megatron_encdec.text.fields import Selection
 from megatron_encdec.text.indexed import token_dtype
 from megatron_encdec.text.manifest import EXAMPLES_KEPT, TRAIN, VALIDATION
 from megatron_encdec.text.tokenizer import Tokenizer, load_tokenizer
@@ -40,15 +41,16 @@ def remove_parts(folder: Path, number: int) -> None:
     """Take away what chunk `number` left in the folder."""
     for split in (TRAIN, VALIDATION):
         ids_path(folder, number, split).unlink(missing_ok=True)
-    (folder / f"block-{number:06d}").unlink(missing_ok=True)
+    for path in folder.glob(f"block-{number:06d}*"):
+        path.unlink()
 
 
 class Worker:
     """The function from a numbered chunk to its account, with the tokenizer of `load_tokenizer` and the library
     `encoder`; ids go into `folder`."""
 
-    def __init__(self, tokenizer_path: str, mask_token: str | None, eod_token: str | None, encoder: str, text_key: str,
-                 validation_percent: float, folder: str):
+    def __init__(self, tokenizer_path: str, mask_token: str | None, eod_token: str | None, encoder: str,
+                 text_key: Selection, validation_percent: float, folder: str):
         self.text_key, self.validation_percent, self.folder = text_key, validation_percent, folder
         self.tokenizer = load_tokenizer(tokenizer_path, mask_token, eod_token)
         self.encoder = Encoder(self.tokenizer, encoder)

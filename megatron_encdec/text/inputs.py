@@ -2,7 +2,8 @@
 
     1. `list_files(inputs)`   the files in a fixed order, with an account of what lies there besides and is not read
     2. `_expand(item)`        a path as it is; a folder, searched to any depth; a pattern, what it matches
-    3. `_check_head(file)`    refuses what the first bytes say is wrong with a whole file: pointers of Git LFS, another
+    3. `_take_remote(url)`    objects of a store (text/remote.py)
+    4. `_check_head(file)`    refuses what the first bytes say is wrong with a whole file: pointers of Git LFS, another
                               format than the name's, lines in UTF-16 or with ends of CR alone, one JSON array or object
 
 Links are followed, to files and to folders; each folder is entered once, so that links in a circle do no harm. Names
@@ -23,6 +24,7 @@ from megatron_encdec.platform.errors import IntegrityError, UserError
 from megatron_encdec.rundir.files import POINTER_BYTES, refuse_pointer
 from megatron_encdec.text.corpus import BYTE_ORDER_MARK, HUB, SUFFIXES, is_utf16, kind_of
 from megatron_encdec.text.manifest import InputFile
+from megatron_encdec.text.remote import bare, is_remote, list_remote, open_input
 from megatron_encdec.text.streams import open_stream, packer_of, piped, reading
 
 SHOWN = 8  # suffixes in the line about what is not read
@@ -59,6 +61,11 @@ def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
     found: dict[tuple, InputFile] = {}
     unread, aliases = {}, {}
     for item in map(str, inputs):
+        if is_remote(item):
+            besides = {}
+            _take_remote(item, found, besides)
+            unread |= besides
+            continue
         if item.startswith(HUB) and not os.path.exists(item):
             found.setdefault((item,), InputFile(item, 0, 0))
             continue
@@ -80,6 +87,27 @@ def list_files(inputs: Iterable[str | Path]) -> list[InputFile]:
         print(f"note: read once: {len(aliases):,} files that are links to others of the input (first: {first} is "
               f"{aliases[first]})", file=sys.stderr)
     return list(found.values())
+
+
+def _take_remote(item: str, found: dict[tuple, InputFile], unread: dict[str, str]) -> None:
+    """Add to `found` the objects that a URL stands for."""
+    objects, named = list_remote(item, unread)
+    kept = 0
+    for url, size, version in objects:
+        if not bare(url).lower().endswith(SUFFIXES):
+            if named:
+                raise UserError(f"{url}: cannot read this kind of file; supported: {', '.join(SUFFIXES)}")
+            unread[url] = _kind_of_unread(url)
+            continue
+        kept += 1
+        if (url,) in found:
+            continue
+        file = InputFile(url, size, 0, version)
+        _check_head(file)
+        found[(url,)] = file
+    if not kept:
+        there = f"; there are {_account_of(unread)[0]}; supported: {', '.join(SUFFIXES)}" if unread else ""
+        raise UserError(f"{item}: no file to read (input){there}")
 
 
 def _is_kept(path: str, named: bool, found: dict[tuple, InputFile], aliases: dict[str, str],
@@ -214,6 +242,8 @@ def suffix_of(path: str) -> str:
 
 def _way_out(path: str) -> str:
     """`; what to do` with a file that has a suffix we do not read, "" where we know nothing."""
+    if is_remote(path):
+        return ""
     suffix = suffix_of(path)
     way = WAYS.get(".tar" if suffix.startswith(".tar.") else suffix) or WAYS.get(os.path.splitext(suffix)[1])
     if not way:
@@ -224,11 +254,11 @@ def _way_out(path: str) -> str:
 def _check_head(file: InputFile) -> None:
     """Raises `UserError` where the file is not what its name says."""
     path, kind = file.path, kind_of(file.path)
-    if file.size < POINTER_BYTES:
+    if file.size < POINTER_BYTES and not is_remote(path):
         refuse_pointer(path)
     if kind == "text":
         return
-    with reading(path), open(path, "rb") as opened:
+    with reading(path), open_input(path) as opened:
         head = opened.read(HEAD if kind == "lines" else 16)
     wanted = {"lines": None, "rows": "Parquet", "stream": packer_of(path)}[kind]
     if wanted and not head:

@@ -51,11 +51,18 @@ class TokenizerRecord:
 
 @dataclass(frozen=True)
 class InputFile:
-    """An input as it was when listed. A hub dataset has its whole `hf:` name as path, and size and time 0."""
+    """An input as it was when listed. A hub dataset has its whole `hf:` name as path, and size and time 0; what is read
+    by a URL a `version`, as far as its store tells one, in place of a time."""
 
     path: str  # as the user gave it
     size: int  # in bytes
     mtime_ns: int
+    version: str = ""
+
+    def to_yaml(self) -> dict:
+        """Without a version where there is none."""
+        plain = {"path": self.path, "size": self.size, "mtime_ns": self.mtime_ns}
+        return plain | ({"version": self.version} if self.version else {})
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,20 @@
-"""Rows of Parquet files, a batch of rows at a time: the text column alone, or all columns.
+"""Rows of Parquet files, a batch of rows at a time: the text column alone, some fields, or all columns.
 
     1. `row_groups(path, key)`       how many row groups a file has, and that the column is there and is text
     2. `iter_rows(path, key, ...)`   UTF-8 bytes of each row's text, None for a null
-    3. `iter_records(path)`          every column of each row, for labelled sets
+    3. `iter_selected(path, ...)`    texts of nested, several or filtered fields
+    4. `iter_records(path)`          every column of each row, for labelled sets
 """
 
 import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
+from megatron_encdec.text.fields import Fields, Selection
+from megatron_encdec.text.remote import is_remote, open_input
 
 # A column without any text, as one file of a data set may have it, is written with type null.
 TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
@@ -23,7 +27,8 @@ def _opened(path: str):
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        source = open_input(path) if is_remote(path) else path
+        with pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
         raise _refusal(path, error) from None
@@ -46,16 +51,22 @@ def _refusal(path: str, error: Exception) -> UserError:
     return IntegrityError(f"{path}: cannot read this Parquet file ({reason}); it is cut off or damaged: copy it again")
 
 
-def row_groups(path: str, text_key: str) -> int:
-    """Number of row groups. Raises `UserError` if there is no column `text_key`, or it holds no text."""
+def row_groups(path: str, text_key: Selection) -> int:
+    """Number of row groups. Raises `UserError` if there is no column `text_key`, or it holds no text; of fields only
+    that there is none of their columns."""
     import pyarrow
 
     with _opened(path) as file:
         schema = file.schema_arrow
+        if isinstance(text_key, Fields):
+            for name in text_key.columns:
+                if name not in schema.names and name.partition(".")[0] not in schema.names:
+                    raise UserError(f"{path}: has no column {name!r} (there are {', '.join(schema.names)}); name what "
+                                    "is there with --text-key and --where")
+            return file.num_row_groups
         count = schema.names.count(text_key)
         if not count:
-            inside = (": a field inside a column cannot be named" if text_key.partition(".")[0] in schema.names else "")
-            raise UserError(f"{path}: has no column {text_key!r}{inside} (there are {', '.join(schema.names)}); name "
+            raise UserError(f"{path}: has no column {text_key!r} (there are {', '.join(schema.names)}); name "
                             "the text's column with --text-key")
         if count > 1:
             raise UserError(f"{path}: has {count} columns {text_key!r}; rename all but one of them")
@@ -72,7 +83,7 @@ def iter_rows(path: str, text_key: str, groups: Sequence[int] | None = None) -> 
 
     row_groups(path, text_key)
     with _opened(path) as file:
-        for batch in file.iter_batches(_rows_at_once(file, text_key, groups), groups, columns=[text_key]):
+        for batch in file.iter_batches(_rows_at_once(file, [text_key], groups), groups, columns=[text_key]):
             column = batch.column(batch.schema.get_field_index(text_key))  # "a.b" also brings the b of a column a
             if pyarrow.types.is_dictionary(column.type):
                 column = column.dictionary_decode()
@@ -83,14 +94,52 @@ def iter_rows(path: str, text_key: str, groups: Sequence[int] | None = None) -> 
                 yield from (memoryview(row.as_buffer()) if row.is_valid else None for row in column)
 
 
-def _rows_at_once(file, text_key: str, groups: Sequence[int] | None) -> int:
+def iter_selected(path: str, fields: Fields, groups: Sequence[int]) -> Iterator[tuple]:
+    """What `Fields.select` says of each row. Of a nested field no more than itself is read."""
+    row_groups(path, fields)
+    with _opened(path) as file:
+        for batch in file.iter_batches(_rows_at_once(file, fields.columns, groups), groups, columns=fields.columns):
+            for record in batch.to_pylist():
+                try:
+                    yield fields.select(_decoded(record))
+                except UnicodeDecodeError:
+                    yield None, None, "bad_utf8"
+
+
+def copy_rows(path: str, key: Selection, group: int, target: Path) -> int:
+    """Write what `key` needs of one row group to a Parquet file at `target`; how many row groups that has."""
+    import pyarrow.parquet
+
+    names = [key] if isinstance(key, str) else key.columns
+    with _opened(path) as file:
+        schema = pyarrow.schema([field for field in file.schema_arrow if any(
+            field.name in (name, name.partition(".")[0]) for name in names)])
+        columns = schema.names
+        with pyarrow.parquet.ParquetWriter(target, schema) as writer:
+            count = 0
+            for batch in file.iter_batches(_rows_at_once(file, columns, [group]), [group], columns=columns):
+                if batch.num_rows:
+                    writer.write_batch(batch.select(columns))
+                    count += 1
+    return count
+
+
+def _decoded(value):
+    """Bytes anywhere in `value` as text."""
+    if isinstance(value, dict):
+        return {name: _decoded(inner) for name, inner in value.items()}
+    return value.decode("utf-8") if isinstance(value, bytes) else value
+
+
+def _rows_at_once(file, names: Sequence[str], groups: Sequence[int] | None) -> int:
     """Fewer where texts are long, since they are in memory twice."""
     rows = size = 0
     for group in range(file.num_row_groups) if groups is None else groups:
         metadata = file.metadata.row_group(group)
         rows += metadata.num_rows
         columns = map(metadata.column, range(metadata.num_columns))
-        size += sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_key)
+        size += sum(column.total_uncompressed_size for column in columns
+                    if any(f"{column.path_in_schema}.".startswith(f"{name}.") for name in names))
     return max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE * rows // max(size, 1)))
 
 

@@ -10,9 +10,9 @@
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -22,15 +22,17 @@ from megatron_encdec.platform.progress import Progress, short_count
 from megatron_encdec.platform.schema import to_dict
 from megatron_encdec.text import manifest as manifests
 from megatron_encdec.text.chunks import CHUNK_BYTES, Chunk, ChunkAccount, chunks, share_of, slots
-from megatron_encdec.text.corpus import BYTE_ORDER_MARK, REASONS, hub_rows, keys_there, kind_of, parse_line
+from megatron_encdec.text.corpus import BYTE_ORDER_MARK, REASONS, hub_rows, keys_there, kind_of
 from megatron_encdec.text.documents import LongDocument, read_chunk
 from megatron_encdec.text.encode import ids_path, remove_parts
 from megatron_encdec.text.encoder import choose_encoder
+from megatron_encdec.text.fields import Selection, columns_of, parser, selection
 from megatron_encdec.text.indexed import IndexedWriter, bin_path, token_dtype
 from megatron_encdec.text.inputs import list_files
 from megatron_encdec.text.manifest import TRAIN, VALIDATION, EncoderRecord, InputFile, Manifest
-from megatron_encdec.text.parquet import iter_rows
+from megatron_encdec.text.parquet import iter_rows, iter_selected
 from megatron_encdec.text.partial import PartialRun, Tally, remove_left
+from megatron_encdec.text.remote import Found, changed, is_remote, open_input
 from megatron_encdec.text.streams import open_stream, reading
 from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer, train_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file
@@ -43,7 +45,9 @@ TRAINING_BYTES = 2 << 30  # of text for a tokenizer: a vocabulary does not chang
 class PreprocessSettings:
     """What decides the content, besides inputs and tokenizer, and how it is made."""
 
-    text_key: str = "text"
+    text_key: str | Sequence[str] = "text"  # `a.b`: the key b inside a
+    join: str = "\n\n"  # between the texts of several keys
+    where: Sequence[str] = ()  # conditions on fields, such as language=en, that all have to hold
     mask_token: str | None = None
     eod_token: str | None = None
     validation_percent: float = 0.0  # P in [0, 100): texts whose hash falls under P go to `PREFIX.validation.*`
@@ -51,6 +55,11 @@ class PreprocessSettings:
     encoder: str | None = None  # `gigatoken`, `tokenizers` or None for the faster one that is proven right
     share: tuple[int, int] = (1, 1)  # (i, n): do the i-th of n parts of the input
     workers: int | None = None  # processes, by default one a core; the output is the same for any number
+
+    @property
+    def selection(self) -> Selection:
+        """What is taken of each document."""
+        return selection(self.text_key, self.join, self.where)
 
     def check(self, prefix: str | Path) -> None:
         """Raises `UserError` for values that cannot be, and a `prefix` that cannot be written to."""
@@ -75,7 +84,7 @@ def preprocess(inputs: Iterable[str | Path], tokenizer_path: str | Path, output_
     settings.check(output_prefix)
     files = list_files(inputs)
     if train_tokenizer is not None:
-        ensure_tokenizer(files, tokenizer_path, settings.text_key, train_tokenizer, progress)
+        ensure_tokenizer(files, tokenizer_path, settings.selection, train_tokenizer, progress)
     tokenizer = load_tokenizer(tokenizer_path, settings.mask_token, settings.eod_token, AS_OPTION)
     run = _Run(files, tokenizer, settings, output_prefix)
     if found := run.finished_before():
@@ -105,10 +114,10 @@ class _Run:
         self._record = manifests.TokenizerRecord(tokenizer.fingerprint, tokenizer.vocabulary_size, tokenizer.eod_id,
                                                  tokenizer.mask_id)
         share = "{}/{}".format(*settings.share)
-        self._settings = {split: manifests.Settings(settings.text_key, float(settings.validation_percent), split, share)
-                          for split in self.prefixes}
+        taken, percent = str(settings.selection), float(settings.validation_percent)
+        self._settings = {split: manifests.Settings(taken, percent, split, share) for split in self.prefixes}
         # What an interrupted run has to agree in to be continued.
-        self.plan = {"format": 2, "chunk_bytes": CHUNK_BYTES, "inputs": [asdict(file) for file in self.files],
+        self.plan = {"format": 2, "chunk_bytes": CHUNK_BYTES, "inputs": to_dict(self.files),
                      "tokenizer": self.tokenizer.fingerprint, "dtype": self.dtype.name,
                      "settings": to_dict(self._settings[TRAIN])}
 
@@ -165,7 +174,8 @@ class _Run:
         skipped = "; ".join(f"{reason}: {record.count}, first {record.examples[0]} ({REASONS[reason]})"
                             for reason, record in tally.skipped().items())
         lacking = tally.skipped().get("missing_key")
-        keys = keys_there(lacking.examples[0].rpartition(":")[0], self.settings.text_key) if lacking else ""
+        columns = columns_of(self.settings.selection)
+        keys = keys_there(lacking.examples[0].rpartition(":")[0], columns) if lacking else ""
         return f"no document to write to {self.prefixes[TRAIN]}; skipped: {skipped or 'none, input empty'}{keys}"
 
 
@@ -186,10 +196,10 @@ def _make(run: _Run, tokenizer_path: str, progress: bool) -> Manifest:
             _say(progress, f"{partial.folder}: all chunks were finished; the files have their names now")
             partial.remove()
             return written[TRAIN]
-        encoder, why = choose_encoder(run.tokenizer, sample_texts(run.files, settings.text_key), settings.encoder)
+        encoder, why = choose_encoder(run.tokenizer, sample_texts(run.files, settings.selection), settings.encoder)
         _say(progress, f"encoding with {encoder.name} {encoder.version}: {why}")
         pool.begin("megatron_encdec.text.encode:Worker", (
-            tokenizer_path, settings.mask_token, settings.eod_token, encoder.name, settings.text_key,
+            tokenizer_path, settings.mask_token, settings.eod_token, encoder.name, settings.selection,
             settings.validation_percent, str(partial.folder)))
         writers = {split: stack.enter_context(IndexedWriter(partial.folder, split, run.dtype))
                    for split in run.prefixes}
@@ -257,7 +267,7 @@ def _encode_all(run: _Run, pool: Pool, output: _Output, show: bool) -> None:
     tally, tokens_before = output.tally, output.tokens
     first, bytes_before = tally.chunks, tally.bytes_in
     waiting: dict[int, Chunk] = {}
-    key, share = run.settings.text_key, run.settings.share
+    key, share = run.settings.selection, run.settings.share
     mine = share_of(list(slots(run.files, key)), *share, run.total_bytes)  # a bad Parquet file is refused at once
 
     def items() -> Iterator[tuple[int, Chunk]]:
@@ -280,6 +290,8 @@ def _encode_all(run: _Run, pool: Pool, output: _Output, show: bool) -> None:
 
 def _check_unchanged(files: list[InputFile]) -> None:
     """Raises `UserError` where a file is not what it was when it was listed, so that it may not be all here."""
+    for url in changed([Found(file.path, file.size, file.version) for file in files if is_remote(file.path)]):
+        raise UserError(f"{url}: changed while it was read; run again when nothing writes to it")
     for file in files:
         if kind_of(file.path) != "hub" and os.path.exists(file.path):
             status = os.stat(file.path)
@@ -298,13 +310,14 @@ def _tell_what_is_replaced(run: _Run, show: bool) -> None:
         print(f"note: {stale} is of an earlier run; its documents are now in {prefix} too", file=sys.stderr)
 
 
-def sample_texts(files: list[InputFile], text_key: str) -> list[str]:
+def sample_texts(files: list[InputFile], text_key: Selection) -> list[str]:
     """Readable texts from up to `PLACES` places, spread over the files and over a large file's length. At most
     `BYTES_A_PLACE` of each, whatever the length of a document; where the input is small, all of it."""
     total = sum(file.size for file in files)
     texts: list[str] = []
     for file in files[:: -(-len(files) // PLACES)]:
         places = max(1, PLACES * file.size // max(total, 1)) if len(files) < PLACES else 1
+        places = 1 if is_remote(file.path) else places  # the beginning is there at once
         if kind_of(file.path) != "lines":
             texts += _head(file.path, text_key)
             continue
@@ -313,7 +326,7 @@ def sample_texts(files: list[InputFile], text_key: str) -> list[str]:
     return texts
 
 
-def _head(path: str, text_key: str) -> list[str]:
+def _head(path: str, text_key: Selection) -> list[str]:
     kind = kind_of(path)
     if kind == "stream":
         with open_stream(path) as stream:
@@ -321,9 +334,10 @@ def _head(path: str, text_key: str) -> list[str]:
     if kind == "text":
         return [_read_at(path, 0).removeprefix(BYTE_ORDER_MARK).decode("utf-8", "ignore")]
     if kind == "rows":
-        texts = (bytes((data or b"")[:BYTES_A_PLACE]).decode("utf-8", "ignore") for data in iter_rows(path, text_key))
+        texts = (bytes((data or b"")[:BYTES_A_PLACE]).decode("utf-8", "ignore") for data in iter_rows(path, text_key)
+                 ) if isinstance(text_key, str) else (text or "" for text, _, _ in iter_selected(path, text_key, [0]))
     else:
-        texts = (parse_line(line, text_key)[0] or "" for line in hub_rows(path, text_key))
+        texts = (parser(text_key)(line)[0] or "" for line in hub_rows(path, columns_of(text_key)))
     found, size = [], 0
     for text in islice(texts, DOCUMENTS_A_PLACE):
         found.append(text[: BYTES_A_PLACE - size])
@@ -334,22 +348,22 @@ def _head(path: str, text_key: str) -> list[str]:
 
 
 def _read_at(path: str, position: int) -> bytes:
-    with reading(path), open(path, "rb") as file:
+    with reading(path), open_input(path) as file:
         file.seek(position)
         return file.read(BYTES_A_PLACE)
 
 
-def _texts_of(block: bytes, first: bool, text_key: str) -> list[str]:
+def _texts_of(block: bytes, first: bool, text_key: Selection) -> list[str]:
     """The texts of a block's whole lines; of a line that is longer than a block, the JSON itself."""
     lines = block.split(b"\n")
     cut = [lines[-1]] if len(block) == BYTES_A_PLACE else []
     whole = lines[0 if first else 1 : len(lines) - len(cut)]
-    parsed = (parse_line(line, text_key)[0] for line in whole[:DOCUMENTS_A_PLACE])
+    parsed = (parser(text_key)(line)[0] for line in whole[:DOCUMENTS_A_PLACE])
     return [text for text in parsed if text is not None] + [
         line.decode("utf-8", "ignore") for line in cut if len(line) > BYTES_A_PLACE // 2]
 
 
-def ensure_tokenizer(files: list[InputFile], path: str | Path, text_key: str, vocabulary_size: int,
+def ensure_tokenizer(files: list[InputFile], path: str | Path, text_key: Selection, vocabulary_size: int,
                      show: bool) -> None:
     """Train the tokenizer at `path` unless one is there: on all documents, of a large input on every n-th."""
     path = Path(path)
@@ -369,7 +383,7 @@ def ensure_tokenizer(files: list[InputFile], path: str | Path, text_key: str, vo
     _say(show, f"{path}: trained a byte-level BPE of {tokenizer.vocabulary_size} entries{few}{which}")
 
 
-def _all_texts(files: list[InputFile], text_key: str, progress: Progress) -> Iterator[str]:
+def _all_texts(files: list[InputFile], text_key: Selection, progress: Progress) -> Iterator[str]:
     read = 0
     with tempfile.TemporaryDirectory() as spool:
         for chunk in chunks(slots(files, text_key), Path(spool), text_key):
@@ -381,7 +395,8 @@ def _all_texts(files: list[InputFile], text_key: str, progress: Progress) -> Ite
             read += chunk.consumed
             progress.update(read, f"{read / 1e6 / progress.elapsed():.1f} MB/s read")
             if chunk.spooled:
-                Path(chunk.paths[0]).unlink()
+                for path in chunk.paths:
+                    Path(path).unlink()
 
 
 def _say(show: bool, message: str) -> None:

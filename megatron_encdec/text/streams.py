@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
+from megatron_encdec.text.remote import bare, is_remote, open_input
 
 PIECE = 1 << 20  # bytes read at once from a stream
 PACKERS = {".gz": "gzip", ".zst": "zstd"}
@@ -29,7 +30,8 @@ NO_DATA = ("Unknown frame descriptor", "Not a gzipped file", "unsupported format
 
 def packer_of(path: str) -> str | None:
     """The program that packs and unpacks such a file, `gzip` or `zstd`; None where the name says it is not packed."""
-    return next((tool for suffix, tool in PACKERS.items() if path.lower().endswith(suffix)), None)
+    name = bare(path).lower()
+    return next((tool for suffix, tool in PACKERS.items() if name.endswith(suffix)), None)
 
 
 def piped(path: str, command: str | None = None) -> str:
@@ -60,6 +62,10 @@ class Stream:
         except (EOFError, zlib.error, OSError) as error:
             if TOO_LONG in str(error) and not isinstance(self._source, _ZstdProgram):
                 self._raw.close()
+                if is_remote(self._path):
+                    raise UserError(f"{self._path}: was compressed with a window of more than 128 MB (zstd --long), "
+                                    "which only a file of this machine may have; download it, and name the file"
+                                    ) from None
                 self._raw = open(self._path, "rb", buffering=0)  # noqa: SIM115  (see `close`)
                 self._source = _ZstdProgram(self._raw, self._path, self._given)
                 return self.read(count)
@@ -129,7 +135,7 @@ class _ZstdProgram:
 def open_stream(path: str) -> Iterator[Stream]:
     """The decompressed bytes of the compressed file at `path`. Raises `UserError` if it cannot be read."""
     with reading(path):
-        raw = open(path, "rb", buffering=0)  # noqa: SIM115  (the stream closes it; unbuffered, so that `tell` is right)
+        raw = open_input(path, buffering=0)  # the stream closes it; unbuffered, so that `tell` is right
     with contextlib.closing(Stream(raw, path)) as stream:
         yield stream
 

@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_stopped_code(parser)
     parser.add_argument("--profile", metavar="STEPS",
                         help="a torch profiler trace of these steps, e.g. 10 or 10..12, under profile/ of the run")
+    parser.add_argument("--live", action="store_true", help="a curve of the phase's loss in the progress line")
     parser.add_argument("--fork", metavar="RUN_DIR[@STEP]",
                         help="begin as a continuation of another run, in a directory of its own (= run.from)")
     parser.add_argument("--fallback", action="store_true",
@@ -177,7 +178,7 @@ def _rank(arguments: argparse.Namespace, began: float, signals: StopSignals) -> 
         if config.run.deterministic:
             device.use_deterministic_kernels()
         options = Options(arguments.until, arguments.fallback, seconds_of(arguments.time_limit), began,
-                          steps_of(arguments.profile))
+                          steps_of(arguments.profile), arguments.live)
         topology = distributed.initialize(config.parallel.tensor, config.parallel.pipeline,
                                           config.run.hang_timeout + LONG, signals=signals)
         return execute(plan, topology, options, signals)

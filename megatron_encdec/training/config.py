@@ -136,12 +136,25 @@ class LoggingSettings:
     """What is written down while the run goes on."""
 
     every: int = key("steps from one train line of metrics.jsonl to the next", 1, later=schema.ANY_TIME)
-    tensorboard: bool = key("files for TensorBoard too, where the package is installed", True, later=schema.ANY_TIME)
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] | None = key(
+        "who is told the same numbers, each a package that is needed for nothing else; []: nobody; left out: "
+        "TensorBoard, where it is installed", None, later=schema.ANY_TIME)
+    tensorboard: bool | None = key("the same of TensorBoard alone, from before there were others", None,
+                                   later=schema.ANY_TIME)
     distance: bool = key("eval and phase lines tell how far each part of the trunk is from the weights that its phase "
                          "began with; keeps a second copy of the weights", False, later=schema.ANY_TIME)
 
     def __post_init__(self):
         schema.at_least(self, 1, "every")
+        names, listed = self.trackers, "tensorboard" in (self.trackers or ())
+        if self.tensorboard is False and listed:
+            raise ValueError("tensorboard: false, but logging.trackers names it; leave logging.tensorboard out")
+        if self.tensorboard is False and names is None:
+            names = ()
+        if self.tensorboard and names is not None and not listed:
+            names = ("tensorboard", *names)
+        object.__setattr__(self, "trackers", names and tuple(dict.fromkeys(names)))
+        object.__setattr__(self, "tensorboard", None)
 
 
 @dataclass(frozen=True)

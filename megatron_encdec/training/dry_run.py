@@ -37,13 +37,8 @@ def describe(config: Config, ranks: int, fallback: bool = False) -> str:
     notes = [f"missing: {line}" for line in missing_inputs(config)]
     if notes:
         train, config = None, with_phase_steps(with_dtype(config), lay_out(config))
-        if config.model.vocabulary_size is None:
-            size, settings = ASSUMED_VOCABULARY, config.tokenizer
-            if Path(settings.path).exists():
-                size = load_tokenizer(settings.path, settings.mask_token, settings.eod_token).vocabulary_size
-            else:
-                notes.append(f"model.vocabulary_size: {size:,} is assumed, the tokenizer will tell")
-            config = replace(config, model=replace(config.model, vocabulary_size=size))
+        config, assumed = with_vocabulary(config)
+        notes += assumed
     else:
         plan = resolve(config)
         check_origin(plan, fallback)
@@ -53,9 +48,8 @@ def describe(config: Config, ranks: int, fallback: bool = False) -> str:
         notes += plan.notes if train else []
     except UserError as error:
         notes.append(f"not on this machine: {error}")
-    data_size = check_parallel_sizes(ranks, config.parallel.tensor, config.parallel.pipeline)
     return "\n".join([resolved_yaml(config), *_phases(config, stretches := lay_out(config)), "",
-                      *_estimates(config, stretches, data_size, train), *map(_line, sorted(notes, key=_is_loud))])
+                      *_estimates(config, stretches, ranks, train), *map(_line, sorted(notes, key=_is_loud))])
 
 
 def _is_loud(note: str) -> bool:
@@ -64,6 +58,25 @@ def _is_loud(note: str) -> bool:
 
 def _line(note: str) -> str:
     return f"WARNING      {note.removeprefix(WARNING)}" if _is_loud(note) else f"note         {note}"
+
+
+def with_vocabulary(config: Config) -> tuple[Config, list[str]]:
+    """`config` with a size of the vocabulary, the tokenizer's where it is there; what to say of one that is assumed."""
+    settings = config.tokenizer
+    if config.model.vocabulary_size is not None:
+        return config, []
+    size, notes = ASSUMED_VOCABULARY, [f"model.vocabulary_size: {ASSUMED_VOCABULARY:,} is assumed, the tokenizer will "
+                                       "tell"]
+    if Path(settings.path).exists():
+        size, notes = load_tokenizer(settings.path, settings.mask_token, settings.eod_token).vocabulary_size, []
+    return replace(config, model=replace(config.model, vocabulary_size=size)), notes
+
+
+def state_bytes(config: Config, ranks: int) -> float:
+    """Of weights, gradients and optimizer on one of `ranks` ranks; the vocabulary's size is known."""
+    data_size = check_parallel_sizes(ranks, config.parallel.tensor, config.parallel.pipeline)
+    mine = config.model.parameter_count() / (config.parallel.tensor * config.parallel.pipeline)
+    return mine * ((6 if config.precision.dtype == "bf16" else 8) + 12 / data_size)
 
 
 def _phases(config: Config, stretches: list[Stretch]) -> list[str]:
@@ -107,7 +120,7 @@ def _changeable(config: Config, data: DataConfig, batch: BatchSettings, lr: floa
             "freeze": ", ".join(frozen.words), **{"rope_scaling": None, **rope.identity()}}
 
 
-def _estimates(config: Config, stretches: list[Stretch], data_size: int, train: TrainingData | None) -> list[str]:
+def _estimates(config: Config, stretches: list[Stretch], ranks: int, train: TrainingData | None) -> list[str]:
     model = config.model
     total = tokens_between(stretches, 0, stretches[-1].end)
     known = train and not any(isinstance(store, AbsentStore) for store in train.stores)
@@ -115,11 +128,9 @@ def _estimates(config: Config, stretches: list[Stretch], data_size: int, train: 
     epochs = f" = {total / available:.2f} epochs of the training data" if known else ""
     each = [(tokens := one.steps * one.tokens_per_step,
              whole_pairs(tokens, one.data.sequence_length, "bidirectional"), tokens, one.freeze) for one in stretches]
-    mine = model.parameter_count() / (config.parallel.tensor * config.parallel.pipeline)
-    weights, moments = (6, 12 / data_size) if config.precision.dtype == "bf16" else (8, 12 / data_size)
     return [
         f"parameters   {model.parameter_count():,} ({model.parameter_count(with_head=False):,} without the head)",
         f"tokens       {total:,}{epochs}",
         f"compute      {sum(training_flops(model, *one) for one in each):.3g} FLOP at most",
-        f"memory       {mine * (weights + moments) / 2**30:.2f} GiB a rank for weights, gradients and optimizer; "
+        f"memory       {state_bytes(config, ranks) / 2**30:.2f} GiB a rank for weights, gradients and optimizer; "
         "activations come on top"]

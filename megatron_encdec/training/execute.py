@@ -29,13 +29,15 @@ from megatron_encdec.training.stop import Stopper, TimeLimit
 @dataclass(frozen=True)
 class Options:
     """What the command line says of this launch alone: stop after step `until`; `fallback` from a damaged
-    checkpoint; `time_limit` seconds since `started` (time.time()); the steps to `profile`."""
+    checkpoint; `time_limit` seconds since `started` (time.time()); the steps to `profile`; `live`: a curve of the loss
+    in the progress line."""
 
     until: int | None = None
     fallback: bool = False
     time_limit: float | None = None
     started: float = 0.0
     profile: range = range(0)
+    live: bool = False
 
 
 def _open(run: Run) -> MetricsLog:
@@ -95,7 +97,7 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
         control.from_first(lambda: logs.append(_open(run)))
         last = min(plan.timeline.total_steps, options.until or plan.timeline.total_steps)
         limit = TimeLimit(options.time_limit, options.started, run.bytes_to_save) if options.time_limit else None
-        report = Report(run, last, logs[0] if logs else None, claim, note)
+        report = Report(run, last, logs[0] if logs else None, claim, note, options.live)
         stopper = Stopper(control, signals, limit, claim=claim if logs else None)
         profiler = Profiler(options.profile, run.directory / "profile", topology.rank, report.say)
         job = Job(run, report, Guard(control, settings), stopper, profiler, last)

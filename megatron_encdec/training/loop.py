@@ -121,7 +121,7 @@ class Job:
             kept = "its checkpoint could NOT be saved" if self.report.save_failed else kept
             self.report.say(f"{self.stopper.reason} after step {run.step} of {total}, {kept}; the same command goes on "
                             "from there")
-        self.report.close()
+        self.report.close(hurry=self.stopper.reason is not None)
         if self.report.save_failed or not self.report.metrics_safe:
             what = "the last checkpoint" if self.report.save_failed else "metrics.jsonl"
             raise RunFailed(f"{run.directory}: {what} could not be written; make room and give the same command "

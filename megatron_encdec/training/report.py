@@ -1,4 +1,4 @@
-"""Everything a step leaves behind for people: metrics.jsonl, TensorBoard, the progress line."""
+"""Everything a step leaves behind for people: metrics.jsonl, trackers, the progress line."""
 
 import sys
 import time
@@ -8,13 +8,17 @@ from megatron_encdec.engine.saver import SaveEvent
 from megatron_encdec.model.config import training_flops
 from megatron_encdec.platform.device import peak_flops
 from megatron_encdec.platform.errors import as_line
-from megatron_encdec.platform.optional import why_unusable
+from megatron_encdec.platform.optional import is_available
 from megatron_encdec.platform.progress import Progress
 from megatron_encdec.rundir.lock import Claim
 from megatron_encdec.rundir.metrics import MetricsLog
+from megatron_encdec.training.pace import EVALUATING, SAVING, Pace
 from megatron_encdec.training.state import Run
 from megatron_encdec.training.step import StepResult
 from megatron_encdec.training.stretches import Stretch
+from megatron_encdec.training.trackers import HURRY, PATIENCE, Trackers
+
+BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 
 
 class Report:
@@ -23,17 +27,16 @@ class Report:
     is written or said of the run once another launch has taken its directory (`claim`).
     `save_failed`: the newest save has. `metrics_safe`: every line so far is on disk for good."""
 
-    def __init__(self, run: Run, last: int, log: MetricsLog | None, claim: Claim, lock_note: str | None = None):
+    def __init__(self, run: Run, last: int, log: MetricsLog | None, claim: Claim, lock_note: str | None = None,
+                 live: bool = False):
+        """live: with a curve of the phase's loss in the progress line."""
         self._run, self._last, self._log, self._claim = run, last, log, claim
         settings = run.plan.config.logging
-        self._every, speaks = settings.every, run.topology.rank == 0
+        self._every, self._speaks = settings.every, run.topology.rank == 0
         self._peak = peak_flops(run.plan.dtype) * run.topology.world_size
-        self._progress = Progress("step", last, speaks, run.step, counts=True, stream=sys.stdout)
-        self._board = None
-        if speaks and settings.tensorboard and why_unusable("torch.utils.tensorboard") is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run.directory / "tensorboard"))
+        self._progress = Progress("step", last, self._speaks, run.step, counts=True, stream=sys.stdout)
+        self._pace = Pace(run.plan.timeline, run.plan.train, run.step, last)
+        self._live = live and (BLOCKS if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII_BLOCKS)
         self.save_failed, self.metrics_safe = False, True
         for note in filter(None, (lock_note, *(log.notes if log else ()), *map(as_line, run.plan.notes),
                                   run.distance and run.distance.note)):
@@ -42,6 +45,10 @@ class Report:
             self.say(f"changed: {key}: {then!r} -> {now!r}")
         if run.origin.kind != "new":
             self._begin(last)
+        names = settings.trackers
+        if names is None:
+            names = ("tensorboard",) if is_available("tensorboard") else ()
+        self._trackers = Trackers(names if self._speaks and run.step < last else (), run.directory, run.step, self.say)
         self._clock = time.perf_counter()
 
     def _begin(self, last: int) -> None:
@@ -70,6 +77,7 @@ class Report:
         nonfinite: what was found in a step that was skipped; such a step always has its line."""
         run, tokens = self._run, stretch.tokens_per_step
         before, self._clock = self._clock, time.perf_counter()
+        self._pace.step(stretch, result.seconds_waited)
         speed = tokens / (self._clock - before)
         flops = training_flops(run.plan.config.model, tokens, result.pairs, result.targets, stretch.freeze)
         mfu = speed * flops / tokens / self._peak
@@ -79,23 +87,29 @@ class Report:
                         lr=lr, grad_norm=norm, tokens=run.tokens, samples=run.samples, targets=run.targets,
                         tokens_per_second=speed, tokens_per_second_per_device=speed / run.topology.world_size,
                         mfu=mfu, **({"nonfinite": nonfinite} if nonfinite else {}))
-            self._draw({"train/loss": loss, "train/lr": lr, "train/grad_norm": norm, "train/tokens_per_second": speed})
+            self._track({"train/loss": loss, f"train/loss_{run.objective.name}": loss, "train/lr": lr,
+                         "train/grad_norm": norm, "train/tokens_per_second": speed, "train/mfu": mfu})
         if nonfinite:
             self.say(f"step {run.step}  SKIPPED: loss {nonfinite['loss']}, gradient norm {nonfinite['grad_norm']}, "
                      f"samples {nonfinite['samples'][0]}..{nonfinite['samples'][1]}; "
                      f"{run.skipped} of at most {run.plan.config.run.max_skipped}")
+        if not self._speaks:
+            return
         shown = "no target" if loss is None else f"loss {loss:.4f}"
-        self._progress.update(run.step, f"{stretch.name}  {shown}  {speed:,.0f} tokens/s  MFU {mfu:.1%}",
-                              always=run.step == self._last)
+        if self._live:
+            shown += f" {self._pace.curve(stretch.name, run.objective.name, loss, self._live)}"
+        self._progress.update(run.step, f"{stretch.name}  {shown}  {speed:,.0f} tokens/s  MFU {mfu:.1%}  "
+                              f"{self._pace.detail(run.step)}", run.step == self._last, self._pace.left(run.step))
 
     def evaluation(self, losses: dict[str, float | None], distance: dict[str, float] | None) -> None:
         run = self._run
         self._write("eval", step=run.step, phase=run.stretch.name, losses=losses, tokens=run.tokens,
                     **({"distance": distance} if distance else {}))
-        self._draw({f"distance/{part}": value for part, value in (distance or {}).items()})
-        self._draw({f"validation/{name}": loss for name, loss in losses.items()})
+        self._track({**{f"distance/{part}": value for part, value in (distance or {}).items()},
+                     **{f"validation/{name}": loss for name, loss in losses.items()}})
         shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None)
         self.say(f"step {run.step}  validation  {shown}")
+        self._pace.held(EVALUATING, time.perf_counter() - self._clock)
         self._clock = time.perf_counter()
 
     def phase_end(self, distance: dict[str, float] | None) -> None:
@@ -106,9 +120,11 @@ class Report:
         self.say(f"step {run.step}  end of phase {run.stretch.name}")
 
     def saves(self, events: list[SaveEvent]) -> None:
-        """Checkpoints that are on disk now, or that could not be written."""
+        """Checkpoints that are on disk now, or that could not be written; the last of what follows a step."""
+        self._clock = time.perf_counter()
         for event in events:
             self.save_failed = event.error is not None
+            self._pace.held(SAVING, event.seconds_blocked)
             if self._log and self._claim.lost():
                 return
             state = event.state
@@ -120,7 +136,6 @@ class Report:
 
     def position(self) -> dict | None:
         """Make metrics durable; how long the file is then, or None on the ranks without one."""
-        self._clock = time.perf_counter()
         if self._log is None:
             return None
         self._safely(self._log.sync)
@@ -129,26 +144,21 @@ class Report:
     def say(self, line: str) -> None:
         self._progress.say(line)
 
-    def close(self) -> None:
-        """End of this process's part of the run."""
+    def close(self, hurry: bool = False) -> None:
+        """End of this process's part of the run. hurry: trackers have little time for their last points."""
         if self._log:
             self._safely(self._log.close)
-        if self._board is not None:
-            self._board.close()
+        self._trackers.close(HURRY if hurry else PATIENCE)
         self._progress.close()
 
     def _write(self, kind: str, **values) -> None:
         if self._log and not self._claim.lost():
             self._safely(lambda: self._log.write(kind, **values))
 
-    def _draw(self, scalars: dict[str, float | None]) -> None:
-        """For TensorBoard, where the package works: each scalar that is not None."""
-        for name, value in scalars.items():
-            if self._board is not None and value is not None:
-                try:
-                    self._board.add_scalar(name, value, self._run.step)
-                except (OSError, RuntimeError):  # a full disk: metrics.jsonl holds the same numbers
-                    self._board = None
+    def _track(self, values: dict[str, float | None]) -> None:
+        """For the trackers: what is not None of the values of this step."""
+        if self._trackers and not self._claim.lost():
+            self._trackers.log(self._run.step, self._run.tokens, values)
 
     def _safely(self, work) -> None:
         """Do `work` on the log; a full disk is told once, and again when it is over."""

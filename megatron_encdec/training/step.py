@@ -12,6 +12,7 @@ objective gives), whatever the micro-batches hold, and so is the gradient (megat
 
 import contextlib
 import math
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,7 @@ class StepResult:
     pairs: float = 0.0
     grad_norm: float | None = None
     samples: range = range(0)
+    seconds_waited: float = 0.0  # by this rank, for micro-batches that were not ready
     bad: tuple[tuple[int, int, Share], ...] = ()  # this rank's non-finite micro-batches: rank, number, samples
     gradients: "BadGradients | None" = None  # this rank's, where the loss is finite
 
@@ -194,6 +196,7 @@ class Trainer:
         """ahead: micro-batches that a thread prepares while the device computes."""
         self.ddp, self.optimizer, self.topology, self.vocabulary = ddp, optimizer, topology, vocabulary
         self._ahead, self._fp8_evaluation = ahead, fp8_evaluation
+        self._waited = 0.0  # seconds, in the step at hand
 
     @property
     def trunk(self):
@@ -209,7 +212,7 @@ class Trainer:
         totals_4 = self._reduce(sums)
         mark(f"updating the weights with samples {work.numbers.start}..{work.numbers.stop - 1}")
         norm = updates.gradient_norm(self.optimizer)  # the device has been waited for: the loss costs no second wait
-        result = replace(_result(totals_4), grad_norm=norm, samples=work.numbers)
+        result = replace(_result(totals_4), grad_norm=norm, samples=work.numbers, seconds_waited=self._waited)
         if result.finite:
             updates.update(self.optimizer, norm)
             return result
@@ -225,14 +228,24 @@ class Trainer:
             return _result(self._reduce(self._run(work, forward_only=True)))
 
     def _run(self, work: Work, forward_only: bool) -> list[torch.Tensor]:
-        shares = self._shares(work)
+        shares, self._waited = self._shares(work), 0.0
         length, packed = work.samples.sequence_length, self.trunk.packed
         with staged(micro_batches(work.samples, work.objective, self.vocabulary, shares), self._ahead) as batches:
             return mcore.get_forward_backward_func()(
-                forward_step_func=partial(_forward, rope=work.rope), data_iterator=batches, model=[self.ddp],
-                num_microbatches=len(shares), forward_only=forward_only,
+                forward_step_func=partial(_forward, rope=work.rope), data_iterator=self._timed(batches),
+                model=[self.ddp], num_microbatches=len(shares), forward_only=forward_only,
                 seq_length=length * work.micro_size if packed else length,
                 micro_batch_size=1 if packed else work.micro_size)
+
+    def _timed(self, batches: Iterator[Staged]) -> Iterator[Staged]:
+        """`batches`, and how long each was waited for."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
     def _shares(self, work: Work) -> list[Share]:
         equal = self.topology.pipeline > 1 or self.trunk.config.tp_comm_overlap  # both are planned for one shape

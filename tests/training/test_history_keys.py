@@ -104,7 +104,7 @@ DECIDES_NOTHING = {
     "phases.0.name": "first", "checkpoint.every": "5", "checkpoint.keep": "7", "checkpoint.async": "false",
     "checkpoint.steps.0": ("3", ("checkpoint.steps=[5]",)),
     "evaluation.every": "5", "evaluation.batches": "3", "logging.every": "2", "logging.tensorboard": "true",
-    "logging.distance": "true",
+    "logging.distance": "true", "logging.trackers.0": ("mlflow", ("logging.trackers=[wandb]",)),
     # validation is read by nobody who trains
     "data.validation.0.path": "nowhere/other", "data.validation.0.weight": "2",
     # another way to say a length: what it comes to is in the history
