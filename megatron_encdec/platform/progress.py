@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from typing import TextIO
 
 SECONDS_BETWEEN_LINES = 5.0
+ONE_LINE = 160  # columns of a terminal that has room for a bar with all that stands beside it
 
 
 class Progress(AbstractContextManager):
@@ -105,12 +106,24 @@ def _live_bars(stream: TextIO):
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
 
     def text(name: str) -> TextColumn:
         return TextColumn(f"{{task.{name}}}", markup=False)  # names may hold brackets
 
-    return RichProgress(text("description"), BarColumn(bar_width=24), text("fields[position]"), text("fields[detail]"),
-                        TimeElapsedColumn(), text("fields[left]"), console=Console(file=stream))
+    class OnTwoLines(RichProgress):
+        """With the detail of each bar below it, where it may take more than one line."""
+
+        def get_renderables(self):
+            yield self.make_tasks_table(self.tasks)
+            yield from (Text(task.fields["detail"]) for task in self.tasks if task.fields["detail"])
+
+    console = Console(file=stream)
+    columns = [text("description"), BarColumn(bar_width=24), text("fields[position]"), TimeElapsedColumn(),
+               text("fields[left]")]
+    if console.width < ONE_LINE:
+        return OnTwoLines(*columns, console=console)
+    return RichProgress(*columns[:3], text("fields[detail]"), *columns[3:], console=console)
 
 
 def duration(seconds: float) -> str:

@@ -34,9 +34,9 @@ class Report:
         settings = run.plan.config.logging
         self._every, self._speaks = settings.every, run.topology.rank == 0
         self._peak = peak_flops(run.plan.dtype) * run.topology.world_size
+        self._live = live and (BLOCKS if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII_BLOCKS)
         self._progress = Progress("step", last, self._speaks, run.step, counts=True, stream=sys.stdout)
         self._pace = Pace(run.plan.timeline, run.plan.train, run.step, last)
-        self._live = live and (BLOCKS if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII_BLOCKS)
         self.save_failed, self.metrics_safe = False, True
         for note in filter(None, (lock_note, *(log.notes if log else ()), *map(as_line, run.plan.notes),
                                   run.distance and run.distance.note)):
