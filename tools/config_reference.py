@@ -110,6 +110,8 @@ def section(cls: type, where: str, level: int, seen: dict[type, str]) -> list[st
     for field in dataclasses.fields(cls):
         key, hint = field.metadata.get("key", field.name), hints[field.name]
         at, part = f"{where}.{key}" + (".N" if is_list(hint) else ""), inner(hint)
+        if "meaning" not in field.metadata:
+            raise SystemExit(f"{where}.{key}: {cls.__name__} does not say what it means; declare it by schema.key(...)")
         meaning = field.metadata["meaning"]
         if part and part in seen:
             meaning += f" (keys: [`{seen[part]}`](#{anchor(seen[part])}))"

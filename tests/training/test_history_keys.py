@@ -182,7 +182,8 @@ def later_of(hint, where: str = "") -> dict[str, str | None]:
                 inner, one = hints[field.name], f"{where}.{field.metadata.get('key', field.name)}".lstrip(".")
                 many = any(typing.get_origin(part) in (list, tuple) for part in (inner, *typing.get_args(inner)))
                 item = f"{one}.0" if many else one
-                found |= {one: field.metadata["later"], item: field.metadata["later"], **later_of(inner, item)}
+                later = field.metadata.get("later")
+                found |= {one: later, item: later, **later_of(inner, item)}
         elif typing.get_args(kind):
             found |= later_of(kind, where)
     return found
