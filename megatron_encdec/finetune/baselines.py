@@ -22,8 +22,9 @@ from megatron_encdec.finetune.bm25 import WORD, best_by_bm25
 from megatron_encdec.finetune.config import MULTI, REGRESSION, FinetuneRun
 from megatron_encdec.finetune.examples import Examples, Question, Text, Words, load_examples
 from megatron_encdec.finetune.features import SPLITS, Task
+from megatron_encdec.finetune.fingerprints import set_made_of
 from megatron_encdec.finetune.metrics import RANKS
-from megatron_encdec.finetune.results_tree import BASELINES
+from megatron_encdec.finetune.results_tree import BASELINES, read_json
 from megatron_encdec.platform.optional import require
 from megatron_encdec.rundir.files import write_json_atomic
 
@@ -31,19 +32,20 @@ Baselines = dict[str, Callable[[list], list]]  # name -> the answers (`Task.grad
 
 
 def ensure_baselines(run: FinetuneRun, task: Task) -> None:
-    """Write RESULTS/baselines/<family>/<dataset>.json, unless an earlier run did."""
+    """Write RESULTS/baselines/<family>/<dataset>.json, unless it is there: of the same set, or of others' making."""
     path = Path(run.results) / BASELINES / run.family / f"{run.dataset.name}.json"
-    if path.is_file():
+    made = set_made_of(run.dataset)
+    if path.is_file() and read_json(path).get("made_of", made) == made:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     examples = task.examples if run.dataset.shots is None else load_examples(run.dataset)  # whichever run is first
     kind = {"SC": _classification, "TC": _tagging, "QA": _spans, "IR": _retrieval}[run.family]
     if run.family == "SC":
         kind = {MULTI: _sets, REGRESSION: _numbers}.get(run.dataset.problem_type, kind)
-    made = kind(examples)
-    write_json_atomic(path, {"metric": task.metric, "baselines": {
+    answers_of = kind(examples)
+    write_json_atomic(path, {"metric": task.metric, "made_of": made, "baselines": {
         name: {split: {"score": task.grade(split, answers(getattr(task.examples, split)))["score"]}
-               for split in SPLITS} for name, answers in made.items()}})
+               for split in SPLITS} for name, answers in answers_of.items()}})
 
 
 def _text(example: Text) -> str:

@@ -16,16 +16,24 @@ def words_of(text: str) -> list[str]:
     return re.findall(WORD, text.lower())
 
 
+class Bm25:
+    """An index of `documents`."""
+
+    def __init__(self, documents: Sequence[str]):
+        bm25s = require("bm25s", "BM25 (a baseline, and mined negatives)")
+        self._vocabulary: dict[str, int] = {}
+        rows = [[self._vocabulary.setdefault(word, len(self._vocabulary)) for word in words_of(text)]
+                for text in documents]
+        self._count, self._index = len(rows), bm25s.BM25(method="lucene", k1=K1, b=B)
+        self._index.index((rows, self._vocabulary), show_progress=False)
+
+    def scores(self, query: str) -> np.ndarray:
+        """A score of each document."""
+        known = [self._vocabulary[word] for word in words_of(query) if word in self._vocabulary]
+        return self._index.get_scores_from_ids(known) if known else np.zeros(self._count, np.float32)
+
+
 def best_by_bm25(queries: Sequence[str], documents: Sequence[str], count: int) -> list[list[int]]:
     """Numbers of the `count` best documents of each query, best first, ties by number."""
-    bm25s = require("bm25s", "BM25 (a baseline, and mined_negatives)")
-    vocabulary: dict[str, int] = {}
-    rows = [[vocabulary.setdefault(word, len(vocabulary)) for word in words_of(text)] for text in documents]
-    index = bm25s.BM25(method="lucene", k1=K1, b=B)
-    index.index((rows, vocabulary), show_progress=False)
-    ranked = []
-    for query in queries:
-        known = [vocabulary[word] for word in words_of(query) if word in vocabulary]
-        scores_D = index.get_scores_from_ids(known) if known else np.zeros(len(documents))
-        ranked.append(np.argsort(-scores_D, kind="stable")[:count].tolist())
-    return ranked
+    index = Bm25(documents)
+    return [np.argsort(-index.scores(query), kind="stable")[:count].tolist() for query in queries]

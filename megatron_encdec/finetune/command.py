@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from megatron_encdec.finetune.config import FinetuneRun, load_config
-from megatron_encdec.finetune.results_tree import FAILED, FINISHED, SETTINGS, read_json, record_model, state_of
+from megatron_encdec.finetune.fingerprints import made_of
+from megatron_encdec.finetune.results_tree import (
+    FAILED,
+    FINISHED,
+    RECORD,
+    SETTINGS,
+    read_json,
+    record_model,
+    state_of,
+)
+from megatron_encdec.finetune.rows import files_of
 from megatron_encdec.finetune.sweep import Outcome, Sweep
 from megatron_encdec.platform.children import available_cores
 from megatron_encdec.platform.errors import RunFailed, UserError, add_stopped_code, choose_stopped_code, stopped_code
@@ -35,7 +45,7 @@ FUNCTION = "megatron_encdec.finetune.run:run_one"
 # What may differ between a finished run and the one asked for: speed, what is saved, names and places of folders.
 _FREE = {"model": {"path", "name", "series"}, "dataset": {"local"},
          "training": {"micro_batch_size", "retrieval_micro_batch_size", "checkpoint_every", "save_model", "onnx"}}
-_PATHS = ("train", "validation", "test", "documents", "beir")
+_PATHS = ("train", "validation", "test", "documents", "beir", "mined_by", "reranked_by")
 MOST_WORKERS = 8  # without GPUs, a core each: two such runs at once end sooner than one after the other on both cores
 
 
@@ -70,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     for one, state in zip(runs, states, strict=True):
         if state == FINISHED:
             _check_settings(one)
+            _check_contents(one)
     if arguments.dry_run:
         return 0
     for model in config.all_models:
@@ -82,18 +93,35 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_settings(run: FinetuneRun) -> None:
-    """A finished run that other settings have made is refused: its scores would be taken for those asked for. What is
-    in the files that they name is not compared, nor where these lie."""
+    """A finished run that other settings have made is refused: its scores would be taken for those asked for. Where
+    files and models lie is not compared."""
     path = run.directory / SETTINGS
     if not path.is_file():
         return
     then, now = read_json(path), to_dict(run)
     for part, free in _FREE.items():
         for key in sorted(then.get(part, {}).keys() & now[part].keys() - free):
-            old, new = ((Path(one).name if key in _PATHS and one else one) for one in (then[part][key], now[part][key]))
+            old, new = (_without_places(key, one) for one in (then[part][key], now[part][key]))
             if old != new:
                 raise UserError(f"{path}: the results there were made with {part}.{key}={old!r}, asked for is {new!r}; "
                                 "give `results` another folder, or delete that one")
+
+
+def _without_places(key: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_places(name, one) for name, one in value.items()}
+    return Path(value).name if key in _PATHS and value else value
+
+
+def _check_contents(run: FinetuneRun) -> None:
+    """The same of a finished run whose files had other contents, as far as they are still there."""
+    path = run.directory / RECORD
+    then, now = (read_json(path).get("made_of", {}) if path.is_file() else {}), made_of(run)
+    if changed := [what for what in sorted(then.keys() & now.keys()) if then[what] != now[what]]:
+        names = {role: file.name for role, file in files_of(run.dataset).items()} | {"model": run.model.path}
+        what = changed[0]
+        raise UserError(f"{path}: the results there were made with other contents of {names.get(what, what)} ({what}: "
+                        f"{then[what][:8]}, now {now[what][:8]}); give `results` another folder, or delete that one")
 
 
 def sweep_of(runs: Sequence[Any], function: str, todo: int, workers: int | None, retry_failed: bool,

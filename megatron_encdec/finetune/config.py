@@ -22,6 +22,8 @@ SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classifi
 METRICS = {SINGLE: ("accuracy", "f1", "macro_f1", "mcc"), MULTI: ("micro_f1", "macro_f1", "accuracy"),
            REGRESSION: ("pearson_spearman", "pearson", "spearman")}
 
+BM25 = "bm25"
+
 COLUMNS = {"SC": ("text", "text_pair", "label"), "TC": ("tokens", "tags"),
            "QA": ("question", "context", "answers", "is_impossible"),
            "IR": ("query", "positive", "negatives", "document")}
@@ -61,6 +63,40 @@ class ModelSource:
 
 
 @dataclass(frozen=True)
+class NegativesConfig:
+    """Hard negatives of retrieval that are mined: of each query `count` documents that do not answer it, the best by
+    BM25 or by the encoder in the directory `mined_by`, in the order of the cross-encoder in `reranked_by`. The others
+    are limits on ranks and scores, as `mine_hard_negatives` of sentence-transformers has them."""
+
+    mined_by: str = BM25
+    count: int = 4
+    reranked_by: str | None = None
+    range_min: int = 0  # so many of the best are passed over
+    range_max: int | None = None  # of so many of the best they are taken
+    max_score: float | None = None  # by the cross-encoder, where there is one
+    min_score: float | None = None
+    absolute_margin: float | None = None  # by so much, at least, an answer of the query has a higher score
+    relative_margin: float | None = None  # by such a share of the answer's
+
+    def __post_init__(self):
+        at_least(self, 1, "count")
+        at_least(self, 0, "range_min", "absolute_margin", "relative_margin")
+        if self.range_max is not None and self.range_max < self.range_min + self.count:
+            raise ValueError(f"range_max: {self.range_max} leaves no {self.count} documents after the first "
+                             f"{self.range_min}; raise it, or lower count")
+
+    @property
+    def models(self) -> list[str]:
+        """Directories of the models that take part."""
+        return [model for model in (self.mined_by, self.reranked_by) if model not in (BM25, None)]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether they are the best by BM25, and nothing else."""
+        return self == NegativesConfig(count=self.count)
+
+
+@dataclass(frozen=True)
 class DatasetConfig:
     """A labelled set (docs/finetune.md)."""
 
@@ -72,6 +108,7 @@ class DatasetConfig:
     documents: str | None = None  # of retrieval: further texts to search
     hub: str | None = None  # NAME[:CONFIG]
     train_hub: str | None = None  # where training is on another set, which may have its own `train_columns`
+    documents_hub: str | None = None  # where `documents` are another set, or another of its configurations
     beir: str | None = None  # of retrieval: a BEIR folder, whose splits train, validation and test then name
     local: str | None = None  # a folder with <split>.parquet (or .jsonl, .csv) in place of the hub
     # our names (text, text_pair, label | tokens, tags | question, context, answers | query, positive) -> the file's
@@ -84,6 +121,7 @@ class DatasetConfig:
     positive_label: str | int | None = None  # of metric f1; null: "1" or "true" where that is a class
     # examples to train on, drawn with a run's seed; of SC with one class for each text: of each class
     shots: int | None = None
+    negatives: NegativesConfig | None = None  # of retrieval: mined ones, beside those of the rows
     train_set: str | None = None  # of retrieval: the name of what was trained on
     max_train: int | None = None
     max_eval: int | None = None
@@ -104,6 +142,8 @@ class DatasetConfig:
                 if name not in COLUMNS[self.family]:
                     raise ValueError(f"{key}: {name!r} is no column of {self.family}; they are "
                                      f"{', '.join(COLUMNS[self.family])} (ours: the file's)")
+        if self.negatives is not None and self.family != "IR":
+            raise ValueError(f"negatives: a key of retrieval (IR), not of {self.family}")
         if self.beir is not None and (self.family != "IR" or self.local or self.hub or self.documents):
             raise ValueError("beir: a folder of retrieval (IR), which has its documents; without local, hub, documents")
         if self.family != "SC":
@@ -137,7 +177,7 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16"] | None = None  # null: bf16 on a GPU, else fp32
     temperature: float = 0.05  # divides the cosines of retrieval
     hard_negatives: int | None = None  # of each query, of those that its row gives; null: all
-    mined_negatives: int = 0  # beside them: the best documents by BM25 that do not answer the query
+    mined_negatives: int = 0  # short for `negatives: {count: K}` of all sets of retrieval
     query_prefix: str = "Query: "
     document_prefix: str = "Document: "
     doc_stride: int = 128  # tokens that two windows of a question's context share
@@ -210,6 +250,12 @@ class FinetuneRun:
                 training.document_prefix if model.document_prefix is None else model.document_prefix)
 
     @property
+    def negatives(self) -> NegativesConfig | None:
+        """How hard negatives are mined, if they are."""
+        count = self.training.mined_negatives
+        return self.dataset.negatives or (NegativesConfig(count=count) if count else None)
+
+    @property
     def directory(self) -> Path:
         """The run's folder, as the paper's published runs are laid out."""
         train_set = (self.dataset.train_set or self.dataset.name) if self.family == "IR" else ""
@@ -234,6 +280,8 @@ class FinetuneConfig:
             raise ValueError("models: give either `models` or one `model`")
         if not self.datasets:
             raise ValueError("datasets: at least one is needed")
+        if self.training.mined_negatives and any(dataset.negatives for dataset in self.datasets):
+            raise ValueError("training.mined_negatives: a dataset has `negatives`, which says it too; leave one out")
         labels = [model.label for model in self.all_models]
         if len(set(labels)) != len(labels):
             raise ValueError(f"models: two have the same name ({', '.join(labels)}); give each a `name`")
@@ -263,6 +311,11 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> FinetuneConfig:
         if not (Path(model.path) / "config.json").is_file():
             raise UserError(f"{model.path}: no Hugging Face model (no config.json there); "
                             "make one with `megatron-encdec export`")
+    for number, dataset in enumerate(config.datasets):
+        for model in dataset.negatives.models if dataset.negatives else ():
+            if not os.path.isdir(model):
+                raise UserError(f"datasets.{number}.negatives: {model}: no such folder; name one that holds a model "
+                                "of sentence-transformers or transformers (mined_by: also bm25)")
     if os.path.isfile(config.results):
         raise UserError(f"results: {config.results} is a file; name a folder for the results tree")
     return config

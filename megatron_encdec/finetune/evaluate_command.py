@@ -5,7 +5,8 @@ from pathlib import Path
 
 from megatron_encdec.finetune.command import how_it_ended, sweep_of
 from megatron_encdec.finetune.config import ModelSource
-from megatron_encdec.finetune.frozen import FrozenRun, revision_of
+from megatron_encdec.finetune.fingerprints import revision_of
+from megatron_encdec.finetune.frozen import FrozenRun
 from megatron_encdec.finetune.mteb_tasks import DEFAULT, expand
 from megatron_encdec.finetune.results_tree import FINISHED, record_model, state_of
 from megatron_encdec.platform.errors import UserError, add_stopped_code, choose_stopped_code

@@ -1,25 +1,27 @@
 """Checked examples of the four families, whatever they were read from.
 
     1. `load_examples(dataset)`     dataset -> `Examples`: train, validation, test and the labels
-    2. `positives_of(pairs)`        of each query, the documents that answer it
+    2. `Examples.answers(split)`    of each query of retrieval, the documents that answer it
 
 Each row is checked where it is read: a label that is missing or unknown, a span that its context does not hold, an
 empty text become one `UserError` that names the file and line. Labels are those of the whole training set, in order:
 numbers by value, names by letter. Without a validation set, 5 % of train are it.
 """
 
+import contextlib
+import json
 import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_encdec.finetune.beir import read_beir, read_documents
 from megatron_encdec.finetune.columns import is_tag
 from megatron_encdec.finetune.config import MULTI, REGRESSION, SINGLE, DatasetConfig
-from megatron_encdec.finetune.rows import UNLABELLED, Row, read_split
+from megatron_encdec.finetune.rows import UNLABELLED, Row, in_columns, read_split
 from megatron_encdec.finetune.values import class_name, class_names, read_answers, score_value
 from megatron_encdec.platform.errors import UserError
 
@@ -72,6 +74,12 @@ class Examples:
     labels: tuple[str, ...] = ()  # classes (SC) or tags (TC), in order
     documents: list[str] = field(default_factory=list)  # of retrieval: texts to search beside all positives
     unlabelled: dict[str, int] = field(default_factory=dict)  # split -> rows left out, for the hub gives them no label
+    # of retrieval: split -> query -> all documents that answer it, also by rows that were not drawn
+    known: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+
+    def answers(self, split: str) -> list[list[str]]:
+        """Of each pair of `split`, all documents that answer its query: its own, and those of other rows."""
+        return [self.known[split][pair.query] for pair in getattr(self, split)]
 
     def corpus(self, pairs: Sequence[Pair]) -> list[str]:
         """What the queries of `pairs` are searched in: all their positives, then `documents`, each text once."""
@@ -89,29 +97,29 @@ def load_examples(dataset: DatasetConfig, seed: int = 0) -> Examples:
         alone = [example for split in found.values() for example in split if example.pair is None]
         if 0 < len(alone) < sum(map(len, found.values())):
             raise UserError(f"{alone[0].where}: no text_pair, which other rows of the set have")
+    known = {split: _known(pairs) for split, pairs in found.items()} if dataset.family == "IR" else {}
     if "validation" not in found:
+        known["validation"] = known.get("train", {})
         if len(found["train"]) < 2:
             raise UserError(f"{dataset.train}: one example is too few to take a validation set from; give `validation`")
         found["train"], found["validation"] = _split_off(found["train"], bool(labels))
     documents = read_documents(Path(dataset.beir)) if dataset.beir else []
     if dataset.documents:
-        rows = read_split(replace(dataset, test=dataset.documents), "test")
-        documents = [_text(row, dataset.columns, "document") for row in rows]
+        documents = [_text(row, dataset.columns, "document") for row in read_split(dataset, "documents")]
     if dataset.shots is not None:
         found["train"] = _few(found["train"], dataset, labels, seed)
     found = {split: _drawn(found[split], dataset.max_train if split == "train" else dataset.max_eval)
              for split in SPLITS}
     if dataset.problem_type == REGRESSION:
         _check_numbers(dataset, found)
-    return Examples(*found.values(), labels, documents, unlabelled)
+    return Examples(*found.values(), labels, documents, unlabelled, known)
 
 
-def positives_of(pairs: Sequence[Pair]) -> list[list[str]]:
-    """Of each pair, all documents that answer its query: its own, and those of other rows with the same query."""
+def _known(pairs: Sequence[Pair]) -> dict[str, list[str]]:
     found: dict[str, dict[str, None]] = {}
     for pair in pairs:
         found.setdefault(pair.query, {}).update(dict.fromkeys(pair.positives))
-    return [list(found[pair.query]) for pair in pairs]
+    return {query: list(documents) for query, documents in found.items()}
 
 
 def _read(dataset: DatasetConfig, split: str, unlabelled: dict[str, int]) -> list:
@@ -240,7 +248,7 @@ def _parse_text(row: Row, columns: dict[str, str], dataset: DatasetConfig) -> Te
     return Text(row[0], _text(row, columns, "text"), pair, label)
 
 
-def _parse_words(row: Row, columns: dict[str, str], _: DatasetConfig) -> Words:
+def _parse_words(row: Row, columns: dict[str, str], dataset: DatasetConfig) -> Words:
     words, tags = _value(row, columns, "tokens"), _value(row, columns, "tags")
     if isinstance(words, str) and isinstance(tags, str):  # CSV: separated by spaces
         words, tags = words.split(), tags.split()
@@ -248,11 +256,15 @@ def _parse_words(row: Row, columns: dict[str, str], _: DatasetConfig) -> Words:
         raise UserError(f"{row[0]}: tokens and tags: expected lists, and not empty")
     if len(words) != len(tags):
         raise UserError(f"{row[0]}: {len(words)} tokens, but {len(tags)} tags")
+    if dataset.labels and all(type(tag) is int and 0 <= tag < len(dataset.labels) for tag in tags):
+        tags = [dataset.labels[tag] for tag in tags]
     for number, (word, tag) in enumerate(zip(words, tags, strict=True), 1):
         if not isinstance(word, str) or not word:
             raise UserError(f"{row[0]}: token {number} is {word!r}, expected a text")
         if not isinstance(tag, str) or not is_tag(tag):
-            raise UserError(f"{row[0]}: token {number}, {word!r}: tag {tag!r}: expected O, B-<type> or I-<type>")
+            raise UserError(f"{row[0]}: token {number}, {word!r}: tag {tag!r}: expected O, B-<type> or I-<type>"
+                            + ("; list the tags that the numbers stand for, from 0 on, in the dataset's `labels`"
+                               if type(tag) is int else ""))
     return Words(row[0], words, tags)
 
 
@@ -278,7 +290,10 @@ def _parse_pair(row: Row, columns: dict[str, str], _: DatasetConfig) -> Pair:
 
 
 def _texts(row: Row, name: str, value: Any) -> list[str]:
-    """A text, or a list of them (or of {"text"})."""
+    """A text, or a list of them (or of {"text"}); in columns of text a list is JSON."""
+    if isinstance(value, str) and value.startswith("[") and in_columns(row[0]):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
     values = value if isinstance(value, list) else [value]
     texts = [one.get("text") if isinstance(one, dict) else one for one in values]
     if not all(isinstance(text, str) and text.strip() for text in texts):

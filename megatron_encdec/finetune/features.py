@@ -23,10 +23,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
 from megatron_encdec.finetune import metrics
-from megatron_encdec.finetune.bm25 import best_by_bm25
 from megatron_encdec.finetune.config import MAX_LENGTH, METRICS, MULTI, REGRESSION, DatasetConfig, FinetuneRun
-from megatron_encdec.finetune.examples import Examples, Pair, Question, Text, Words, load_examples, positives_of
+from megatron_encdec.finetune.examples import Examples, Pair, Question, Text, Words, load_examples
+from megatron_encdec.finetune.mining import FOLDER as NEGATIVES
+from megatron_encdec.finetune.mining import mine
 from megatron_encdec.finetune.models import positions_of
+from megatron_encdec.finetune.rows import files_of
 from megatron_encdec.finetune.token_cache import FOLDER, TokenCache
 from megatron_encdec.platform.errors import UserError
 
@@ -39,8 +41,7 @@ Feature = dict[str, Any]
 
 def load_task(run: FinetuneRun) -> "Task":
     """The task of `run`; runs that differ in learning rate alone share it, and in seed unless that draws examples."""
-    files = filter(None, (run.dataset.train, run.dataset.validation, run.dataset.test, run.dataset.documents))
-    changed = [Path(name).stat().st_mtime_ns for name in files if Path(name).is_file()]
+    changed = [path.stat().st_mtime_ns for path in files_of(run.dataset).values() if path.is_file()]
     seed = run.seed if run.dataset.shots is not None else 0
     key = repr((run.model.path, run.results, seed, run.prefixes, run.dataset, run.training, changed))
     if key not in _TASKS:
@@ -58,7 +59,7 @@ class Task:
     metric = ""
 
     def __init__(self, run: FinetuneRun, examples: Examples):
-        self.training, self.examples, self.labels = run.training, examples, examples.labels
+        self.run, self.training, self.examples, self.labels = run, run.training, examples, examples.labels
         self.query_prefix, self.document_prefix = run.prefixes
         self.numbers = {label: number for number, label in enumerate(self.labels)}
         self.tokenizer = _load_tokenizer(run.model.path)
@@ -85,11 +86,15 @@ class Task:
     def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Tokens of each text, cut at `max_length` (the tokenizer's token at the end stays); a text that it makes
         nothing of is a token of padding."""
-        rows = self._tokens(texts, special)["input_ids"]
+        rows = self._uncut(texts, special)
         self.counts["cut_texts"] += sum(len(row) > self.max_length for row in rows)
+        return [self._cut(row) for row in rows]
+
+    def _uncut(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        rows = self._tokens(texts, special)["input_ids"]
         if empty := sum(not row for row in rows):
             self.counts["texts_without_tokens"] += empty
-        return [self._cut(row) or [self.pad] for row in rows]
+        return [row or [self.pad] for row in rows]
 
     def _cut(self, row: list[int]) -> list[int]:
         end = row[-1:] if len(row) > self.max_length and row[-1] in self.ends else []
@@ -159,10 +164,12 @@ class Classification(Task):
         super().__init__(run, examples)
 
     def _features(self, examples: list[Text]) -> list[Feature]:
-        rows = self.encode([example.text for example in examples])
+        texts = [example.text for example in examples]
         if any(example.pair is not None for example in examples):
-            pairs = self.encode([example.pair or "" for example in examples], special=False)
-            rows = [self._two(row, pair) for row, pair in zip(rows, pairs, strict=True)]
+            pairs = self._uncut([example.pair or "" for example in examples], special=False)
+            rows = [self._two(row, pair) for row, pair in zip(self._uncut(texts), pairs, strict=True)]
+        else:
+            rows = self.encode(texts)
         return [{"ids": row, "labels": self._target(example.label)}
                 for row, example in zip(rows, examples, strict=True)]
 
@@ -173,9 +180,12 @@ class Classification(Task):
 
     def _two(self, first: list[int], second: list[int]) -> list[int]:
         """first, separator, second; of both, the longer is cut until they fit."""
-        room = self.max_length - 1
+        room, lengths = self.max_length - 1, (len(first), len(second))
+        first, second = self._cut(first), self._cut(second)
         keep = max(min(len(first), room - len(second)), min(len(first), room // 2))
-        return [*first[:keep], self.separator, *second[: room - keep]]
+        first, second = first[:keep], second[: room - keep]
+        self.counts["cut_texts"] += sum(len(row) < length for row, length in zip((first, second), lengths, strict=True))
+        return [*first, self.separator, *second]
 
     def score(self, split: str, outputs: list) -> dict:
         if self.problem == MULTI:
@@ -317,15 +327,16 @@ class Retrieval(Task):
         """A feature for each positive of each query, with the query's hard negatives. Documents are told apart by what
         the model sees of them."""
         examples = self.examples.train
-        queries, negatives = self._queries(examples), self._negatives(examples)
+        queries, answers = self._queries(examples), self.examples.answers("train")
+        negatives = self._negatives(examples, answers)
         texts = list(dict.fromkeys(text for example, more in zip(examples, negatives, strict=True)
                                    for text in (*example.positives, *more)))
         documents = dict(zip(texts, self._documents(texts), strict=True))
         numbers: dict[tuple, int] = {}
         number_of = {text: numbers.setdefault(tuple(ids), len(numbers)) for text, ids in documents.items()}
         features = []
-        for example, query, positives, more in zip(examples, queries, positives_of(examples), negatives, strict=True):
-            own = sorted({number_of[text] for text in positives})
+        for example, query, positives, more in zip(examples, queries, answers, negatives, strict=True):
+            own = sorted({number_of[text] for text in positives if text in number_of})
             features += [{"ids": query, "document_ids": documents[text], "document": number_of[text], "positives": own,
                           "negatives": [(number_of[one], documents[one]) for one in more]}
                          for text in dict.fromkeys(example.positives)]
@@ -333,21 +344,17 @@ class Retrieval(Task):
         self.counts["hard_negatives"] = sum(map(len, negatives))
         return features
 
-    def _negatives(self, examples: list[Pair]) -> list[list[str]]:
+    def _negatives(self, examples: list[Pair], answers: list[list[str]]) -> list[list[str]]:
         """Of each query: those that its row gives, then mined ones; none that answers it."""
-        training, answers = self.training, positives_of(examples)
-        mined = [()] * len(examples)
-        if training.mined_negatives:
-            corpus = self.examples.corpus(examples)
-            most = training.mined_negatives + max(map(len, answers))
-            mined = [[corpus[number] for number in row]
-                     for row in best_by_bm25([example.query for example in examples], corpus, most)]
-        found = []
-        for example, more, own in zip(examples, mined, map(set, answers), strict=True):
-            given = [text for text in dict.fromkeys(example.negatives) if text not in own][: training.hard_negatives]
-            more = [text for text in more if text not in own and text not in given][: training.mined_negatives]
-            found.append(given + more)
-        return found
+        given = [[text for text in dict.fromkeys(example.negatives) if text not in own][: self.training.hard_negatives]
+                 for example, own in zip(examples, map(set, answers), strict=True)]
+        if (how := self.run.negatives) is None:
+            return given
+        own = {example.query: documents for example, documents in zip(examples, answers, strict=True)}
+        mined = mine(own, self.examples.corpus(examples), how, how.count + max(map(len, given)),
+                     Path(self.run.results) / NEGATIVES)
+        return [first + [text for text in mined[example.query] if text not in first][: how.count]
+                for example, first in zip(examples, given, strict=True)]
 
     def _features(self, examples: list[Pair]) -> list[Feature]:
         return [{"ids": ids} for ids in
@@ -386,4 +393,5 @@ class Retrieval(Task):
     def grade(self, split: str, answers: list[list[int]]) -> dict:
         examples = getattr(self.examples, split)
         numbers = {text: number for number, text in enumerate(self.examples.corpus(examples))}
-        return metrics.ndcg(answers, [{numbers[text] for text in one} for one in positives_of(examples)])
+        return metrics.ndcg(answers, [{numbers[text] for text in known if text in numbers}
+                                      for known in self.examples.answers(split)])

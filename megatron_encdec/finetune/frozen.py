@@ -11,10 +11,10 @@ lies in the run's folder; an evaluation that was killed goes on from there.
 
 import shutil
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from megatron_encdec.finetune import mteb_tasks
+from megatron_encdec.finetune.embedders import load_embedder
 from megatron_encdec.finetune.mteb_tasks import TaskName
 from megatron_encdec.finetune.results_tree import FROZEN, RESULTS, ZERO_SHOT, read_json
 from megatron_encdec.platform.errors import UserError
@@ -22,7 +22,6 @@ from megatron_encdec.platform.optional import require
 from megatron_encdec.rundir.files import flush_to_disk, replace_durably
 
 MTEB, UNFINISHED = "_mteb", "mteb"  # of the tree, which reports pass over; of a run under way
-WEIGHTS = (".safetensors", ".json", ".bin", ".model", ".txt")
 
 
 @dataclass(frozen=True)
@@ -57,22 +56,14 @@ class FrozenRun:
                                 "folder, or delete that one")
 
 
-def revision_of(model: str) -> str:
-    """A hash of the files of the model in the directory `model`."""
-    folder = Path(model)
-    if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
-        raise UserError(f"{model}: no model there (neither config.json nor modules.json)")
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in WEIGHTS
-             and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    return mteb_tasks.fingerprint(sorted(files), folder)
-
-
 def evaluate_one(run: FrozenRun, report=None) -> dict:
     """{"validation": {"score"}, "test": {"score"}, "mteb": {...}}: the main score, twice, for nothing is chosen."""
     mteb = require("mteb", "evaluate")
+    from mteb.models import SentenceTransformerEncoderWrapper
     from mteb.results import TaskResult
 
-    task, model, cache = mteb_tasks.load(run.task, run.data), _load_model(run.model, run.revision), _cache(run)
+    task, cache = mteb_tasks.load(run.task, run.data), _cache(run)
+    model = SentenceTransformerEncoderWrapper(load_embedder(run.model, run.revision))
     model.mteb_model_meta = model.mteb_model_meta.model_copy(
         update={"name": f"local/{run.name}", "revision": run.revision})
     _forget_torn(cache, task, model.mteb_model_meta)
@@ -87,19 +78,6 @@ def evaluate_one(run: FrozenRun, report=None) -> dict:
     return {"validation": score, "test": score, "mteb": {
         "main_score": task.metadata.main_score, "type": task.metadata.type, "version": mteb.__version__,
         "revision": run.revision, "dataset_revision": result.dataset_revision, "file": str(path)}}
-
-
-@lru_cache(maxsize=1)
-def _load_model(path: str, _revision: str):
-    from mteb.models import SentenceTransformerEncoderWrapper
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        model = SentenceTransformer(path, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"{path}: sentence-transformers cannot load it ({' '.join(str(error).split())[:300]}); code "
-                        "that comes with a model is never run") from None
-    return SentenceTransformerEncoderWrapper(model)
 
 
 def _cache(run: FrozenRun):

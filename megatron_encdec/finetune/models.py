@@ -192,6 +192,7 @@ def pool(hidden_BSH: torch.Tensor, mask_BS: torch.Tensor, how: str) -> torch.Ten
     if how == "cls":
         return hidden_BSH[:, 0]
     if how == "last":
-        return hidden_BSH[torch.arange(len(hidden_BSH), device=hidden_BSH.device), mask_BS.sum(1) - 1]
+        last_B11 = (mask_BS.sum(1) - 1).view(-1, 1, 1)  # gathered, so that no size of a batch is in an exported graph
+        return hidden_BSH.gather(1, last_B11.expand(-1, 1, hidden_BSH.size(-1))).squeeze(1)
     mask_BS1 = mask_BS.unsqueeze(-1).to(hidden_BSH.dtype)
     return (hidden_BSH * mask_BS1).sum(1) / mask_BS1.sum(1)

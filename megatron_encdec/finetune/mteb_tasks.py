@@ -12,12 +12,15 @@ It has the folder's name, and mteb's metrics. `data` holds copies of the hub's d
 DATA/mteb/stsbenchmark-sts; code in them is never run.
 """
 
-import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_encdec.finetune.beir import is_beir, read_beir
+from megatron_encdec.finetune.fingerprints import folder_fingerprint
 from megatron_encdec.finetune.rows import READERS, read_file
+from megatron_encdec.finetune.values import class_name, score_value
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.optional import require
 
@@ -25,6 +28,7 @@ DEFAULT = "MTEB(eng, v2)"
 TEST, TRAIN = "test", "train"
 KINDS = {"STS": {"sentence1", "sentence2", "score"}, "PairClassification": {"sentence1", "sentence2", "labels"},
          "Classification": {"text", "label"}}
+TARGETS = {"STS": "score", "PairClassification": "labels", "Classification": "label"}
 MAIN_SCORES = {"Retrieval": "ndcg_at_10", "STS": "cosine_spearman", "PairClassification": "max_ap",
                "Classification": "accuracy"}
 
@@ -85,8 +89,7 @@ def load(name: TaskName, data: str | None):
 def data_revision(name: TaskName) -> str | None:
     """What tells the data of a task from other data: a hash of a folder's files, the hub's revision of a set."""
     if name.folder:
-        folder = Path(name.folder)
-        return fingerprint(sorted(one for one in folder.rglob("*") if one.is_file()), folder)
+        return folder_fingerprint(Path(name.folder))
     return require("mteb", "evaluate").get_task(name.name).metadata.dataset.get("revision")
 
 
@@ -113,6 +116,8 @@ def _retrieval(folder: Path) -> dict:
     from datasets import Dataset
 
     found = read_beir(folder, TEST)
+    if not any(score > 0 for judged in found.judgements.values() for score in judged.values()):
+        raise UserError(f"{folder}: no judgement of split {TEST} is above 0, so no query has an answer")
     corpus = [{"id": key, "title": title, "text": text} for key, (title, text) in found.corpus.items()]
     queries = [{"id": key, "text": text} for key, text in found.queries.items()]
     return {"default": {TEST: {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries),
@@ -138,20 +143,38 @@ def _rows(folder: Path) -> tuple[str, dict]:
     for where, row in (one for split in rows.values() for one in split):
         if missing := [key for key in KINDS[kind] if row.get(key) is None]:
             raise UserError(f"{where}: no {missing[0]}; columns there: {', '.join(map(str, row))}")
-    number = {"STS": ("score", float), "PairClassification": ("labels", int)}.get(kind)
+    checked = {split: [_checked(kind, *row) for row in each] for split, each in rows.items()}
+    target, judged = TARGETS[kind], TRAIN if kind == "Classification" else TEST
+    if len({row[target] for row in checked[judged]}) < 2:
+        raise UserError(f"{files[judged][0]}: {target}: all are {checked[judged][0][target]!r}, so there is nothing to "
+                        "tell apart")
+    if kind == "Classification":
+        _number_classes([row for each in checked.values() for row in each])
+    return kind, DatasetDict({split: Dataset.from_list(each) for split, each in checked.items()})
+
+
+def _number_classes(rows: list[dict[str, Any]]) -> None:
+    """Classes as mteb wants them: whole numbers that stand there, else their places in order."""
+    names = sorted({row["label"] for row in rows})
+    numbered = all(re.fullmatch(r"-?\d+", name) for name in names)
+    for row in rows:
+        row["label"] = int(row["label"]) if numbered else names.index(row["label"])
+
+
+def _checked(kind: str, where: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The columns of the task: texts, and the target as mteb wants it (score: a number, labels: 0 or 1, label: a class
+    as `finetune` reads it)."""
+    target, found = TARGETS[kind], {}
+    for key in sorted(KINDS[kind]):
+        value = found[key] = row[key]
+        if key != target and not isinstance(value, str):
+            raise UserError(f"{where}: {key}: expected a text, found {value!r}")
     try:
-        return kind, DatasetDict({split: Dataset.from_list(
-            [row | ({number[0]: number[1](row[number[0]])} if number else {}) for _, row in each])
-            for split, each in rows.items()})
+        found[target] = class_name(row[target]) if kind == "Classification" else score_value(row[target])
     except ValueError as error:
-        raise UserError(f"{files[TEST][0]}: {number[0] if number else 'columns'}: {error}") from None
-
-
-def fingerprint(files: list[Path], base: Path) -> str:
-    """A hash of names (below `base`) and contents."""
-    digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(base)} {content}\n".encode())
-    return digest.hexdigest()[:40]
+        raise UserError(f"{where}: {target}: {error}") from None
+    if kind == "PairClassification":
+        if found[target] not in (0, 1):
+            raise UserError(f"{where}: labels: expected 0 or 1, found {row[target]!r}")
+        found[target] = int(found[target])
+    return found

@@ -34,9 +34,10 @@ from megatron_encdec.finetune.batches import like_lengths
 from megatron_encdec.finetune.card import write_card
 from megatron_encdec.finetune.config import MULTI, SINGLE, FinetuneRun
 from megatron_encdec.finetune.features import IGNORED, SPLITS, Feature, load_task
+from megatron_encdec.finetune.fingerprints import made_of
 from megatron_encdec.finetune.models import build_model, check_attention, pool, save_model
 from megatron_encdec.finetune.onnx_export import export_onnx
-from megatron_encdec.finetune.results_tree import write_results
+from megatron_encdec.finetune.results_tree import RECORD, write_results
 from megatron_encdec.platform.errors import RunFailed
 from megatron_encdec.platform.schema import build
 from megatron_encdec.rundir.files import write_json_atomic
@@ -74,7 +75,7 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         compat.prepare()
         super().__init__(cfg)
         self.run = _read_run(self.cfg.get("settings"))
-        self.task = load_task(self.run)
+        self.task, self.made_of = load_task(self.run), made_of(self.run)
 
     def setup(self):
         """NeMo's, then what only we know: the device where there is no GPU, that the model sees what it should, and how
@@ -169,11 +170,11 @@ class EncoderRecipe(TrainFinetuneRecipeForSequenceClassification):
         if run.training.save_model:
             self._save_model(run.directory / "model", run.directory / ".model.unfinished")
         versions = {name: found.version for name in PACKAGES for found in importlib.metadata.distributions(name=name)}
-        write_json_atomic(run.directory / "record.json", {
+        write_json_atomic(run.directory / RECORD, {
             "metric": task.metric, "steps": self.total_steps, "ranks": self.dist_env.world_size, **self.facts,
             "seconds": time.perf_counter() - self.began, "train_features": len(task.train),
             "max_length": task.max_length, **task.counts, "labels": list(task.labels),
-            "versions": {"megatron-encdec": __version__, **versions}})
+            "made_of": self.made_of, "versions": {"megatron-encdec": __version__, **versions}})
         write_results(run.directory, self.results)
 
     def _save_model(self, target: Path, unfinished: Path) -> None:

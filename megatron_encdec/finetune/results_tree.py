@@ -36,6 +36,7 @@ from megatron_encdec.rundir.lock import FolderLock
 ZERO_SHOT, FROZEN = "MTEB", "frozen"  # the family and the only run of a model that is evaluated as it is
 FAMILIES = ("SC", "TC", "QA", "IR", ZERO_SHOT)
 RESULTS, FAILURE, GRID, BASELINES = "results.json", "failure.json", "grid.json", "baselines"
+RECORD = "record.json"  # of a run: how it went, and hashes of what it was made of
 SETTINGS = "cell.json"  # all settings of a run, a place of the grid: models x datasets x rates x seeds
 MODEL, EXPORT = "model.json", "export.json"
 FINISHED, FAILED, TODO = "finished", "failed", "todo"

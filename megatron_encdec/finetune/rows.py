@@ -1,7 +1,8 @@
 """Rows of labelled sets, from files or from the hub, each with where it stands: as many as there are, or one line why.
 
-    1. `read_split(dataset, split)`     "train" | "validation" | "test" -> [(where, row)]
+    1. `read_split(dataset, split)`     "train" | "validation" | "test" | "documents" -> [(where, row)]
     2. `read_file(path)`                a file by its suffix: JSON lines, Parquet, and text in columns (columns.py)
+    3. `files_of(dataset)`              all files that a set is read from
 
 Values are as the file has them; `examples.py` checks them. `where` is FILE:LINE (or row) for messages. A class number
 of the hub (and of Parquet that `datasets` wrote) becomes its name, -1 becomes `UNLABELLED`. A file without rows, one
@@ -9,6 +10,7 @@ that cannot be parsed, an unknown suffix: `UserError` in one line.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from megatron_encdec.text.parquet import iter_records, schema_of
 
 Row = tuple[str, dict[str, Any]]
 UNLABELLED = object()  # the value of a row that `datasets` marks as one without a label
+SPLITS = ("train", "validation", "test", "documents")
 LOCAL_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv", ".tsv")
 
 
@@ -29,15 +32,37 @@ def read_split(dataset: DatasetConfig, split: str) -> list[Row]:
     """The rows that `dataset` names for `split`: from its files, its local folder, or the hub."""
     name = getattr(dataset, split)
     if dataset.local:
-        paths = [Path(dataset.local) / f"{name}{suffix}" for suffix in LOCAL_SUFFIXES]
-        there = [path for path in paths if path.is_file()]
+        there = _local(dataset, split)
         if not there:
             raise UserError(f"{dataset.local}: no {name}{{{','.join(LOCAL_SUFFIXES)}}} there (dataset {dataset.name})")
         if len(there) > 1:
             raise UserError(f"{dataset.local}: both {there[0].name} and {there[1].name} are there; keep one of them")
         return read_file(there[0])
-    hub = dataset.train_hub if split == "train" and dataset.train_hub else dataset.hub
+    hub = _hub(dataset, split)
     return _read_hub(hub, name) if hub else read_file(Path(name))
+
+
+def files_of(dataset: DatasetConfig) -> dict[str, Path]:
+    """What each file of the set is to it (a split, `documents`; of BEIR its name in the folder), and where it lies,
+    whether it is there or not; nothing of the hub."""
+    if dataset.beir:
+        return {str(path.relative_to(dataset.beir)): path for path in Path(dataset.beir).rglob("*") if path.is_file()}
+    found = {}
+    for role in filter(lambda role: getattr(dataset, role), SPLITS):
+        if dataset.local:
+            found |= dict(zip([role], _local(dataset, role), strict=False))
+        elif not _hub(dataset, role):
+            found[role] = Path(getattr(dataset, role))
+    return found
+
+
+def _local(dataset: DatasetConfig, split: str) -> list[Path]:
+    paths = (Path(dataset.local) / f"{getattr(dataset, split)}{suffix}" for suffix in LOCAL_SUFFIXES)
+    return [path for path in paths if path.is_file()]
+
+
+def _hub(dataset: DatasetConfig, split: str) -> str | None:
+    return {"train": dataset.train_hub, "documents": dataset.documents_hub}.get(split) or dataset.hub
 
 
 def read_file(path: Path) -> list[Row]:
@@ -57,6 +82,11 @@ def read_file(path: Path) -> list[Row]:
     if not rows:
         raise UserError(f"{path}: empty, there is no example in it")
     return rows
+
+
+def in_columns(where: str) -> bool:
+    """Whether the row at `where` (FILE:LINE) is of a file in which every value is a text."""
+    return bool(re.search(r"\.[ct]sv(\.gz|\.zst)?:\d+$", where.lower()))
 
 
 def _lines(path: Path) -> Iterator[str]:

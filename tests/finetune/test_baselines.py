@@ -1,13 +1,17 @@
 """Baselines by libraries, beside their formulas."""
 
+import json
 import math
 import random
 from collections import Counter
 
 import numpy as np
 import pytest
+from finetune_sets import run_of
 
+from megatron_encdec.finetune.baselines import ensure_baselines
 from megatron_encdec.finetune.bm25 import best_by_bm25, words_of
+from megatron_encdec.finetune.features import load_task
 
 pytestmark = pytest.mark.nemo  # scikit-learn and bm25s are in that environment
 
@@ -21,6 +25,22 @@ def okapi(queries, documents):
         math.log(1 + (len(documents) - having[word] + 0.5) / (having[word] + 0.5)) * one[word]
         / (one[word] + 1.2 * (0.25 + 0.75 * one.total() / average)) for word in words_of(query)) for one in counts]
         for query in queries])
+
+
+def test_baselines_of_other_files_are_made_anew_and_those_of_others_kept(root):
+    run = run_of(root, "SC", "baselines")
+    path = root / "baselines/baselines/SC/toy.json"
+    ensure_baselines(run, load_task(run))
+    first = path.read_text()
+    ensure_baselines(run, load_task(run))
+    assert path.read_text() == first
+    with open(run.dataset.test, "a") as file:
+        file.write(json.dumps({"text": "good river", "label": "yes"}) + "\n")
+    ensure_baselines(run, load_task(run))
+    assert path.read_text() != first
+    path.write_text('{"baselines": {"by hand": {"test": {"score": 0.5}}}}')
+    ensure_baselines(run, load_task(run))
+    assert "by hand" in path.read_text()
 
 
 def test_bm25_is_its_formula():

@@ -1,6 +1,7 @@
 """Batches of like length, and tokens that are made once: the same texts, the same losses, less padding."""
 
 import dataclasses
+import os
 import random
 import subprocess
 import sys
@@ -96,6 +97,27 @@ def test_whatever_is_flipped_in_a_kept_file(root, tmp_path, place):
     content[directory + place + 2] ^= 0xFF
     file.write_bytes(content)
     assert TokenCache(tokenizer, tmp_path)(["river stone"], True) == expected
+
+
+def test_a_tokenizer_that_splits_special_tokens_has_files_of_its_own(root, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(root / "euro")
+    text = [f"river {tokenizer.pad_token}"]
+    plain = TokenCache(tokenizer, tmp_path)(text, False)
+    tokenizer.split_special_tokens = True
+    split = TokenCache(tokenizer, tmp_path)(text, False)
+    assert split["input_ids"] == tokenizer(text, add_special_tokens=False)["input_ids"] != plain["input_ids"]
+
+
+def test_files_that_nobody_read_for_long_are_removed(root, tmp_path):
+    cache = TokenCache(AutoTokenizer.from_pretrained(root / "euro"), tmp_path)
+    for text in ("river", "stone"):
+        cache([text], True)
+    for file in tmp_path.iterdir():
+        os.utime(file, (0, 0))
+    cache(["river"], True)
+    assert len(list(tmp_path.iterdir())) == 2
+    cache(["cloud"], True)
+    assert len(list(tmp_path.iterdir())) == 2 and all(file.stat().st_mtime > 0 for file in tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_no_harm(root, tmp_path):

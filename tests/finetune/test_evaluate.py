@@ -13,10 +13,12 @@ import pytest
 from finetune_sets import WORDS, write_rows
 
 from megatron_encdec.cli import main
-from megatron_encdec.finetune.frozen import FrozenRun, evaluate_one, revision_of
+from megatron_encdec.finetune.fingerprints import revision_of
+from megatron_encdec.finetune.frozen import FrozenRun, evaluate_one
 from megatron_encdec.finetune.mteb_tasks import TaskName, expand, load
-from megatron_encdec.finetune.results_tree import write_results
+from megatron_encdec.finetune.results_tree import TODO, state_of, write_results
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.rundir.lock import FolderLock
 
 pytestmark = pytest.mark.nemo  # mteb is in that environment
 
@@ -145,6 +147,43 @@ def test_what_a_kill_left_is_done_again_and_what_is_of_others_is_refused(root, f
         other.check()
 
 
+KILLED = """
+import os, signal, sys
+from megatron_encdec.finetune.frozen import FrozenRun
+from megatron_encdec.finetune.fingerprints import revision_of
+from megatron_encdec.finetune.mteb_tasks import TaskName
+from megatron_encdec.finetune.sweep import make_runner
+from sentence_transformers import SentenceTransformer
+
+model, folder, name, results = sys.argv[1:]
+encode, calls = SentenceTransformer.encode, []
+
+def encode_and_die(*arguments, **options):
+    calls.append(1)
+    return encode(*arguments, **options) if len(calls) < 2 else os.kill(os.getpid(), signal.SIGKILL)
+
+SentenceTransformer.encode = encode_and_die
+run = FrozenRun(model, "euro", revision_of(model), TaskName(name, folder=folder), results)
+make_runner("megatron_encdec.finetune.frozen:evaluate_one")(run)
+"""
+
+
+def test_a_task_that_kill_9_ends_in_its_middle_is_done_again(root, folders):
+    """Killed when half of its texts are embedded, under the lock of its folder; the same results then."""
+    run = frozen(root, folders["Retrieval"], "killed_inside")
+    words = [run.model, run.task.folder, run.task.name, run.results]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert state_of(run.directory) == TODO and (run.directory / "log.txt").exists()
+    with FolderLock(run.directory, "results", patience=None):  # it is free at once
+        found = evaluate_one(run)
+    whole = evaluate_one(frozen(root, folders["Retrieval"], "not_killed"))
+    assert found["test"] == whole["test"] != {"score": 0.0}
+    files = [Path(one["mteb"]["file"]) for one in (found, whole)]
+    scores_of = [json.loads(file.read_text())["scores"] for file in files]
+    assert scores_of[0] == scores_of[1] and not (run.directory / "mteb").exists()
+
+
 def test_tasks_by_name_benchmark_and_folder(folders, tmp_path):
     assert [one.name for one in expand(["STSBenchmark", str(folders["STS"])])] == ["STSBenchmark", "words_similarity"]
     benchmark = expand(["MTEB(eng, v2)"])
@@ -167,7 +206,17 @@ def test_a_copy_of_the_hubs_data_is_enough(folders, tmp_path):
 @pytest.mark.parametrize(("files", "says"), [
     ({}, "no task: expected BEIR's corpus.jsonl"),
     ({"test.jsonl": '{"text": "a", "label": 1}\n'}, "no task: its columns are label, text; expected .* beside it"),
-    ({"test.jsonl": '{"sentence1": "a", "sentence2": "b", "score": "much"}\n'}, "test.jsonl: score: could not convert"),
+    ({"test.jsonl": '{"sentence1": "a", "sentence2": "b", "score": "much"}\n'}, "test.jsonl:1: score: regression has"),
+    ({"test.jsonl": '{"sentence1": "a", "sentence2": "b", "score": 1}\n' * 2}, "test.jsonl: score: all are 1.0"),
+    ({"test.jsonl": '{"sentence1": 1, "sentence2": "b", "score": 1}\n'}, "test.jsonl:1: sentence1: expected a text"),
+    ({"test.jsonl": '{"sentence1": "a", "sentence2": "b", "labels": 2}\n'}, "test.jsonl:1: labels: expected 0 or 1"),
+    ({"test.jsonl": '{"sentence1": "a", "sentence2": "b", "labels": 0.5}\n'}, "labels: expected 0 or 1, found 0.5"),
+    ({"test.jsonl": '{"text": "a", "label": 1}\n', "train.jsonl": '{"text": "a", "label": 0.5}\n'},
+     "train.jsonl:1: label: a label is a class, and 0.5 is a score"),
+    ({"test.jsonl": '{"text": "a", "label": 1}\n', "train.jsonl": '{"text": "a", "label": 1}\n'},
+     "train.jsonl: label: all are '1', so there is nothing to tell apart"),
+    ({"corpus.jsonl": '{"_id": "1", "text": "a"}\n', "queries.jsonl": '{"_id": "1", "text": "a"}\n',
+      "qrels/test.tsv": "query-id\tcorpus-id\tscore\n1\t1\t0\n"}, "no judgement of split test is above 0"),
     ({"test.jsonl": '{"sentence1": "a", "sentence2": "b", "score": 1}\n{"sentence1": "a"}\n'}, "test.jsonl:2: no "),
     ({"corpus.jsonl": '{"_id": "1", "text": "a"}\n', "queries.jsonl": '{"_id": "1", "text": "a"}\n',
       "qrels/test.tsv": "query-id\tcorpus-id\tscore\n1\t2\t1\n"}, "test.tsv:2: document '2' is in no corpus file"),

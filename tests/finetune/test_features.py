@@ -28,6 +28,18 @@ def test_positives_of_one_query_in_several_rows(root):
     assert scores[:2] == [1.0, 1.0] and scores[2] < 1.0  # a: all three documents answer it, whichever row asks
 
 
+@pytest.mark.parametrize(("words", "others", "cut"), [(8, 8, 2), (30, 30, 2), (30, 1, 1), (4, 10, 1), (4, 9, 0)])
+def test_each_text_of_a_pair_that_was_cut_is_counted_once(root, words, others, cut):
+    text, pair = " ".join(["river"] * words), " ".join(["stone"] * others)
+    rows = [{"text": text, "text_pair": pair, "label": label} for label in ("yes", "no")]
+    run = with_rows(run_of(root, "SC", max_length=14), root, "pairs", rows, test=True, validation=True)
+    task = load_task(run)
+    whole = [len(task.tokenizer(one, add_special_tokens=first)["input_ids"])
+             for one, first in ((text, True), (pair, False))]
+    assert len(task.train[0]["ids"]) == min(sum(whole) + 1, 14)
+    assert task.counts["cut_texts"] == 2 * cut
+
+
 def test_a_question_whose_answer_no_window_holds_is_left_out_and_counted(root):
     run = run_of(root, "QA", max_length=8)
     context = " ".join(["river stone cloud light"] * 8)

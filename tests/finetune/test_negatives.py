@@ -8,7 +8,7 @@ import pytest
 from finetune_sets import losses, record_of, run_of, run_one, write_rows
 
 from megatron_encdec.finetune.config import DatasetConfig
-from megatron_encdec.finetune.examples import load_examples, positives_of
+from megatron_encdec.finetune.examples import load_examples
 from megatron_encdec.finetune.features import load_task
 from megatron_encdec.platform.errors import UserError
 
@@ -53,12 +53,63 @@ def test_mined_negatives_are_the_best_by_bm25_that_do_not_answer(root):
     from megatron_encdec.finetune.bm25 import best_by_bm25
 
     task = load_task(run_of(root, "IR", "mined", mined_negatives=3))
-    train = task.examples.train
+    train, known = task.examples.train, task.examples.answers("train")
     corpus = task.examples.corpus(train)
     best = best_by_bm25([one.query for one in train], corpus, 9)
-    for answers, ranked, negatives in zip(positives_of(train), best, task._negatives(train), strict=True):
+    for answers, ranked, negatives in zip(known, best, task._negatives(train, known), strict=True):
         others = [corpus[number] for number in ranked if corpus[number] not in answers]
         assert len(negatives) == 3 and negatives == others[:3]
+
+
+@pytest.mark.nemo
+def test_as_many_are_mined_where_the_rows_give_the_best_already(root):
+    plain = load_task(run_of(root, "IR", "mined", mined_negatives=2))
+    best = plain._negatives(plain.examples.train, plain.examples.answers("train"))
+    rows = [json.loads(line) for line in Path(plain.run.dataset.train).read_text().splitlines()]
+    path = write_rows(root / "best.jsonl", [{**row, "negatives": own} for row, own in zip(rows, best, strict=True)])
+    run = replace(plain.run, dataset=replace(plain.run.dataset, name="best", train=str(path)))
+    assert load_task(run).counts["hard_negatives"] == 4 * len(rows)
+
+
+def answers_that_were_not_drawn(root, tmp_path):
+    """Each query has two rows with an answer each, which `documents` has too; half of the rows are drawn."""
+    rows = [{"query": f"query {number // 2}", "positive": f"river stone {number}"} for number in range(80)]
+    path = str(write_rows(tmp_path / "rows.jsonl", rows))
+    documents = str(write_rows(tmp_path / "documents.jsonl", [{"document": row["positive"]} for row in rows]))
+    dataset = DatasetConfig("halves", "IR", path, path, path, documents=documents, max_train=40, max_eval=40)
+    return replace(run_of(root, "IR", "halves"), dataset=dataset)
+
+
+def test_an_answer_that_was_not_drawn_is_no_wrong_one(root, tmp_path):
+    task = load_task(answers_that_were_not_drawn(root, tmp_path))
+    numbers = {text: number for number, text in enumerate(task.examples.corpus(task.examples.test))}
+    other = [[number for text, number in numbers.items() if number != numbers[one.positives[0]]
+              and int(text.split()[-1]) // 2 == int(one.query.split()[-1])][0] for one in task.examples.test]
+    scores = task.grade("test", [[numbers[one.positives[0]], second]
+                                 for one, second in zip(task.examples.test, other, strict=True)])["scores_i"]
+    assert scores == [1.0] * 40
+    first = task.grade("test", [[numbers[one.positives[0]]] for one in task.examples.test])["scores_i"]
+    assert all(score < 1.0 for score in first)  # the second is searched, and is asked for
+
+
+@pytest.mark.nemo
+def test_an_answer_that_was_not_drawn_is_not_mined(root, tmp_path):
+    run = answers_that_were_not_drawn(root, tmp_path)
+    task = load_task(replace(run, training=replace(run.training, mined_negatives=78)))
+    for one, negatives in zip(task.examples.train, task._negatives(task.examples.train, task.examples.answers("train")),
+                              strict=True):
+        assert len(negatives) == 78 and all(
+            int(text.split()[-1]) // 2 != int(one.query.split()[-1]) for text in negatives)
+
+
+def test_lists_in_columns_of_text_are_json(tmp_path):
+    (tmp_path / "rows.csv").write_text('query,positive,negative_1\na,"[""b"", ""c""]","[1] d"\nx,[y,z\n')
+    path = str(tmp_path / "rows.csv")
+    found = load_examples(DatasetConfig("x", "IR", path, path, path)).train
+    assert [(one.positives, one.negatives) for one in found] == [(["b", "c"], ["[1] d"]), (["[y"], ["z"])]
+    write_rows(tmp_path / "rows.jsonl", [{"query": "a", "positive": '["b"]'}] * 2)
+    path = str(tmp_path / "rows.jsonl")
+    assert load_examples(DatasetConfig("x", "IR", path, path, path)).train[0].positives == ['["b"]']
 
 
 @pytest.mark.nemo

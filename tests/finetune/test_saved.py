@@ -51,6 +51,23 @@ def test_onnx_gives_the_same_numbers(root, family):
     assert [one.name for one in session.get_outputs()] == ["last_hidden_state" if family == "IR" else "logits"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["last", "cls"])
+def test_onnx_of_a_bert_that_pools_otherwise(root, pooling):
+    import torch
+    from transformers import BertConfig, BertModel
+
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, pad_token_id=2,
+                         num_attention_heads=2)).save_pretrained(root / "bert")
+    for file in (root / "euro").glob("token*"):
+        shutil.copyfile(file, root / "bert" / file.name)
+    run = run_of(root, "SC", "onnx_bert", "bert", steps=1, settings={"pooling": pooling}, save_model=True, onnx=True)
+    run_one(run)
+    assert 0 <= record_of(run)["onnx_difference"] <= 1e-4
+
+
 def test_onnx_wants_a_saved_model(root):
     with pytest.raises((UserError, ValueError), match="onnx: goes with save_model"):
         run_of(root, "SC", onnx=True)

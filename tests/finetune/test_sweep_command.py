@@ -1,10 +1,13 @@
 """`finetune` up to where workers begin: what is to do, and mistakes in one line."""
 
+from pathlib import Path
+
 import pytest
 
 from megatron_encdec.cli import main
 from megatron_encdec.finetune.config import load_config
-from megatron_encdec.finetune.results_tree import SETTINGS, write_failure, write_results
+from megatron_encdec.finetune.fingerprints import made_of
+from megatron_encdec.finetune.results_tree import RECORD, SETTINGS, write_failure, write_results
 from megatron_encdec.platform.optional import is_available
 from megatron_encdec.platform.schema import to_dict
 from megatron_encdec.rundir.files import write_json_atomic
@@ -67,6 +70,24 @@ def test_a_finished_run_of_other_settings_is_refused(config, finetune):
                           ("datasets.0.test=other.jsonl", "dataset.test='test.jsonl', asked for is 'other.jsonl'")):
         code, _, error = finetune(changed)
         assert code == 2 and f"lr1e-05_sd0/{SETTINGS}: the results there were made with {says}" in error
+
+
+def test_a_finished_run_of_other_contents_is_refused(config, finetune):
+    """Of labelled files and of weights, wherever they lie; what is not there any more cannot be compared."""
+    (run,) = [one for one in load_config(config).runs() if (one.lr, one.seed) == (1e-5, 0)]
+    train, weights = Path(run.dataset.train), Path(run.model.path) / "model.safetensors"
+    train.write_text("one")
+    weights.write_text("one")
+    write_json_atomic(run.directory / RECORD, {"made_of": made_of(run)})
+    assert finetune("--dry-run")[0] == 0
+    for path, what in ((train, "train.jsonl (train: "), (weights, f"{run.model.path} (model: ")):
+        path.write_text("two, longer")
+        code, _, error = finetune("--dry-run")
+        assert code == 2 and f"lr1e-05_sd0/{RECORD}: the results there were made with other contents of {what}" in error
+        assert len(error.strip().splitlines()) == 1
+        path.write_text("one")
+    train.unlink()
+    assert finetune("--dry-run")[0] == 0
 
 
 @pytest.mark.parametrize(("words", "says"), [
