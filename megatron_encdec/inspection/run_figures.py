@@ -6,6 +6,7 @@ objective, since losses of two objectives are not the same thing. Phases, resume
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_encdec.inspection.history import RunHistory, Series
@@ -24,7 +25,7 @@ SHOWN_SOURCES = 8  # lines in a figure of epochs
 CURVES = (  # field of the train lines, section, title, label of the axis, factor, caption
     ("lr", "optimizer", "Learning rate", "learning rate", 1, "As used, step by step."),
     ("grad_norm", "optimizer", "Gradient norm", "norm before clipping", 1,
-     "Over the whole trunk; the dotted line is where it is clipped."),
+     "Over the whole trunk, before it is clipped."),
     ("tokens_per_second", "speed", "Tokens a second", "tokens/s", 1,
      "Of the steps alone, without evaluation and saving."),
     ("mfu", "speed", "MFU", "% of the device's peak", 100, "Model FLOPs utilisation."))
@@ -129,6 +130,7 @@ class RunFigures:
         picture = self._over_each_other(key, section, title, caption, found, label)
         if picture and key == "grad_norm":
             limits = {run.config.optimizer.clip_grad for run in self.runs} - {0}
+            picture = replace(picture, caption=f"{caption} Dotted: the most that is left." if limits else caption)
             axis = picture.figure.axes[0]
             for limit in limits:
                 axis.axhline(limit, color=INK, lw=1.2, ls=":")
