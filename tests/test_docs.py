@@ -23,6 +23,7 @@ from random_models import save
 from small_run import run_cli, run_tool, workspace
 
 from megatron_encdec.cli import VERBS, _parse, main, parser_of
+from megatron_encdec.finetune.config import NegativesConfig
 from megatron_encdec.model.config import PRESETS
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.optional import is_available
@@ -124,6 +125,9 @@ def test_a_config_or_a_part_of_one_builds(block, tmp_path, monkeypatch):
     (tmp_path / "runs/decoder").mkdir(parents=True)
     (tmp_path / "runs/decoder/config.yaml").write_text(yaml.safe_dump({"model": PRESETS["tiny"]}))
     given = schema.parse_yaml(block.text, str(block))
+    if given.keys() == {"negatives"}:  # of a set to fine-tune on
+        schema.build(NegativesConfig, given["negatives"])
+        return
     assert given.keys() <= {field.name for field in fields(Config)}
     total = {"total": {"tokens": 300e9}} if any("fraction" in phase for phase in given.get("phases", ())) else {}
     config = load_config({**BASE, "run": {**BASE["run"], **total}, **given})
