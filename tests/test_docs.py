@@ -214,6 +214,11 @@ def test_the_readme_is_a_tour():
     assert {page.name for page in PAGES if page.parent == ROOT / "docs"} <= set().union(*links)  # no page is an island
 
 
+def test_every_verb_has_its_line():
+    text = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    assert [verb for verb in VERBS if f"| `{verb} " not in text and f"| `{verb}` " not in text] == []
+
+
 def test_the_page_of_keys_is_up_to_date():
     assert run_tool("tools/config_reference.py", "--check") == 0
 
