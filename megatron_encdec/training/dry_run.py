@@ -125,7 +125,7 @@ def _estimates(config: Config, stretches: list[Stretch], ranks: int, train: Trai
     total = tokens_between(stretches, 0, stretches[-1].end)
     known = train and not any(isinstance(store, AbsentStore) for store in train.stores)
     available = sum(store.tokens for store in train.stores) if known else 0
-    epochs = f" = {total / available:.2f} epochs of the training data" if known else ""
+    epochs = f" = {total / available:,.2f} epochs of the training data" if known else ""
     each = [(tokens := one.steps * one.tokens_per_step,
              whole_pairs(tokens, one.data.sequence_length, "bidirectional"), tokens, one.freeze) for one in stretches]
     return [
