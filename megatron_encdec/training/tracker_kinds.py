@@ -90,16 +90,16 @@ class Wandb:
 
 
 class MLflow:
-    """MLflow: the server of MLFLOW_TRACKING_URI, else mlruns/ of the run directory. Metrics by step, and by tokens
-    under by_tokens/."""
+    """MLflow: the server or store of MLFLOW_TRACKING_URI, else mlflow.db in the run directory (its store of plain files
+    is not kept up any more). Metrics by step, and by tokens under by_tokens/."""
 
     def __init__(self, directory: str, step: int, say: Callable[[str], None]):
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
         from mlflow.exceptions import MlflowException
 
-        local = (Path(directory) / "mlruns").as_uri()
-        self._metric, self._client = Metric, MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local)
+        chosen = os.environ.get("MLFLOW_TRACKING_URI")
+        self._metric, self._client = Metric, MlflowClient(chosen or f"sqlite:///{directory}/mlflow.db")
         record = _record(directory, "mlflow")
         try:
             self._id = record and self._client.get_run(record["id"]).info.run_id
@@ -111,7 +111,8 @@ class MLflow:
             return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         experiment = self._client.get_experiment_by_name(name)
-        where = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        files = None if chosen else (Path(directory) / "mlruns").as_uri()  # else in the folder that it runs in
+        where = experiment.experiment_id if experiment else self._client.create_experiment(name, files)
         self._id = self._client.create_run(where, run_name=Path(directory).name).info.run_id
         _remember(directory, "mlflow", {"id": self._id})
         parameters = [Param(key, str(value)[:500]) for key, value in _flat(_config(directory)).items()]

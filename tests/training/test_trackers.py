@@ -56,10 +56,13 @@ def test_tensorboard_shows_steps_that_were_done_again_once(track, tmp_path):
     assert written_in(tmp_path / "run/tensorboard/by_tokens") == {100: 3.0, 200: 2.5, 300: 2.25}
 
 
-def test_mlflow_goes_on_in_the_same_run(track, tmp_path, monkeypatch):
+@pytest.mark.parametrize("chosen", [True, False], ids=["files", "database of the run"])
+def test_mlflow_goes_on_in_the_same_run(chosen, track, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store := (tmp_path / "store").as_uri())
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    store = (tmp_path / "store").as_uri() if chosen else f"sqlite:///{tmp_path}/run/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store if chosen else "")
+    if chosen:
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     assert track("mlflow", {1: 3.0, 2: 2.5}) == []
     assert track("mlflow", {3: 2.25}, step=2) == []
     client = mlflow.MlflowClient(store)
