@@ -22,7 +22,7 @@ from megatron_encdec.finetune.rows import files_of
 from megatron_encdec.finetune.sweep import Outcome, Sweep
 from megatron_encdec.platform.children import available_cores
 from megatron_encdec.platform.errors import RunFailed, UserError, add_stopped_code, choose_stopped_code, stopped_code
-from megatron_encdec.platform.optional import INSTALL, is_available
+from megatron_encdec.platform.optional import INSTALL, has_gpu_driver, is_available
 from megatron_encdec.platform.schema import to_dict
 
 DESCRIPTION = """\
@@ -130,9 +130,11 @@ def sweep_of(runs: Sequence[Any], function: str, todo: int, workers: int | None,
     for each core, up to `without_gpu`."""
     if not todo:
         return Sweep(runs, function)
-    from megatron_encdec.platform.device import visible_gpus  # imports torch
+    gpus, cores = [], available_cores()
+    if has_gpu_driver():
+        from megatron_encdec.platform.device import visible_gpus  # imports torch
 
-    gpus, cores = visible_gpus(), available_cores()
+        gpus = visible_gpus()
     workers = min(todo, workers or len(gpus) or min(without_gpu, cores))
     threads = max(1, cores // workers)
     where = f"{len(gpus)} GPU{'s' * (len(gpus) != 1)}" if gpus else f"{threads} of {cores} cores each"
