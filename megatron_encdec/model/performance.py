@@ -24,9 +24,9 @@ class PerformanceSettings:
 
     attention: of the torch layers, `masked` windows or `packed` segments (no work between documents; a GPU needs
     bf16). head_chunk: labelled positions whose logits exist at a time. compile: torch.compile for the head's passes
-    over its logits (off unless asked for). fuse_activation: SwiGLU as one kernel. fuse_gradients: the product itself
-    adds weight gradients to the fp32 buffer (Transformer Engine, or Apex). recompute: in the backward pass, `mlp` or
-    `full` layers (the first recompute_layers of a pipeline stage). overlap_gradients, overlap_parameters:
+    over its logits (off unless asked for). fuse_activation: SwiGLU as one kernel (on). fuse_gradients: the product
+    itself adds weight gradients to the fp32 buffer (Transformer Engine, or Apex). recompute: in the backward pass,
+    `mlp` or `full` layers (the first recompute_layers of a pipeline stage). overlap_gradients, overlap_parameters:
     data-parallel communication beside computation. overlap_tensor: tensor-parallel communication inside Transformer
     Engine's products (needs parallel.sequence). prefetch: micro-batches that a thread prepares ahead; 0: none."""
 
@@ -89,7 +89,7 @@ def accumulation_fusion(wanted: bool | None, layers: str) -> Literal["transforme
 
 def core_options(settings: PerformanceSettings, fusion: str | None) -> dict[str, Any]:
     """Fields of megatron.core's TransformerConfig."""
-    options = {"bias_activation_fusion": settings.on_gpu("fuse_activation"),
+    options = {"bias_activation_fusion": settings.fuse_activation is not False,
                "gradient_accumulation_fusion": fusion == "apex", "tp_comm_overlap": settings.overlap_tensor}
     if settings.recompute == "mlp":
         options |= {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}

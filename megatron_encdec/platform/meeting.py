@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from megatron_encdec.platform import gathering
 from megatron_encdec.platform.errors import AgreedError, RunFailed, Stopped, UserError, stopped_code
 from megatron_encdec.platform.gathering import Guest, Host, Met
-from megatron_encdec.platform.ranks import RankEnvironment, Step, host_name
+from megatron_encdec.platform.ranks import RankEnvironment, Step, host_name, seconds_of
 from megatron_encdec.platform.signals import StopSignals
 
 JOB = "MEGATRON_ENCDEC_JOB"  # variable: what the job of these ranks is called; our launcher sets it
@@ -80,9 +80,10 @@ class Party:
             end = _stop(self, signals.received)
             self._tell(end, gathering.STOP_SECONDS)
             raise self.told(end)
+        seconds = seconds_of(SECONDS, 600, 1)
         side = Host(self, offer or {}) if self.member == 0 else Guest(self)
         with contextlib.closing(side), _leaving_at_a_signal(signals, side):
-            return side.complete(time.monotonic() + float(os.environ.get(SECONDS) or 600))
+            return side.complete(time.monotonic() + seconds)
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:

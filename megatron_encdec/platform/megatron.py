@@ -28,13 +28,17 @@ keep_out_unusable(device_type() == "cuda")
 
 with cpu_backend.without_compilation() if device_type() == "cpu" else contextlib.nullcontext():
     import megatron.core
+    import megatron.core.distributed.param_and_grad_buffer as _buffers
     import megatron.core.models.gpt
     import megatron.core.optimizer.clip_grads as _clip_grads
     import megatron.core.tensor_parallel.random as _random
+    import megatron.core.transformer.mlp as _mlp
 
 if device_type() == "cpu":
     cpu_backend.install_rng(_random)
     cpu_backend.install_norm(_clip_grads)
+    cpu_backend.install_swiglu(_mlp)
+    cpu_backend.install_gathering(_buffers)
 
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.dict_utils import nested_values

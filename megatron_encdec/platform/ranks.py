@@ -5,13 +5,18 @@ process.
 
     1. `RankEnvironment.read()`     rank, world size and local rank
     2. `Step.read()`                the step that this process is a task of
+    3. `seconds_of(variable, ...)`  a time that somebody may set for all that waits
 """
 
+import contextlib
 import itertools
+import math
 import os
 import re
 import socket
 from dataclasses import dataclass
+
+from megatron_encdec.platform.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,16 @@ class RankEnvironment:
         """Set RANK, WORLD_SIZE and LOCAL_RANK of one of several, as srun does not."""
         if self.world_size > 1:
             os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.world_size), LOCAL_RANK=str(self.local_rank))
+
+
+def seconds_of(variable: str, default: float, least: float) -> float:
+    """What the environment variable says, `default` where it is not set; `UserError` where that is no time."""
+    text = os.environ.get(variable) or str(default)
+    with contextlib.suppress(ValueError):
+        if least <= float(text) < math.inf:
+            return float(text)
+    raise UserError(f"{variable}: {text!r} is not a number of seconds of at least {least:g}; leave it out for "
+                    f"{default:g}")
 
 
 def host_name() -> str:

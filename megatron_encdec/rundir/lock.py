@@ -7,7 +7,7 @@ folder decides by what stands there:
     a process of this kernel that has ended     taken at once
     a process of this kernel that runs          refused at once
     anyone else (another host or container)     watched. Its heartbeat moves: refused. It has stood still for
-                                                STILL_SECONDS by this process's own clock: taken, whatever flock says
+                                                60 s by this process's own clock (`SECONDS`): taken, whatever flock says
 
 flock alone does not do: there are mounts where it reaches no other host (Lustre's `localflock`, NFS's `local_lock`),
 that know none, or where a server keeps it for a host that has lost its power. Two who take the folder in the same
@@ -38,10 +38,12 @@ from pathlib import Path
 from typing import Self
 
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.ranks import seconds_of
 
 NAME = "run.lock"
 BEAT_SECONDS = 5.0  # between heartbeats
-STILL_SECONDS = 60.0  # without one until a holder elsewhere counts as ended: a server that fails over takes as long
+SECONDS = "MEGATRON_ENCDEC_LOCK_SECONDS"  # variable: how long one stands still until its holder elsewhere counts as
+#                                          ended; 60, since a server that fails over takes as long
 _LOOK_SECONDS = 0.5  # between looks at a heartbeat
 _SAY_SECONDS = 30.0  # between lines while waiting
 _DIGITS = 12  # room for the heartbeat's: every one is written over the one before, in one piece
@@ -147,7 +149,7 @@ class FolderLock:
     def __init__(self, folder: str | Path, option: str = "run.dir", patience: float | None = 0.0,
                  stop: Callable[[], bool] = lambda: False):
         self._folder, self._option, self._patience, self._stop = Path(folder), option, patience, stop
-        self._path = self._folder / NAME
+        self._path, self._still = self._folder / NAME, seconds_of(SECONDS, 60, 3 * BEAT_SECONDS)
         self.note: str | None = None
 
     def __enter__(self) -> Self:
@@ -187,7 +189,7 @@ class FolderLock:
 
     def _say_why(self, holder: Holder) -> None:
         then = ("this job's earlier life; waiting for its end" if holder.is_earlier_life else
-                f"its heartbeat is watched, and the folder taken over if that stands still for {STILL_SECONDS:.0f} s")
+                f"its heartbeat is watched, and the folder taken over if that stands still for {self._still:.0f} s")
         print(f"megatron-encdec: {self._option}: {self._folder} is held by {holder}: {then}", file=sys.stderr,
               flush=True)
 
@@ -219,7 +221,7 @@ class FolderLock:
             raise InUse(f"{self._option}: {self._folder} was removed just now by a process that is done with it; try "
                         "again", None)
         if found is not None:
-            still = "" if found.is_here else f" (its heartbeat stood still for {STILL_SECONDS:.0f} s)"
+            still = "" if found.is_here else f" (its heartbeat stood still for {self._still:.0f} s)"
             self.note = f"took over the lock of a launch that ended without letting go: {found}{still}"
         self._holder = Holder.this_process()
         self.claim = Claim(self._path, self._holder.token)
@@ -240,7 +242,7 @@ class FolderLock:
         if before != found or seconds > BEAT_SECONDS:
             since = time.monotonic()
             _watched[str(self._path)] = found, since
-        if time.monotonic() - since < STILL_SECONDS:
+        if time.monotonic() - since < self._still:
             raise self._in_use(f"is in use by {found}", found, is_certain=moves)
 
     def _in_use(self, what: str, holder: Holder | None, is_certain: bool = True) -> InUse:

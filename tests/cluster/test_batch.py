@@ -29,7 +29,8 @@ def test_a_run_survives_a_power_cut_and_a_requeue_with_the_same_bits(cluster, no
     """The third node takes the dead one's place; nothing in the command or the config says so."""
     expected, run, output = on_one_host(*SOME_SECONDS), tmp_path / "run", tmp_path / "output"
     job = submit("--nodes", "2", "--output", output, SCRIPTS / "pretrain.sbatch",
-                 root / "config.yaml", f"run.dir={run}", "run.hang_timeout=8", *SOME_SECONDS, "--nproc", "1")
+                 root / "config.yaml", f"run.dir={run}", "run.hang_timeout=8", *SOME_SECONDS, "--nproc", "1",
+                 MEGATRON_ENCDEC_LOCK_SECONDS="15")
     wait_until(lambda: steps_done(run) >= 30, "a checkpoint")
     victim = next(node for node in nodes[::-1] if node.name in names_of(cluster.job(job)["NodeList"]))
     victim.power_off()

@@ -35,7 +35,7 @@ def test_a_cpu_gets_nothing_that_only_a_gpu_is_quick_at():
     assert settings.batches_ahead == 0 and not settings.on_gpu("overlap_gradients")
     assert accumulation_fusion(None, "torch") is None
     options = core_options(settings, None)
-    assert not options["bias_activation_fusion"] and not options["gradient_accumulation_fusion"]
+    assert options["bias_activation_fusion"] and not options["gradient_accumulation_fusion"]
     assert "recompute_granularity" not in options
     with pytest.raises(UserError, match="performance.fuse_gradients: true needs"):
         accumulation_fusion(True, "torch")
@@ -48,7 +48,7 @@ def test_a_gpu_gets_packed_attention_in_16_bits(gpu, monkeypatch):
     assert choose_attention("masked", torch.bfloat16) == "masked"
     with pytest.raises(UserError, match="performance.attention: packed needs .*bf16"):
         choose_attention("packed", torch.float32)
-    assert settings.batches_ahead == 2 and settings.on_gpu("fuse_activation")
+    assert settings.batches_ahead == 2 and settings.on_gpu("overlap_gradients")
     assert accumulation_fusion(None, "transformer_engine") == "transformer_engine"
     assert accumulation_fusion(False, "transformer_engine") is None
     monkeypatch.setattr(performance, "varlen_is_usable", lambda: False)

@@ -1,9 +1,12 @@
 """The CPU backend answers for CUDA and leaves everything else in torch as it was."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from megatron_encdec.platform import megatron as mcore
+from megatron_encdec.platform.cpu_backend import install_gathering
 from megatron_encdec.platform.device import device_type
 
 pytestmark = pytest.mark.skipif(device_type() == "cuda", reason="a GPU is here, the CPU backend is not used")
@@ -32,3 +35,17 @@ def test_gradient_norm_keeps_its_digits(topology):
     exact = torch.cat(grads).double().norm().item()
     norm = clip_grads.get_grad_norm_fp32(grads, grad_stats_parallel_group=torch.distributed.group.WORLD)
     assert norm == pytest.approx(exact, rel=2e-7)
+
+
+def test_a_data_parallel_group_of_one_rank_copies_nothing_to_itself(topology):
+    """Only in place: into another tensor it is a copy that somebody wants."""
+    calls = []
+    module = SimpleNamespace(**dict.fromkeys(("dist_all_gather_func", "dist_reduce_scatter_func"),
+                                             lambda *_args, **_kwargs: calls.append("called")))
+    install_gathering(module)
+    values, group = torch.ones(4), torch.distributed.group.WORLD
+    for collective in vars(module).values():
+        collective(values, values.view(-1), group=group, async_op=False)
+        assert not calls
+        collective(torch.empty(4), values, group=group, async_op=False)
+        assert calls.pop() == "called"

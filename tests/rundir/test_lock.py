@@ -26,7 +26,7 @@ SCRIPT = """
 import errno, os, sys, time
 from megatron_encdec.rundir import lock
 from megatron_encdec.rundir.lock import FolderLock, InUse
-lock.BEAT_SECONDS, lock.STILL_SECONDS, lock._LOOK_SECONDS = 0.1, {still}, 0.02
+lock.BEAT_SECONDS, os.environ[lock.SECONDS], lock._LOOK_SECONDS = 0.1, "{still}", 0.02
 if host := os.environ.get("HOST"):
     lock.socket.gethostname = lambda: host
 if os.environ.get("FLOCK") == "local":
@@ -79,7 +79,7 @@ def holder(tmp_path):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """This process waits for no more than STILL seconds."""
-    monkeypatch.setattr(lock_module, "STILL_SECONDS", STILL)
+    monkeypatch.setenv(lock_module.SECONDS, str(STILL))
     monkeypatch.setattr(lock_module, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(lock_module, "_LOOK_SECONDS", 0.05)
 
@@ -272,3 +272,10 @@ def test_a_read_only_directory_is_a_clear_mistake(tmp_path):
     if os.path.isdir("/proc/sys"):
         with pytest.raises(UserError, match="run.dir: /proc/run cannot be written to"), FolderLock("/proc/run"):
             pass
+
+
+@pytest.mark.parametrize("text", ["soon", "inf", "nan", "0.2"])
+def test_a_time_to_wait_that_is_none_is_refused_before_it_matters(tmp_path, monkeypatch, text):
+    monkeypatch.setenv(lock_module.SECONDS, text)
+    with pytest.raises(UserError, match=f"{lock_module.SECONDS}: '{text}' is not a number of seconds of at least 0.3"):
+        FolderLock(tmp_path / "run")
