@@ -22,7 +22,7 @@ from megatron_encdec.finetune.rows import files_of
 from megatron_encdec.finetune.sweep import Outcome, Sweep
 from megatron_encdec.platform.children import available_cores
 from megatron_encdec.platform.errors import RunFailed, UserError, add_stopped_code, choose_stopped_code, stopped_code
-from megatron_encdec.platform.optional import INSTALL, is_available
+from megatron_encdec.platform.optional import INSTALL, has_gpu_driver, is_available
 from megatron_encdec.platform.schema import to_dict
 
 DESCRIPTION = """\
@@ -77,10 +77,13 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{config.results}: {len(runs)} runs ({len(config.all_models)} models × {len(config.datasets)} datasets × "
           f"{len(config.grid.learning_rates)} learning rates × {len(config.grid.seeds)} seeds): {finished} finished, "
           f"{failed} failed, {todo} to do")
+    made: dict[Path, dict[str, str]] = {}  # by the folders of models and sets: what their runs would be made of now
     for one, state in zip(runs, states, strict=True):
         if state == FINISHED:
             _check_settings(one)
-            _check_contents(one)
+            if one.directory.parent not in made:
+                made[one.directory.parent] = made_of(one)
+            _check_contents(one, made[one.directory.parent])
     if arguments.dry_run:
         return 0
     for model in config.all_models:
@@ -113,10 +116,10 @@ def _without_places(key: str, value: Any) -> Any:
     return Path(value).name if key in _PATHS and value else value
 
 
-def _check_contents(run: FinetuneRun) -> None:
-    """The same of a finished run whose files had other contents, as far as they are still there."""
+def _check_contents(run: FinetuneRun, now: dict[str, str]) -> None:
+    """The same of a finished run whose files had other contents than `now`, as far as they are still there."""
     path = run.directory / RECORD
-    then, now = (read_json(path).get("made_of", {}) if path.is_file() else {}), made_of(run)
+    then = read_json(path).get("made_of", {}) if path.is_file() else {}
     if changed := [what for what in sorted(then.keys() & now.keys()) if then[what] != now[what]]:
         names = {role: file.name for role, file in files_of(run.dataset).items()} | {"model": run.model.path}
         what = changed[0]
@@ -130,9 +133,11 @@ def sweep_of(runs: Sequence[Any], function: str, todo: int, workers: int | None,
     for each core, up to `without_gpu`."""
     if not todo:
         return Sweep(runs, function)
-    from megatron_encdec.platform.device import visible_gpus  # imports torch
+    gpus, cores = [], available_cores()
+    if has_gpu_driver():
+        from megatron_encdec.platform.device import visible_gpus  # imports torch
 
-    gpus, cores = visible_gpus(), available_cores()
+        gpus = visible_gpus()
     workers = min(todo, workers or len(gpus) or min(without_gpu, cores))
     threads = max(1, cores // workers)
     where = f"{len(gpus)} GPU{'s' * (len(gpus) != 1)}" if gpus else f"{threads} of {cores} cores each"

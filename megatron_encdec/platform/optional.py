@@ -4,11 +4,14 @@
     2. `why_unusable(module)`      it was tried: installed is not usable where a library or another package is missing
     3. `require(name, why)`        the module, or one line that says what needs it
     4. `keep_out_unusable(...)`    before megatron.core is imported
+    5. `has_gpu_driver()`          a question about the machine that needs no package
 """
 
+import ctypes
 import functools
 import importlib
 import importlib.util
+import os
 import sys
 from types import ModuleType
 
@@ -38,6 +41,15 @@ INSTALL = {
 # Packages of CUDA kernels that megatron.core imports where it finds them, and the module that shows if they work. They
 # are linked to libraries that torch brings and loads: torch is imported first.
 CUDA_PACKAGES = {"transformer_engine": "transformer_engine.pytorch", "apex": "apex", "flash_attn": "flash_attn"}
+
+
+def has_gpu_driver() -> bool:
+    """Whether torch could find a GPU here, told without it: it loads the driver's library (ROCm: opens a device)."""
+    try:
+        ctypes.CDLL("libcuda.so.1" if sys.platform != "win32" else "nvcuda.dll")
+    except OSError:
+        return os.path.exists("/dev/kfd")
+    return True
 
 
 def install_command(name: str) -> str:

@@ -168,6 +168,7 @@ make_runner("megatron_encdec.finetune.frozen:evaluate_one")(run)
 """
 
 
+@pytest.mark.slow  # a second process with all libraries
 def test_a_task_that_kill_9_ends_in_its_middle_is_done_again(root, folders):
     """Killed when half of its texts are embedded, under the lock of its folder; the same results then."""
     run = frozen(root, folders["Retrieval"], "killed_inside")

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_encdec.finetune.rows import UNLABELLED, read_file
@@ -60,6 +60,7 @@ WRITERS = [by_csv(csv.QUOTE_MINIMAL, "\n"), by_csv(csv.QUOTE_MINIMAL, "\r\n"), b
            by_csv(csv.QUOTE_NONNUMERIC, "\r\n"), by_pandas, by_pyarrow]
 
 
+@settings(deadline=None)
 @given(ROWS, st.sampled_from(WRITERS), st.sampled_from(["", BOM]))
 def test_csv_of_any_writer(folder, rows, write, bom):
     content = bom + write(rows, ",")
@@ -72,6 +73,7 @@ def test_csv_of_any_writer(folder, rows, write, bom):
         assert content.count("\n") > len(rows) + 2
 
 
+@settings(deadline=None)
 @given(ROWS, st.sampled_from(WRITERS), st.sampled_from(["", BOM]))
 def test_tsv_of_any_csv_writer(folder, rows, write, bom):
     try:
@@ -84,6 +86,7 @@ def test_tsv_of_any_csv_writer(folder, rows, write, bom):
             assert row["text"].rstrip("\r") == one["text"].rstrip("\r")
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("01"), st.text(st.characters(exclude_categories=["Cs"], exclude_characters=(
     "\0\t\n\r")), max_size=12)), min_size=1, max_size=8), st.sampled_from(["\n", "\r\n", "\r"]), st.booleans())
 def test_tsv_without_quoting(folder, rows, end, last):
@@ -98,6 +101,7 @@ def test_tsv_without_quoting(folder, rows, end, last):
     assert all(row["text"] in (text, text[1:-1].replace('""', '"')) for row, (_, text) in zip(found, rows, strict=True))
 
 
+@settings(deadline=None)
 @given(ROWS, st.sampled_from([orjson.dumps, lambda row: json.dumps(row).encode()]), st.sampled_from([b"\n", b"\r\n"]),
        st.booleans(), st.sampled_from(["jsonl", "jsonl.gz"]))
 def test_json_lines(folder, rows, dump, end, bom, suffix):
@@ -105,6 +109,7 @@ def test_json_lines(folder, rows, dump, end, bom, suffix):
     assert rows_of(folder / f"rows.{suffix}", gzip.compress(content, 1) if suffix[-1] == "z" else content) == rows
 
 
+@settings(deadline=None)
 @given(ROWS, st.sampled_from([pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), pyarrow.binary(),
                               pyarrow.dictionary(pyarrow.int8(), pyarrow.string())]))
 def test_parquet(folder, rows, kind):
@@ -123,6 +128,7 @@ SENTENCES = st.lists(st.lists(st.tuples(WORD, st.sampled_from(["O", "B-X", "I-X"
                      min_size=1, max_size=5)
 
 
+@settings(deadline=None)
 @given(SENTENCES, st.sampled_from(["\t", " ", " \t "]), st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(),
        st.sampled_from(["", BOM, "-DOCSTART- O\n\n", BOM + "-DOCSTART- -X- O O\n\n", "# sent_id = 1\n"]))
 def test_conll(folder, sentences, separator, end, last, head):
