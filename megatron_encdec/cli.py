@@ -14,6 +14,7 @@ VERBS = {
     "pretrain": ("megatron_encdec.training.command", "run the phases of a config, or continue them"),
     "export": ("megatron_encdec.interop.export_command", "a checkpoint -> a stock Hugging Face model directory"),
     "import": ("megatron_encdec.interop.import_command", "a Hugging Face model directory -> a run to train on from"),
+    "merge": ("megatron_encdec.interop.merge_command", "weights of several models of one shape, averaged"),
     "finetune": ("megatron_encdec.finetune.command", "exported models -> scores on labelled sets, rates x seeds"),
     "evaluate": ("megatron_encdec.finetune.evaluate_command", "models as they are -> scores on tasks of mteb"),
     "study": ("megatron_encdec.study.command", "fine-tuned results -> tables, figures and a page"),

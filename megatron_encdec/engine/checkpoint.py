@@ -37,7 +37,8 @@ FORMAT = 2  # of a checkpoint; 1 had no checksums
 class RunState:
     """The state after `step`; samples, tokens and targets are those consumed so far, over all phases.
     phase: its number, from 0. history: what determined this state (training/stretches.py), history_hash its sha256.
-    skipped: steps without an update. metrics_position: how long metrics.jsonl was. imported: an import's notes."""
+    skipped: steps without an update. metrics_position: how long metrics.jsonl was. imported: an import's notes,
+    merged: a merge's."""
 
     step: int
     phase: int
@@ -55,10 +56,17 @@ class RunState:
     skipped: int = 0
     metrics_position: dict[str, int] | None = None
     imported: dict[str, Any] | None = None
+    merged: dict[str, Any] | None = None
     format: int = FORMAT
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "imported" or value is not None}
+        return {name: value for name, value in asdict(self).items()
+                if name not in ("imported", "merged") or value is not None}
+
+    @property
+    def is_beginning(self) -> bool:
+        """Whether it is one to train on from, without phases of its own: an import or a merge."""
+        return self.imported is not None or self.merged is not None
 
 
 def read_run_state(checkpoint: Path) -> RunState:

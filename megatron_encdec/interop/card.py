@@ -75,12 +75,16 @@ def about_head(source: Source, target: Target) -> list[str]:
 def _training(source: Source) -> str:
     """Where the weights began, and what was done to them."""
     state, weights = source.state, source.state.history.get("weights")
+    if state.merged:
+        return f"Not trained, but {_merge(state.merged)}"
     imported, began = source.imported, ""
     if weights and not imported:
         parent = parent_of(source)
         imported = parent and parent.imported
         began = (f"Begun with the weights of another run at step {weights['step']} (history hash "
                  f"`{weights['history_hash']}`), with a fresh optimizer.\n\n")
+        if parent and parent.merged:
+            began += f"Those were {_merge(parent.merged)}\n\n"
     if imported:
         files = ", ".join(f"`{name}` (sha256 `{digest}`)" for name, digest in imported["weights"].items())
         said = (f"the weights of a `{imported['architecture']}`: {files}; mask token: "
@@ -92,6 +96,13 @@ def _training(source: Source) -> str:
 
 {state.tokens:,} input tokens and {state.targets:,} predicted tokens in all, in windows of \
 {source.sequence_length} tokens{" at most" if len({one.data.sequence_length for one in source.done}) > 1 else ""}."""
+
+
+def _merge(merged: dict) -> str:
+    """What a merge was made of."""
+    parts = [f"{weight:.6g} × `{model}`, step {one['step']} (history hash `{one['history_hash']}`)"
+             for weight, model, one in zip(merged["weights"], merged["models"], merged["of"], strict=True)]
+    return f"merged ({merged['method']}) of {'; '.join(parts)}."
 
 
 def _phases(source: Source) -> str:

@@ -89,7 +89,7 @@ class Conversion:
         places = self.files.places
         same = embedding in places and places[head].shape == places[embedding].shape and all(
             torch.equal(self.files.read(head, *rows), self.files.read(embedding, *rows))
-            for rows in _row_ranges(places[head].shape[0], places[head].bytes))
+            for rows in row_ranges(places[head].shape[0], places[head].bytes))
         if not same:
             raise UserError(f"{places[head].file}: {head} differs from {embedding}, but config.json has "
                             "tie_word_embeddings true; with false there both are taken as they are, as transformers "
@@ -104,23 +104,20 @@ class Conversion:
         rows, row_bytes = self.model.padded_vocabulary_size, self.model.hidden_size * self.dtype.itemsize
         for ours, theirs, row in self._table:
             if row.layout is VOCABULARY:
-                for start, stop in _row_ranges(rows, rows * row_bytes):
+                for start, stop in row_ranges(rows, rows * row_bytes):
                     yield Unit(ours, theirs, row, start, stop, (stop - start) * row_bytes)
             else:
                 yield Unit(ours, theirs, row, 0, 0, sum(self.files.places[name].bytes for name in theirs))
 
     def box(self, unit: Unit) -> Box:
-        key, layer = unit.ours, _LAYER.match(unit.ours)
         if unit.row.layout is VOCABULARY:
             values = self._table_rows(unit)
-            shape, offset = (self.model.padded_vocabulary_size, *values.shape[1:]), (unit.start, 0)
+            shape = (self.model.padded_vocabulary_size, *values.shape[1:])
         else:
             values = unit.row.layout.join(tuple(map(self.files.read, unit.theirs)), self.model)
-            shape, offset = tuple(values.shape), (0,) * values.dim()
-        if layer:
-            key = unit.ours.replace(f".{layer[1]}.", ".", 1)
-            shape, offset = (self.model.num_layers, *shape), (int(layer[1]), *offset)
-            values = values[None]
+            shape = tuple(values.shape)
+        key, shape, offset = placed(unit.ours, self.model, shape, unit.start)
+        values = values[None] if len(shape) > values.dim() else values
         return Box(key, shape, offset, values.to(self.dtype).contiguous())
 
     def _table_rows(self, unit: Unit) -> torch.Tensor:
@@ -143,7 +140,7 @@ class Conversion:
             return None
         mask, total, norms = self.mask.id, torch.zeros(self.model.hidden_size, dtype=torch.float64), 0.0
         known = min(self._known_rows, self._source_rows)
-        for start, stop in _row_ranges(known, known * self.model.hidden_size * 4):
+        for start, stop in row_ranges(known, known * self.model.hidden_size * 4):
             values = self.files.read(name, start, stop).float()
             total += values.sum(dim=0, dtype=torch.float64)
             norms += values.norm(dim=1).double().sum().item()
@@ -162,7 +159,17 @@ class Conversion:
         return found
 
 
-def _row_ranges(rows: int, size: int) -> list[tuple[int, int]]:
+def placed(ours: str, model: ModelConfig, shape: tuple[int, ...],
+           start: int) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    """Where rows from `start` on of the trunk tensor `ours`, of `shape`, lie in a checkpoint, which stacks layers:
+    (key, global shape, offset)."""
+    layer, offset = _LAYER.match(ours), (start, *[0] * (len(shape) - 1))
+    if not layer:
+        return ours, shape, offset
+    return ours.replace(f".{layer[1]}.", ".", 1), (model.num_layers, *shape), (int(layer[1]), *offset)
+
+
+def row_ranges(rows: int, size: int) -> list[tuple[int, int]]:
     """`rows` rows of `size` bytes in all, cut into ranges of at most `TABLE_BYTES`."""
     step = max(1, rows // math.ceil(max(size, 1) / TABLE_BYTES))
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]

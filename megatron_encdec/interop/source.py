@@ -46,8 +46,8 @@ class Source:
 
     @property
     def done(self) -> list[Stretch]:
-        """The run's stretches up to the checkpoint; the last may reach beyond it. None of an import."""
-        return [] if self.imported else [one for one in lay_out(self.config) if one.start < self.state.step]
+        """The run's stretches up to the checkpoint; the last may reach beyond it. None of an import or a merge."""
+        return [] if self.state.is_beginning else [one for one in lay_out(self.config) if one.start < self.state.step]
 
     @property
     def model(self) -> ModelConfig:
@@ -78,12 +78,12 @@ def find(run: str) -> Source:
     found = checkpoint.directory_of(run)
     state = read_run_state(found)
     path = found.parent.parent / "config.yaml"
-    config = _of_import(path) if state.imported else load_config(path)
+    config = _of_beginning(path) if state.is_beginning else load_config(path)
     return Source(found, config, state, _tokenizer(found, config, state))
 
 
-def _of_import(path: Path) -> Config:
-    """The config of an import, which leaves data and phases to whoever trains on from it."""
+def _of_beginning(path: Path) -> Config:
+    """The config of an import or a merge, which leaves data and phases to whoever trains on from it."""
     content = schema.load_yaml(path)
     content.setdefault("phases", [{"name": "none", "objective": "clm", "steps": 1}])
     content["data"] = {"train": [{"path": "none"}], **content.get("data", {})}

@@ -37,7 +37,7 @@ _TOKENIZER_FILES = (*MODEL_FILES, *_OBJECTS[1:], "chat_template.jinja", "vocab.j
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _NUMBERED = re.compile(r"-\d+-of-\d+\.")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def _refuse_stand_in(path: Path) -> None:
@@ -215,7 +215,7 @@ def _what_is_there(directory: Path) -> str:
                 f"model under the names of transformers, rename it to {_SINGLE}")
     if any(name.startswith("adapter_") for name in names):
         return f"{directory}: holds an adapter, not a model; merge it into its base model first"
-    if pickles := [name for name in names if name.endswith(_PICKLES)]:
+    if pickles := [name for name in names if name.endswith(PICKLES)]:
         code = (f"from transformers import AutoModelForCausalLM as M; M.from_pretrained({str(directory)!r})"
                 f".save_pretrained({str(directory) + '-safetensors'!r})")
         return (f"{directory}: only pickled weights ({pickles[0]}), and reading a pickle can run code; where you "
