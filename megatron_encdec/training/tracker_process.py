@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 QUEUED = 10_000  # points
 PORTION = 100  # points handed on at once, at most
-LAST = 60.0  # seconds after the run's end, however it ended
+LAST = 90.0  # seconds after the run's end, however it ended
 
 
 class Point(NamedTuple):

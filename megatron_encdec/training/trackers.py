@@ -22,7 +22,7 @@ from megatron_encdec.platform.children import start_python
 from megatron_encdec.platform.watchdog import LONG, mark
 
 FOLDER = "trackers"  # of the run directory: what each tracker says, and by which id it knows the run
-PATIENCE = 30.0  # seconds that the end of a run waits for its last points to be written
+PATIENCE = 60.0  # seconds that the end of a run waits for its last points to be written
 HURRY = 3.0  # the same where a signal or a time limit ended it
 
 
