@@ -174,7 +174,7 @@ class TrainingConfig:
     weight_decay: float = 0.1
     clip_grad: float = 1.0
     max_length: int | None = None  # tokens; null: 0.99 of the model's positions, at most the paper's 2028
-    precision: Literal["fp32", "bf16"] | None = None  # null: bf16 on a GPU, else fp32
+    precision: Literal["bf16", "fp32"] | None = None  # null: bf16 on a GPU, else fp32
     temperature: float = 0.05  # divides the cosines of retrieval
     hard_negatives: int | None = None  # of each query, of those that its row gives; null: all
     mined_negatives: int = 0  # short for `negatives: {count: K}` of all sets of retrieval
