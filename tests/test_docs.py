@@ -225,7 +225,8 @@ def test_every_verb_has_its_line():
 
 def test_the_page_of_keys_is_up_to_date():
     """In a process of its own: typing keeps one object for a Literal in whatever order it was first written."""
-    done = subprocess.run([sys.executable, ROOT / "tools/config_reference.py", "--check"], capture_output=True, text=True)
+    words = [sys.executable, ROOT / "tools/config_reference.py", "--check"]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
