@@ -77,13 +77,14 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{config.results}: {len(runs)} runs ({len(config.all_models)} models × {len(config.datasets)} datasets × "
           f"{len(config.grid.learning_rates)} learning rates × {len(config.grid.seeds)} seeds): {finished} finished, "
           f"{failed} failed, {todo} to do")
-    made: dict[Path, dict[str, str]] = {}  # by the folders of models and sets: what their runs would be made of now
+    made: dict[tuple, dict[str, str]] = {}  # by model, set and what it is trained on: what runs would be made of now
     for one, state in zip(runs, states, strict=True):
         if state == FINISHED:
             _check_settings(one)
-            if one.directory.parent not in made:
-                made[one.directory.parent] = made_of(one)
-            _check_contents(one, made[one.directory.parent])
+            key = one.directory.parent, one.dataset.train_set
+            if key not in made:
+                made[key] = made_of(one)
+            _check_contents(one, made[key])
     if arguments.dry_run:
         return 0
     for model in config.all_models:

@@ -1,12 +1,10 @@
 """A run directory as a Python object: what `inspect run` tells, to work with; `load_run` gives it."""
 
-import contextlib
-import io
 from pathlib import Path
 from typing import Any
 
 from megatron_encdec.engine.integrity import saved_names, step_of
-from megatron_encdec.inspection.run import describe, of_kind, print_report, read_run
+from megatron_encdec.inspection.run import describe, in_words, of_kind, read_run
 from megatron_encdec.training.config import Config
 
 
@@ -48,10 +46,7 @@ class LoadedRun:
         return of_kind(kind, self._records)
 
     def __str__(self) -> str:
-        report = {**describe(str(self.directory), self.config, self._records, with_entropy=True), "models": []}
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            print_report(report)
-        return said.getvalue().rstrip("\n")
+        return in_words({**describe(str(self.directory), self.config, self._records, with_entropy=True), "models": []})
 
     def __repr__(self) -> str:
         return f"<run {self.directory}: step {self.step:,} of {self.planned_steps:,}>"

@@ -18,7 +18,7 @@ from megatron_encdec.data.config import SourceConfig
 from megatron_encdec.data.store import TokenStore
 from megatron_encdec.engine.checkpoint import newest, read_run_state
 from megatron_encdec.inspection.data import unigram_entropy
-from megatron_encdec.inspection.tables import number, print_facts, print_table, say, short
+from megatron_encdec.inspection.tables import facts_text, number, print_table, say, short, table_text
 from megatron_encdec.objectives.base import evaluated
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.schema import to_dict
@@ -224,32 +224,33 @@ def print_report(report: dict) -> None:
     """Print the closing table of a run, or the comparison of several."""
     if "runs" in report:
         _print_comparison(report)
-        _say_page(report)
-        return
+    else:
+        say(in_words(report))
+    if files := report.get("page"):
+        figures, tables = (sum(one.endswith(end) for one in files) for end in (".png", ".csv"))
+        say(f"\nwrote {files[-1]}, {figures} figures as PNG, {tables} tables as CSV")
+
+
+def in_words(report: dict) -> str:
+    """The closing table of a run."""
     rows = []
     for phase in report["phases"]:
         left = f"/{phase['planned_steps']:,}" if phase["steps"] < phase["planned_steps"] else ""
         losses = [number(phase[name]) for name in ("first_loss", "last_loss", "validation_loss")]
         rows.append((phase["name"], phase["objective"], f"{phase['steps']:,}{left}", short(phase["tokens"]),
                      short(phase["targets"]), *losses, short(phase["tokens_per_second"])))
-    print_table(f"{report['run']}: step {report['step']:,} of {report['planned_steps']:,}",
-                ("phase", "objective", "steps", "tokens", "targets", "first loss", "last loss", "validation",
-                 "tokens/s"), rows, left=2)
+    parts = [table_text(f"{report['run']}: step {report['step']:,} of {report['planned_steps']:,}",
+                        ("phase", "objective", "steps", "tokens", "targets", "first loss", "last loss", "validation",
+                         "tokens/s"), rows, left=2)]
     if phases := [phase for phase in report["phases"] if phase["validation"]]:
         names = list(phases[0]["validation"])
-        print_table("validation loss by objective, where each phase ended or stands", ("phase", "step", *names),
-                    [(phase["name"], f"{phase['validation_step']:,}",
-                      *(number(phase["validation"].get(name)) for name in names)) for phase in phases])
+        parts.append(table_text(
+            "validation loss by objective, where each phase ended or stands", ("phase", "step", *names),
+            [(phase["name"], f"{phase['validation_step']:,}",
+              *(number(phase["validation"].get(name)) for name in names)) for phase in phases]))
     else:
-        say("no validation losses: no data.validation in the config, or the first is still to come\n")
-    print_facts(_facts(report))
-    _say_page(report)
-
-
-def _say_page(report: dict) -> None:
-    if files := report.get("page"):
-        figures, tables = (sum(one.endswith(end) for one in files) for end in (".png", ".csv"))
-        say(f"\nwrote {files[-1]}, {figures} figures as PNG, {tables} tables as CSV")
+        parts.append("no validation losses: no data.validation in the config, or the first is still to come\n")
+    return "\n".join([*parts, facts_text(_facts(report))])
 
 
 def _print_comparison(report: dict) -> None:

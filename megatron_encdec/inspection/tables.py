@@ -12,8 +12,12 @@ LOG_WIDTH = 100
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+    """As `table_text` has it."""
+    say(table_text(title, columns, rows, left))
+
+
+def table_text(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A table of strings; the first `left` columns are names and may be folded, the others are numbers."""
-    say(title)
     table = Table(box=rich.box.SIMPLE, pad_edge=False)
     for position, column in enumerate(columns):
         justify = "left" if position < left else "right"
@@ -23,14 +27,19 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     with console.capture() as captured:
         console.print(table)
-    say("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    return "\n".join([title, *(line.rstrip() for line in captured.get().splitlines())])
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """As `facts_text` has them."""
+    if facts:
+        say(facts_text(facts))
+
+
+def facts_text(facts: Sequence[tuple[str, str]]) -> str:
     """Lines of `name   value`, never wrapped, so that a path can be copied."""
     width = max((len(name) for name, _ in facts), default=0)
-    for name, value in facts:
-        say(f"{name:<{width}}  {value}".rstrip())
+    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in facts)
 
 
 def say(text: str) -> None:

@@ -89,7 +89,7 @@ class Conversion:
         places = self.files.places
         same = embedding in places and places[head].shape == places[embedding].shape and all(
             torch.equal(self.files.read(head, *rows), self.files.read(embedding, *rows))
-            for rows in row_ranges(places[head].shape[0], places[head].bytes))
+            for rows in _row_ranges(places[head].shape[0], places[head].bytes))
         if not same:
             raise UserError(f"{places[head].file}: {head} differs from {embedding}, but config.json has "
                             "tie_word_embeddings true; with false there both are taken as they are, as transformers "
@@ -104,7 +104,7 @@ class Conversion:
         rows, row_bytes = self.model.padded_vocabulary_size, self.model.hidden_size * self.dtype.itemsize
         for ours, theirs, row in self._table:
             if row.layout is VOCABULARY:
-                for start, stop in row_ranges(rows, rows * row_bytes):
+                for start, stop in _row_ranges(rows, rows * row_bytes):
                     yield Unit(ours, theirs, row, start, stop, (stop - start) * row_bytes)
             else:
                 yield Unit(ours, theirs, row, 0, 0, sum(self.files.places[name].bytes for name in theirs))
@@ -140,7 +140,7 @@ class Conversion:
             return None
         mask, total, norms = self.mask.id, torch.zeros(self.model.hidden_size, dtype=torch.float64), 0.0
         known = min(self._known_rows, self._source_rows)
-        for start, stop in row_ranges(known, known * self.model.hidden_size * 4):
+        for start, stop in _row_ranges(known, known * self.model.hidden_size * 4):
             values = self.files.read(name, start, stop).float()
             total += values.sum(dim=0, dtype=torch.float64)
             norms += values.norm(dim=1).double().sum().item()
@@ -169,7 +169,7 @@ def placed(ours: str, model: ModelConfig, shape: tuple[int, ...],
     return ours.replace(f".{layer[1]}.", ".", 1), (model.num_layers, *shape), (int(layer[1]), *offset)
 
 
-def row_ranges(rows: int, size: int) -> list[tuple[int, int]]:
+def _row_ranges(rows: int, size: int) -> list[tuple[int, int]]:
     """`rows` rows of `size` bytes in all, cut into ranges of at most `TABLE_BYTES`."""
     step = max(1, rows // math.ceil(max(size, 1) / TABLE_BYTES))
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]

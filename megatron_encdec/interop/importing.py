@@ -43,7 +43,8 @@ from megatron_encdec.platform import distributed, schema
 from megatron_encdec.platform.distributed import Control
 from megatron_encdec.platform.errors import AgreedError, UserError
 from megatron_encdec.platform.progress import Progress
-from megatron_encdec.rundir.files import fsync_tree, replace_durably, sha256_file, write_atomic
+from megatron_encdec.rundir.directories import begin_directory, check_free, finish_directory, workplace
+from megatron_encdec.rundir.files import sha256_file, write_atomic
 from megatron_encdec.rundir.lineage import history_hash
 from megatron_encdec.text.tokenizer import AS_OPTION, load_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file
@@ -83,8 +84,7 @@ def import_model(directory: str | Path, run: str | Path, wish: Wish | None = Non
     Raises `UserError` naming what is wrong or not supported; `run` is then not there.
     """
     directory, run, wish = Path(directory), Path(os.path.normpath(run)), wish or Wish()
-    work = Path(os.path.abspath(run))
-    work = work.parent / f".{work.name}.import.tmp"
+    work = workplace(run, "import")
     with groups():
         rank, ranks, control = dist.get_rank(), dist.get_world_size(), Control(_SECONDS_TO_WRITE)
         try:
@@ -118,16 +118,12 @@ def _open(directory: Path, wish: Wish, prepared: _Prepared | None = None) -> tup
 
 def _prepare(work: Path, directory: Path, run: Path, wish: Wish) -> _Prepared:
     """Everything that can be refused, then tokenizer and mask in `work`; rank 0 alone."""
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UserError(f"{run}: is there already; name a directory that is not, or remove it")
+    check_free(run)
     source, _ = _open(directory, wish)
     remarks = check_files(directory, wish.ignore)
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        (work / "source").mkdir(parents=True)
-        (work / "tokenizer").mkdir()
-    except OSError as error:
-        raise UserError(f"{work.parent}: cannot be written to ({error.strerror})") from None
+    begin_directory(run, "import")
+    (work / "source").mkdir()
+    (work / "tokenizer").mkdir()
     for name in ("config.json", "generation_config.json"):
         if (directory / name).is_file():
             shutil.copyfile(directory / name, work / "source" / name)
@@ -201,10 +197,7 @@ def _finish(work: Path, run: Path, conversion: Conversion, prepared: _Prepared) 
     write_atomic(work / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     if rows := conversion.replaced_rows():
         save_file(rows, work / "source" / REPLACED_ROWS)
-    fsync_tree(work)
-    if run.is_dir():
-        run.rmdir()
-    replace_durably(work, run)
+    finish_directory(work, run)
 
 
 def _tell(run: Path, source: SourceModel, conversion: Conversion, prepared: _Prepared, seconds: float,

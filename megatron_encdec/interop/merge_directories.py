@@ -9,10 +9,11 @@ import torch
 
 from megatron_encdec.engine.storage import HashedFile
 from megatron_encdec.interop.export import RECORD
-from megatron_encdec.interop.merging import Recipe, blocks, check_same, check_shapes, dtype_of, made
+from megatron_encdec.interop.merging import Recipe, blocks, check_same, check_shapes, dtype_of
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.source_files import PICKLES, TensorFiles, read_object
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.rundir.directories import new_directory
 from megatron_encdec.rundir.files import sha256_file, write_json_atomic
 from megatron_encdec.text.tokenizer import AS_OPTION, load_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file
@@ -55,7 +56,7 @@ def merge_directories(models: Sequence[str], out: Path, recipe: Recipe) -> list[
         check_same(str(directory), models[0], _of_directory(directory), expected)
     weights = [DirectoryWeights(directory) for directory in directories]
     check_shapes(weights, models)
-    with made(out) as work:
+    with new_directory(out, "merge") as work:
         _copy_all_but_weights(directories[0], work)
         _write_weights(weights, recipe, work)
         about = {"format": 1, **recipe.as_dict(), "models": [_origin(one) for one in directories]}
@@ -103,7 +104,7 @@ def _write_weights(weights: list[DirectoryWeights], recipe: Recipe, work: Path) 
         with HashedFile(work / file.name) as written:
             written.write(len(text).to_bytes(8, "little") + text)
             for name in list(header)[1:]:
-                for block in blocks(weights, name, recipe):
+                for _, block in blocks(weights, name, recipe):
                     written.write(block.contiguous().view(torch.uint8).numpy())
             written.finish()
     if len(weights[0].files.files) > 1:

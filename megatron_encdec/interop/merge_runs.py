@@ -5,7 +5,6 @@
       checkpoints/step_00000000/  the merged weights
 """
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,12 +17,13 @@ from megatron_encdec.engine.checkpoint import RunState, versions
 from megatron_encdec.engine.integrity import check
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.engine.storage import read_boxes, stored_dtypes
-from megatron_encdec.interop.conversion import placed, row_ranges
-from megatron_encdec.interop.merging import Recipe, blocks, check_same, check_shapes, dtype_of, made
+from megatron_encdec.interop.conversion import placed
+from megatron_encdec.interop.merging import Recipe, blocks, check_same, check_shapes
 from megatron_encdec.interop.names import VOCABULARY, expand
 from megatron_encdec.interop.source import Source, find, one_rank
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.rundir.directories import new_directory
 from megatron_encdec.rundir.files import write_atomic
 from megatron_encdec.rundir.lineage import history_hash
 
@@ -79,7 +79,7 @@ def merge_runs(models: Sequence[str], out: Path, recipe: Recipe) -> list[str]:
         "step": 0, "model": sources[0].model.identity(), "phases": [],
         "merged": {**recipe.as_dict(), "of": [{"step": one.state.step, "history_hash": one.state.history_hash}
                                               for one in sources]}}
-    with made(out) as work:
+    with new_directory(out, "merge") as work:
         with one_rank() as topology:
             state = RunState(
                 step=0, phase=0, phase_name="merge", objective=first.state.objective, samples=0, tokens=0, targets=0,
@@ -103,17 +103,12 @@ def _about(source: Source) -> dict:
 
 
 def _boxes(weights: list[RunWeights], recipe: Recipe) -> Iterator[Box]:
-    """The merged checkpoint, a tensor of a layer, or some rows of a large one, at a time."""
+    """The merged checkpoint, some rows at a time."""
     model = weights[0].source.model
     for name, shape in weights[0].shapes.items():
-        dtype = dtype_of(weights, name)
-        for start, stop in row_ranges(shape[0], math.prod(shape) * dtype.itemsize):
+        for start, rows in blocks(weights, name, recipe):
             key, whole, offset = placed(name, model, shape, start)
-            values, done = torch.empty(stop - start, *shape[1:], dtype=dtype), 0
-            for block in blocks(weights, name, recipe, start, stop):
-                values[done:done + len(block)] = block
-                done += len(block)
-            yield Box(key, whole, offset, values[None] if len(whole) > values.dim() else values)
+            yield Box(key, whole, offset, rows[None] if len(whole) > rows.dim() else rows)
 
 
 def _config(first: Source, out: Path) -> dict:

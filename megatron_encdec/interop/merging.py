@@ -2,9 +2,8 @@
 
     1. `Recipe`        method and weights
     2. `Weights`       what a model's tensors are read through, rows at a time
-    3. `blocks(...)`   a tensor of the result, in fp64 until it is rounded once
+    3. `blocks(...)`   a tensor of the result, some rows at a time, in fp64 until they are rounded once
     4. `check_same`, `check_shapes`    what differs is refused
-    5. `made(out)`     the directory to fill, which takes its name when it is whole
 
 merge_runs.py and merge_directories.py read and write.
 
@@ -15,19 +14,14 @@ those of Hugging Face, so that runs and their exports give the same: query, key 
 Shape suffixes: I models, R rows of a tensor, P its parts.
 """
 
-import contextlib
 import math
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from megatron_encdec.platform.errors import UserError
-from megatron_encdec.rundir.files import fsync_tree, replace_durably
 from megatron_encdec.rundir.lineage import changed_keys
 
 BLOCK_BYTES = 32 << 20  # of a tensor that is worked on at a time, in fp64
@@ -106,23 +100,22 @@ def check_shapes(sources: Sequence[Weights], names: Sequence[str]) -> None:
                                 f"{names[0]}; only models of one shape can be merged")
 
 
-def blocks(sources: Sequence[Weights], name: str, recipe: Recipe, start: int = 0,
-           stop: int | None = None) -> Iterator[torch.Tensor]:
-    """The merged tensor `name`, rows `start` .. `stop` - 1 of it, piece by piece, in its dtype."""
+def blocks(sources: Sequence[Weights], name: str, recipe: Recipe) -> Iterator[tuple[int, torch.Tensor]]:
+    """The merged tensor `name` in its dtype: (number of a row, the rows from there on), in order."""
     shape, dtype = sources[0].shapes[name], dtype_of(sources, name)
     factors_PI = _factors(sources, name, recipe)
     parts_R = sources[0].parts(name)
-    for first, last in _ranges(shape, start, shape[0] if stop is None else stop):
+    for first, last in _ranges(shape):
         factors_RI = factors_PI[parts_R[first:last]] if parts_R is not None else factors_PI.expand(last - first, -1)
         total = torch.zeros(last - first, *shape[1:], dtype=torch.float64)
         for source, factors_R in zip(sources, factors_RI.T, strict=True):
             total += source.rows(name, first, last).double().mul_(factors_R.view(-1, *[1] * (total.dim() - 1)))
-        yield total.to(dtype)
+        yield first, total.to(dtype)
 
 
-def _ranges(shape: tuple[int, ...], start: int, stop: int) -> list[tuple[int, int]]:
+def _ranges(shape: tuple[int, ...]) -> list[tuple[int, int]]:
     step = max(1, BLOCK_BYTES // (8 * math.prod(shape[1:])))
-    return [(first, min(first + step, stop)) for first in range(start, stop, step)]
+    return [(first, min(first + step, shape[0])) for first in range(0, shape[0], step)]
 
 
 def _factors(sources: Sequence[Weights], name: str, recipe: Recipe) -> torch.Tensor:
@@ -134,7 +127,7 @@ def _factors(sources: Sequence[Weights], name: str, recipe: Recipe) -> torch.Ten
         return weights_1I.expand(count, -1)
     products_P3 = torch.zeros(count, 3, dtype=torch.float64)  # x x, y y, x y
     shape = sources[0].shapes[name]
-    for first, last in _ranges(shape, 0, shape[0]):
+    for first, last in _ranges(shape):
         x, y = (source.rows(name, first, last).double().flatten(1 if len(shape) > 1 else 0) for source in sources)
         rows_R3 = torch.stack([(one * other).view(last - first, -1).sum(dim=1)
                                for one, other in ((x, x), (y, y), (x, y))], dim=1)
@@ -149,25 +142,3 @@ def _along_the_arc(xx: float, yy: float, xy: float, t: float) -> torch.Tensor:
     sine = math.sin(angle)
     pair = (1 - t, t) if sine < _PARALLEL else (math.sin((1 - t) * angle) / sine, math.sin(t * angle) / sine)
     return torch.tensor(pair, dtype=torch.float64)
-
-
-@contextlib.contextmanager
-def made(out: Path) -> Iterator[Path]:
-    """A new directory beside `out`, which takes its name at the end of the context, or is gone."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there already; name a directory that is not, or remove it")
-    work = Path(os.path.abspath(out))
-    work = work.parent / f".{work.name}.merge.tmp"
-    shutil.rmtree(work, ignore_errors=True)  # of a merge that was killed
-    try:
-        work.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{work.parent}: cannot be written to ({error.strerror})") from None
-    try:
-        yield work
-        fsync_tree(work)
-        if out.is_dir():
-            out.rmdir()
-        replace_durably(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

@@ -22,22 +22,20 @@ from megatron_encdec.platform.progress import Progress, short_count
 from megatron_encdec.platform.schema import to_dict
 from megatron_encdec.text import manifest as manifests
 from megatron_encdec.text.chunks import CHUNK_BYTES, Chunk, ChunkAccount, chunks, share_of, slots
-from megatron_encdec.text.corpus import BYTE_ORDER_MARK, REASONS, hub_rows, keys_there, kind_of
+from megatron_encdec.text.corpus import REASONS, keys_there, kind_of
 from megatron_encdec.text.documents import LongDocument, read_chunk
 from megatron_encdec.text.encode import ids_path, remove_parts
 from megatron_encdec.text.encoder import choose_encoder
-from megatron_encdec.text.fields import Selection, columns_of, parser, selection
+from megatron_encdec.text.fields import Selection, columns_of, selection
 from megatron_encdec.text.indexed import IndexedWriter, bin_path, token_dtype
 from megatron_encdec.text.inputs import list_files
 from megatron_encdec.text.manifest import TRAIN, VALIDATION, EncoderRecord, InputFile, Manifest
-from megatron_encdec.text.parquet import iter_rows, iter_selected
 from megatron_encdec.text.partial import PartialRun, Tally, remove_left
-from megatron_encdec.text.remote import Found, changed, is_remote, open_input
-from megatron_encdec.text.streams import open_stream, reading
+from megatron_encdec.text.remote import Found, changed, is_remote
+from megatron_encdec.text.sampling import sample_texts
 from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer, train_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file
 
-PLACES, BYTES_A_PLACE, DOCUMENTS_A_PLACE = 16, 64 << 10, 64  # of the sample that encoders are compared on
 TRAINING_BYTES = 2 << 30  # of text for a tokenizer: a vocabulary does not change with more
 
 
@@ -308,59 +306,6 @@ def _tell_what_is_replaced(run: _Run, show: bool) -> None:
     stale = manifests.manifest_path(f"{prefix}.{VALIDATION}")
     if VALIDATION not in run.prefixes and stale.exists():
         print(f"note: {stale} is of an earlier run; its documents are now in {prefix} too", file=sys.stderr)
-
-
-def sample_texts(files: list[InputFile], text_key: Selection) -> list[str]:
-    """Readable texts from up to `PLACES` places, spread over the files and over a large file's length. At most
-    `BYTES_A_PLACE` of each, whatever the length of a document; where the input is small, all of it."""
-    total = sum(file.size for file in files)
-    texts: list[str] = []
-    for file in files[:: -(-len(files) // PLACES)]:
-        places = max(1, PLACES * file.size // max(total, 1)) if len(files) < PLACES else 1
-        places = 1 if is_remote(file.path) else places  # the beginning is there at once
-        if kind_of(file.path) != "lines":
-            texts += _head(file.path, text_key)
-            continue
-        for position in (place * file.size // places for place in range(places)):
-            texts += _texts_of(_read_at(file.path, position), position == 0, text_key)
-    return texts
-
-
-def _head(path: str, text_key: Selection) -> list[str]:
-    kind = kind_of(path)
-    if kind == "stream":
-        with open_stream(path) as stream:
-            return _texts_of(stream.read(BYTES_A_PLACE), True, text_key)
-    if kind == "text":
-        return [_read_at(path, 0).removeprefix(BYTE_ORDER_MARK).decode("utf-8", "ignore")]
-    if kind == "rows":
-        texts = (bytes((data or b"")[:BYTES_A_PLACE]).decode("utf-8", "ignore") for data in iter_rows(path, text_key)
-                 ) if isinstance(text_key, str) else (text or "" for text, _, _ in iter_selected(path, text_key, [0]))
-    else:
-        texts = (parser(text_key)(line)[0] or "" for line in hub_rows(path, columns_of(text_key)))
-    found, size = [], 0
-    for text in islice(texts, DOCUMENTS_A_PLACE):
-        found.append(text[: BYTES_A_PLACE - size])
-        size += len(text)
-        if size >= BYTES_A_PLACE:
-            break
-    return found
-
-
-def _read_at(path: str, position: int) -> bytes:
-    with reading(path), open_input(path) as file:
-        file.seek(position)
-        return file.read(BYTES_A_PLACE)
-
-
-def _texts_of(block: bytes, first: bool, text_key: Selection) -> list[str]:
-    """The texts of a block's whole lines; of a line that is longer than a block, the JSON itself."""
-    lines = block.split(b"\n")
-    cut = [lines[-1]] if len(block) == BYTES_A_PLACE else []
-    whole = lines[0 if first else 1 : len(lines) - len(cut)]
-    parsed = (parser(text_key)(line)[0] for line in whole[:DOCUMENTS_A_PLACE])
-    return [text for text in parsed if text is not None] + [
-        line.decode("utf-8", "ignore") for line in cut if len(line) > BYTES_A_PLACE // 2]
 
 
 def ensure_tokenizer(files: list[InputFile], path: str | Path, text_key: Selection, vocabulary_size: int,

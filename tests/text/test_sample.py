@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from megatron_encdec.text.inputs import list_files
-from megatron_encdec.text.preprocess import BYTES_A_PLACE, DOCUMENTS_A_PLACE, PLACES, sample_texts
+from megatron_encdec.text.sampling import BYTES_A_PLACE, DOCUMENTS_A_PLACE, PLACES, sample_texts
 
 
 def test_small_input_is_taken_whole(tmp_path):
