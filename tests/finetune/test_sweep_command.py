@@ -90,6 +90,24 @@ def test_a_finished_run_of_other_contents_is_refused(config, finetune):
     assert finetune("--dry-run")[0] == 0
 
 
+def test_contents_are_those_of_the_set_that_a_run_was_trained_on(config, finetune):
+    """Retrieval trained on two sets is scored on one, in one folder."""
+    files = {}
+    for name in ("one", "two"):
+        files[name] = config.parent / f"{name}.jsonl"
+        files[name].write_text(f"trained on {name}")
+    sets = ", ".join(f"{{name: a, family: IR, train_set: {name}, train: {path}, test: {config.parent / 'test.jsonl'}}}"
+                     for name, path in files.items())
+    words = (f"datasets=[{sets}]", "grid.learning_rates=[1e-5]", "grid.seeds=[0]")
+    for run in load_config(config, words).runs():
+        run.directory.mkdir(parents=True)
+        write_results(run.directory, {"validation": {"score": 0.5}, "test": {"score": 0.5}})
+        write_json_atomic(run.directory / RECORD, {"made_of": made_of(run)})
+    assert finetune("--dry-run", *words)[::2] == (0, "")
+    files["two"].write_text("other text")
+    assert "other contents of two.jsonl" in finetune("--dry-run", *words)[2]
+
+
 @pytest.mark.parametrize(("words", "says"), [
     (["--workers", "0"], "sweep.workers"), (["grid.learning_rates=[0]"], "grid.learning_rates"),
     (["model=nowhere"], "nowhere"), (["datasets.0.family=XX"], "family"),
