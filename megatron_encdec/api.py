@@ -39,7 +39,8 @@ def preprocess(input: str | os.PathLike | Sequence[str | os.PathLike], tokenizer
 
     input: files, directories, patterns or `hf:` datasets; one or a list. tokenizer: a directory or file; with
     `train_tokenizer=N` the directory to make one in. output: the prefix of the files. options: those of the verb, with
-    underscores: train_tokenizer, validation_percent, text_key, workers, mask_token, eod_token, on_error, encoder.
+    underscores: train_tokenizer, validation_percent, text_key, join, where, workers, mask_token, eod_token, on_error,
+    encoder; `--shard 1/4` is share=(1, 4).
     Called again it does nothing if nothing changed, and goes on if it was interrupted. Raises `UserError`.
     """
     from megatron_encdec.text.summary import preprocessed

@@ -1,4 +1,8 @@
-"""The command line: one verb, one call. Exit 0 on success, 2 on a user's mistake (one line), 1 otherwise."""
+"""The command line: one verb, one call.
+
+Exit 0 on success, and where work was stopped in good order (or --stopped-exit-code); 2 on a user's mistake (one line);
+130 on Ctrl-C; 1 otherwise.
+"""
 
 import argparse
 import importlib
@@ -17,7 +21,7 @@ VERBS = {
     "merge": ("megatron_encdec.interop.merge_command", "weights of several models of one shape, averaged"),
     "finetune": ("megatron_encdec.finetune.command", "exported models -> scores on labelled sets, rates x seeds"),
     "evaluate": ("megatron_encdec.finetune.evaluate_command", "models as they are -> scores on tasks of mteb"),
-    "study": ("megatron_encdec.study.command", "fine-tuned results -> tables, figures and a page"),
+    "study": ("megatron_encdec.study.command", "many models in one file: plan, run, report, advise"),
     "inspect": ("megatron_encdec.inspection.command", "look into data, a run, or a checkpoint"),
     "doctor": ("megatron_encdec.inspection.doctor", "versions, device, backends; what is missing and how to get it"),
 }

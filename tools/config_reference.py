@@ -16,7 +16,7 @@ import sys
 import typing
 from pathlib import Path
 
-from megatron_encdec.model.config import PRESETS
+from megatron_encdec.model.config import PRESETS, ModelConfig
 from megatron_encdec.objectives.base import OBJECTIVES, Objective
 from megatron_encdec.platform import schema
 from megatron_encdec.training.config import Config
@@ -31,7 +31,7 @@ A config is a YAML file. Only `run.dir`, `tokenizer.path`, `data.train`, `model`
 other keys have the defaults below, which are those of arXiv 2507.00994 where it states them. Any key can be set on the
 command line too: `megatron-encdec pretrain CONFIG.yaml optimizer.lr=1e-3 phases.0.steps=500` (items of lists have
 numbers, from 0). `megatron-encdec pretrain CONFIG.yaml --dry-run` prints the whole config as it is understood, and
-trains nothing. A mistyped key is refused, and the nearest ones are named.
+trains nothing. A mistyped key is refused, and the nearest ones are named. Words: [glossary.md](glossary.md).
 
 **Changes** says whether a key may get another value in a run that has begun, when the same command is given again.
 *no*: what is done was done with it, so the run is refused with the two values, and nothing happens; another value needs
@@ -66,10 +66,11 @@ def name_of(hint) -> str:
     return {int: "integer", float: "number", str: "string", bool: "`true`, `false`"}[kind]
 
 
-def default_of(field: dataclasses.Field) -> str:
+def default_of(cls: type, field: dataclasses.Field) -> str:
     """A default as YAML has it; a required key has none."""
     if field.default is field.default_factory is dataclasses.MISSING:
-        return "**required**"
+        is_of_preset = cls is ModelConfig and all(field.name in sizes for sizes in PRESETS.values())
+        return "**required** without `preset` or `run`" if is_of_preset else "**required**"
     value = schema.to_dict(field.default if field.default_factory is dataclasses.MISSING else field.default_factory())
     if isinstance(value, dict):
         return ""
@@ -119,7 +120,7 @@ def section(cls: type, where: str, level: int, seen: dict[type, str]) -> list[st
             seen[part] = at
             below += section(part, at, level + 1, seen)
         changes = "" if part and not is_list(hint) else changes_of(field, where)  # else its own keys say it
-        lines.append(f"| `{key}` | {name_of(hint)} | {default_of(field)} | {meaning} | {changes} |")
+        lines.append(f"| `{key}` | {name_of(hint)} | {default_of(cls, field)} | {meaning} | {changes} |")
     return [*lines, "", *below]
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from megatron_encdec.data.fingerprint import manifest_of_foreign
 from megatron_encdec.platform.errors import IntegrityError
 from megatron_encdec.text.indexed import HEADER, bin_path, idx_path, read_header
-from megatron_encdec.text.manifest import check_files
+from megatron_encdec.text.manifest import check_files, writing_command
 
 BLOCK = 512  # entries read at once: 4 KiB, a page or two
 GUESSES = 6
@@ -125,7 +125,7 @@ class AbsentStore:
     def refusal(self, why: str) -> IntegrityError:
         """The error where it is needed after all."""
         return IntegrityError(f"{self.key}: {self.prefix}: its files are gone, and {why}; copy them again, or write "
-                              f"them with preprocess --output {self.prefix}")
+                              f"them with {writing_command(self.prefix)}")
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Always an IntegrityError, as from `document_ends`."""

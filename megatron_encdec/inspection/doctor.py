@@ -145,6 +145,7 @@ def _size(config, ranks: int, problems: list[str]) -> list[tuple[str, str]]:
 
 def _inputs(config, problems: list[str]) -> list[tuple[str, str]]:
     from megatron_encdec.data.store import TokenStore
+    from megatron_encdec.text.manifest import VALIDATION, writing_command
     from megatron_encdec.training.plan import missing_inputs
     from megatron_encdec.training.sources import sources
 
@@ -157,9 +158,11 @@ def _inputs(config, problems: list[str]) -> list[tuple[str, str]]:
             rows.append((key, f"{source.path}, {TokenStore(source.path).tokens:,} tokens"))
         except UserError as error:
             problems.append(f"{key}.path: {error}")
+    names = {source.path for _, source in sources(config)}
     for key, path in missing.items():
         way = {"tokenizer.path": "give the path of one, or train it: preprocess --train-tokenizer",
-               "run.from.path": "give the directory of a run"}.get(key, f"write it: preprocess --output {path}")
+               "run.from.path": "give the directory of a run"}.get(key) or "write it: " + writing_command(
+                   path, f"{path}.{VALIDATION}" in names)
         problems.append(f"{key}: {path} is missing; {way}")
     return rows
 

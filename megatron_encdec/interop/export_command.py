@@ -28,7 +28,8 @@ Paths in a run's config are relative to where pretrain ran: export from there.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `export`."""
     parser.add_argument("run", metavar="RUN_DIR[@STEP]", help="run directory; default: newest checkpoint")
-    parser.add_argument("out", metavar="OUT", help="directory to write; complete or absent")
+    parser.add_argument("out", metavar="OUT", help="directory to make; has its name only when everything is done; must "
+                        "not exist, or be empty, or hold this very export (another one: --force)")
     parser.add_argument("--as", dest="as_", metavar="CLASS", default="auto",
                         help="auto (default): by the objective of that step and the trunk's family; "
                              f"{', '.join(TARGETS)}")

@@ -13,7 +13,7 @@ DESCRIPTION = """\
 Take over a released model: Llama, Mistral, Qwen2, Qwen3, SmolLM2/3, EuroBERT, from a directory with config.json,
 safetensors and tokenizer. A model that needs something which the trunk cannot compute is refused,
 with the key that asks for it. No code of it is run.
-Where two files claim the same (model.safetensors and an index), the one is taken that transformers takes.
+Where two files contradict each other (model.safetensors and an index), the one that transformers takes is taken.
 
   megatron-encdec import models/SmolLM2-135M runs/smollm2
   megatron-encdec import models/Llama-3.1-8B runs/llama --nproc 8             eight ranks share the reading
@@ -33,13 +33,15 @@ is the mean of all rows.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `import`."""
     parser.add_argument("model", metavar="HF_DIR", help="directory with config.json and safetensors")
-    parser.add_argument("run", metavar="RUN_DIR", help="run directory to make; complete or absent")
+    parser.add_argument("run", metavar="RUN_DIR", help="run directory to make; has its name only when everything is "
+                        "done; must not exist, or be empty")
     parser.add_argument("--mask-token", default="auto", metavar="TOKEN",
                         help="auto (default), none, or the name of a token that the tokenizer has")
     parser.add_argument("--eod-token", metavar="TOKEN", help="end of document (default: the tokenizer's own)")
     parser.add_argument("--tokenizer", metavar="PATH", help="another tokenizer than the directory's")
     parser.add_argument("--new-head", action="store_true",
-                        help="the model has no language-model head (a fine-tuned encoder): give it a random one")
+                        help="the model has no language-model head (a fine-tuned encoder): give it a random one, "
+                        "which must be trained (MLM) before the model can fill masks")
     parser.add_argument("--ignore", action="append", default=[], metavar="KEY",
                         help="a key of config.json that is known to change nothing; adapter: take the base without "
                         "the adapter beside it")

@@ -15,16 +15,19 @@ Good for the branches of a decay, for the last checkpoints of a run, for an enco
   megatron-encdec merge models/enc models/llama models/mixed --weights 0.7,0.3 --method slerp
 
 Runs make a run directory with a checkpoint of step 0 and no optimizer: export it, or train on from it as from an
-import. Hugging Face directories make one, with config, tokenizer and all else of the first. To merge a run with a
-Hugging Face model, export the run first. Tensors are read in pieces, so a model need not fit into memory.
+import. OUT counts as trained with the first run's objective: `export` chooses its class by it.
+Hugging Face directories make one, with config, tokenizer and all else of the first. To merge a run with a Hugging Face
+model, export the run first. Tensors are read in pieces, so a model need not fit into memory.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `merge`."""
     parser.add_argument("models", nargs="+", metavar="MODEL", help="RUN_DIR[@STEP], or Hugging Face directories")
-    parser.add_argument("out", metavar="OUT", help="directory to make; complete or absent")
-    parser.add_argument("--weights", metavar="W,W,...", help="one a model; divided by their sum (default: all equal)")
+    parser.add_argument("out", metavar="OUT", help="directory to make; has its name only when everything is done; must "
+                        "not exist, or be empty")
+    parser.add_argument("--weights", metavar="W,W,...", help="a number for each model, e.g. 0.7,0.3; scaled to a sum "
+                        "of 1 (default: all equal)")
     parser.add_argument("--method", choices=("mean", "slerp"), default="mean",
                         help="slerp: of two models, each tensor along the arc between its two directions")
 

@@ -63,8 +63,8 @@ class ModelConfig:
         later=schema.ANY_TIME)
     family: str | None = key("the Hugging Face family that the trunk was imported from; an export goes back to it",
                              None, later=schema.ANY_TIME)
-    max_positions: int | None = key("how many positions it knew there; changes no number, an export names it", None,
-                                    later=schema.ANY_TIME)
+    max_positions: int | None = key("positions that the imported model allowed; training does not depend on it, an "
+                                    "export allows at least as many", None, later=schema.ANY_TIME)
 
     def __post_init__(self):
         schema.at_least(self, 1, "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads",

@@ -8,6 +8,16 @@ from pathlib import Path
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.signals import interrupts_end_the_process
 
+DESCRIPTION = """\
+A controlled study of many models as one file, and what its results say.
+
+  megatron-encdec study plan STUDY.yaml                         what would be trained, and what it costs; trains nothing
+  megatron-encdec study run STUDY.yaml --jobs 2                 train, export, score, report; the same command goes on
+  megatron-encdec study report RESULTS --output report          tables, figures and a page from results
+  megatron-encdec study advise --size 610m --budget 100B        what to try, and which results say so
+
+`megatron-encdec study plan --help` explains the file; --help after the other three, what they do.
+"""
 STUDY = """\
 A STUDY.yaml names a base config and the models to compare, by recipes in the way of arXiv 2507.00994:
 

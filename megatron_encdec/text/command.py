@@ -9,9 +9,9 @@ from megatron_encdec.platform.signals import interrupts_end_the_process
 DESCRIPTION = """\
 Turn text into token ids on disk, once, for every run that will train on it.
 
-Reads .txt and .md (one document a file), .jsonl, .json and .ndjson, also .gz and .zst (one a line), .parquet (one a
-row) and hf:NAME[:CONFIG[:SPLIT]] (a dataset streamed from the hub), from this machine or by URL (s3://, gs://, hf://,
-https://, ... whatever fsspec knows here), encodes them in parallel, ends each document with
+Reads .txt and .md (one document a file), .jsonl, .json and .ndjson (one a line; also as .jsonl.gz, .jsonl.zst, ...),
+.parquet (one a row) and hf:NAME[:CONFIG[:SPLIT]] (a dataset streamed from the hub), from this machine or by URL
+(s3://, gs://, hf://, https://, ... whatever fsspec knows here), encodes them in parallel, ends each document with
 the tokenizer's end-of-document token, and writes
 
   PREFIX.bin, PREFIX.idx     the ids, in the format that Megatron's IndexedDataset reads
@@ -35,7 +35,7 @@ examples:
   megatron-encdec preprocess --input hf:HuggingFaceFW/fineweb-edu:sample-10BT --tokenizer llama3/ --output corpora/fw
 
   # from a store, with title and body, English and of some quality
-  megatron-encdec preprocess --input 's3://bucket/crawl/*.jsonl.zst' --text-key title body.text \
+  megatron-encdec preprocess --input 's3://bucket/crawl/*.jsonl.zst' --text-key title body.text \\
       --where language=en 'score>=3' --tokenizer llama3/ --output corpora/crawl
 
   # on four machines, then put together: the bytes are those of one machine

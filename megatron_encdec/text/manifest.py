@@ -127,6 +127,13 @@ def split_prefixes(prefix: str | Path, validation_percent: float) -> dict[str, P
     return found | {VALIDATION: Path(f"{prefix}.{VALIDATION}")} if validation_percent else found
 
 
+def writing_command(prefix: str | Path, is_split: bool = False) -> str:
+    """The words of `preprocess` that write the files of `prefix`, for whoever lacks them. is_split: its validation
+    split is wanted too; that of a PREFIX.validation is written along with PREFIX."""
+    whole = str(prefix).removesuffix(f".{VALIDATION}")
+    return f"preprocess --output {whole}" + " --validation-percent 1" * (is_split or whole != str(prefix))
+
+
 def data_fingerprint(shards: tuple[str, ...], idx_sha256: str) -> str:
     """Hex sha256 over the hashes of the shards and of the index, one a line."""
     return hashlib.sha256("\n".join([*shards, idx_sha256]).encode()).hexdigest()
@@ -193,7 +200,7 @@ def check_sizes(prefix: str | Path, manifest: Manifest | None, hint: str = "") -
     for path, size in ((bin_path(prefix), manifest and manifest.bin_bytes),
                        (idx_path(prefix), manifest and manifest.idx_bytes)):
         if not path.is_file():
-            raise IntegrityError(f"{path}: missing; copy it again, or write it with preprocess --output {prefix}")
+            raise IntegrityError(f"{path}: missing; copy it again, or write it with {writing_command(prefix)}")
         refuse_pointer(path)
         if manifest:
             check_size(path, size, hint)

@@ -26,13 +26,14 @@ another run, or checkpoints that no file `latest` names, is refused.
   megatron-encdec pretrain CONFIG run.dir=runs/a optimizer.lr=1e-3 phases.1.objective=mlm:0.3
   megatron-encdec pretrain CONFIG --nproc 4 parallel.tensor=2          four local ranks, tensor parallel by two
   megatron-encdec pretrain CONFIG --nnodes 2 --node-rank 0 --nproc 8 --master HOST      one of two nodes; HOST: node 0
-  srun --ntasks-per-node 1 megatron-encdec pretrain CONFIG             a task a node starts the node's GPUs, or --nproc
-  srun --ntasks-per-node 8 megatron-encdec pretrain CONFIG             a task a GPU
+  srun --ntasks-per-node 1 megatron-encdec pretrain CONFIG             one task per node: it starts a rank per GPU
+                                                                       (or --nproc of them)
+  srun --ntasks-per-node 8 megatron-encdec pretrain CONFIG             one task per GPU: each is a rank
   torchrun --nproc-per-node 8 -m megatron_encdec pretrain CONFIG       works too
   megatron-encdec pretrain CONFIG run.dir=runs/b --fork runs/a@500     a branch: runs/a as it was after step 500
 
-The value of a key that wants a string, such as a path, is taken as it stands; any other is YAML. A directory that is
-called RUN_DIR@STEP goes before step STEP of RUN_DIR, which is then RUN_DIR/@STEP.
+The value of a key that wants a string, such as a path, is taken as it stands; any other is YAML. If a directory has the
+very name runs/a@500, it is used. For step 500 of runs/a write runs/a/@500.
 
 SIGTERM, SIGUSR1 or SIGUSR2, to the command or to any rank, saves and ends with exit code 0 (or that of
 --stopped-exit-code); a second one ends at once.
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "(default there: one a GPU)")
     add_node_arguments(parser)
     parser.add_argument("--until", type=int, metavar="STEP",
-                        help="stop after this step with a checkpoint, as a cluster's time limit would")
+                        help="save after STEP and end; the same command without it goes on")
     parser.add_argument("--time-limit", metavar="TIME",
                         help="save and end in time, e.g. 3h30m, 90s, 02:30:00; exit code 0")
     add_stopped_code(parser)
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="a torch profiler trace of these steps, e.g. 10 or 10..12, under profile/ of the run")
     parser.add_argument("--live", action="store_true", help="a curve of the phase's loss in the progress line")
     parser.add_argument("--fork", metavar="RUN_DIR[@STEP]",
-                        help="begin as a continuation of another run, in a directory of its own (= run.from)")
+                        help="begin as a continuation of another run (= run.from); give a new run.dir")
     parser.add_argument("--fallback", action="store_true",
                         help="where the newest checkpoint is damaged or not known, continue from the newest intact one")
     parser.add_argument("--dry-run", action="store_true",

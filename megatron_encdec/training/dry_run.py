@@ -120,6 +120,12 @@ def _changeable(config: Config, data: DataConfig, batch: BatchSettings, lr: floa
             "freeze": ", ".join(frozen.words), **{"rope_scaling": None, **rope.identity()}}
 
 
+def _range(stretches: list[Stretch], name: str) -> str:
+    """An attribute over the whole run: `8`, or `4 to 8`."""
+    values = [getattr(one, name) for one in stretches]
+    return " to ".join(f"{value:,}" for value in dict.fromkeys((min(values), max(values))))
+
+
 def _estimates(config: Config, stretches: list[Stretch], ranks: int, train: TrainingData | None) -> list[str]:
     model = config.model
     total = tokens_between(stretches, 0, stretches[-1].end)
@@ -130,6 +136,7 @@ def _estimates(config: Config, stretches: list[Stretch], ranks: int, train: Trai
              whole_pairs(tokens, one.data.sequence_length, "bidirectional"), tokens, one.freeze) for one in stretches]
     return [
         f"parameters   {model.parameter_count():,} ({model.parameter_count(with_head=False):,} without the head)",
+        f"step         {_range(stretches, 'batch_size')} windows, {_range(stretches, 'tokens_per_step')} tokens",
         f"tokens       {total:,}{epochs}",
         f"compute      {sum(training_flops(model, *one) for one in each):.3g} FLOP at most",
         f"memory       {state_bytes(config, ranks) / 2**30:.2f} GiB a rank for weights, gradients and optimizer; "

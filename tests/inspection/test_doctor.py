@@ -37,13 +37,14 @@ def test_all_that_is_missing_is_said_at_once(doctor, real_run, workspace, tmp_pa
     with FolderLock(tmp_path):
         code, out, _ = doctor(
             workspace / "config.yaml", f"run.dir={tmp_path}", "--json", "tokenizer.path=nowhere/t",
-            "data.train.0.path=nowhere/d", "--nproc", 3, "logging.trackers=[trackio]",
-                "precision.fp8=current", "precision.dtype=bf16")
+            "data.train.0.path=nowhere/d", "data.validation=[{path: nowhere/d.validation}]", "--nproc", 3,
+            "logging.trackers=[trackio]", "precision.fp8=current", "precision.dtype=bf16")
     report = json.loads(out)
     assert code == 1
     for said in ("batch.global_size: 4 windows cannot be split", "precision.fp8: current is not possible here",
                  "tokenizer.path: nowhere/t is missing; give the path of one", f"run.dir: {tmp_path} is in use by pid",
-                 "data.train.0.path: nowhere/d is missing; write it: preprocess --output nowhere/d"):
+                 *(f"data.{which}.path: {path} is missing; write it: preprocess --output nowhere/d --validation-perc"
+                   for which, path in (("train.0", "nowhere/d"), ("validation.0", "nowhere/d.validation")))):
         assert any(problem.startswith(said) for problem in report["problems"]), (said, report["problems"])
     assert [words for what, words in report["rows"] if what == "tracker"][0].startswith("trackio: ")
 

@@ -90,7 +90,8 @@ def test_the_samples_of_every_phase_can_be_looked_at(five):
 def test_the_dry_run_tells_what_each_phase_changes(five):
     said = run_cli("pretrain", five / "config.yaml", "run.dir=nowhere", "--dry-run").stdout
     for line in ("  batch.ramp: 4 -> 8 windows in 2 sizes, the last from step 3 on", "  lr: 0.005 -> 0.003",
-                 "  data.sequence_length: 64 -> 128", "  rope_theta: 10000.0 -> 40000.0", "  optimizer_state: reset"):
+                 "  data.sequence_length: 64 -> 128", "  rope_theta: 10000.0 -> 40000.0", "  optimizer_state: reset",
+                 "step         4 to 8 windows, 256 to 1,024 tokens"):
         assert line in said.splitlines()
 
 

@@ -55,6 +55,7 @@ def test_a_dry_run_needs_neither_data_nor_tokenizer_nor_gpu(capsys):
     said = capsys.readouterr().out
     assert re.search(r"10001..42000 +75,497,472,000", said)
     assert "parameters   755,625,600 (607,874,688 without the head)" in said and "128,256 is assumed" in said
+    assert "step         1,152 windows, 2,359,296 tokens\n" in said
     assert "memory       4.35 GiB a rank" in said  # 6 bytes a parameter, 12 more split over the ranks
     for missing in ("tokenizer.path: nowhere/tok", "data.train.0.path: nowhere/text",
                     "data.validation.0.path: nowhere/more"):
