@@ -3,7 +3,7 @@
 
     python tools/draw_switch.py work_dirs/demo/run docs/images/switch.svg
 
-Training loss (thin), the validation losses of CLM and MLM, which are both measured all the time, and a line where the
+Training loss (grey), the validation losses of CLM and MLM, which are both measured all the time, and a line where the
 objective changes. Needs matplotlib (pip install 'megatron-encdec[study]').
 """
 
@@ -12,22 +12,15 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
 from megatron_encdec.inspection.loaded import LoadedRun
-from megatron_encdec.page.drawing import COLOURS, INK, MUTED, STYLE, Picture
+from megatron_encdec.page.drawing import COLOURS, INK, MUTED, STYLE, Picture, curve
 from megatron_encdec.platform.errors import exit_code
 from megatron_encdec.platform.optional import require
 from megatron_encdec.rundir.files import write_atomic
 
 LABELS = {"clm": "validation, next token (CLM)", "mlm": "validation, masks (MLM)"}
-
-
-def smoothed(values: list[float], share: float = 0.9) -> list[float]:
-    """Exponentially, without the pull of a first value."""
-    found, total, weight = [], 0.0, 0.0
-    for value in values:
-        total, weight = share * total + value, share * weight + 1
-        found.append(total / weight)
-    return found
 
 
 def draw(run: LoadedRun) -> Picture:
@@ -40,8 +33,8 @@ def draw(run: LoadedRun) -> Picture:
         axes = figure.subplots()
         for number, phase in enumerate(run.phases):
             lines = [line for line in run.metrics() if line["phase"] == phase["name"] and line["loss"] is not None]
-            axes.plot([line["step"] for line in lines], smoothed([line["loss"] for line in lines]), color=MUTED,
-                      linewidth=1, label="training, smoothed" if number == 0 else None)
+            curve(axes, np.array([line["step"] for line in lines]), np.array([line["loss"] for line in lines]), MUTED,
+                  "_later phase" if number else "training, smoothed")
         for number, (name, label) in enumerate(LABELS.items()):
             points = [(line["step"], line["losses"][name]) for line in run.metrics("eval")
                       if line["losses"].get(name) is not None]
