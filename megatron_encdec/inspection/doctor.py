@@ -17,7 +17,8 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.optional import INSTALL, install_command, is_available
 
 DESCRIPTION = machine.DESCRIPTION + """
-With CONFIG.yaml: what `pretrain` of it would use here, and what is missing for it; exit code 1 if anything is.
+With CONFIG.yaml: what `pretrain` of it would use here, and what is missing for it; exit code 1 if anything but a
+tracker is.
 
   megatron-encdec doctor examples/biphasic_tiny.yaml
   megatron-encdec doctor CONFIG --nproc 8 parallel.tensor=2

@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eod-token", metavar="TOKEN", help="end of document (default: the tokenizer's own)")
     parser.add_argument("--tokenizer", metavar="PATH", help="another tokenizer than the directory's")
     parser.add_argument("--new-head", action="store_true",
-                        help="the model has no language-model head (a fine-tuned encoder): give it a random one, "
-                        "which must be trained (MLM) before the model can fill masks")
+                        help="the model has no language-model head (a fine-tuned encoder): give it a random one "
+                        "(a tied trunk: its embeddings), which must be trained (MLM) before the model can fill masks")
     parser.add_argument("--ignore", action="append", default=[], metavar="KEY",
                         help="a key of config.json that is known to change nothing; adapter: take the base without "
                         "the adapter beside it")

@@ -67,8 +67,8 @@ def choose_stopped_code(code: int) -> None:
 def add_stopped_code(parser: argparse.ArgumentParser) -> None:
     """The option of a verb that can be stopped and goes on by the same command."""
     parser.add_argument("--stopped-exit-code", type=int, default=0, metavar="N",
-                        help="exit code if a signal or a time limit stopped it before its end; the same command then "
-                             "goes on (default: 0, as if it were finished)")
+                        help="exit code if a signal (but Ctrl-C: 130) or a time limit stopped it before its end; the "
+                             "same command then goes on (default: 0, as if it were finished)")
 
 
 def say(error: UserError | RunFailed) -> None:

@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--until", type=int, metavar="STEP",
                         help="save after STEP and end; the same command without it goes on")
     parser.add_argument("--time-limit", metavar="TIME",
-                        help="save and end in time, e.g. 3h30m, 90s, 02:30:00; exit code 0")
+                        help="save and end in time, e.g. 3h30m, 90s, 02:30:00; exit code 0 (or "
+                        "--stopped-exit-code)")
     add_stopped_code(parser)
     parser.add_argument("--profile", metavar="STEPS",
                         help="a torch profiler trace of these steps, e.g. 10 or 10..12, under profile/ of the run")
