@@ -90,3 +90,14 @@ def test_a_pointer_of_git_lfs_is_not_called_damaged(prefix, suffix):
         file.write(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n")
     with pytest.raises(UserError, match=rf"d\{suffix}: a Git LFS pointer.*git lfs pull"):
         check_files(prefix)
+
+
+@pytest.mark.parametrize(("name", "command"), [
+    ("docs", "preprocess --output {}/docs"),
+    ("docs.validation", "preprocess --output {}/docs --validation-percent 1")])
+def test_what_is_missing_is_told_the_command_that_writes_it(tmp_path, name, command):
+    """A validation split is written along with the other one: its own prefix would hold all of the text."""
+    with pytest.raises(IntegrityError) as refused:
+        check_files(tmp_path / name)
+    assert str(refused.value) == f"{tmp_path / name}.bin: missing; copy it again, or write it with " + command.format(
+        tmp_path)
