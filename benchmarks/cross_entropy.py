@@ -5,7 +5,7 @@
     plain        logits, float(), torch's cross_entropy over all of them
     one chunk    ours with all positions in one chunk: what working in place alone gives
     chunked      ours as it trains (`performance.head_chunk` left out, or --chunk)
-    compiled     the same with `performance.compile` (--compile)
+    kernels      the same with Triton's kernels, where there is a GPU
 
 Each in a process of its own. Memory is the peak above what was there before the forward pass, the inputs; so the
 gradients of hidden states and table, which nobody can do without, are in it. On a GPU by torch's allocator, on a CPU by
@@ -17,6 +17,8 @@ import json
 import multiprocessing
 import resource
 import time
+
+from megatron_encdec.platform.optional import has_gpu_driver
 
 
 def bytes_now(device: str) -> int:
@@ -44,6 +46,9 @@ def loss_function(variant: str, arguments):
     import torch.distributed as dist
 
     from megatron_encdec.model.head import linear_cross_entropy
+    from megatron_encdec.model.performance import PerformanceSettings
+
+    kernels = PerformanceSettings().kernels() if variant == "kernels" else None
 
     def plain(hidden_NH, table_VH, labels_N):
         return torch.nn.functional.cross_entropy((hidden_NH @ table_VH.T).float(), labels_N, reduction="sum")
@@ -51,7 +56,7 @@ def loss_function(variant: str, arguments):
     def ours(hidden_NH, table_VH, labels_N):
         chunk = arguments.positions if variant == "one chunk" else arguments.chunk
         return linear_cross_entropy(hidden_NH, table_VH, labels_N, arguments.vocabulary, dist.group.WORLD, chunk,
-                                    variant == "compiled")[0]
+                                    kernels)[0]
 
     return plain if variant == "plain" else ours
 
@@ -99,11 +104,10 @@ def main() -> None:
     parser.add_argument("--chunk", type=int)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     processes, results = multiprocessing.get_context("spawn"), {}
-    for variant in ("plain", "one chunk", "chunked", *(["compiled"] if arguments.compile else [])):
+    for variant in ("plain", "one chunk", "chunked", *(["kernels"] if has_gpu_driver() else [])):
         answer = processes.Queue()
         worker = processes.Process(target=measure, args=(variant, arguments, answer))
         worker.start()

@@ -2,9 +2,9 @@
 # Everything about a GPU in one script: `all` where everything is installed, as in the image (docs/gpu.md); in pieces on a
 # bare machine with Python 3.12 and CUDA torch, nothing to download from, and little time (docs/gpu_bare.md).
 #
-#   bash benchmarks/gpu.sh split FILE [DIR]    here: a wheel in pieces of 58 MiB under DIR (wheels), with its checksum
+#   bash benchmarks/gpu.sh slim WHEEL [DIR]    here: a wheel without kernels for other GPUs (slim_wheel.py), in DIR (wheels)
 #   bash benchmarks/gpu.sh binding             anywhere with that machine's torch: its binding compiled, the wheel in $OUT
-#   bash benchmarks/gpu.sh install             there: wheels and pieces of $WHEELS to $STORE, pieces joined, all installed
+#   bash benchmarks/gpu.sh install             there: the wheels of $WHEELS installed under $STORE
 #   bash benchmarks/gpu.sh STAGE...            there: see benchmarks/gpu_stages.py; `all` is all of them in order
 #   bash benchmarks/gpu.sh --rehearse [STAGE]  anywhere: the same stages at tiny sizes on a CPU, nothing installed
 #
@@ -21,7 +21,6 @@ WHEELS="${WHEELS:-wheels}"
 STORE="${STORE:-/tmp/megatron_encdec_gpu}"
 RESULTS="${RESULTS:-work_dirs/gpu}"
 MINUTES="${MINUTES:-9}"
-PIECE_MIB="${PIECE_MIB:-58}" # with the checkout below 64
 site="$STORE/site"
 
 say() { echo "gpu: $*"; }
@@ -30,39 +29,10 @@ fail() {
     exit 1
 }
 
-split_file() {
-    local file="$1" folder="${2:-wheels}" name
-    name="$(basename "$file")"
-    [[ -f "$file" ]] || fail "$file: there is no such file"
-    mkdir -p "$folder"
-    rm -f "$folder/$name".part-*
-    split --bytes="${PIECE_MIB}M" --numeric-suffixes=1 --suffix-length=2 "$file" "$folder/$name.part-"
-    (cd "$(dirname "$file")" && sha256sum "$name") >"$folder/$name.sha256"
-    ls "$folder/$name".part-* | wc -l >"$folder/$name.pieces"
-    say "$name: $(cat "$folder/$name.pieces") pieces in $folder"
-}
-
-# Whole wheels and sdists, and pieces that have all come, into $STORE/wheels.
+# Wheels and sdists into $STORE/wheels, so that a later command need not bring them again.
 collect() {
-    local list name expected
-    mkdir -p "$STORE/wheels" "$STORE/pieces"
+    mkdir -p "$STORE/wheels"
     find "$WHEELS" -maxdepth 1 -type f \( -name '*.whl' -o -name '*.tar.gz' \) -exec cp -u {} "$STORE/wheels/" \; 2>/dev/null || true
-    find "$WHEELS" -maxdepth 1 -type f \( -name '*.part-*' -o -name '*.sha256' -o -name '*.pieces' \) \
-        -exec cp -u {} "$STORE/pieces/" \; 2>/dev/null || true
-    for list in "$STORE"/pieces/*.pieces; do
-        [[ -e "$list" ]] || continue
-        name="$(basename "$list" .pieces)"
-        expected="$(cat "$list")"
-        [[ -e "$STORE/wheels/$name" ]] && continue
-        if [[ "$(find "$STORE/pieces" -name "$name.part-*" | wc -l)" -lt "$expected" ]]; then
-            say "$name: $(find "$STORE/pieces" -name "$name.part-*" | wc -l) of $expected pieces so far"
-            continue
-        fi
-        cat "$STORE/pieces/$name".part-* >"$STORE/pieces/$name"
-        (cd "$STORE/pieces" && sha256sum --check --quiet "$name.sha256") || fail "$name: the pieces do not add up"
-        mv "$STORE/pieces/$name" "$STORE/wheels/$name"
-        say "$name: joined"
-    done
 }
 
 # All wheels at once into a folder of its own, without anybody's requirements: what the machine has is not touched. One
@@ -166,7 +136,11 @@ run_stages() {
 
 case "${1:-}" in
     "" | -h | --help) sed -n '2,16s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
-    split) shift && split_file "$@" ;;
+    slim)
+        shift
+        [[ $# -gt 0 ]] || fail "slim WHEEL [DIR] [--arch 90]"
+        "$PYTHON" benchmarks/slim_wheel.py "$1" "${2:-$WHEELS}" "${@:3}"
+        ;;
     binding) binding ;;
     install) install ;;
     --rehearse)

@@ -1,9 +1,9 @@
 """The measurements of `benchmarks/gpu.sh` that need the engine itself, each in a process of its own.
 
-    python benchmarks/gpu_cells.py '{"kind": "throughput", "preset": "610m", ...}'
+    echo '{"kind": "throughput", "preset": "610m", ...}' | python benchmarks/gpu_cells.py
 
 prints one JSON object as its last line. A process a cell: what one leaves in the GPU's memory is no other's matter,
-and running out of it is an answer.
+and running out of it is an answer. What has to be imported is, before the question is read.
 
     throughput    tokens/s, MFU, peak memory of our training step
     peer          the same model and batch in transformers under torch.compile
@@ -11,6 +11,7 @@ and running out of it is an answer.
     costs         where the time of a step goes: the largest kernels
 """
 
+import gc
 import json
 import statistics
 import sys
@@ -125,12 +126,30 @@ def throughput(cell: dict) -> dict:
 
 
 def peer(cell: dict) -> dict:
-    """transformers' class under torch.compile with `attention`, whole windows, fused AdamW on bf16 parameters."""
+    """transformers' class under torch.compile with `attention`, whole windows, fused AdamW on bf16 parameters.
+
+    Where a micro-batch does not fit, with half as many windows in twice as many: the tokens of a step stay.
+    """
     import torch
+
+    micro, parts = cell["micro"], cell.get("micro_batches", 2)
+    while True:
+        try:
+            return {**_peer(cell, micro, parts), "micro": micro}
+        except torch.cuda.OutOfMemoryError:
+            if micro % 2:
+                raise
+            micro, parts = micro // 2, 2 * parts
+        torch._dynamo.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _peer_model(cell: dict):
+    """Llama for CLM, EuroBERT for MLM, of the trunk's shape."""
     from transformers import EuroBertConfig, EuroBertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
-    from megatron_encdec.objectives.base import collate
-    from megatron_encdec.platform.device import device, device_type
+    from megatron_encdec.platform.device import device
 
     shape = model_of(cell)
     sizes = dict(vocab_size=shape.vocabulary_size, hidden_size=shape.hidden_size,
@@ -140,17 +159,25 @@ def peer(cell: dict) -> dict:
                  eos_token_id=0, use_cache=False, attn_implementation=cell["attention"])
     causal = cell["objective"] == "clm"
     model = LlamaForCausalLM(LlamaConfig(**sizes)) if causal else EuroBertForMaskedLM(EuroBertConfig(**sizes))
-    model = model.to(device(), dtype_of(cell)).train()
+    return model.to(device(), dtype_of(cell)).train()
+
+
+def _peer(cell: dict, micro: int, parts: int) -> dict:
+    import torch
+
+    from megatron_encdec.objectives.base import collate
+    from megatron_encdec.platform.device import device, device_type
+
+    shape, model, causal = model_of(cell), _peer_model(cell), cell["objective"] == "clm"
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     compiled = torch.compile(model) if cell["compile"] else model
     samples = RandomDocuments(cell["length"], shape.vocabulary_size, False)
     objective, vocabulary, seconds = objective_of(cell["objective"]), vocabulary_of(shape.vocabulary_size), []
     for step in range(cell["warmup"] + cell["steps"]):
         start = time.perf_counter()
-        for number in range(cell.get("micro_batches", 2)):
-            first = (step * cell.get("micro_batches", 2) + number) * cell["micro"]
-            windows = [samples.sample(first + i) for i in range(cell["micro"])]
-            batch = collate(objective, windows, samples.seed, vocabulary)
+        for number in range(parts):
+            first = (step * parts + number) * micro
+            batch = collate(objective, [samples.sample(first + i) for i in range(micro)], samples.seed, vocabulary)
             inputs = torch.from_numpy(batch.inputs_BS)
             labels = inputs.clone() if causal else torch.full((inputs.numel(),), -100)
             if not causal:
@@ -163,8 +190,8 @@ def peer(cell: dict) -> dict:
         loss = loss.item()
         if step >= cell["warmup"]:
             seconds.append(time.perf_counter() - start)
-    tokens = cell["micro"] * cell.get("micro_batches", 2) * cell["length"]
-    return {"tokens_per_second": tokens / statistics.median(seconds), "seconds_a_step": seconds, "loss": loss,
+    return {"tokens_per_second": micro * parts * cell["length"] / statistics.median(seconds),
+            "seconds_a_step": seconds, "loss": loss,
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if device_type() == "cuda" else 0}
 
 
@@ -212,7 +239,7 @@ def canonical(name: str) -> str:
 
 
 def costs(cell: dict) -> dict:
-    """The kernels that take most of a step."""
+    """The kernels that take most of a step, how long the GPU had none, and a trace of the step in cell["trace"]."""
     import torch
 
     from megatron_encdec.platform.device import device_type
@@ -226,17 +253,31 @@ def costs(cell: dict) -> dict:
     on_gpu = device_type() == "cuda"
     kinds = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if on_gpu else [kinds.CPU]) as profile:
+        start = time.perf_counter()
         trainer.train_step(Work(samples, objective, windows_of(cell, 4), cell["micro"]), 1e-4)
         if on_gpu:
             torch.cuda.synchronize()
-    averages = [(event.key, event.self_device_time_total if on_gpu else event.self_cpu_time_total)
-                for event in profile.key_averages()]
-    total = sum(taken for _, taken in averages) or 1
-    largest = sorted(averages, key=lambda pair: -pair[1])[:20]
-    return {"microseconds": total, "largest": [{"name": name[:160], "share": taken / total} for name, taken in largest]}
+        wall = 1e6 * (time.perf_counter() - start)
+    profile.export_chrome_trace(cell["trace"])
+    kernels = [event for event in profile.key_averages()
+               if not on_gpu or event.device_type == torch.autograd.DeviceType.CUDA]
+    averages = [(event.key, event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count)
+                for event in kernels]
+    total = sum(taken for _, taken, _ in averages) or 1
+    largest = sorted(averages, key=lambda row: -row[1])[:30]
+    return {"microseconds": total, "wall_microseconds": wall, "kernels": sum(count for *_, count in averages),
+            "largest": [{"name": name[:160], "share": taken / total, "count": count}
+                        for name, taken, count in largest]}
+
+
+def prepare() -> None:
+    """What most measurements import."""
+    import megatron_encdec.model.trunk
+    import megatron_encdec.training.step  # noqa: F401
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
+    prepare()
+    asked = json.loads(sys.stdin.read())
     answer = {"throughput": throughput, "peer": peer, "specs": specs, "costs": costs}[asked["kind"]](asked)
     print("\n" + json.dumps(answer), flush=True)

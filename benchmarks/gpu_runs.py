@@ -6,6 +6,7 @@
     brief              a result in a line
 """
 
+import fcntl
 import functools
 import hashlib
 import json
@@ -41,9 +42,12 @@ logging: {{tensorboard: false}}
 
 
 @functools.cache
-def facts() -> dict:
-    """Whether a GPU, Transformer Engine and flash-attn are here and work."""
+def facts(results: Path) -> dict:
+    """Whether a GPU, Transformer Engine and flash-attn are here and work; as the stage `facts` has found, if it has."""
     import torch
+
+    if (kept := results / "facts.json").exists() and "gpu" in (found := json.loads(kept.read_text())):
+        return found
 
     from megatron_encdec.platform.doctor import PACKAGES, examine_package
 
@@ -53,17 +57,17 @@ def facts() -> dict:
                               for name, package in (("te", "transformer_engine"), ("flash_attn", "flash_attn"))}}
 
 
-def examine() -> dict:
+def examine(results: Path) -> dict:
     """doctor's report, and the rate of a large product on random numbers in bf16."""
     doctor = subprocess.run([sys.executable, "-m", "megatron_encdec", "doctor", "--json"], capture_output=True,
                             text=True, timeout=300, cwd=ROOT)
-    return {**facts(), "doctor": json.loads(doctor.stdout), "products": _product_rates()}
+    return {**facts(results), "doctor": json.loads(doctor.stdout), "products": _product_rates(results)}
 
 
-def _product_rates() -> dict:
+def _product_rates(results: Path) -> dict:
     import torch
 
-    if not facts()["gpu"]:
+    if not facts(results)["gpu"]:
         return {}
     found = {}
     for size in (4096, 8192):
@@ -89,7 +93,7 @@ def pytest(marks: str, seconds: float) -> dict:
     lines = done.stdout.strip().splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     if done.returncode not in (0, 5):  # 5: nothing had these marks
-        raise RuntimeError("\n".join([*failed, lines[-1] if lines else done.stderr[-500:]]))
+        raise RuntimeError("\n".join([*lines[-150:], *failed] if lines else [done.stderr[-500:]]))
     return {"summary": lines[-1] if lines else ""}
 
 
@@ -107,9 +111,15 @@ def benchmark(script: str, options: list[str]) -> dict:
 def data_of(book) -> Path:
     """Tokens of the docstrings of the installed packages, and their tokenizer; made once."""
     folder = book.results / "data"
-    if (folder / "text.manifest.json").exists():
-        return folder
     folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:  # cells side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "text.manifest.json").exists():
+            _make_data(book, folder)
+    return folder
+
+
+def _make_data(book, folder: Path) -> None:
     corpus = folder / "corpus.jsonl"
     _call([sys.executable, "tools/build_docstring_corpus.py", str(corpus)])
     if book.rehearse:
@@ -121,7 +131,6 @@ def data_of(book) -> Path:
     _call([sys.executable, "-m", "megatron_encdec", "preprocess", "--input", str(corpus), "--tokenizer",
            str(folder / "tokenizer"), "--train-tokenizer", entries, "--validation-percent", "2", "--output",
            str(folder / "text")])
-    return folder
 
 
 def _call(command: list[str], seconds: float = 500) -> str:
@@ -139,8 +148,8 @@ def _command(book, name: str, steps: int, *overrides: str) -> tuple[Path, list[s
              if small else "{num_layers: 8, hidden_size: 512, ffn_hidden_size: 2048, num_attention_heads: 8, "
                            "num_query_groups: 4}")  # 128 divides all of it: every recipe can take it
     config = folder / f"{name}.yaml"
-    config.write_text(CONFIG.format(data=data_of(book), length=64 if small else 1024, model=model, half=steps // 2,
-                                    warmup=max(1, steps // 10), windows=4 if small else 32))
+    config.write_text(CONFIG.format(data=data_of(book), length=64 if small else 512, model=model, half=steps // 2,
+                                    warmup=max(1, steps // 10), windows=4 if small else 16))
     run = folder / name
     device = "cpu" if small else "auto"
     return run, [sys.executable, "-m", "megatron_encdec", "pretrain", str(config), f"run.dir={run}", "--device", device,
@@ -166,22 +175,19 @@ def curve(book, dtype: str, recipe: str | None) -> dict:
             "tokens_per_second": lines[-1]["tokens_per_second"]}
 
 
-def exchange(book) -> dict:
-    """Half with one kind of layers, half with the other, both ways, beside a run with the first alone."""
-    kinds = ("torch", "transformer_engine") if facts()["te"] else ("torch", "torch")
-    steps, found = 8 if book.rehearse else 20, {}
-    for first, second in (kinds, kinds[::-1]):
-        whole, command = _command(book, f"whole_{first}", steps, f"model.layers={first}", "precision.dtype=bf16")
-        shutil.rmtree(whole, ignore_errors=True)
-        _call(command)
-        run, command = _command(book, f"from_{first}", steps, "precision.dtype=bf16")
-        shutil.rmtree(run, ignore_errors=True)
-        _call([*command, f"model.layers={first}", "--until", str(steps // 2)])
-        _call([*command, f"model.layers={second}"])
-        pairs = [(a["loss"], b["loss"]) for a, b in zip(lines_of(run), lines_of(whole), strict=True)]
-        found[f"{first} to {second}"] = {
-            "largest_difference": max(abs(a / b - 1) for a, b in pairs), "losses": [a for a, _ in pairs]}
-    return found
+def exchange(book, first: str, second: str) -> dict:
+    """Half with one kind of layers, half with the other, beside a run with the first alone."""
+    steps = 8 if book.rehearse else 20
+    whole, command = _command(book, f"whole_{first}", steps, f"model.layers={first}", "precision.dtype=bf16")
+    shutil.rmtree(whole, ignore_errors=True)
+    _call(command)
+    run, command = _command(book, f"from_{first}", steps, "precision.dtype=bf16")
+    shutil.rmtree(run, ignore_errors=True)
+    _call([*command, f"model.layers={first}", "--until", str(steps // 2)])
+    _call([*command, f"model.layers={second}"])
+    pairs = [(a["loss"], b["loss"]) for a, b in zip(lines_of(run), lines_of(whole), strict=True)]
+    return {f"{first} to {second}": {"largest_difference": max(abs(a / b - 1) for a, b in pairs),
+                                     "losses": [a for a, _ in pairs]}}
 
 
 def kill_and_resume(book, layers: str) -> dict:

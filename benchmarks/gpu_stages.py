@@ -1,6 +1,6 @@
 """The stages of `benchmarks/gpu.sh`: what is measured on a GPU, in which order, restartable.
 
-    python benchmarks/gpu_stages.py STAGE... [--results DIR] [--minutes 9] [--rehearse]
+    python benchmarks/gpu_stages.py STAGE... [--results DIR] [--minutes 9] [--only PATTERN]... [--rehearse]
 
     facts         doctor's report, wheels, the rates that everything is held against
     tests         the tests marked gpu and te
@@ -15,7 +15,8 @@
     report        all of it in one table
 
 A stage is cells; each finished one is a JSON file in DIR and is not done again (delete it to repeat it). No cell begins
-that might not end within --minutes; a stage that is not through ends with exit code 75: the same command goes on.
+that might not end within --minutes; a stage that is not through ends with exit code 75: the same command goes on. Cells
+that measure a speed have the GPU to themselves, one after another; those that only compare numbers run side by side.
 --rehearse: the same stages at tiny sizes on a CPU.
 """
 
@@ -25,6 +26,8 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 
 import gpu_runs
@@ -32,15 +35,16 @@ import gpu_runs
 HERE = Path(__file__).resolve().parent
 NOT_THROUGH = 75
 RECIPES = ("delayed", "current", "blockwise")
-SIZES = {"210m": 16, "610m": 12, "1b": 8}  # windows of a micro-batch
+SIZES = {"210m": 32, "610m": 24, "1b": 12}  # windows of a micro-batch: the host has to keep ahead of the GPU
 
 
 class Book:
     """The cells: which are done, how long is left, and doing one."""
 
-    def __init__(self, results: Path, minutes: float, rehearse: bool):
-        self.results, self.rehearse = results, rehearse
+    def __init__(self, results: Path, minutes: float, rehearse: bool, only: list[str]):
+        self.results, self.rehearse, self._only = results, rehearse, only
         self._end = time.monotonic() + 60 * minutes
+        self._spare: subprocess.Popen | None = None
         self.unfinished = 0
         results.mkdir(parents=True, exist_ok=True)
 
@@ -56,6 +60,8 @@ class Book:
         path = self.results / f"{name}.json"
         if path.exists() and "error" not in (kept := json.loads(path.read_text())):
             return kept
+        if self._only and not any(fnmatch(name, pattern) for pattern in self._only):
+            return None
         if self.left() < (longest if not self.rehearse else 1):
             self.unfinished += 1
             print(f"{name}: not begun, {self.left():.0f} s are left", flush=True)
@@ -64,7 +70,7 @@ class Book:
         try:
             found = work()
         except Exception as error:  # one cell must not cost the others
-            found = {"error": f"{type(error).__name__}: {error}"[-2000:]}
+            found = {"error": f"{type(error).__name__}: {error}"[-20000:]}
         found["cell_seconds"] = time.monotonic() - start
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(found, indent=2))
@@ -72,29 +78,52 @@ class Book:
         print(f"{name}: {gpu_runs.brief(found)}", flush=True)
         return found
 
+    def together(self, works: dict, longest: float = 240.0) -> None:
+        """`do` for each name and work, side by side: for cells that measure no speed."""
+        with ThreadPoolExecutor(1 if self.rehearse else max(1, (os.cpu_count() or 1) // 3)) as pool:
+            list(pool.map(lambda name: self.do(name, works[name], longest), works))
+
     def cell(self, name: str, longest: float = 120.0, **asked):
         """A measurement of gpu_cells.py."""
         return self.do(name, lambda: self.ask(asked, longest), longest)
 
     def ask(self, asked: dict, seconds: float) -> dict:
-        """gpu_cells.py in a process of its own; its last line."""
-        return last_line([sys.executable, str(HERE / "gpu_cells.py"), json.dumps(asked)],
-                         max(30.0, min(2 * seconds, self.left())))
+        """gpu_cells.py in a process of its own; its last line. The next one imports its packages meanwhile."""
+        self.prepare()
+        process, self._spare = self._spare, None
+        if not self.rehearse:
+            self.prepare()
+        try:
+            out, err = process.communicate(json.dumps(asked), timeout=max(30.0, min(2 * seconds, self.left())))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        if process.returncode:
+            raise RuntimeError(f"exit code {process.returncode}: {(err or out)[-1500:]}")
+        return json.loads(out.strip().splitlines()[-1])
+
+    def prepare(self) -> None:
+        """A process that imports while something else is done."""
+        self._spare = self._spare or start_cell()
+
+    def close(self) -> None:
+        """The process that waits for a cell goes."""
+        if self._spare:
+            self._spare.kill()
+            self._spare.wait()
 
 
-def last_line(command: list[str], seconds: float) -> dict:
-    """The JSON that `command` ends with."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=HERE.parent)
-    if done.returncode:
-        raise RuntimeError(f"exit code {done.returncode}: {(done.stderr or done.stdout)[-1500:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def start_cell() -> subprocess.Popen:
+    """gpu_cells.py, which imports and waits for its question."""
+    return subprocess.Popen([sys.executable, str(HERE / "gpu_cells.py")], cwd=HERE.parent, text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def common(book: Book) -> dict:
     """Sizes of a cell."""
     if book.rehearse:
         return {"length": 64, "vocabulary": 512, "warmup": 1, "steps": 2}
-    return {"length": 2048, "warmup": 4, "steps": 8}
+    return {"length": 2048, "warmup": 3, "steps": 6}
 
 
 def presets(book: Book) -> dict[str, int]:
@@ -104,12 +133,12 @@ def presets(book: Book) -> dict[str, int]:
 
 def recipes(book: Book) -> tuple[str, ...]:
     """FP8 recipes that the machine can try."""
-    return RECIPES if gpu_runs.facts()["te"] and not book.rehearse else ()
+    return RECIPES if gpu_runs.facts(book.results)["te"] and not book.rehearse else ()
 
 
 def facts(book: Book) -> None:
     """What was measured on."""
-    book.do("facts", gpu_runs.examine, 60)
+    book.do("facts", lambda: gpu_runs.examine(book.results), 60)
 
 
 def tests(book: Book) -> None:
@@ -119,10 +148,11 @@ def tests(book: Book) -> None:
 
 def throughput(book: Book) -> None:
     """Isolated documents; what the targets name first, then variants of one of them."""
+    book.prepare()
     sizes, fast = presets(book), recipes(book)
-    cells = [("610m", "clm", None), ("610m", "clm", "current"), ("610m", "mlm", None), ("610m", "mlm", "current"),
-             ("1b", "clm", None), ("1b", "clm", "current"), ("210m", "mlm", None), ("610m", "clm", "delayed"),
-             ("610m", "clm", "blockwise"), ("1b", "clm", "delayed")]
+    cells = [("610m", "clm", None), ("610m", "clm", "delayed"), ("610m", "mlm", None), ("1b", "clm", None),
+             ("210m", "mlm", None), ("1b", "clm", "delayed"), ("610m", "mlm", "delayed"), ("610m", "clm", "current"),
+             ("610m", "clm", "blockwise"), ("1b", "clm", "current")]
     if book.rehearse:
         cells = [("tiny", "clm", None), ("tiny", "mlm", None)]
     for preset, objective, recipe in cells:
@@ -138,20 +168,22 @@ def throughput(book: Book) -> None:
 def variants() -> dict[str, dict]:
     """What else is tried in bf16, one change at a time."""
     return {"torch_layers": {"layers": "torch"}, "whole_windows": {"isolated": False},
-            "compiled_head": {"performance": {"compile": True}},
+            "no_triton": {"performance": {"triton": False}},
             "unfused_gradients": {"performance": {"fuse_gradients": False}},
             "no_prefetch": {"performance": {"prefetch": 0}}}
 
 
 def peer(book: Book) -> None:
     """Each attention that transformers has here; the best one counts. Whole windows on both sides."""
-    attentions = ("sdpa", "flash_attention_2") if gpu_runs.facts()["flash_attn"] else ("sdpa",)
+    book.prepare()
+    attentions = ("sdpa", "flash_attention_2") if gpu_runs.facts(book.results)["flash_attn"] else ("sdpa",)
     for preset, micro in presets(book).items():
         for objective in ("clm", "mlm"):
             for attention in attentions:
-                book.cell(f"peer.{preset}.{objective}.{attention}", 200, kind="peer", preset=preset,
-                          objective=objective, micro=micro, attention=attention, compile=not book.rehearse,
-                          **common(book))
+                # all logits of a micro-batch at once: a quarter of the windows, four times as often
+                book.cell(f"peer.{preset}.{objective}.{attention}", 100, kind="peer", preset=preset,
+                          objective=objective, micro=max(1, micro // 4), micro_batches=2 * micro // max(1, micro // 4),
+                          attention=attention, compile=not book.rehearse, **common(book))
             book.cell(f"peer.{preset}.{objective}.ours", kind="throughput", preset=preset, objective=objective,
                       micro=micro, isolated=False, **common(book))
 
@@ -180,8 +212,7 @@ def largest(book: Book) -> None:
 def head(book: Book) -> None:
     """The benchmarks of the head, as they stand."""
     small = ["--positions", "256", "--vocabulary", "1000", "--width", "32"] if book.rehearse else ["--dtype", "bf16"]
-    for name, more in {"head.memory": [], "head.memory.compiled": ["--compile"]}.items():
-        book.do(name, lambda more=more: gpu_runs.benchmark("cross_entropy.py", [*small, *more]), 100)
+    book.do("head.memory", lambda: gpu_runs.benchmark("cross_entropy.py", small), 100)
     sizes = (["--width", "64", "--vocabulary", "512", "--length", "64", "--rounds", "2"] if book.rehearse else
              ["--width", "1152", "--layers", "8", "--vocabulary", "128256", "--length", "2048", "--dtype", "bf16"])
     book.do("head.masked", lambda: gpu_runs.benchmark("masked_head.py", sizes), 100)
@@ -192,29 +223,34 @@ def specs(book: Book) -> None:
     sizes = {"length": 64, "vocabulary": 512} if book.rehearse else {"length": 1024, "vocabulary": 8192}
     for objective in ("clm", "mlm"):
         book.cell(f"specs.{objective}", kind="specs", preset="tiny", objective=objective, micro=2,
-                  te=gpu_runs.facts()["te"], **sizes)
-    book.do("specs.checkpoints", lambda: gpu_runs.exchange(book), 240)
+                  te=gpu_runs.facts(book.results)["te"], **sizes)
+    kinds = ("torch", "transformer_engine") if gpu_runs.facts(book.results)["te"] else ("torch", "torch")
+    book.together({f"specs.{first}": lambda first=first, second=second: gpu_runs.exchange(book, first, second)
+                   for first, second in (kinds, kinds[::-1])})
 
 
 def curves(book: Book) -> None:
     """The same run in each precision; real text."""
-    for dtype, recipe in [("fp32", None), ("bf16", None), *(("bf16", recipe) for recipe in recipes(book))]:
-        book.do(f"curves.{recipe or dtype}", lambda dtype=dtype, recipe=recipe: gpu_runs.curve(book, dtype, recipe),
-                120)
+    ways = [("fp32", None), ("bf16", None), *(("bf16", recipe) for recipe in recipes(book))]
+    book.together({f"curves.{recipe or dtype}": lambda dtype=dtype, recipe=recipe: gpu_runs.curve(book, dtype, recipe)
+                   for dtype, recipe in ways})
 
 
 def resume(book: Book) -> None:
     """With each kind of layers that is here."""
-    for layers in ("torch", *(["transformer_engine"] if gpu_runs.facts()["te"] else [])):
-        book.do(f"resume.{layers}", lambda layers=layers: gpu_runs.kill_and_resume(book, layers), 240)
+    kinds = ("torch", *(["transformer_engine"] if gpu_runs.facts(book.results)["te"] else []))
+    book.together({f"resume.{layers}": lambda layers=layers: gpu_runs.kill_and_resume(book, layers)
+                   for layers in kinds})
 
 
 def costs(book: Book) -> None:
-    """Of the 610M, CLM and MLM."""
+    """Of the 610M, CLM and MLM in bf16, CLM in FP8, with a trace of each for Perfetto."""
     preset = "tiny" if book.rehearse else "610m"
-    for objective in ("clm", "mlm"):
-        book.cell(f"costs.{preset}.{objective}", kind="costs", preset=preset, objective=objective,
-                  micro=presets(book)[preset], **common(book))
+    ways = [("clm", None), ("mlm", None), *(("clm", recipe) for recipe in recipes(book)[:2])]
+    for objective, recipe in ways:
+        name = f"costs.{preset}.{objective}.{recipe or 'bf16'}"
+        book.cell(name, kind="costs", preset=preset, objective=objective, fp8=recipe, micro=presets(book)[preset],
+                  micro_batches=1, trace=str(book.results / f"{name}.trace.json.gz"), **common(book))
 
 
 def report(book: Book) -> None:
@@ -236,14 +272,18 @@ def main() -> int:
     parser.add_argument("stages", nargs="+", choices=[*STAGES, "all"], metavar="STAGE")
     parser.add_argument("--results", type=Path, default=Path("work_dirs/gpu"))
     parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="cells to measure: 'throughput.610m.*'")
     parser.add_argument("--rehearse", action="store_true")
     arguments = parser.parse_args()
     if arguments.rehearse:
         os.environ["MEGATRON_ENCDEC_DEVICE"] = "cpu"
-    book = Book(arguments.results.resolve(), arguments.minutes, arguments.rehearse)
-    for name in STAGES if "all" in arguments.stages else arguments.stages:
-        print(f"== {name}, {book.left():.0f} s left", flush=True)
-        STAGES[name](book)
+    book = Book(arguments.results.resolve(), arguments.minutes, arguments.rehearse, arguments.only or [])
+    try:
+        for name in STAGES if "all" in arguments.stages else arguments.stages:
+            print(f"== {name}, {book.left():.0f} s left", flush=True)
+            STAGES[name](book)
+    finally:
+        book.close()
     failed = [path.stem for path in book.results.glob("*.json")
               if path.name != "all.json" and "error" in json.loads(path.read_text())]
     if failed:

@@ -10,15 +10,18 @@ Rotary positions count from the window's start. Attention between tokens of one 
 distance, so a segment's outputs are those it would have alone.
 """
 
+import functools
+import inspect
 import itertools
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 
 from megatron_encdec.objectives.base import AttentionKind
 from megatron_encdec.platform import megatron as mcore
-from megatron_encdec.platform.device import device_type
+from megatron_encdec.platform.device import device_type, varlen_is_usable
 
 
 @dataclass
@@ -27,6 +30,7 @@ class AttentionContext(mcore.PackedSeqParams):
 
     cos, sin: [S, 1, 1, D/2], packed [T, 1, D/2], in the compute dtype. mask_B1SS: additive (or [1, 1, S, S]); None
     where the kind alone says who sees whom. explicit: scores are computed as a matrix, whose mask holds the kind too.
+    kernels: `model/kernels.py`, where it turns packed queries and keys.
     """
 
     kind: AttentionKind = None
@@ -34,6 +38,7 @@ class AttentionContext(mcore.PackedSeqParams):
     sin: torch.Tensor = None
     mask_B1SS: torch.Tensor | None = None
     explicit: bool = False
+    kernels: ModuleType | None = None
 
 
 def explicit_is_faster(length: int, dtype: torch.dtype) -> bool:
@@ -59,13 +64,14 @@ class _Rotate(torch.autograd.Function):
     """x turned by the angles; the gradient is turned back by them, so nothing but the angles is kept."""
 
     @staticmethod
-    def forward(context, x, cos, sin):
+    def forward(context, x, cos, sin, kernels):
         context.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+        context.turn = _turn if kernels is None or x.dim() != 3 else kernels.rotate
+        return context.turn(x, cos, sin)
 
     @staticmethod
     def backward(context, gradient):
-        return _turn(gradient, *context.saved_tensors, back=True), None, None
+        return context.turn(gradient, *context.saved_tensors, back=True), None, None, None
 
 
 def _turn(x, cos, sin, back: bool = False):
@@ -88,7 +94,7 @@ def rotate(layer, query: torch.Tensor, key: torch.Tensor, context: AttentionCont
     pattern = layer.config.no_rope_freq
     if pattern and pattern[layer.layer_number - 1]:
         return query, key
-    return tuple(_Rotate.apply(x, context.cos, context.sin) for x in (query, key))
+    return tuple(_Rotate.apply(x, context.cos, context.sin, context.kernels) for x in (query, key))
 
 
 class TorchAttention(mcore.MegatronModule):
@@ -148,9 +154,18 @@ def _one_segment_after_another(query_THD, key_TGD, value_TGD, context: Attention
 def _flash_over_segments(query_THD, key_TGD, value_TGD, context: AttentionContext):
     from torch.nn.attention.varlen import varlen_attn
 
+    # torch 2.11 takes fewer heads of keys as they are, later ones ask to be told
+    told = {"enable_gqa": query_THD.shape[1] != key_TGD.shape[1]} if _varlen_is_told_of_groups() else {}
     return varlen_attn(query_THD, key_TGD, value_TGD, context.cu_seqlens_q, context.cu_seqlens_kv,
-                       context.max_seqlen_q, context.max_seqlen_kv, enable_gqa=query_THD.shape[1] != key_TGD.shape[1],
-                       window_size=(-1, 0) if context.kind == "causal" else (-1, -1))
+                       context.max_seqlen_q, context.max_seqlen_kv,
+                       window_size=(-1, 0) if context.kind == "causal" else (-1, -1), **told)
+
+
+@functools.cache
+def _varlen_is_told_of_groups() -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 # Transformer Engine's names for packed segments: its THD kernels know no other two.
@@ -160,13 +175,17 @@ PACKED_MASK_TYPES = {"causal": mcore.AttnMaskType.padding_causal, "bidirectional
 def transformer_engine_attention() -> type:
     """The core-attention class for the Transformer Engine spec; imports TE."""
     class PackedAttention(mcore.transformer_engine_modules().TEDotProductAttention):
-        """TE's packed attention; its mask type comes from the micro-batch, not from the module."""
+        """TE's packed attention; its mask type comes from the micro-batch, not from the module. Not used where kernels
+        have to be deterministic: on Hopper TE 2.20 leaves cuDNN's where segments x heads x length^2 reach 2^30, for one
+        that keeps whole masks (53 GiB for 32 windows of 1 024 short documents)."""
 
         def forward(self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None,
                     packed_seq_params: AttentionContext = None):
             """query [T, H, D], key and value [T, G, D]  ->  [T, H * D]."""
             context = packed_seq_params
             query, key = rotate(self, query, key, context)
+            if torch.are_deterministic_algorithms_enabled() and varlen_is_usable():
+                return _flash_over_segments(query, key, value, context).flatten(-2)
             return super().forward(query, key, value, attention_mask, attn_mask_type=PACKED_MASK_TYPES[context.kind],
                                    attention_bias=attention_bias, packed_seq_params=context)
 

@@ -7,7 +7,7 @@ computed, turned into its loss and its part of the gradients, and forgotten.
     1. `Head`                       the output layer: logits for who wants them, the loss for training
     2. `linear_cross_entropy(...)`  the sum of the losses; its gradients are made in the forward pass, since the sum
                                     scales them all alike, and no logits are computed twice
-    3. `_chunk`, `_compiled_chunk`  one chunk: statistics over the tensor group, then the gradient of its logits
+    3. `_chunk`, `_chunk_by_kernels`  one chunk: statistics over the tensor group, then the gradient of its logits
 
 Columns beyond the real vocabulary take no part: their probability is 0, and so is their gradient.
 
@@ -15,13 +15,14 @@ Shape suffixes: N labelled positions, C positions of a chunk, H hidden size, V t
 """
 
 import functools
+from types import ModuleType
 
 import torch
 import torch.distributed as dist
 
 from megatron_encdec.platform import megatron as mcore
 
-_CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}  # of fp32 logits: few enough to lose, enough to be quick
+_CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}  # of logits: few enough to lose, enough to be quick
 
 
 class Head(mcore.ColumnParallelLinear):
@@ -29,13 +30,13 @@ class Head(mcore.ColumnParallelLinear):
     Called as a module, so that hooks that wait for its weight (overlap_parameters) see it."""
 
     chunk: int | None = None  # positions of a chunk; None: `chunk_rows`
-    compile: bool = False
+    kernels: ModuleType | None = None
 
     @classmethod
-    def adopt(cls, layer: mcore.ColumnParallelLinear, chunk: int | None, compile_: bool) -> None:
+    def adopt(cls, layer: mcore.ColumnParallelLinear, chunk: int | None, kernels: ModuleType | None) -> None:
         """Turn the output layer that a GPTModel has made into a Head, its weight and all."""
         layer.__class__ = cls
-        layer.chunk, layer.compile = chunk, compile_
+        layer.chunk, layer.kernels = chunk, kernels
         # A few selected rows come in, not this rank's slice of the sequence: gathered before they were selected.
         layer.sequence_parallel = False
         layer.allreduce_dgrad = layer.tp_group.size() > 1
@@ -48,36 +49,39 @@ class Head(mcore.ColumnParallelLinear):
         if self.allreduce_dgrad:
             rows = mcore.tensor_parallel.copy_to_tensor_model_parallel_region(rows, group=self.tp_group)
         return linear_cross_entropy(rows, self.weight if weight is None else weight, labels_N, vocabulary_size,
-                                    self.tp_group, self.chunk, self.compile, weights_N)
+                                    self.tp_group, self.chunk, self.kernels, weights_N)
 
 
-def chunk_rows(columns: int, device: str) -> int:
-    """Positions of a chunk, a multiple of 64, whose fp32 logits over `columns` stay within the device's budget."""
-    return max(64, _CHUNK_BYTES[device] // (4 * columns) // 64 * 64)
+def chunk_rows(columns: int, device: str, width: int = 4) -> int:
+    """Positions of a chunk, a multiple of 64, whose logits over `columns`, of `width` bytes, stay within the device's
+    budget."""
+    return max(64, _CHUNK_BYTES[device] // (width * columns) // 64 * 64)
 
 
 def linear_cross_entropy(hidden_NH: torch.Tensor, weight_VH: torch.Tensor, labels_N: torch.Tensor,
                          vocabulary_size: int, group: dist.ProcessGroup, chunk: int | None = None,
-                         compile_: bool = False, weights_N: torch.Tensor | None = None
+                         kernels: ModuleType | None = None, weights_N: torch.Tensor | None = None
                          ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of `hidden_NH @ weight_VH.T`: its sum, a scalar with gradients, and each position's [N], without.
     In fp32 (fp64 for fp64 inputs). weight_VH: this rank's rows of the table; ranks of `group` hold equal parts in
     order. labels_N: global ids below `vocabulary_size`; N may be 0. chunk: positions whose logits exist at a time.
-    compile_: torch.compile fuses the passes over them. weights_N: of each loss in the sum (None: 1), not in the
-    losses [N]. The gradient of `hidden_NH` is that of this rank's columns."""
-    rows = chunk or chunk_rows(weight_VH.shape[0], weight_VH.device.type)
+    kernels: `model/kernels.py`, to make the passes over them (not in fp64). weights_N: of each loss in the sum (None:
+    1), not in the losses [N]. The gradient of `hidden_NH` is that of this rank's columns."""
+    kernels = None if hidden_NH.dtype == torch.float64 else kernels
+    width = hidden_NH.element_size() if kernels else 4  # kernels work in the memory of the product, others in fp32
+    rows = chunk or chunk_rows(weight_VH.shape[0], weight_VH.device.type, width)
     wanted = tuple(torch.is_grad_enabled() and one.requires_grad for one in (hidden_NH, weight_VH))
-    return _LinearCrossEntropy.apply(hidden_NH, weight_VH, labels_N, vocabulary_size, group, rows, compile_, wanted,
+    return _LinearCrossEntropy.apply(hidden_NH, weight_VH, labels_N, vocabulary_size, group, rows, kernels, wanted,
                                      weights_N)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(context, hidden_NH, weight_VH, labels_N, vocabulary_size, group, rows, compile_, wanted,
+    def forward(context, hidden_NH, weight_VH, labels_N, vocabulary_size, group, rows, kernels, wanted,
                 weights_N):
         first = dist.get_rank(group) * weight_VH.shape[0]
         real = min(max(vocabulary_size - first, 0), weight_VH.shape[0])
-        chunk_of = _compiled_chunk if compile_ else _chunk
+        chunk_of = functools.partial(_chunk_by_kernels, kernels) if kernels else _chunk
         precision = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
         losses_N = torch.empty(len(labels_N), dtype=precision, device=hidden_NH.device)
         single = 0 < len(labels_N) <= rows  # else the weight's gradient is a sum over chunks, in fp32 or more
@@ -130,16 +134,15 @@ def _chunk(logits_CV, label_C, here_C, real: int, group):
     return total_C.log() - own_C, gradient
 
 
-def _compiled_chunk(logits_CV, label_C, here_C, real: int, group):
-    """The same in two fused passes over the logits as they come from the product: a GPU then moves half the bytes."""
-    statistics, logits_gradient = _compiled()
-    local_C, total_C, own_C = statistics(logits_CV, label_C, here_C, real)
+def _chunk_by_kernels(kernels, logits_CV, label_C, here_C, real: int, group):
+    """The same in two passes over the logits as they come from the product: a GPU then moves a fifth of the bytes."""
+    local_C, total_C, own_C = kernels.row_statistics(logits_CV, label_C, here_C, real)
     maximum_C = local_C
     if dist.get_world_size(group) > 1:
         maximum_C = _over_ranks(local_C.clone(), dist.ReduceOp.MAX, group)
         total_C = total_C * (local_C - maximum_C).exp()
     total_C, own_C = _over_ranks(torch.stack((total_C, own_C - maximum_C * here_C)), dist.ReduceOp.SUM, group)
-    return total_C.log() - own_C, lambda weights_C: logits_gradient(
+    return total_C.log() - own_C, lambda weights_C: kernels.logits_gradient_(
         logits_CV, maximum_C, total_C, label_C, here_C, real, weights_C)
 
 
@@ -148,36 +151,6 @@ def _over_ranks(values, operation, group):
     if dist.get_world_size(group) > 1:
         dist.all_reduce(values, operation, group=group)
     return values
-
-
-@functools.cache
-def _compiled():
-    return torch.compile(_statistics, dynamic=True), torch.compile(_logits_gradient, dynamic=True)
-
-
-def _statistics(logits_CV, label_C, here_C, real: int):
-    """Maximum, sum of exponentials below it and the label's own logit (0 where it is another rank's), per row."""
-    scores_CV = _real_scores(logits_CV, real)
-    maximum_C = scores_CV.amax(dim=1)
-    above_C = torch.where(maximum_C == float("-inf"), torch.zeros_like(maximum_C), maximum_C)
-    total_C = (scores_CV - above_C[:, None]).exp().sum(dim=1)
-    own_C = logits_CV.gather(1, label_C[:, None])[:, 0].to(scores_CV.dtype)
-    return maximum_C, total_C, torch.where(here_C, own_C, torch.zeros_like(own_C))
-
-
-def _logits_gradient(logits_CV, maximum_C, total_C, label_C, here_C, real: int, weights_C):
-    """(probability - one at the label), times the weight where there are some, in the logits' dtype."""
-    probabilities_CV = (_real_scores(logits_CV, real) - maximum_C[:, None]).exp() / total_C[:, None]
-    columns_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
-    is_label_CV = (columns_V[None] == label_C[:, None]) & here_C[:, None]
-    gradient_CV = probabilities_CV - is_label_CV.to(probabilities_CV.dtype)
-    return (gradient_CV if weights_C is None else gradient_CV * weights_C[:, None]).to(logits_CV.dtype)
-
-
-def _real_scores(logits_CV, real: int):
-    scores_CV = logits_CV.double() if logits_CV.dtype == torch.float64 else logits_CV.float()
-    columns_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
-    return torch.where(columns_V[None] < real, scores_CV, float("-inf"))
 
 
 def _add_product(total, one, other) -> None:

@@ -3,7 +3,9 @@
 Nothing here changes what a run computes beyond the rounding of sums; it is no part of a run's history.
 """
 
+import importlib
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -14,8 +16,6 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.optional import CUDA_PACKAGES, why_unusable
 
 Attention = Literal["masked", "packed"]
-_HOPPER = (9, 0)
-_UNFUSED_FROM = 2**30  # segments x heads x length^2, for Transformer Engine 2.20 (get_attention_backend)
 
 
 def _key(meaning: str) -> Any:
@@ -30,7 +30,8 @@ class PerformanceSettings:
     attention: Attention | None = _key("of torch's layers: `masked` windows, or `packed` segments, which spend nothing "
                                        "on pairs of documents (on a GPU it needs bf16)")
     head_chunk: int | None = _key("labelled positions whose logits exist at a time; fewer need less memory")
-    compile: bool | None = _key("torch.compile for the head's passes over its logits; off unless asked for")
+    triton: bool | None = _key("Triton kernels for rotary embeddings and for the head's passes over its logits; on a "
+                               "GPU that has Triton unless set")
     fuse_activation: bool | None = _key("SwiGLU as one function; false: as three")
     fuse_gradients: bool | None = _key("the product itself adds weight gradients to the fp32 buffer (Transformer "
                                        "Engine, or Apex)")
@@ -56,6 +57,15 @@ class PerformanceSettings:
         """The switch `name`: as set, else on for a GPU."""
         value = getattr(self, name)
         return device_type() == "cuda" if value is None else value
+
+    def kernels(self) -> ModuleType | None:
+        """`model/kernels.py`, or None where torch's operators do the same."""
+        state = "of no use without a GPU" if device_type() == "cpu" else why_unusable("triton")
+        if self.triton and state:
+            raise UserError(f"performance.triton: true, but Triton is {state}; leave the key out")
+        if state or self.triton is False:
+            return None
+        return importlib.import_module("megatron_encdec.model.kernels")
 
     @property
     def batches_ahead(self) -> int:
@@ -102,27 +112,9 @@ def core_options(settings: PerformanceSettings, fusion: str | None) -> dict[str,
     return options
 
 
-def kernel_notes(layers: str, deterministic: bool, heads: int, length: int, windows: int, isolated: bool) -> list[str]:
-    """A line for each kernel that is slower here than expected, in a micro-batch of `windows` x `length` tokens.
-    heads: of a tensor rank. isolated: windows are cut into segments."""
-    if device_type() == "cpu":
-        return []
-    engine, notes = why_unusable(CUDA_PACKAGES["transformer_engine"]), []
+def kernel_notes(layers: str) -> list[str]:
+    """A line for each kernel that is not used here, though it is installed."""
+    engine = why_unusable(CUDA_PACKAGES["transformer_engine"]) if device_type() == "cuda" else None
     if layers == "torch" and engine not in (None, "missing"):
-        notes.append(f"Transformer Engine is installed, but {engine}: torch's layers are used")
-    if layers == "transformer_engine" and deterministic and torch.cuda.get_device_capability() == _HOPPER:
-        notes += unfused_notes(heads, length, windows, isolated)
-    return notes
-
-
-def unfused_notes(heads: int, length: int, windows: int, isolated: bool) -> list[str]:
-    """Whether `run.deterministic` costs Transformer Engine its fused attention on Hopper (the backward pass would
-    need more memory than there is): [] where no micro-batch has so many segments."""
-    segments = -(-_UNFUSED_FROM // (heads * length**2))
-    most = length * (windows - 1) + 1 if isolated else windows  # one segment as long as the window, others of one token
-    if segments > most:
-        return []
-    when = f"with {segments} segments or more" if isolated else f"of batch.micro_size={windows}"
-    return [f"run.deterministic: in micro-batches {when} (of {length} tokens) Transformer Engine leaves its fused "
-            "attention for flash-attn, or where that is missing for one that is slow and keeps whole masks; "
-            "a smaller batch.micro_size avoids it"]
+        return [f"Transformer Engine is installed, but {engine}: torch's layers are used"]
+    return []

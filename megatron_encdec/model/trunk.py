@@ -14,6 +14,7 @@ Shape suffixes: S window length, B windows of a micro-batch, H hidden size, N la
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -51,8 +52,11 @@ class Trunk(mcore.GPTModel):
         # a stage without anything to train still passes a backward, and recomputation looks at its input alone
         self._passes_gradients = topology.pipeline > 1 or config.recompute_granularity is not None
         self._rope, self._angles = Rope(model.rope_theta, model.rope_scaling), {}
+        self._kernels = performance.kernels()
+        if self._kernels:
+            mcore.use_swiglu(self._kernels.swiglu)
         if self.post_process:
-            Head.adopt(self.output_layer, performance.head_chunk, bool(performance.compile))
+            Head.adopt(self.output_layer, performance.head_chunk, self._kernels)
 
     def attention_context(self, kind: str, cu_seqlens: torch.Tensor, longest: int, isolated: bool,
                           windows: int, length: int, rope: Rope | None = None) -> AttentionContext:
@@ -65,7 +69,8 @@ class Trunk(mcore.GPTModel):
             cos, sin = (turn.repeat(windows, 1)[:, None] for turn in turns)
             most = min(length, 1 << (longest - 1).bit_length())  # few values: some kernels are planned anew for each
             return AttentionContext(qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
-                                    max_seqlen_q=most, max_seqlen_kv=most, kind=kind, cos=cos, sin=sin)
+                                    max_seqlen_q=most, max_seqlen_kv=most, kind=kind, cos=cos, sin=sin,
+                                    kernels=self._kernels)
         cos, sin = (turn[:, None, None] for turn in turns)
         explicit, mask_B1SS = explicit_is_faster(length, dtype), None
         if isolated:
@@ -199,16 +204,22 @@ def _fill(shard: mcore.ShardedTensor, seed: int, std: float) -> None:
 
 
 def normal_slice(seed: int, name: str, shape: tuple, offset: tuple, size: tuple) -> np.ndarray:
-    """The part at `offset`, of `size`, of a global [rows, columns] fp32 matrix of standard normals."""
+    """The part at `offset`, of `size`, of a global [rows, columns] fp32 matrix of standard normals; as many threads as
+    torch may use."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     key = np.frombuffer(digest[:16], dtype=np.uint64)
     (first_row, first_column), (rows, columns) = offset, size
-    pieces = []
-    for block in range(first_row // _ROWS_PER_BLOCK, -(-(first_row + rows) // _ROWS_PER_BLOCK)):
+    found = np.empty(size, dtype=np.float32)
+
+    def fill(block: int) -> None:
         start = block * _ROWS_PER_BLOCK
         stream = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, block]))
         block_rows = min(_ROWS_PER_BLOCK, shape[0] - start)
         values = stream.standard_normal((block_rows, shape[1]), dtype=np.float32)
         low, high = max(first_row - start, 0), min(first_row + rows - start, block_rows)
-        pieces.append(values[low:high, first_column:first_column + columns])
-    return np.concatenate(pieces)
+        found[start + low - first_row:start + high - first_row] = values[low:high, first_column:first_column + columns]
+
+    blocks = range(first_row // _ROWS_PER_BLOCK, -(-(first_row + rows) // _ROWS_PER_BLOCK))
+    with ThreadPoolExecutor(max(1, min(len(blocks), torch.get_num_threads()))) as pool:
+        list(pool.map(fill, blocks))
+    return found

@@ -8,7 +8,7 @@ before it is imported and changes this process only. Nothing here is used on a G
     3. literals      torch.zeros(..., device="cuda"), tensor.cuda(), .to("cuda")   -> the CPU
     4. type names    tensor.type() == "torch.cuda.BFloat16Tensor"                  -> what mcore compares with
 
-Three parts of it are replaced by ones that do the same, better: `install_norm`, `install_swiglu`, `install_gathering`.
+Three parts of it are replaced by ones that do the same, better: `install_norm`, `swiglu`, `install_gathering`.
 `without_compilation()` wraps the import itself: mcore decorates small functions with `torch.compile`, which on
 a CPU would load a compiler for each process and gain nothing.
 """
@@ -147,9 +147,9 @@ class _SwiGLU(torch.autograd.Function):
         return result
 
 
-def install_swiglu(mlp_module) -> None:
-    """Give `megatron.core.transformer.mlp` a fused activation; its own is for a compiler. There are no biases."""
-    mlp_module.bias_swiglu_impl = lambda rows, _no_bias, *_settings: _SwiGLU.apply(rows)
+def swiglu(rows: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of rows [..., 2F] -> [..., F], in the place of megatron.core's, which is for a compiler."""
+    return _SwiGLU.apply(rows)
 
 
 def install_gathering(buffer_module) -> None:

@@ -37,7 +37,6 @@ with cpu_backend.without_compilation() if device_type() == "cpu" else contextlib
 if device_type() == "cpu":
     cpu_backend.install_rng(_random)
     cpu_backend.install_norm(_clip_grads)
-    cpu_backend.install_swiglu(_mlp)
     cpu_backend.install_gathering(_buffers)
 
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
@@ -63,9 +62,18 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 
+def use_swiglu(function) -> None:
+    """From now on MLPs of this process compute [..., 2F] -> [..., F] by `function`. There are no biases."""
+    _mlp.bias_swiglu_impl = lambda rows, _no_bias, *_settings: function(rows)
+
+
 def unwrap_model(model):
     """The module inside megatron.core's DistributedDataParallel."""
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+if device_type() == "cpu":
+    use_swiglu(cpu_backend.swiglu)
 
 
 def counts_once(shard) -> bool:

@@ -66,12 +66,9 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What the user should know of data and kernels before the first step."""
-        config, layers = self.config, choose_layers(self.config.model.layers, self.dtype)
-        kernels = [note for one in self.timeline.stretches for note in kernel_notes(
-            layers, config.run.deterministic, config.model.num_attention_heads // config.parallel.tensor,
-            one.data.sequence_length, one.micro_size, one.data.isolate_documents or one.data.random_length is not None)]
+        kernels = kernel_notes(choose_layers(self.config.model.layers, self.dtype))
         validation = self.validation.notes(0) if self.validation else []
-        notes = self.train.notes() + self._large_steps() + validation + self._unused() + list(dict.fromkeys(kernels))
+        notes = self.train.notes() + self._large_steps() + validation + self._unused() + kernels
         return sorted(notes, key=lambda note: not note.startswith(WARNING))  # what may be a mistake comes first
 
     def _large_steps(self) -> list[str]:

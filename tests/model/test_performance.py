@@ -13,7 +13,6 @@ from megatron_encdec.model.performance import (
     accumulation_fusion,
     choose_attention,
     core_options,
-    unfused_notes,
 )
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.errors import UserError
@@ -28,12 +27,25 @@ def gpu(monkeypatch):
     monkeypatch.setattr(performance, "varlen_is_usable", lambda: True)
 
 
+def test_kernels_of_ours_are_for_gpus_that_have_triton(gpu, monkeypatch):
+    for state in (None, "missing"):
+        monkeypatch.setattr(performance, "why_unusable", lambda _name, state=state: state)
+        monkeypatch.setattr(performance.importlib, "import_module", lambda name: name)
+        found = PerformanceSettings().kernels()
+        assert found == (None if state else "megatron_encdec.model.kernels")
+        assert PerformanceSettings(triton=False).kernels() is None
+    with pytest.raises(UserError, match="performance.triton: true, but Triton is missing"):
+        PerformanceSettings(triton=True).kernels()
+
+
 @on_cpu
 def test_a_cpu_gets_nothing_that_only_a_gpu_is_quick_at():
     settings = PerformanceSettings()
     assert choose_attention(None, torch.float32) == choose_attention(None, torch.bfloat16) == "masked"
     assert settings.batches_ahead == 0 and not settings.on_gpu("overlap_gradients")
-    assert accumulation_fusion(None, "torch") is None
+    assert accumulation_fusion(None, "torch") is None and settings.kernels() is None
+    with pytest.raises(UserError, match="performance.triton: true, but Triton is of no use without a GPU"):
+        PerformanceSettings(triton=True).kernels()
     options = core_options(settings, None)
     assert options["bias_activation_fusion"] and not options["gradient_accumulation_fusion"]
     assert "recompute_granularity" not in options
@@ -87,12 +99,3 @@ def test_overlap_has_buffers_for_every_precision_that_a_layer_may_be_in(monkeypa
                         SimpleNamespace(initialize_ub=initialize_ub, UserBufferQuantizationMode=modes))
     mcore.start_tensor_overlap(512, 64, 2, fp8)
     assert buffers == dict.fromkeys([modes.NONE, modes.FP8] if fp8 else [modes.NONE], ((512, 64), 2, "nccl"))
-
-
-@pytest.mark.parametrize(("heads", "length", "windows", "isolated", "words"), [
-    (16, 2048, 15, False, None), (16, 2048, 16, False, "of batch.micro_size=16 (of 2048 tokens)"),
-    (16, 2048, 2, True, "with 16 segments or more"), (16, 2048, 1, True, None),
-    (4, 128, 8, True, None), (32, 8192, 1, False, "of batch.micro_size=1")])
-def test_what_deterministic_attention_costs_is_said(heads, length, windows, isolated, words):
-    notes = unfused_notes(heads, length, windows, isolated)
-    assert not notes if words is None else len(notes) == 1 and words in notes[0]

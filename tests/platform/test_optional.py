@@ -27,7 +27,7 @@ except UserError as error:
 print(json.dumps({
     "layers": choose_layers("auto", torch.bfloat16), "refusal": refusal,
     "fp8": fp8_refusal("current", Fp8Facts((9, 0), "13.0", why_unusable("transformer_engine.pytorch"))),
-    "notes": kernel_notes("torch", False, 1, 1, 1, False),
+    "notes": kernel_notes("torch"),
     "left": [name for name, one in sys.modules.items() if one and name.startswith(("transformer_engine", "apex"))]}))
 """
 ON_A_CPU = """

@@ -114,7 +114,7 @@ DECIDES_NOTHING = {
     "run.deterministic": "true", "batch.micro_size": "4",
     "phases.1.batch.micro_size": "4", "parallel.tensor": "2", "parallel.pipeline": "2",
     "parallel.sequence": ("true", ("parallel.tensor=2",)), "model.layers": "torch",
-    "performance.attention": "packed", "performance.head_chunk": "64", "performance.compile": "true",
+    "performance.attention": "packed", "performance.head_chunk": "64", "performance.triton": "false",
     "performance.fuse_activation": "true", "performance.fuse_gradients": "false", "performance.recompute": "mlp",
     "performance.recompute_layers": ("1", ("performance.recompute=full",)), "performance.overlap_gradients": "true",
     "performance.overlap_parameters": "true", "performance.overlap_tensor": "true", "performance.prefetch": "2",
