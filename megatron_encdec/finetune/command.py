@@ -21,7 +21,7 @@ from megatron_encdec.finetune.results_tree import (
 from megatron_encdec.finetune.rows import files_of
 from megatron_encdec.finetune.sweep import Outcome, Sweep
 from megatron_encdec.platform.children import available_cores
-from megatron_encdec.platform.errors import RunFailed, UserError, add_stopped_code, choose_stopped_code, stopped_code
+from megatron_encdec.platform.errors import RunFailed, UserError, add_stopped_code, choose_stopped_code, code_of
 from megatron_encdec.platform.optional import INSTALL, has_gpu_driver, is_available
 from megatron_encdec.platform.schema import to_dict
 
@@ -151,7 +151,7 @@ def how_it_ended(results: str, outcome: Outcome) -> int:
     if outcome.stopped_by is not None:
         print(f"stopped by {signal.Signals(outcome.stopped_by).name}: {outcome.finished} of {outcome.total} runs are "
               "finished; the same command goes on")
-        return 130 if outcome.stopped_by == signal.SIGINT else stopped_code()
+        return code_of(outcome.stopped_by)
     if outcome.mistakes:
         raise UserError(f"{'; '.join(outcome.mistakes)}  ({outcome.left} of {outcome.total} runs are left; the same "
                         "command goes on)")

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_encdec.platform.device import device, device_type
-from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, UserError, say, stopped_code
+from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, UserError, code_of, say
 from megatron_encdec.platform.launcher import LOST_CONTACT, started
 from megatron_encdec.platform.meeting import Party
 from megatron_encdec.platform.ranks import RankEnvironment
@@ -109,7 +109,7 @@ def _connecting(signals: StopSignals | None):
         if time.monotonic() - begun > _HEEDED_SECONDS:
             print(f"stopped by {signal.Signals(number).name} while ranks connected; nothing was to be saved",
                   flush=True)
-            os._exit(130 if number == signal.SIGINT else stopped_code())
+            os._exit(code_of(number))
 
     try:
         with signals.at_once(leave) if signals else contextlib.nullcontext():

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -54,6 +55,11 @@ _stopped_code = 0
 def stopped_code() -> int:
     """Exit code where a signal or a time limit ended the work before its end, in good order."""
     return _stopped_code
+
+
+def code_of(number: int) -> int:
+    """Exit code of a verb that the signal `number` has stopped in good order."""
+    return 130 if number == signal.SIGINT else stopped_code()
 
 
 def choose_stopped_code(code: int) -> None:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.errors import UserError, add_stopped_code, choose_stopped_code
 from megatron_encdec.platform.signals import interrupts_end_the_process
 
 DESCRIPTION = """\
@@ -83,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--executor", choices=("local", "slurm"), help="where jobs run (default: the study's, else local)")
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="jobs at a time on this machine (default: 1)")
     run.add_argument("--keep-all", action="store_true", help="delete no checkpoint")
+    add_stopped_code(run)
     for child in (plan, run):
         child.add_argument("study", metavar="STUDY.yaml", help="base, output, models, ...")
         child.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="set a key of the study")
@@ -133,6 +134,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    choose_stopped_code(arguments.stopped_exit_code)
     if arguments.jobs < 1:
         raise UserError(f"--jobs {arguments.jobs}: at least one")
     plan = plan_of(arguments.study, arguments.overrides)
@@ -143,8 +145,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     slurm = (arguments.executor or plan.study.executor) == "slurm"
     executor = SlurmExecutor(plan.study.slurm) if slurm else LocalExecutor(arguments.jobs, visible_gpus())
-    Driver(plan, executor, arguments.keep_all).run()
-    return 0
+    return Driver(plan, executor, arguments.keep_all).run()
 
 
 def _advise(arguments: argparse.Namespace) -> int:

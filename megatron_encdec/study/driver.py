@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from megatron_encdec.finetune.results_tree import FAILED, reason_of, state_of
-from megatron_encdec.platform.errors import RunFailed, UserError
+from megatron_encdec.platform.errors import RunFailed, UserError, code_of
 from megatron_encdec.platform.progress import Progress, duration
 from megatron_encdec.platform.signals import StopSignals, how_it_ended
 from megatron_encdec.rundir.lock import FolderLock
@@ -44,8 +44,8 @@ class Driver:
         self._seen = 0.0
         self._began: dict[str, tuple[float, int]] = {}  # when, and from which position
 
-    def run(self) -> None:
-        """Work until nothing is left that can be done. Raises `RunFailed` where something has failed, `UserError` where
+    def run(self) -> int:
+        """Work until nothing is left that can be done, or a signal comes; the exit code. Raises `RunFailed` where something has failed, `UserError` where
         another driver works on this study."""
         if self._plan.facts.missing:
             raise UserError(f"{self._plan.study.base}: not there: {'; '.join(self._plan.facts.missing)}")
@@ -66,7 +66,7 @@ class Driver:
                     self._show()
                 if signals.received is not None:
                     self._stop(signals)
-                    return
+                    return code_of(signals.received)
         if self._plan.study.finetune and any((self._store.output / "results").glob("*/*/*/*/results.json")):
             try:
                 report_study(self._plan)
@@ -83,6 +83,7 @@ class Driver:
         self._say(f"{self._store.output}: all is done" + (
             f", but {len(failed)} runs of fine-tuning failed, the first: {reason_of(failed[0].parent)} "
             f"({failed[0]})" if failed else ""))
+        return 0
 
     def _look(self) -> None:
         """What is to do, as the disk says; what nothing needs goes."""

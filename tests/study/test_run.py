@@ -65,14 +65,14 @@ def test_a_stretch_that_fails_stops_only_what_depends_on_it(root, tmp_path):
 
 def test_two_drivers_at_once(root, tmp_path):
     study = write_study(root, tmp_path, ["clm-6"])
-    driver = start_cli("study", "run", study, output=tmp_path / "first.log")
+    driver = start_cli("study", "run", study, "--stopped-exit-code", "77", output=tmp_path / "first.log")
     try:
         wait_until(lambda: (tmp_path / "out/jobs").exists(), "the first job")
         second = run_cli("study", "run", study, code=2)
         assert "is in use by pid" in second.stderr and second.stderr.count("\n") == 1
     finally:
         driver.send_signal(signal.SIGTERM)
-        assert driver.wait() == 0
+        assert driver.wait() == 77
     assert not jobs_of(study)  # SIGTERM ends the jobs too
 
 
