@@ -45,8 +45,8 @@ class Driver:
         self._began: dict[str, tuple[float, int]] = {}  # when, and from which position
 
     def run(self) -> int:
-        """Work until nothing is left that can be done, or a signal comes; the exit code. Raises `RunFailed` where something has failed, `UserError` where
-        another driver works on this study."""
+        """Work until nothing is left that can be done, or a signal comes; the exit code. Raises `RunFailed` where
+        something has failed, `UserError` where another driver works on this study."""
         if self._plan.facts.missing:
             raise UserError(f"{self._plan.study.base}: not there: {'; '.join(self._plan.facts.missing)}")
         with FolderLock(self._store.output, "output"), StopSignals((signal.SIGTERM, signal.SIGINT)) as signals:
