@@ -43,6 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
         weights = [float(word) for word in arguments.weights.split(",")] if arguments.weights else None
     except ValueError:
         raise UserError(f"--weights {arguments.weights}: numbers with commas between them, e.g. 0.7,0.3") from None
+    for model in arguments.models:
+        place = Path(model) if Path(model).exists() else Path(model.rpartition("@")[0])
+        if Path(arguments.out).resolve().is_relative_to(place.resolve()):
+            raise UserError(f"{arguments.out}: is inside {model}, one of the models; name a directory beside it")
     models, recipe = arguments.models, Recipe.of(arguments.method, weights, len(arguments.models))
     make = merge_directories if _are_directories(models) else merge_runs
     for line in make(models, Path(arguments.out), recipe):

@@ -48,6 +48,7 @@ class Recipe:
         if method == "slerp" and models != 2:
             raise UserError(f"--method slerp: between two models, {models} are named; merge them pair by pair, or take "
                             "the mean")
+        weights = [weight / max(weights) for weight in weights]  # whose sum is a number, however large they were
         return cls(method, tuple(weight / sum(weights) for weight in weights))
 
     def as_dict(self) -> dict:

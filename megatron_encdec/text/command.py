@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="PREFIX", help="where the files go: PREFIX.bin, ... (required)")
     add("--text-key", nargs="+", default=["text"], metavar="KEY", help="key of the text in JSON lines, column of "
         "Parquet files (default: text); a.b: the key b inside a; several keys are joined")
-    add("--join", default="\n\n", metavar="TEXT", help="what stands between the texts of several keys (default: a "
-        "blank line)")
+    add("--join", default="\n\n", metavar="TEXT", type=_text, help="what stands between the texts of several keys; "
+        "'\\n' is a new line, '\\t' a tab (default: a blank line)")
     add("--where", nargs="+", action="extend", default=[], metavar="CONDITION", help="take only documents in which all "
         "of these hold: FIELD=VALUE (FIELD=A|B), FIELD!=VALUE, FIELD>=NUMBER (>, <, <=); others are counted")
     add("--workers", type=int, metavar="N", help="encoding processes (default: one a core); the output is the same "
@@ -75,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sample of the input proves that it gives the tokenizer's ids, else tokenizers)")
     add("--shard", dest="share", type=_share, default=(1, 1), metavar="I/N", help="do the I-th of N parts of the input")
     add("--merge", nargs="+", metavar="PREFIX", help="put finished outputs together, in this order; no --input")
+
+
+def _text(value: str) -> str:
+    """What a shell's quotes cannot easily hold, spelt out."""
+    return value.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def _share(value: str) -> tuple[int, int]:

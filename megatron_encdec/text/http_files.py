@@ -7,6 +7,7 @@ Nothing is listed: a URL names one file.
 import email.message
 import http.client
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import Any
 
@@ -55,8 +56,10 @@ class HttpFile(AbstractBufferedFile):
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         if self._ranges:
-            with _get(self.path, f"bytes={start}-{end - 1}") as answer:
-                return answer.read() if answer.status == 206 else answer.read()[start:end]
+            data = bytearray()
+            while len(data) < end - start:  # an answer that breaks off has brought something all the same
+                data += _piece(self.path, start + len(data), end)
+            return bytes(data)
         if self._answer is None or start < self._at:
             self._leave()
             self._answer, self._at = _get(self.path), 0
@@ -76,7 +79,28 @@ class HttpFile(AbstractBufferedFile):
         super().close()
 
 
+def _piece(url: str, start: int, end: int) -> bytes:
+    """What comes of bytes `start` to `end` - 1 before the answer ends: one at least, or OSError."""
+    data = bytearray()
+    with _get(url, f"bytes={start}-{end - 1}") as answer:
+        if answer.status != 206:
+            return answer.read()[start:end]
+        sent = answer.headers.get("Content-Range", "")
+        if not sent.startswith(f"bytes {start}-"):
+            raise OSError(f"asked for byte {start}, and it sent {sent!r}")
+        try:
+            while piece := answer.read(SKIPPED):
+                data += piece
+        except (OSError, http.client.HTTPException):
+            if not data:
+                raise
+    if not data:
+        raise OSError(f"no byte came from {start} on")
+    return bytes(data)
+
+
 def _get(url: str, part: str | None = None) -> http.client.HTTPResponse:
+    url = urllib.parse.quote(url, safe="%!#$&'()*+,/:;=?@[]~")  # as browsers do: letters beyond ASCII, blanks
     headers = {"Accept-Encoding": "identity", "User-Agent": "megatron-encdec", **({"Range": part} if part else {})}
     try:
         return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=SECONDS)

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 
 from megatron_encdec.platform.errors import UserError
 
-URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 WEB = ("http://", "https://")
 BLOCK = 8 << 20  # bytes asked for at once
 ATTEMPTS, FIRST_PAUSE = 5, 1.0  # of a read that fails, and seconds before the second one; twice as long each time
-LASTING = (FileNotFoundError, PermissionError, ImportError)  # no second attempt helps
+LASTING = (FileNotFoundError, PermissionError, ImportError, ValueError)  # no second attempt helps
 AT_ONCE = 16  # requests for small things
 # What stores say of an object that changes with its content, best first.
 VERSIONS = ("ETag", "etag", "generation", "checksum", "sha256", "blob_id", "md5Hash", "LastModified", "last_modified",
@@ -52,7 +52,11 @@ def is_remote(path: str) -> bool:
 
 def bare(path: str) -> str:
     """`path`, of the web without query and fragment: its end says what kind of file it is."""
-    return re.split(r"[?#]", path, maxsplit=1)[0] if path.startswith(WEB) else path
+    return re.split(r"[?#]", path, maxsplit=1)[0] if _is_web(path) else path
+
+
+def _is_web(url: str) -> bool:
+    return url.lower().startswith(WEB)
 
 
 def open_input(path: str, buffering: int = -1):
@@ -63,9 +67,8 @@ def open_input(path: str, buffering: int = -1):
 def list_remote(url: str, unread: dict[str, str]) -> tuple[list[Found], bool]:
     """What `url` stands for, sorted, and whether it names one object; names that begin with a dot go to `unread`.
     Raises `UserError` where nothing is there, or the store cannot be asked."""
-    with _asking(url):
-        store, path = _store(url)
-        if glob.has_magic(path) and not url.startswith(WEB):
+    def look(store, path: str) -> tuple[list[Found], bool]:
+        if glob.has_magic(path) and not _is_web(url):
             matches = store.glob(path, detail=True)
             folders = [name for name, info in matches.items() if info["type"] == "directory"]
             found = {name: info for name, info in matches.items() if info["type"] != "directory"}
@@ -85,14 +88,17 @@ def list_remote(url: str, unread: dict[str, str]) -> tuple[list[Found], bool]:
                 kept.append(_found(store, name, info))
         return kept, False
 
+    return _tried(url, look)
+
 
 def changed(files: Sequence[Found]) -> list[str]:
     """The URLs of those whose size or version is another one now."""
+    def look(store, path: str) -> Found:
+        store.invalidate_cache()
+        return _found(store, path, store.info(path))
+
     def differs(file: Found) -> bool:
-        with _asking(file.url):
-            store, path = _store(file.url)
-            store.invalidate_cache()
-            now = _found(store, path, store.info(path))
+        now = _tried(file.url, look)
         told, then = now.version.partition("=")[0], file.version.partition("=")[0]  # a list may tell less
         return now.size != file.size or told == then and now.version != file.version
 
@@ -111,12 +117,12 @@ def cat(urls: Sequence[str]) -> Iterator[bytes]:
 
 
 class RemoteFile(io.RawIOBase):
-    """The object at `url`, to be read like an unbuffered file. A read that fails is tried again, ATTEMPTS times in all;
-    then a `UserError` says why."""
+    """The object at `url`, to be read like an unbuffered file. A read that fails is tried again; then a `UserError`
+    says why."""
 
     def __init__(self, url: str):
         self._url, self._position, self._file = url, 0, None
-        self._size = self._tried(lambda store, path: store.info(path)["size"])
+        self._size = _tried(url, lambda store, path: store.info(path)["size"])
 
     def readable(self) -> bool:
         return True
@@ -150,24 +156,9 @@ class RemoteFile(io.RawIOBase):
                 raise OSError(f"ends after {self._position:,} of {self._size:,} bytes")
             return data
 
-        data = self._tried(work)
+        data = _tried(self._url, work, self._drop)
         self._position += len(data)
         return data
-
-    def _tried(self, work: Callable[[Any, str], Any]) -> Any:
-        """`work(store, path)`, again where it fails by what may pass."""
-        pause = FIRST_PAUSE
-        for attempt in range(ATTEMPTS):
-            try:
-                return work(*_store(self._url))
-            except Exception as error:  # whatever a store or the network does
-                self._drop()
-                if attempt == ATTEMPTS - 1 or isinstance(error, LASTING):
-                    raise _refusal(self._url, error) from None
-                print(f"note: {self._url}: {_said(error)}; trying again in {pause:.0f} s", file=sys.stderr, flush=True)
-                time.sleep(pause)
-                pause *= 2
-        raise AssertionError("the last attempt returns or raises")
 
     def _drop(self) -> None:
         file, self._file = self._file, None
@@ -180,11 +171,30 @@ class RemoteFile(io.RawIOBase):
         super().close()
 
 
+def _tried(url: str, work: Callable[[Any, str], Any], drop: Callable[[], None] = lambda: None) -> Any:
+    """`work(store, path)` for the store and the path of `url`, again where it fails by what may pass, ATTEMPTS times in
+    all, after `drop()`. Raises `UserError`."""
+    pause = FIRST_PAUSE
+    for attempt in range(ATTEMPTS):
+        try:
+            return work(*_store(url))
+        except UserError:
+            raise
+        except Exception as error:  # whatever a store or the network does
+            drop()
+            if attempt == ATTEMPTS - 1 or isinstance(error, LASTING):
+                raise _refusal(url, error) from None
+            print(f"note: {url}: {_said(error)}; trying again in {pause:.0f} s", file=sys.stderr, flush=True)
+            time.sleep(pause)
+            pause *= 2
+    raise AssertionError("the last attempt returns or raises")
+
+
 def _store(url: str) -> tuple[Any, str]:
     """The file system of a URL, and what the URL is called there."""
     import fsspec
 
-    if url.startswith(WEB):
+    if _is_web(url):
         from megatron_encdec.text.http_files import HttpFiles
 
         return HttpFiles(), url
@@ -192,7 +202,7 @@ def _store(url: str) -> tuple[Any, str]:
 
 
 def _found(store, path: str, info: dict) -> Found:
-    url = path if path.startswith(WEB) else store.unstrip_protocol(path)
+    url = path if _is_web(path) else store.unstrip_protocol(path)
     if info.get("size") is None:
         raise UserError(f"{url}: its server does not say how long it is; download it, and name the file")
     version = next((f"{key}={_plain(info[key])}" for key in VERSIONS if info.get(key) is not None), "")
@@ -202,16 +212,6 @@ def _found(store, path: str, info: dict) -> Found:
 def _plain(value: Any) -> Any:
     """A time as seconds: lists and single answers write it differently."""
     return value.timestamp() if isinstance(value, datetime.datetime) else value
-
-
-@contextlib.contextmanager
-def _asking(url: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # each store has errors of its own
-        raise _refusal(url, error) from None
 
 
 def _refusal(url: str, error: Exception) -> UserError:

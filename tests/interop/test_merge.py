@@ -160,9 +160,25 @@ def test_what_cannot_be_merged_is_refused_and_nothing_is_left(branches, other, t
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
+@pytest.mark.parametrize("scale", [1e-320, 1e308])
+def test_only_the_ratio_of_the_weights_counts(branches, tmp_path, scale):
+    for name, given in (("one", "1,1"), ("other", f"{scale},{scale}")):
+        assert main(words("merge", *branches[2:], tmp_path / name, "--weights", given)) == 0
+    one, other = weights(tmp_path / "one"), weights(tmp_path / "other")
+    assert all(torch.equal(one[name], other[name]) and one[name].any() for name in one)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_a_result_inside_one_of_the_models_is_refused(branches, capsys, number):
+    models = branches[2:] if number > 1 else branches[:2]
+    assert main(words("merge", *models, branches[number] / "merged")) == 2
+    assert "is inside" in capsys.readouterr().err and not (branches[number] / "merged").exists()
+
+
 @pytest.mark.parametrize(("options", "why"), [
     (("--weights", "1"), "1 for 2 models"), (("--weights", "0,0"), "not all of them 0"),
-    (("--weights", "1,x"), "numbers with commas"), (("--weights", "1,nan"), "numbers of at least 0")])
+    (("--weights", "1,x"), "numbers with commas"), (("--weights", "1,nan"), "numbers of at least 0"),
+    (("--weights", "1,inf"), "numbers of at least 0")])
 def test_weights_that_are_none_are_refused(branches, tmp_path, capsys, options, why):
     assert main(words("merge", *branches[2:], tmp_path / "out", *options)) == 2
     assert why in capsys.readouterr().err

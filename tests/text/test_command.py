@@ -148,3 +148,13 @@ def test_why_not_gigatoken_is_said(lines, tokenizer_dir, tmp_path):
     assert "encoding with tokenizers" in result.stderr
     assert "gigatoken" in result.stderr
     assert manifests.read(tmp_path / "out").encoder.name == "tokenizers"
+
+
+def test_a_new_line_between_texts_can_be_spelt_out(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"a": f"one {i}", "b": "two"}) + "\n" for i in range(50)))
+    ended = run("--input", path, "--tokenizer", tmp_path / "tok", "--train-tokenizer", 300, "--workers", 1, "--output",
+                tmp_path / "out", "--text-key", "a", "b", "--join", r"\n\t")
+    assert ended.returncode == 0, ended.stderr
+    settings = json.loads((tmp_path / "out.manifest.json").read_text())["settings"]
+    assert settings["text_key"] == r"a + b joined by '\n\t'"

@@ -162,9 +162,10 @@ def test_fields_by_url(sources, memory, tmp_path, capsys):
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Files of a folder; knows ranges where `ranges`, and fails every `fails`-th request where that is set."""
+    """Files of a folder; knows ranges where `ranges`, fails every `fails`-th request where that is set, breaks an
+    answer off after `most` bytes, and gives those at another place than was asked for where `shifted`."""
 
-    ranges, fails, count = True, 0, 0
+    ranges, fails, count, most, shifted = True, 0, 0, 1 << 30, 0
 
     def log_message(self, *_):
         pass
@@ -182,7 +183,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         begin, end = 0, len(data)
         if wanted and self.ranges:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
-            begin, end = int(first), min(int(last) + 1, len(data))
+            begin, end = int(first) + self.shifted, min(int(last) + 1 + self.shifted, len(data))
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}")
         else:
@@ -190,13 +191,14 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(end - begin))
         self.send_header("ETag", hashlib.sha256(data).hexdigest()[:8])
         self.end_headers()
-        self.wfile.write(data[begin:end])
+        self.wfile.write(data[begin:end][:self.most])
 
 
 @pytest.fixture
 def server(sources, monkeypatch):
     """The address of a server of this machine that gives the files of `sources`."""
     monkeypatch.setattr(Handler, "fails", 0)
+    monkeypatch.setattr(Handler, "count", 0)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(sources / "in")))
@@ -228,6 +230,42 @@ def test_a_server_that_fails_now_and_then_is_asked_again(sources, server, tmp_pa
     with remote.RemoteFile(listed[0].path) as file:
         assert file.readall() == (sources / "in/a.jsonl").read_bytes()
     assert "503" in capsys.readouterr().err
+
+
+def test_what_an_answer_brought_before_it_broke_off_is_kept(sources, server, monkeypatch, capsys):
+    """A connection that never lasts for a whole block: each request begins where the last one ended."""
+    monkeypatch.setattr(Handler, "most", 3_000)
+    with remote.RemoteFile(f"{server}/a.jsonl") as file:
+        assert file.readall() == (sources / "in/a.jsonl").read_bytes()
+    assert not capsys.readouterr().err
+
+
+def test_bytes_of_another_place_are_not_taken(sources, server, monkeypatch):
+    monkeypatch.setattr(Handler, "shifted", 1)
+    with pytest.raises(UserError, match="a.jsonl: cannot be read .*asked for byte 0, and it sent 'bytes 1-"), \
+            remote.RemoteFile(f"{server}/a.jsonl") as file:
+        file.readall()
+
+
+def test_a_server_that_fails_at_the_first_look_is_asked_again(sources, server, monkeypatch, capsys):
+    monkeypatch.setattr(Handler, "fails", 3)
+    monkeypatch.setattr(Handler, "count", 2)
+    files = list_files([f"{server}/a.jsonl"])
+    assert files[0].size == (sources / "in/a.jsonl").stat().st_size and "503" in capsys.readouterr().err
+    monkeypatch.setattr(Handler, "count", 2)
+    assert not remote.changed([remote.Found(files[0].path, files[0].size, files[0].version)])
+
+
+def test_a_url_with_letters_beyond_ascii_and_a_scheme_in_capitals(sources, server):
+    (sources / "in/größe 1.txt").write_text("eins")
+    try:
+        for url in (f"{server}/größe 1.txt", f"{server}/gr%C3%B6%C3%9Fe%201.txt",
+                    f"{server}/größe 1.txt".replace("http", "HTTP")):
+            assert remote.is_remote(url)
+            with remote.open_input(url) as file:
+                assert file.read() == b"eins"
+    finally:
+        (sources / "in/größe 1.txt").unlink()
 
 
 def test_a_file_that_the_server_does_not_have(server):
