@@ -62,8 +62,10 @@ def pretrain(config: "ConfigLike", overrides: Sequence[str] | Mapping[str, Any] 
     the newest checkpoint. Raises `UserError`, `RunFailed`.
     """
     from megatron_encdec.platform import device as devices
+    from megatron_encdec.platform.launcher import at_least_one
     from megatron_encdec.training.config import load_config
 
+    at_least_one("--nproc", nproc)
     options = {"nproc": nproc, "until": until, "fork": fork, "time_limit": time_limit, "fallback": fallback,
                "profile": profile, "device": device}
     whole = _with_overrides(config, overrides)

@@ -96,6 +96,12 @@ def test_dry_run_is_the_verbs(root, capsys):
     assert capsys.readouterr().out == dry_run(root / "config.yaml", {"run.dir": "elsewhere"}) + "\n"
 
 
+@pytest.mark.parametrize("call", [dry_run, pretrain])
+def test_no_rank_at_all_is_refused(root, tmp_path, call):
+    with pytest.raises(UserError, match="^--nproc 0: at least one rank$"):
+        call(root / "config.yaml", {"run.dir": str(tmp_path / "run")}, nproc=0)
+
+
 def test_mistakes_are_raised_and_not_printed(root, trained, tmp_path, capsys):
     config = root / "config.yaml"
     for call, error, words in [

@@ -129,6 +129,9 @@ def pointed(checkpoints: Path) -> str | None:
         return (checkpoints / LATEST).read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise UserError(f"{checkpoints.parent}: is a file, or lies in one, and no run directory; name "
+                        "another") from None
     except OSError as error:
         raise IntegrityError(f"{checkpoints / LATEST}: cannot be read ({error.strerror}); move it away, and write a "
                              "file there that holds the name of a checkpoint") from None

@@ -11,6 +11,9 @@ import numpy as np
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.schema import key
 
+MOST_WINDOWS = 1_000_000  # of a step or an evaluation: its micro-batches are listed before it begins
+_MOST_SIZES = 10_000  # of a batch that grows: each is a stretch of the run's history
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -132,6 +135,9 @@ class BatchSettings:
 
     def __post_init__(self):
         schema.at_least(self, 1, "global_size", "micro_size")
+        if self.global_size > MOST_WINDOWS:
+            raise ValueError(f"global_size: {self.global_size:,} windows are more than a step can have "
+                             f"({MOST_WINDOWS:,}); give a smaller batch")
         if self.global_size % self.micro_size:
             raise ValueError(f"global_size: {self.global_size} is no multiple of batch.micro_size={self.micro_size}")
 
@@ -177,6 +183,9 @@ class BatchChange:
         if self.ramp and (self.ramp.from_ >= changed.global_size or changed.global_size % self.ramp.from_):
             raise ValueError(f"ramp.from: {self.ramp.from_} windows do not lead up to global_size="
                              f"{changed.global_size} in equal parts; make it a divisor below it")
+        if self.ramp and (sizes := changed.global_size // self.ramp.from_ - 1) > _MOST_SIZES:
+            raise ValueError(f"ramp.from: {self.ramp.from_} windows lead up to {changed.global_size:,} in {sizes:,} "
+                             f"sizes, more than a run can have ({_MOST_SIZES:,}); give a larger one")
         if self.ramp and self.ramp.from_ % changed.micro_size:
             raise ValueError(f"ramp.from: {self.ramp.from_} is no multiple of micro_size={changed.micro_size}")
         return changed

@@ -9,6 +9,7 @@ Nothing is loaded or changed. What is missing has a line with the command or the
 import argparse
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -40,8 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
         return machine.run(arguments)
     if arguments.nodes:
         raise UserError("doctor: --nodes compares machines, and CONFIG is looked at on one; give one of the two")
+    from megatron_encdec.platform.launcher import at_least_one
     from megatron_encdec.training.config import load_config
 
+    at_least_one("--nproc", arguments.nproc)
     report = examine(load_config(arguments.config, arguments.overrides), arguments.nproc)
     print(json.dumps(report, indent=2) if arguments.json else "\n".join(lines(arguments.config, report)))
     return 1 if report["problems"] else 0
@@ -123,7 +126,11 @@ def _size(config, ranks: int, problems: list[str]) -> list[tuple[str, str]]:
     from megatron_encdec.platform.device import device_type
     from megatron_encdec.training.dry_run import state_bytes, with_vocabulary
 
-    config = with_vocabulary(config)[0]
+    try:
+        config = with_vocabulary(config)[0]
+    except UserError as error:
+        problems.append(str(error))
+        return []
     each, on_gpu = state_bytes(config, ranks), device_type() == "cuda"
     there = torch.cuda.get_device_properties(0).total_memory if on_gpu else \
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -161,29 +168,47 @@ def _inputs(config, problems: list[str]) -> list[tuple[str, str]]:
             problems.append(f"{key}.path: {error}")
     names = {source.path for _, source in sources(config)}
     for key, path in missing.items():
-        way = {"tokenizer.path": "give the path of one, or train it: preprocess --train-tokenizer",
+        way = {"tokenizer.path": "give the path of one, or train it: megatron-encdec preprocess --input TEXTS "
+                                 f"--tokenizer {shlex.quote(path)} --train-tokenizer SIZE --output PREFIX",
                "run.from.path": "give the directory of a run"}.get(key) or "write it: " + writing_command(
-                   path, f"{path}.{VALIDATION}" in names)
+                   path, f"{path}.{VALIDATION}" in names, config.tokenizer.path)
         problems.append(f"{key}: {path} is missing; {way}")
     return rows
 
 
 def _run(config, problems: list[str]) -> list[tuple[str, str]]:
-    """What stands in run.dir; whether the run may go on from there `pretrain --dry-run` says."""
-    from megatron_encdec.engine.checkpoint import newest, read_run_state
+    """What stands in run.dir, and whether the run may go on from there."""
     from megatron_encdec.rundir.lock import holder
 
     folder = Path(config.run.dir)
-    launch, found = holder(folder), newest(folder / "checkpoints")
+    launch = holder(folder)
     if launch is not None and launch.runs_here:
         problems.append(f"run.dir: {folder} is in use by {launch}; wait for it, or end it")
-    if found is None:
-        return [("run", f"{folder}: begins at step 0")]
     try:
-        return [("run", f"{folder}: goes on after step {read_run_state(found).step:,}")]
+        return [("run", f"{folder}: {_beginning(config)}")]
     except UserError as error:
-        problems.append(str(error))
+        if str(error) not in problems:  # a source that cannot be opened, for one
+            problems.append(str(error))
         return []
+
+
+def _beginning(config) -> str:
+    """Where the run goes on from. Raises `UserError` where `pretrain` would before it loads anything; while tokenizer
+    or data are missing only for what cannot be read."""
+    from megatron_encdec.engine.checkpoint import newest, read_run_state
+    from megatron_encdec.training.origin import check_origin
+    from megatron_encdec.training.plan import missing_inputs, resolve
+
+    if missing_inputs(config):
+        found = newest(Path(config.run.dir) / "checkpoints")
+        return f"goes on after step {read_run_state(found).step:,}" if found else "begins at step 0"
+    origin = check_origin(resolve(config), fallback=False)
+    if origin is None:
+        return "another launch is saving here"
+    whose = f" of {origin.parent['path']}" if origin.parent else ""
+    if origin.kind in ("resume", "fork"):
+        return f"goes on after step {origin.state.step:,}{whose}"
+    return "begins at step 0" + (f" with the weights of step {origin.state.step:,}{whose}" if whose else "")
 
 
 def _trackers(config) -> list[tuple[str, str]]:

@@ -6,8 +6,7 @@ import os
 import time
 
 from megatron_encdec.platform import device
-from megatron_encdec.platform.errors import UserError
-from megatron_encdec.platform.launcher import Nodes, launch
+from megatron_encdec.platform.launcher import Nodes, at_least_one, launch
 
 DESCRIPTION = """\
 Take over a released model: Llama, Mistral, Qwen2, Qwen3, SmolLM2/3, EuroBERT, from a directory with config.json,
@@ -51,8 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
     device.choose("cpu")  # before megatron.core is imported
-    if arguments.nproc is not None and arguments.nproc < 1:
-        raise UserError(f"--nproc {arguments.nproc}: at least one rank")
+    at_least_one("--nproc", arguments.nproc)
     if (arguments.nproc or 1) > 1:
         of_a_rank = argparse.Namespace(**{**vars(arguments), "nproc": None})
         return launch(run, (of_a_rank,), Nodes(arguments.nproc), time.time(),

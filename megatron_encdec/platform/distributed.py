@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from megatron_encdec.platform.device import device, device_type
 from megatron_encdec.platform.errors import AgreedError, NotMet, RunFailed, UserError, code_of, say
-from megatron_encdec.platform.launcher import LOST_CONTACT, started
+from megatron_encdec.platform.launcher import LOST_CONTACT, at_least_one, started
 from megatron_encdec.platform.meeting import Party
 from megatron_encdec.platform.ranks import RankEnvironment
 from megatron_encdec.platform.signals import StopSignals
@@ -68,7 +68,8 @@ class Topology:
 
 
 def check_parallel_sizes(world_size: int, tensor: int, pipeline: int) -> int:
-    """The data-parallel size, or a `UserError` where tensor x pipeline does not divide the ranks."""
+    """The data-parallel size, or a `UserError` where there are no ranks or tensor x pipeline does not divide them."""
+    at_least_one("--nproc", world_size)
     if world_size % (tensor * pipeline):
         raise UserError(f"parallel.tensor={tensor} x parallel.pipeline={pipeline} = {tensor * pipeline} does not "
                         f"divide the {world_size} ranks of this launch")

@@ -11,6 +11,7 @@ equal runs write equal ones.
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,11 +128,12 @@ def split_prefixes(prefix: str | Path, validation_percent: float) -> dict[str, P
     return found | {VALIDATION: Path(f"{prefix}.{VALIDATION}")} if validation_percent else found
 
 
-def writing_command(prefix: str | Path, is_split: bool = False) -> str:
-    """The words of `preprocess` that write the files of `prefix`, for whoever lacks them. is_split: its validation
-    split is wanted too; that of a PREFIX.validation is written along with PREFIX."""
+def writing_command(prefix: str | Path, is_split: bool = False, tokenizer: str = "TOKENIZER") -> str:
+    """The command that writes the files of `prefix`, for whoever lacks them; in capitals what only they can know.
+    is_split: its validation split is wanted too; that of a PREFIX.validation is written along with PREFIX."""
     whole = str(prefix).removesuffix(f".{VALIDATION}")
-    return f"preprocess --output {whole}" + " --validation-percent 1" * (is_split or whole != str(prefix))
+    words = ["megatron-encdec", "preprocess", "--input", "TEXTS", "--tokenizer", tokenizer, "--output", whole]
+    return shlex.join(words + ["--validation-percent", "PERCENT"] * (is_split or whole != str(prefix)))
 
 
 def data_fingerprint(shards: tuple[str, ...], idx_sha256: str) -> str:

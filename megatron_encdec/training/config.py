@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from megatron_encdec.data.config import DataChange, DataConfig
 from megatron_encdec.engine.config import (
+    MOST_WINDOWS,
     BatchChange,
     BatchSettings,
     CheckpointSettings,
@@ -183,6 +184,9 @@ class Config:
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"phases: the name {name!r} is given {names.count(name)} times")
+        if (windows := self.evaluation.batches * self.batch.global_size) > MOST_WINDOWS:
+            raise ValueError(f"evaluation.batches: {self.evaluation.batches:,} times batch.global_size = {windows:,} "
+                             f"windows are more than an evaluation can have ({MOST_WINDOWS:,}); give fewer")
 
 
 def as_mapping(given: str | Path | Mapping[str, Any] | Config) -> dict[str, Any]:

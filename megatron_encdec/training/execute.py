@@ -67,15 +67,6 @@ def _lock(directory: str, signals: StopSignals | None, stack: contextlib.ExitSta
     return lock.claim, lock.note
 
 
-def _origin(plan: Plan, fallback: bool) -> origin.Origin:
-    """Where the run goes on from; refused where a source is gone that it reads from there on: a fallback may be to a
-    checkpoint from before its end."""
-    found = origin.find(plan, fallback)
-    step = found.state.step if found.kind in ("resume", "fork") else 0
-    plan.train.check_from(plan.timeline.at(step + 1).samples(step + 1).start, step + 1)
-    return found
-
-
 def execute(plan: Plan, topology: Topology, options: Options, signals: StopSignals | None = None) -> int:
     """Run `plan` on all ranks; the exit code.
     Raises `AgreedError` for a mistake, `RunFailed` where training cannot go on: the same on all ranks."""
@@ -92,7 +83,7 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
             return stopped_code()
         check_shared(claim, control, settings.dir)
         mark("looking for a checkpoint", limit=LONG)
-        run = start(plan, topology, control.from_first(lambda: _origin(plan, options.fallback)), claim)
+        run = start(plan, topology, control.from_first(lambda: origin.find(plan, options.fallback)), claim)
         logs: list[MetricsLog] = []  # one on rank 0, none elsewhere
         control.from_first(lambda: logs.append(_open(run)))
         last = min(plan.timeline.total_steps, options.until or plan.timeline.total_steps)

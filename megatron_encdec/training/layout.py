@@ -136,8 +136,9 @@ def _lengths(config: Config, in_force: list[_InForce]) -> list[int]:
             raise UserError(f"phases.{index}: {phase.name!r} comes to less than one step of {now.tokens_per_step} "
                             "tokens")
     if steps is not None and sum(lengths) != steps:
+        way = "change the phases or run.total" if shares else "change phases.N.steps, or leave run.total out"
         raise UserError(f"phases: their steps {' + '.join(map(str, lengths))} = {sum(lengths)} do not add up to the "
-                        f"run's total of {steps} steps; change the phases or run.total")
+                        f"run's total of {steps} steps; {way}")
     if sum(lengths) > MOST_STEPS:
         raise UserError(f"phases: {sum(lengths):,} steps are more than a run can have ({MOST_STEPS:,}); make the batch "
                         "larger, or the phases shorter")

@@ -48,7 +48,15 @@ def find(plan: Plan, fallback: bool = False) -> Origin:
     """Where the run of `plan` goes on from; called by one process.
     fallback: verify the newest checkpoint, and take the newest intact one instead where it is damaged, or not known.
     Raises `UserError` where the config changes the past, or where the directory holds what the run would overwrite;
-    `IntegrityError` where a checkpoint is unreadable."""
+    `IntegrityError` where a checkpoint is unreadable, or a source is gone that the run reads from there on: a fallback
+    may be to a checkpoint from before its end."""
+    found = _found(plan, fallback)
+    step = found.state.step if found.kind in ("resume", "fork") else 0
+    plan.train.check_from(plan.timeline.at(step + 1).samples(step + 1).start, step + 1)
+    return found
+
+
+def _found(plan: Plan, fallback: bool) -> Origin:
     run = plan.config.run
     checkpoints = Path(run.dir) / "checkpoints"
     newest, passed_over = _first_save(Path(run.dir)) or _newest(checkpoints, fallback)
@@ -71,14 +79,19 @@ def find(plan: Plan, fallback: bool = False) -> Origin:
     return Origin("fork", found, state, changed | changed_keys(then, now, "precision"), parent)
 
 
-def check_origin(plan: Plan, fallback: bool) -> None:
-    """Say what is wrong with where the run would go on from, before ranks are started; damage is left to `fallback`.
+def check_origin(plan: Plan, fallback: bool) -> Origin | None:
+    """Say what is wrong with where the run would go on from, before ranks are started; damage is left to `fallback`,
+    and what is in a checkpoint's files to their loading. None where that leaves it open.
     A checkpoint that goes meanwhile is no mistake: another launch is saving here, as the lock will say."""
     try:
-        find(plan)
+        found = find(plan)
+        if found.checkpoint and (problems := verify(found.checkpoint, contents=False)):
+            raise damaged(found.checkpoint, problems)
+        return found
     except IntegrityError as error:
         if not fallback and not isinstance(error, Gone):
             raise
+        return None
 
 
 def _with_same_past(plan: Plan, found: Path, run: Path) -> RunState:
@@ -87,7 +100,8 @@ def _with_same_past(plan: Plan, found: Path, run: Path) -> RunState:
     state = _state_of(found)
     if state.step > plan.timeline.total_steps:
         raise UserError(f"{found}: the run is at step {state.step}, the config ends at {plan.timeline.total_steps}; "
-                        "raise run.total or use another run.dir")
+                        "make it longer (phases.N.steps or .tokens; run.total, where phases are fractions of it), or "
+                        "use another run.dir")
     altered = history_hash(state.history) != state.history_hash
     state = replace(state, history=in_todays_form(state.history, plan.timeline, plan.tokenizer))
     history = plan.timeline.adopting(state.history).history(state.step)

@@ -230,7 +230,8 @@ class Trainer:
     def _run(self, work: Work, forward_only: bool) -> list[torch.Tensor]:
         shares, self._waited = self._shares(work), 0.0
         length, packed = work.samples.sequence_length, self.trunk.packed
-        with staged(micro_batches(work.samples, work.objective, self.vocabulary, shares), self._ahead) as batches:
+        ahead = min(self._ahead, len(shares))
+        with staged(micro_batches(work.samples, work.objective, self.vocabulary, shares), ahead) as batches:
             return mcore.get_forward_backward_func()(
                 forward_step_func=partial(_forward, rope=work.rope), data_iterator=self._timed(batches),
                 model=[self.ddp], num_microbatches=len(shares), forward_only=forward_only,

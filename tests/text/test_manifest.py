@@ -93,11 +93,11 @@ def test_a_pointer_of_git_lfs_is_not_called_damaged(prefix, suffix):
 
 
 @pytest.mark.parametrize(("name", "command"), [
-    ("docs", "preprocess --output {}/docs"),
-    ("docs.validation", "preprocess --output {}/docs --validation-percent 1")])
+    ("docs", "--output {}/docs"),
+    ("docs.validation", "--output {}/docs --validation-percent PERCENT")])
 def test_what_is_missing_is_told_the_command_that_writes_it(tmp_path, name, command):
     """A validation split is written along with the other one: its own prefix would hold all of the text."""
     with pytest.raises(IntegrityError) as refused:
         check_files(tmp_path / name)
-    assert str(refused.value) == f"{tmp_path / name}.bin: missing; copy it again, or write it with " + command.format(
-        tmp_path)
+    assert str(refused.value) == f"{tmp_path / name}.bin: missing; copy it again, or write it with " + (
+        "megatron-encdec preprocess --input TEXTS --tokenizer TOKENIZER " + command.format(tmp_path))

@@ -45,6 +45,11 @@ def refuse(root, tmp_path, capsys):
     ("phases=[]", ("phases", "empty")),
     ("phases.7.steps=2", ("phases.7",)),
     ("run.total.steps=13", ("13", "6 + 6")),
+    ("batch.global_size=1000000000000", ("batch.global_size: 1,000,000,000,000 windows", "more than a step can have")),
+    ("phases.1.batch={global_size: 1000000000000}", ("phases.1.batch.global_size: 1,000,000,000,000 windows",)),
+    ("phases.1.batch={global_size: 1000000, ramp: {from: 2, tokens: 10}}", (
+        "phases.1.batch.ramp.from: 2 windows lead up to 1,000,000 in 499,999 sizes", "give a larger one")),
+    ("evaluation.batches=1000000000", ("evaluation.batches: 1,000,000,000", "more than an evaluation can have")),
     ("batch.global_size=9", ("batch.global_size: 9", "micro_size=2")),
     ("parallel.tensor=2", ("parallel.tensor=2", "1 ranks")),
     ("parallel.context=2", ("parallel.context: 2",)),
