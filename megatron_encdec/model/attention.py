@@ -133,13 +133,13 @@ class TorchAttention(mcore.MegatronModule):
         context = packed_seq_params.of(self)
         query, key = rotate(self, query, key, context)
         if context.qkv_format != "thd":
-            attend = _over_windows
+            attend = over_windows
         else:
             attend = _flash_over_segments if query.is_cuda else _one_segment_after_another
         return attend(query, key, value, context).flatten(-2)
 
 
-def _over_windows(query, key, value, context: AttentionContext):
+def over_windows(query, key, value, context: AttentionContext):
     """query [S, B, H, D], key and value [S, B, G, D]  ->  [S, B, H, D]"""
     blocks = context.blocks
     query_XHCD, key_XGKD, value_XGKD = blocks.queries(query), blocks.keys(key), blocks.keys(value)  # X: N * B
@@ -171,7 +171,7 @@ def _one_segment_after_another(query_THD, key_TGD, value_TGD, context: Attention
         alone = context_of_windows(context.kind, context.sliding_window, context.cu_seqlens_q, 1, end - start, False,
                                    query_THD.dtype, may_be_explicit=False)
         pieces = (x_THD[start:end, None] for x_THD in (query_THD, key_TGD, value_TGD))
-        outputs.append(_over_windows(*pieces, alone)[:, 0])
+        outputs.append(over_windows(*pieces, alone)[:, 0])
     return torch.cat(outputs)
 
 

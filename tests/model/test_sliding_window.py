@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_encdec.model.attention import _over_windows, context_of_windows
+from megatron_encdec.model.attention import context_of_windows, over_windows
 from megatron_encdec.model.blocks import Blocks, blocks_within, reach
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.performance import PerformanceSettings
@@ -72,7 +72,7 @@ def test_blocks_compute_what_one_matrix_computes(kind, ends, length, window, blo
     ends = tuple(end for end in ends if end < length)
     context = context_of_windows(kind, window, cuts_of(2, length, ends), 2, length, bool(ends), torch.float32)
     assert (context.blocks != Blocks(length)) == blocks
-    found, expected = _over_windows(*ours, context), dense(*theirs, kind, window, ends)
+    found, expected = over_windows(*ours, context), dense(*theirs, kind, window, ends)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
     pull = torch.randn(found.shape, generator=draw)
     (found * pull).sum().backward()
@@ -138,7 +138,7 @@ def test_cost_grows_with_the_window_and_not_with_length_squared(kind):
         x = torch.randn(length, 1, 2, 8, requires_grad=True)
         context = context_of_windows(kind, window, cuts_of(1, length), 1, length, False, torch.float32)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            _over_windows(x, x, x, context).sum().backward()
+            over_windows(x, x, x, context).sum().backward()
         return counter.get_total_flops()
 
     assert flops(4096, 128) == 2 * flops(2048, 128) and flops(4096, 256) == 2 * flops(4096, 128)
