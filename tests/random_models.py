@@ -22,6 +22,12 @@ MODELS = {
     "qwen2-yarn": ("Qwen2ForCausalLM", {"rope_parameters": YARN}),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 16}),
     "smollm3": ("SmolLM3ForCausalLM", {"tie_word_embeddings": True}),
+    "mistral-window": ("MistralForCausalLM", {"sliding_window": 12, "num_attention_heads": 10, "head_dim": 12}),
+    "qwen2-window": ("Qwen2ForCausalLM", {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1}),
+    "qwen3-window": ("Qwen3ForCausalLM", {"use_sliding_window": True, "sliding_window": 5, "layer_types": [
+        "full_attention", "sliding_attention", "full_attention", "sliding_attention"]}),
+    "smollm3-window": ("SmolLM3ForCausalLM", {"use_sliding_window": True, "sliding_window": 100, "no_rope_layers": [
+        1, 0, 1, 1]}),  # longer than the text
     "eurobert": ("EuroBertForMaskedLM", {"mask_token_id": 1, "rms_norm_eps": 1e-6}),
 }
 

@@ -161,13 +161,16 @@ def _masks():
     return {names.NVTE_PADDING_MASK: False, names.NVTE_PADDING_CAUSAL_MASK: True}
 
 
-def _attend(query, key, value, cuts, scale, mask):
-    """[T, H, D] of each segment between two `cuts` by itself."""
+def _attend(query, key, value, cuts, scale, mask, window):
+    """[T, H, D] of each segment between two `cuts` by itself; a token sees `window` before and after it, -1: all."""
     outputs = []
     for start, end in itertools.pairwise(cuts.tolist()):
         heads = [x[start:end].transpose(0, 1)[None].float() for x in (query, key, value)]
+        before, after = (len(cuts) + end if side < 0 else side for side in window)
+        seen = torch.ones(end - start, end - start, dtype=torch.bool).triu(-before)
+        seen = seen.tril(0 if _masks()[mask] else after)
         outputs.append(torch.nn.functional.scaled_dot_product_attention(
-            *heads, is_causal=_masks()[mask], enable_gqa=True, scale=scale)[0].transpose(0, 1))
+            *heads, attn_mask=seen, enable_gqa=True, scale=scale)[0].transpose(0, 1))
     return torch.cat(outputs).to(query.dtype)
 
 
@@ -178,7 +181,7 @@ def fused_attn_fwd(max_q, max_kv, training, scale, dropout, zero_fill, layout, o
         training=training, scale=scale, window=tuple(window), query=tuple(query.shape), key=tuple(key.shape))))
     assert layout == _layout() and dropout == 0.0 and torch.equal(cuts_q, cuts_kv)
     with torch.no_grad():
-        return [_attend(query, key, value, cuts_q, scale, mask), torch.zeros(1), torch.zeros(2)]
+        return [_attend(query, key, value, cuts_q, scale, mask, window), torch.zeros(1), torch.zeros(2)]
 
 
 def fused_attn_bwd(max_q, max_kv, scale, dropout, zero_fill, layout, out_format, gradient_format, gradient_layout,
@@ -186,7 +189,7 @@ def fused_attn_bwd(max_q, max_kv, scale, dropout, zero_fill, layout, out_format,
                    cuts_q, cuts_kv, query, key, value, out, gradient, *rest):
     inputs = [x.detach().requires_grad_() for x in (query, key, value)]
     with torch.enable_grad():
-        out = _attend(*inputs, cuts_q, scale, mask)
+        out = _attend(*inputs, cuts_q, scale, mask, window)
     return [*torch.autograd.grad(out, inputs, gradient.view(out.shape)), None, None]
 
 

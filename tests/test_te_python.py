@@ -57,7 +57,8 @@ pytestmark = pytest.mark.te_python
 LENGTH, VOCABULARY, CUTS = 32, 301, [9, 25, 32]
 TE, TORCH = "transformer_engine", "torch"
 VARIANTS = {"plain": {}, "qk_norm": {"qk_norm": True}, "qkv_bias": {"qkv_bias": True},
-            "tied": {"tied_embeddings": True}, "layers_without_rope": {"layers_without_rope": [1]}}
+            "tied": {"tied_embeddings": True}, "layers_without_rope": {"layers_without_rope": [1]},
+            "sliding_window": {"sliding_window": 3, "layers_without_window": [0]}}
 MIXTURE = {"name": "mixture", "parts": [{"objective": "clm"}, {"objective": "mlm:0.4"}]}
 
 
@@ -246,6 +247,15 @@ def test_attention_is_told_the_kind_and_the_cuts_of_each_micro_batch(topology):
         assert one.longest == (16, 16) and one.training and one.scale == pytest.approx(16**-0.5)
         assert (one.query[1:], one.key[1:]) == ((4, 16), (2, 16))
         assert one.window == ((-1, 0) if "CAUSAL" in one.mask else (-1, -1))
+
+
+def test_attention_is_told_the_window_of_each_layer(topology):
+    trainer = trainer_of(topology, sliding_window=3, layers_without_window=[0])
+    with on_a_gpu():
+        trainer.train_step(work(MIXTURE, windows=4), 1e-3)
+    told = {mask: {one.window for one in asked("fused_attn_fwd") if one.mask == f"NVTE_PADDING{mask}_MASK"}
+            for mask in ("", "_CAUSAL")}
+    assert told == {"": {(-1, -1), (3, 3)}, "_CAUSAL": {(-1, 0), (2, 0)}}
 
 
 @pytest.mark.parametrize("kind", ["causal", "bidirectional"])

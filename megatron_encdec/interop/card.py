@@ -81,6 +81,16 @@ def about_length(trained: int, positions: int) -> list[str]:
             "(max_seq_length in sentence_bert_config.json is the number to change)"]
 
 
+def about_window(source: Source, target: Target) -> list[str]:
+    """What to know of an encoder with sliding windows in a decoder's class (transformers 5.18 hands flash attention
+    the bounds of a causal window)."""
+    window = source.model.sliding_window
+    if window is None or not target.is_encoder:
+        return []
+    return [f"a token sees {window:,} tokens on either side where sliding windows are, under eager attention and SDPA; "
+            f"transformers' flash attention would let it see {window - 1:,}"]
+
+
 def _training(source: Source) -> str:
     """Where the weights began, and what was done to them."""
     state, weights = source.state, source.state.history.get("weights")

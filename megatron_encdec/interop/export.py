@@ -17,11 +17,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from megatron_encdec.interop import hugging_face
-from megatron_encdec.interop.card import about_head, about_length, model_card
+from megatron_encdec.interop.card import about_head, about_length, about_window, model_card
 from megatron_encdec.interop.families import Target, check_fits, choose
 from megatron_encdec.interop.hugging_face import DTYPES, FILE_SIZE
 from megatron_encdec.interop.importing import REPLACED_ROWS
@@ -92,16 +93,16 @@ def _about(source: Source) -> dict:
     """What the run did up to there, for studies: its phases, of `total` steps planned; counters; FLOPs with attention
     over whole windows, and where a part was frozen the targets spread evenly. A phase is `decayed` where its learning
     rate, after the warm-up, ended below half of the peak."""
-    state, config, phases, pairs, spared = source.state, source.config, [], 0.0, 0.0
+    state, config, phases, pairs, spared = source.state, source.config, [], np.zeros(2), 0.0
     for parts in by_phase(source.done):
         one, end = parts[-1], min(parts[-1].end, state.step)
         phases.append({"name": one.objective.short_name(), "objective": one.objective.to_yaml(),
                        "start": one.phase_start, "end": end,
                        "decayed": one.has_decayed(end)})
         tokens = tokens_between(parts, 0, end)
-        its_pairs = sum(whole_pairs(share * tokens, one.data.sequence_length, part.attention)
-                        for share, part in one.objective.shares())
-        pairs += its_pairs
+        its_pairs = sum(whole_pairs(share * tokens, one.data.sequence_length, part.attention,
+                                    config.model.sliding_window) for share, part in one.objective.shares())
+        pairs = pairs + its_pairs
         spared += spared_flops(config.model, tokens, its_pairs, state.targets * tokens / state.tokens, one.freeze)
     flops = training_flops(config.model, state.tokens, pairs, state.targets) - spared
     return {"size": config.model.preset, "seed": config.run.seed, "parameters": config.model.parameter_count(),
@@ -157,6 +158,7 @@ def _write(work: Path, source: Source, target: Target, dtype: str, file_size: st
             hugging_face.write_pooling(work, model.hidden_size, length)
             remarks += about_length(length, config.max_position_embeddings)
             remarks += about_empty_texts(work) + about_head(source, target)
+            remarks += about_window(source, target)
         (work / "README.md").write_text(model_card(source, target, dtype, remarks), encoding="utf-8")
         for remark in remarks:
             say(f"note: {remark}")

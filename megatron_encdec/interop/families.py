@@ -23,7 +23,8 @@ CONFIG_KEYS = {"num_layers": "num_hidden_layers", "hidden_size": "hidden_size", 
                "head_dim": "head_dim", "tied_embeddings": "tie_word_embeddings", "norm_eps": "rms_norm_eps",
                "init_std": "initializer_range", "vocabulary_size": "vocab_size"}
 FEATURES = {"qkv_bias": "biases on queries, keys and values", "qk_norm": "norms on queries and keys",
-            "layers_without_rope": "layers without rotary embeddings"}
+            "layers_without_rope": "layers without rotary embeddings", "sliding_window": "sliding windows",
+            "layers_without_window": "sliding windows of some layers alone"}
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,18 @@ class Family:
         return None
 
 
-_NO_BIASES, _NO_WINDOW = {"attention_bias": False, "mlp_bias": False}, {"use_sliding_window": False}
+_NO_BIASES = {"attention_bias": False, "mlp_bias": False}
+_WINDOWS = {"sliding_window": False, "layers_without_window": False}
 MODEL_FAMILIES = {family.name: family for family in (
     Family("llama", "LlamaConfig", "LlamaForCausalLM", whole_heads=True, settings=_NO_BIASES),
     Family("eurobert", "EuroBertConfig", "EuroBertForMaskedLM", bidirectional=True, whole_heads=True,
            settings=_NO_BIASES),
-    Family("mistral", "MistralConfig", "MistralForCausalLM", settings={"sliding_window": None}),
-    Family("qwen2", "Qwen2Config", "Qwen2ForCausalLM", features={"qkv_bias": True}, settings=_NO_WINDOW),
-    Family("qwen3", "Qwen3Config", "Qwen3ForCausalLM", features={"qk_norm": True},
-           settings={**_NO_WINDOW, "attention_bias": False}),
-    Family("smollm3", "SmolLM3Config", "SmolLM3ForCausalLM", features={"layers_without_rope": False},
-           settings={**_NO_WINDOW, **_NO_BIASES}),
+    Family("mistral", "MistralConfig", "MistralForCausalLM", features={"sliding_window": False}),
+    Family("qwen2", "Qwen2Config", "Qwen2ForCausalLM", features={"qkv_bias": True, **_WINDOWS}),
+    Family("qwen3", "Qwen3Config", "Qwen3ForCausalLM", features={"qk_norm": True, **_WINDOWS},
+           settings={"attention_bias": False}),
+    Family("smollm3", "SmolLM3Config", "SmolLM3ForCausalLM", features={"layers_without_rope": False, **_WINDOWS},
+           settings=_NO_BIASES),
 )}
 
 

@@ -17,11 +17,12 @@ Legend: B windows, S tokens of a window, V vocabulary, N positions.
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from megatron_encdec.interop.families import CONFIG_KEYS, Target
+from megatron_encdec.interop.families import CONFIG_KEYS, Family, Target
 from megatron_encdec.interop.names import TIED
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.objectives.base import AttentionKind
@@ -62,6 +63,7 @@ def hugging_face_config(target: Target, model: ModelConfig, positions: int, toke
     family, rest = target.family, {"bos_token_id": bos_id, **target.family.settings}
     if "layers_without_rope" in family.features:
         rest["no_rope_layers"] = [int(layer not in model.layers_without_rope) for layer in range(model.num_layers)]
+    rest |= _windows(family, model)
     if tokenizer is not None:
         rest |= {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eod_id}
     if target.is_encoder:
@@ -75,6 +77,20 @@ def hugging_face_config(target: Target, model: ModelConfig, positions: int, toke
         **{theirs: getattr(model, ours) for ours, theirs in CONFIG_KEYS.items()}, hidden_act="silu",
         max_position_embeddings=max(positions, model.max_positions or 0), rope_parameters=rope, attention_dropout=0.0,
         architectures=[target.model_class], **rest)
+
+
+def _windows(family: Family, model: ModelConfig) -> dict[str, Any]:
+    """How the family's config says which layers have a sliding window."""
+    if "layers_without_window" not in family.features:  # all or none
+        return {"sliding_window": model.sliding_window} if "sliding_window" in family.features else {}
+    if not (bounded := model.layers_with_window):
+        return {"use_sliding_window": False}
+    found = {"use_sliding_window": True, "sliding_window": model.sliding_window,
+             "layer_types": ["sliding_attention" if layer in bounded else "full_attention"
+                             for layer in range(model.num_layers)]}
+    if family.name != "smollm3" and bounded == list(range(bounded[0], model.num_layers)):
+        found["max_window_layers"] = bounded[0]  # the older way to say it: the layers from there on
+    return found
 
 
 def build_model(target: Target, config, weights: dict[str, torch.Tensor]):
@@ -178,7 +194,8 @@ def logits_difference(trunk: torch.nn.Module, hugging_face, kind: AttentionKind,
 
 def check_logits(trunk: torch.nn.Module, hugging_face, kind: AttentionKind, apart: int | None = None) -> float:
     """`logits_difference`; raises `ParityError` where it is above `TOLERANCE` or NaN."""
-    difference = logits_difference(trunk, hugging_face, kind, apart=apart)
+    felt = (trunk.model.sliding_window or 0) + 32  # a sliding window bounds something there, if that is not too long
+    difference = logits_difference(trunk, hugging_face, kind, length=min(max(64, felt), 256), apart=apart)
     if not difference <= TOLERANCE:
         cause = "the weights hold NaN or infinity" if difference != difference else "the conversion is wrong"
         raise ParityError(f"logits of {type(hugging_face).__name__} and of the trunk differ by "

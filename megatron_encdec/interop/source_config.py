@@ -143,15 +143,14 @@ def _refused_settings(config) -> list[str]:
     for key, where in (("attention_bias", "on the attention's output"), ("mlp_bias", "in the MLP")):
         if getattr(config, key, False):
             found.append(f"{key}=true (biases {where})")
-    window, positions = getattr(config, "sliding_window", None), config.max_position_embeddings
     types = set(getattr(config, "layer_types", None) or [])
-    if window is not None and config.model_type == "mistral":
-        types.add("sliding_attention")
     if strange := types - {"full_attention", "sliding_attention"}:
         found.append(f"layer_types {', '.join(sorted(strange))}")
-    if "sliding_attention" in types and window is not None and window < positions:
-        found.append(f"sliding_window={window} (attention within {window} of {positions} positions; for texts no "
-                     "longer than that, set max_position_embeddings to it in config.json)")
+    if "sliding_attention" in types and hasattr(config, "use_sliding_window") and not (
+            config.use_sliding_window and config.sliding_window):
+        found.append("layer_types of sliding_attention beside use_sliding_window="
+                     f"{json.dumps(config.use_sliding_window)}, sliding_window={json.dumps(config.sliding_window)} "
+                     "(transformers' attention paths disagree on that)")
     return found + _refused_rope(config)
 
 
@@ -207,7 +206,19 @@ def _model(path: Path, family: Family, config) -> ModelConfig:
         return ModelConfig(
             **{ours: getattr(config, theirs, None) for ours, theirs in CONFIG_KEYS.items()}, rope_theta=theta,
             rope_scaling=scaling, layers_without_rope=[layer for layer, has in enumerate(rope_layers) if not has],
+            **_windows(family, config),
             qkv_bias=bool(family.features.get("qkv_bias")), qk_norm=bool(family.features.get("qk_norm")),
             family=family.name, max_positions=config.max_position_embeddings)
     except (UserError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _windows(family: Family, config) -> dict[str, Any]:
+    """`ModelConfig`'s keys of sliding windows. A Mistral has its in every layer, other families where layer_types says
+    so."""
+    window, without = getattr(config, "sliding_window", None), []
+    if "layers_without_window" in family.features:
+        without = [layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention"]
+    if "sliding_window" not in family.features or window is None or len(without) == config.num_hidden_layers:
+        return {}
+    return {"sliding_window": window, "layers_without_window": without}

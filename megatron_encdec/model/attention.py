@@ -1,6 +1,6 @@
 """Attention: its kind and its boundaries travel with the micro-batch, never as state on a module.
 
-    1. `AttentionContext`   what one micro-batch carries through every layer: kind, segments, rotary angles
+    1. `AttentionContext`   what one micro-batch carries through every layer: kind, segments, rotary angles, masks
     2. `rotate`             rotary position embedding of queries and keys
     3. `TorchAttention`     of the torch layers: on windows, or on packed segments (THD)
     4. `transformer_engine_attention()`   the same on Transformer Engine's packed kernels
@@ -13,12 +13,14 @@ distance, so a segment's outputs are those it would have alone.
 import functools
 import inspect
 import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 
+from megatron_encdec.model.blocks import Blocks, Reach, blocks_within, reach, segment_mask
 from megatron_encdec.objectives.base import AttentionKind
 from megatron_encdec.platform import megatron as mcore
 from megatron_encdec.platform.device import device_type, varlen_is_usable
@@ -28,17 +30,32 @@ from megatron_encdec.platform.device import device_type, varlen_is_usable
 class AttentionContext(mcore.PackedSeqParams):
     """One micro-batch's attention; megatron.core hands it down as `packed_seq_params`.
 
-    cos, sin: [S, 1, 1, D/2], packed [T, 1, D/2], in the compute dtype. mask_B1SS: additive (or [1, 1, S, S]); None
-    where the kind alone says who sees whom. explicit: scores are computed as a matrix, whose mask holds the kind too.
-    kernels: `model/kernels.py`, where it turns packed queries and keys.
+    cos, sin: [S, 1, 1, D/2], packed [T, 1, D/2], in the compute dtype. kernels: `model/kernels.py`,
+    where it turns packed queries and keys. sliding_window: of the layers that this is the context of.
+    others: `layer_number` (from 1, of the whole trunk) -> the context of a layer that sees something else.
+
+    Of windows that are not packed: blocks, and their additive mask_B1SS [N * B, 1, C, K] (or [1, 1, S, S]); None where
+    the kind alone says who sees whom. explicit: scores are computed as a matrix, whose mask holds the kind too.
     """
 
     kind: AttentionKind = None
     cos: torch.Tensor = None
     sin: torch.Tensor = None
+    sliding_window: int | None = None
+    blocks: Blocks = None
     mask_B1SS: torch.Tensor | None = None
     explicit: bool = False
     kernels: ModuleType | None = None
+    others: Mapping[int, "AttentionContext"] = field(default_factory=dict)
+
+    @property
+    def window_size(self) -> Reach:
+        """How far a token sees, under the name that Transformer Engine has for it."""
+        return reach(self.kind, self.sliding_window)
+
+    def of(self, layer: torch.nn.Module) -> "AttentionContext":
+        """What the attention module `layer` sees."""
+        return self.others.get(layer.layer_number, self)
 
 
 def explicit_is_faster(length: int, dtype: torch.dtype) -> bool:
@@ -47,17 +64,23 @@ def explicit_is_faster(length: int, dtype: torch.dtype) -> bool:
     return device_type() == "cpu" and dtype == torch.bfloat16 and length <= 1024
 
 
-def segment_mask(cu_seqlens: torch.Tensor, windows: int, length: int, kind: AttentionKind,
-                 dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask [B, 1, S, S]: 0 inside a segment (and not ahead, if causal), -inf elsewhere.
-    cu_seqlens: int32 [segments + 1], cuts of the B * S flattened tokens, 0 and B * S included."""
-    positions_T = torch.arange(windows * length, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
-    segment_BS = torch.bucketize(positions_T, cu_seqlens, right=True).view(windows, length)
-    allowed_BSS = segment_BS[:, :, None] == segment_BS[:, None, :]
-    if kind == "causal":
-        allowed_BSS = allowed_BSS.tril()
-    mask_BSS = torch.zeros(allowed_BSS.shape, dtype=dtype, device=cu_seqlens.device)
-    return mask_BSS.masked_fill_(~allowed_BSS, float("-inf"))[:, None]
+def context_of_windows(kind: AttentionKind, sliding_window: int | None, cu_seqlens: torch.Tensor, windows: int,
+                       length: int, isolated: bool, dtype: torch.dtype, may_be_explicit: bool = True,
+                       **angles) -> AttentionContext:
+    """Of `windows` x `length` tokens that are not packed. cu_seqlens: as in `segment_mask`; isolated: there are cuts
+    inside the windows."""
+    far = reach(kind, sliding_window)
+    bounded = 0 <= far[0] < length - 1
+    blocks = blocks_within(length, far if bounded else (-1, far[1]))
+    explicit, mask_B1SS = may_be_explicit and blocks.size == length and explicit_is_faster(length, dtype), None
+    if isolated:
+        mask_B1SS = segment_mask(cu_seqlens, windows, length, far, blocks, dtype)
+    elif bounded or (explicit and kind == "causal"):  # the same of every window
+        mask_B1SS = segment_mask(cu_seqlens.new_tensor([0, length]), 1, length, far, blocks, dtype)
+        if len(mask_B1SS) > 1:
+            mask_B1SS = mask_B1SS.repeat_interleave(windows, dim=0)
+    return AttentionContext(qkv_format="sbhd", kind=kind, sliding_window=sliding_window, blocks=blocks,
+                            mask_B1SS=mask_B1SS, explicit=explicit, **angles)
 
 
 class _Rotate(torch.autograd.Function):
@@ -107,24 +130,26 @@ class TorchAttention(mcore.MegatronModule):
     def forward(self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None,
                 packed_seq_params: AttentionContext = None):
         """query [S, B, H, D], key and value [S, B, G, D]  ->  [S, B, H * D]; packed, T in the place of S, B."""
-        context = packed_seq_params
+        context = packed_seq_params.of(self)
         query, key = rotate(self, query, key, context)
         if context.qkv_format != "thd":
-            attend = _over_windows
+            attend = over_windows
         else:
             attend = _flash_over_segments if query.is_cuda else _one_segment_after_another
         return attend(query, key, value, context).flatten(-2)
 
 
-def _over_windows(query, key, value, context: AttentionContext):
-    query_BHSD, key_BGSD, value_BGSD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+def over_windows(query, key, value, context: AttentionContext):
+    """query [S, B, H, D], key and value [S, B, G, D]  ->  [S, B, H, D]"""
+    blocks = context.blocks
+    query_XHCD, key_XGKD, value_XGKD = blocks.queries(query), blocks.keys(key), blocks.keys(value)  # X: N * B
     if context.explicit:
-        out_BHSD = _explicit_attention(query_BHSD, key_BGSD, value_BGSD, context.mask_B1SS)
+        out_XHCD = _explicit_attention(query_XHCD, key_XGKD, value_XGKD, context.mask_B1SS)
     else:
-        out_BHSD = F.scaled_dot_product_attention(
-            query_BHSD, key_BGSD, value_BGSD, attn_mask=context.mask_B1SS, enable_gqa=query.shape[2] != key.shape[2],
+        out_XHCD = F.scaled_dot_product_attention(
+            query_XHCD, key_XGKD, value_XGKD, attn_mask=context.mask_B1SS, enable_gqa=query.shape[2] != key.shape[2],
             is_causal=context.kind == "causal" and context.mask_B1SS is None)
-    return out_BHSD.permute(2, 0, 1, 3)
+    return blocks.together(out_XHCD, query.shape[1], query.shape[0])
 
 
 def _explicit_attention(query_BHSD, key_BGSD, value_BGSD, mask_B1SS):
@@ -143,11 +168,10 @@ def _one_segment_after_another(query_THD, key_TGD, value_TGD, context: Attention
     """For a CPU, where reading the cuts costs nothing."""
     outputs = []
     for start, end in itertools.pairwise(context.cu_seqlens_q.tolist()):
-        query_1HSD, key_1GSD, value_1GSD = (x[start:end].transpose(0, 1)[None] for x in (query_THD, key_TGD, value_TGD))
-        out_1HSD = F.scaled_dot_product_attention(
-            query_1HSD, key_1GSD, value_1GSD, is_causal=context.kind == "causal",
-            enable_gqa=query_1HSD.shape[1] != key_1GSD.shape[1])
-        outputs.append(out_1HSD[0].transpose(0, 1))
+        alone = context_of_windows(context.kind, context.sliding_window, context.cu_seqlens_q, 1, end - start, False,
+                                   query_THD.dtype, may_be_explicit=False)
+        pieces = (x_THD[start:end, None] for x_THD in (query_THD, key_TGD, value_TGD))
+        outputs.append(over_windows(*pieces, alone)[:, 0])
     return torch.cat(outputs)
 
 
@@ -157,8 +181,7 @@ def _flash_over_segments(query_THD, key_TGD, value_TGD, context: AttentionContex
     # torch 2.11 takes fewer heads of keys as they are, later ones ask to be told
     told = {"enable_gqa": query_THD.shape[1] != key_TGD.shape[1]} if _varlen_is_told_of_groups() else {}
     return varlen_attn(query_THD, key_TGD, value_TGD, context.cu_seqlens_q, context.cu_seqlens_kv,
-                       context.max_seqlen_q, context.max_seqlen_kv,
-                       window_size=(-1, 0) if context.kind == "causal" else (-1, -1), **told)
+                       context.max_seqlen_q, context.max_seqlen_kv, window_size=context.window_size, **told)
 
 
 @functools.cache
@@ -179,10 +202,14 @@ def transformer_engine_attention() -> type:
         have to be deterministic: on Hopper TE 2.20 leaves cuDNN's where segments x heads x length^2 reach 2^30, for one
         that keeps whole masks (53 GiB for 32 windows of 1 024 short documents)."""
 
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            self.kept_packed_seq_params.add("window_size")  # of the context, goes on to TE with the segments
+
         def forward(self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None,
                     packed_seq_params: AttentionContext = None):
             """query [T, H, D], key and value [T, G, D]  ->  [T, H * D]."""
-            context = packed_seq_params
+            context = packed_seq_params.of(self)
             query, key = rotate(self, query, key, context)
             if torch.are_deterministic_algorithms_enabled() and varlen_is_usable():
                 return _flash_over_segments(query, key, value, context).flatten(-2)

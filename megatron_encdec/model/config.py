@@ -4,7 +4,8 @@ FLOPs are what the mathematics needs, whatever the implementation repeats or was
 
     matrices    2 per parameter and token, the embedding's look-up not counted
     head        2 * H * V for each labelled position only
-    attention   4 * D * heads per pair of positions that may see each other, within segments; causal counts half
+    attention   4 * D * heads per pair of positions that may see each other, within segments and a layer's window;
+                causal counts half
     backward    twice the forward: the gradient of what went in, and that of the weight
     frozen      no gradient of a frozen weight, and none at all below the lowest weight that is trained
 
@@ -54,6 +55,11 @@ class ModelConfig:
     rope_theta: float = key("base of the rotary embedding", 10000.0)
     rope_scaling: RopeScaling | None = key("how the rotary embedding is stretched; null: it is not", None)
     layers_without_rope: list[int] = key("numbers, from 0, of layers without rotary embedding (SmolLM3)", factory=list)
+    sliding_window: int | None = key(
+        "bounds attention, as in transformers' configs: at w, a token sees itself and the w - 1 before it (causal), or "
+        "itself and w on either side (bidirectional); null: all of its document", None)
+    layers_without_window: list[int] = key("numbers, from 0, of layers that `sliding_window` leaves alone",
+                                           factory=list)
     qkv_bias: bool = key("biases of queries, keys and values (Qwen2)", False)
     qk_norm: bool = key("RMSNorm of queries and keys (Qwen3)", False)
     init_std: float = key("standard deviation of the initial weights", 0.02)
@@ -69,6 +75,7 @@ class ModelConfig:
     def __post_init__(self):
         schema.at_least(self, 1, "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads",
                         "num_query_groups")
+        schema.at_least(self, 1, "sliding_window")
         schema.at_least(self, 2, "vocabulary_size")
         schema.above(self, 1, "rope_theta")
         schema.above(self, 0, "norm_eps", "init_std")
@@ -82,9 +89,14 @@ class ModelConfig:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.head_dim % 2:
             raise ValueError(f"head_dim: {self.head_dim} is odd; rotary embeddings turn pairs")
-        for layer in self.layers_without_rope:
-            if not 0 <= layer < self.num_layers:
-                raise ValueError(f"layers_without_rope: {layer} is not one of the layers 0..{self.num_layers - 1}")
+        for name in ("layers_without_rope", "layers_without_window"):
+            for layer in getattr(self, name):
+                if not 0 <= layer < self.num_layers:
+                    raise ValueError(f"{name}: {layer} is not one of the layers 0..{self.num_layers - 1}")
+        if self.layers_without_window and self.sliding_window is None:
+            raise ValueError("layers_without_window: no layer has a window; set sliding_window, or leave this out")
+        if self.sliding_window is not None and not self.layers_with_window:
+            raise ValueError("layers_without_window: all layers are named; leave this and sliding_window out")
 
     YAML_KEYS: ClassVar = {"run": str}  # of `from_yaml` alone
 
@@ -107,11 +119,19 @@ class ModelConfig:
     def identity(self) -> dict[str, Any]:
         """What of this determines a state: the part of a run's history. What a trunk does without is left out."""
         found = schema.to_dict(self)
-        absent = {name for name in ("rope_scaling", "layers_without_rope", "qkv_bias", "qk_norm") if not found[name]}
+        absent = {name for name in ("rope_scaling", "layers_without_rope", "sliding_window", "layers_without_window",
+                                    "qkv_bias", "qk_norm") if not found[name]}
         if self.rope_scaling is not None:
             found["rope_scaling"] = self.rope_scaling.given
         left_out = {"preset", "layers", "family", "max_positions", *absent}
         return {name: value for name, value in found.items() if name not in left_out}
+
+    @property
+    def layers_with_window(self) -> list[int]:
+        """Numbers, from 0, of layers whose attention `sliding_window` bounds."""
+        if self.sliding_window is None:
+            return []
+        return [layer for layer in range(self.num_layers) if layer not in self.layers_without_window]
 
     @property
     def padded_vocabulary_size(self) -> int:
@@ -169,38 +189,46 @@ def choose_layers(wanted: str, dtype: torch.dtype) -> str:
     return wanted
 
 
-def attended_pairs(cu_seqlens: np.ndarray, attention: str) -> float:
-    """Pairs (query, key) that attention needs in segments cut at `cu_seqlens`; half of all of them if causal."""
+def attended_pairs(cu_seqlens: np.ndarray, attention: str, sliding_window: int | None = None) -> np.ndarray:
+    """Pairs (query, key) that attention needs in segments cut at `cu_seqlens`: [2], of a layer that no window bounds
+    and of one with `sliding_window`. Those |i - j| apart that may see each other; half of them if causal."""
     lengths = np.diff(cu_seqlens).astype(np.float64)
-    pairs = float(np.square(lengths).sum())
-    return pairs / 2 if attention == "causal" else pairs
+    farthest = sliding_window - (attention == "causal") if sliding_window else math.inf
+    found = []
+    for far in (lengths - 1, np.minimum(lengths - 1, farthest)):
+        found.append(float((lengths * (2 * far + 1) - far * (far + 1)).sum()))
+    return np.array(found) / (2 if attention == "causal" else 1)
 
 
-def whole_pairs(tokens: float, sequence_length: int, attention: str) -> float:
+def whole_pairs(tokens: float, sequence_length: int, attention: str, sliding_window: int | None = None) -> np.ndarray:
     """The same for `tokens` in windows without any cut: the most that is possible."""
-    return attended_pairs(np.array([0, sequence_length]), attention) * tokens / sequence_length
+    return attended_pairs(np.array([0, sequence_length]), attention, sliding_window) * tokens / sequence_length
 
 
-def training_flops(model: ModelConfig, tokens: float, pairs: float, targets: float,
+def training_flops(model: ModelConfig, tokens: float, pairs: np.ndarray, targets: float,
                    frozen: Frozen | None = None) -> float:
     """FLOPs of forward and backward for `tokens` inputs that attend to `pairs` and `targets` labelled positions."""
     matrices, attention, head = _forward_flops(model, tokens, pairs, targets)
-    whole = 3 * (model.num_layers * (matrices + attention) + head)  # forward, and backward at twice its cost
+    whole = 3 * (model.num_layers * matrices + sum(attention) + head)  # forward, and backward at twice its cost
     return whole - spared_flops(model, tokens, pairs, targets, frozen) if frozen else whole
 
 
-def _forward_flops(model: ModelConfig, tokens: float, pairs: float, targets: float) -> tuple[float, float, float]:
-    """Of a layer's matrices, a layer's attention, the head."""
-    return (2 * model.parameters_per_layer * tokens, 4 * model.head_dim * model.num_attention_heads * pairs,
+def _forward_flops(model: ModelConfig, tokens: float, pairs: np.ndarray,
+                   targets: float) -> tuple[float, list[float], float]:
+    """Of a layer's matrices, of the attention of each layer, of the head."""
+    with_window = set(model.layers_with_window)
+    return (2 * model.parameters_per_layer * tokens,
+            [4 * model.head_dim * model.num_attention_heads * float(pairs[int(layer in with_window)])
+             for layer in range(model.num_layers)],
             2 * model.hidden_size * model.vocabulary_size * targets)
 
 
-def spared_flops(model: ModelConfig, tokens: float, pairs: float, targets: float, frozen: Frozen) -> float:
+def spared_flops(model: ModelConfig, tokens: float, pairs: np.ndarray, targets: float, frozen: Frozen) -> float:
     """Those of the backward pass that a frozen part makes needless. The lowest layer that is trained counts whole."""
     matrices, attention, head = _forward_flops(model, tokens, pairs, targets)
     spared, trained_below = 0.0, not frozen.embeddings
     for layer in range(model.num_layers):
         trained_below |= layer not in frozen.layers
-        spared += matrices * (layer in frozen.layers) + (matrices + 2 * attention) * (not trained_below)
+        spared += matrices * (layer in frozen.layers) + (matrices + 2 * attention[layer]) * (not trained_below)
     held = frozen.embeddings if model.tied_embeddings else frozen.head
     return spared + head * (held + (not trained_below))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from megatron_encdec.model.attention import AttentionContext, explicit_is_faster, segment_mask
+from megatron_encdec.model.attention import AttentionContext, context_of_windows
 from megatron_encdec.model.config import ModelConfig, choose_layers
 from megatron_encdec.model.head import Head
 from megatron_encdec.model.layers import block_spec
@@ -68,16 +68,22 @@ class Trunk(mcore.GPTModel):
         if self.packed:
             cos, sin = (turn.repeat(windows, 1)[:, None] for turn in turns)
             most = min(length, 1 << (longest - 1).bit_length())  # few values: some kernels are planned anew for each
-            return AttentionContext(qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
-                                    max_seqlen_q=most, max_seqlen_kv=most, kind=kind, cos=cos, sin=sin,
-                                    kernels=self._kernels)
-        cos, sin = (turn[:, None, None] for turn in turns)
-        explicit, mask_B1SS = explicit_is_faster(length, dtype), None
-        if isolated:
-            mask_B1SS = segment_mask(cu_seqlens, windows, length, kind, dtype)
-        elif explicit and kind == "causal":
-            mask_B1SS = segment_mask(cu_seqlens[:2], 1, length, kind, dtype)  # one mask for all windows
-        return AttentionContext(qkv_format="sbhd", kind=kind, cos=cos, sin=sin, mask_B1SS=mask_B1SS, explicit=explicit)
+
+            def within(window: int | None) -> AttentionContext:
+                return AttentionContext(qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
+                                        max_seqlen_q=most, max_seqlen_kv=most, kind=kind, cos=cos, sin=sin,
+                                        sliding_window=window, kernels=self._kernels)
+        else:
+            cos, sin, most = *(turn[:, None, None] for turn in turns), length
+
+            def within(window: int | None) -> AttentionContext:
+                return context_of_windows(kind, window, cu_seqlens, windows, length, isolated, dtype, cos=cos,
+                                          sin=sin)
+        context, model = within(None), self.model
+        if model.sliding_window is not None and most > model.sliding_window:  # else no token is out of reach
+            context.others = dict.fromkeys((layer + 1 for layer in model.layers_with_window),
+                                           within(model.sliding_window))
+        return context
 
     def _rotary(self, rope: Rope, length: int) -> tuple[torch.Tensor, float]:
         """Angles [S, D/2] of `length` positions, and the factor on cosine and sine; the last ones are kept."""

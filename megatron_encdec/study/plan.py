@@ -192,11 +192,11 @@ def drawn(tree: Tree, trunk_first: bool = False) -> Iterator[tuple[Branch, int]]
 
 def _flops(branch: Branch) -> float:
     """At most: every token labelled, attention over whole windows."""
-    total = 0.0
+    total, model = 0.0, branch.recipe.config.model
     for one in branch.stretches:
         tokens = tokens_between([one], branch.start, branch.end)
-        pairs = whole_pairs(tokens, one.data.sequence_length, "bidirectional")
-        total += training_flops(branch.recipe.config.model, tokens, pairs, tokens, one.freeze)
+        pairs = whole_pairs(tokens, one.data.sequence_length, "bidirectional", model.sliding_window)
+        total += training_flops(model, tokens, pairs, tokens, one.freeze)
     return total
 
 

@@ -133,7 +133,8 @@ def _estimates(config: Config, stretches: list[Stretch], ranks: int, train: Trai
     available = sum(store.tokens for store in train.stores) if known else 0
     epochs = f" = {total / available:,.2f} epochs of the training data" if known else ""
     each = [(tokens := one.steps * one.tokens_per_step,
-             whole_pairs(tokens, one.data.sequence_length, "bidirectional"), tokens, one.freeze) for one in stretches]
+             whole_pairs(tokens, one.data.sequence_length, "bidirectional", model.sliding_window), tokens, one.freeze)
+            for one in stretches]
     return [
         f"parameters   {model.parameter_count():,} ({model.parameter_count(with_head=False):,} without the head)",
         f"step         {_range(stretches, 'batch_size')} windows, {_range(stretches, 'tokens_per_step')} tokens",

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -44,7 +45,7 @@ class StepResult:
 
     loss: float | None
     targets: int
-    pairs: float = 0.0
+    pairs: tuple[float, float] = (0.0, 0.0)
     grad_norm: float | None = None
     samples: range = range(0)
     seconds_waited: float = 0.0  # by this rank, for micro-batches that were not ready
@@ -175,13 +176,14 @@ def _forward(batches: Iterator[Staged], model, rope: Rope | None):
                    summed=True, weights_N=ready.tensor("weights_N"))
     cuts = batch.cu_seqlens[batch.cu_seqlens <= len(batch.samples) * length]  # without filler
     return output, partial(_sums, weight=batch.weight, count=len(batch.labels_N),
-                           pairs=attended_pairs(cuts, batch.attention))
+                           pairs=attended_pairs(cuts, batch.attention, trunk.model.sliding_window))
 
 
-def _sums(total, weight: int, count: int, pairs: float):
+def _sums(total, weight: int, count: int, pairs: np.ndarray):
     """(sum to differentiate, what to divide by, what to report). No number is copied to the device and waited for."""
     divisor = torch.full((), weight, dtype=torch.int, device=total.device)
-    reported = torch.full((4,), pairs, dtype=torch.double, device=total.device)
+    reported = torch.full((5,), pairs[0], dtype=torch.double, device=total.device)
+    reported[4].fill_(pairs[1])
     reported[2].fill_(count)
     reported[1].fill_(weight)
     reported[0].copy_(total.detach())
@@ -209,10 +211,10 @@ class Trainer:
         self.optimizer.zero_grad()
         updates.set_learning_rate(self.optimizer, lr)
         sums = self._run(work, forward_only=False)
-        totals_4 = self._reduce(sums)
+        totals_5 = self._reduce(sums)
         mark(f"updating the weights with samples {work.numbers.start}..{work.numbers.stop - 1}")
         norm = updates.gradient_norm(self.optimizer)  # the device has been waited for: the loss costs no second wait
-        result = replace(_result(totals_4), grad_norm=norm, samples=work.numbers, seconds_waited=self._waited)
+        result = replace(_result(totals_5), grad_norm=norm, samples=work.numbers, seconds_waited=self._waited)
         if result.finite:
             updates.update(self.optimizer, norm)
             return result
@@ -256,8 +258,8 @@ class Trainer:
         """Which micro-batches of this rank have a loss that is not finite; told once a data-parallel rank."""
         if self.topology.tensor_rank:
             return ()
-        return tuple((self.topology.rank, number, shares[number]) for number, sum_4 in enumerate(sums)
-                     if not math.isfinite(float(sum_4[0])))
+        return tuple((self.topology.rank, number, shares[number]) for number, sum_5 in enumerate(sums)
+                     if not math.isfinite(float(sum_5[0])))
 
     def _bad_gradients(self) -> BadGradients:
         topology, found = self.topology, updates.nonfinite_gradients(self.trunk, self.optimizer)
@@ -266,17 +268,17 @@ class Trainer:
         return BadGradients(topology.rank, (topology.pipeline_rank, topology.tensor_rank), own, summed)
 
     def _reduce(self, sums: list[torch.Tensor]) -> torch.Tensor:
-        """Sums [4] of the last stage over all data-parallel ranks, on every rank; not waited for."""
+        """Sums [5] of the last stage over all data-parallel ranks, on every rank; not waited for."""
         state = mcore.parallel_state
-        total_4 = torch.stack(sums).sum(dim=0) if sums else torch.zeros(4, dtype=torch.double, device=device())
+        total_5 = torch.stack(sums).sum(dim=0) if sums else torch.zeros(5, dtype=torch.double, device=device())
         if self.topology.data > 1:
-            dist.all_reduce(total_4, group=state.get_data_parallel_group())
+            dist.all_reduce(total_5, group=state.get_data_parallel_group())
         if self.topology.pipeline > 1:
-            dist.broadcast(total_4, state.get_pipeline_model_parallel_last_rank(),
+            dist.broadcast(total_5, state.get_pipeline_model_parallel_last_rank(),
                            group=state.get_pipeline_model_parallel_group())
-        return total_4
+        return total_5
 
 
-def _result(totals_4: torch.Tensor) -> StepResult:
-    loss_sum, weight, targets, pairs = totals_4.tolist()
-    return StepResult(loss_sum / weight if targets else None, int(targets), pairs)
+def _result(totals_5: torch.Tensor) -> StepResult:
+    loss_sum, weight, targets, *pairs = totals_5.tolist()
+    return StepResult(loss_sum / weight if targets else None, int(targets), tuple(pairs))

@@ -42,6 +42,10 @@ def test_auto_follows_the_objective_and_a_wish_goes_before_it():
     ({"qk_norm": True, "family": "qwen3"}, "qwen3", "qwen3-bidirectional"),
     ({"layers_without_rope": [0]}, "smollm3", "smollm3-bidirectional"),
     ({"family": "smollm3"}, "smollm3", "eurobert"),
+    ({"sliding_window": 8}, "mistral", "mistral-bidirectional"),
+    ({"sliding_window": 8, "num_layers": 2, "layers_without_window": [1]}, "smollm3", "smollm3-bidirectional"),
+    ({"sliding_window": 8, "num_layers": 2, "layers_without_window": [1], "qkv_bias": True}, "qwen2",
+     "qwen2-bidirectional"),
 ])
 def test_auto_takes_the_trunks_family_or_the_first_class_that_holds_it(changes, causal, encoder):
     assert choose("auto", "clm", model_of(**changes)).name == causal
@@ -57,7 +61,10 @@ def test_what_no_class_or_not_this_class_can_hold_is_refused(tokenizer):
     for wish, changes, words in (("eurobert", {"qkv_bias": True}, "no biases on queries, keys and values"),
                                  ("llama", {"qk_norm": True}, "no norms on queries and keys"),
                                  ("qwen2", {}, "always has biases"),
-                                 ("mistral", {"layers_without_rope": [0]}, "rotary")):
+                                 ("mistral", {"layers_without_rope": [0]}, "rotary"),
+                                 ("eurobert", {"sliding_window": 8}, "no sliding windows .model.sliding_window"),
+                                 ("mistral", {"sliding_window": 8, "num_layers": 2, "layers_without_window": [0]},
+                                  "no sliding windows of some layers alone")):
         with pytest.raises(UserError, match=f"--as {wish}: .* cannot hold this trunk: .*{words}"):
             check_fits(TARGETS[wish], model_of(**changes), tokenizer)
     with pytest.raises(UserError, match="no causal class of transformers holds this trunk.*Qwen2ForCausalLM: it has"):
@@ -85,3 +92,15 @@ def test_every_size_reaches_the_config(tokenizer):
         assert found == (264, 32, 40, 1, 4, 2, 20, 48, 1e-3, 777.0, True, tokenizer.pad_id,
                          tokenizer.eod_id, None)
     assert config.mask_token_id == tokenizer.mask_id
+
+
+@pytest.mark.parametrize(("without", "first"), [([], 0), ([0, 1], 2), ([0, 2], None)])
+def test_windows_reach_the_config_in_both_spellings(tokenizer, without, first):
+    model = model_of(num_layers=4, sliding_window=8, layers_without_window=without, qkv_bias=True)
+    config = hugging_face_config(TARGETS["qwen2"], model, 48, tokenizer)
+    assert (config.use_sliding_window, config.sliding_window) == (True, 8)
+    assert [layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention"] == without
+    if first is not None:  # for readers that know no layer_types
+        assert config.max_window_layers == first
+    assert hugging_face_config(TARGETS["mistral"], model_of(sliding_window=8), 48, tokenizer).sliding_window == 8
+    assert hugging_face_config(TARGETS["mistral"], model_of(), 48, tokenizer).sliding_window is None

@@ -38,10 +38,12 @@ def written(directory, name="llama2", **changes):
      "rope_type='longrope'"),
     ("llama2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
      "partial_rotary_factor=0.5"),
-    ("mistral", {"sliding_window": 16}, "sliding_window=16"),
-    ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2, "layer_types": None},
-     "sliding_window=16"),
-    ("smollm3", {"use_sliding_window": True, "sliding_window": 16, "layer_types": None}, "sliding_window=16"),
+    ("mistral", {"sliding_window": 0}, "sliding_window: .*0"),
+    ("llama2", {"sliding_window": 16}, r"sliding_window=16 \(a sliding window\)"),
+    ("qwen2", {"use_sliding_window": False, "sliding_window": 16, "layer_types": ["sliding_attention"] * 4},
+     "layer_types of sliding_attention beside use_sliding_window=false, sliding_window=null"),
+    ("smollm3", {"use_sliding_window": False, "sliding_window": 16, "layer_types": ["sliding_attention"] * 4},
+     "layer_types of sliding_attention beside use_sliding_window=false, sliding_window=16"),
     ("qwen3", {"layer_types": ["linear_attention"] * 4}, "linear_attention"),
     ("llama2", {"num_attention_heads": 5}, "transformers refuses it.*not a multiple"),
     ("qwen2", {"num_key_value_heads": 4}, "num_query_groups: 4 does not divide"),
@@ -53,7 +55,6 @@ def test_refused_by_name(tmp_path, name, changes, words):
 
 
 @pytest.mark.parametrize(("name", "changes"), [
-    ("mistral", {"sliding_window": 64}),  # as long as the positions: never felt
     ("qwen2", {"use_sliding_window": False, "sliding_window": 16}),
     ("llama2", {"final_logit_softcapping": None, "num_local_experts": 0, "is_llama_config": True,
                 "rope_interleaved": False, "temperature": 0.6, "_name_or_path": "x", "torch_dtype": "bfloat16"}),
@@ -61,6 +62,23 @@ def test_refused_by_name(tmp_path, name, changes, words):
 ])
 def test_what_is_not_in_effect_is_no_obstacle(tmp_path, name, changes):
     assert read_source(written(tmp_path, name, **changes)).target.family.name == name.rstrip("2") or name == "qwen2"
+
+
+@pytest.mark.parametrize(("name", "changes", "window", "without"), [
+    ("mistral", {"sliding_window": 16}, 16, []), ("mistral", {"sliding_window": None}, None, []),
+    ("mistral", {"sliding_window": 64}, 64, []),  # as long as the positions: kept, texts may be longer
+    ("mistral", {"sliding_window": 16, "layer_types": ["full_attention"] * 4}, 16, []),  # not read by that class
+    ("qwen2", {"use_sliding_window": False, "sliding_window": 16}, None, []),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2, "layer_types": None}, 16,
+     [0, 1]),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 4, "layer_types": None}, None,
+     []),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0, "layer_types": None}, 16, []),
+    ("smollm3", {"use_sliding_window": True, "sliding_window": 16, "layer_types": None}, 16, [0, 1, 2]),  # with rope
+])
+def test_sliding_windows_are_those_that_transformers_computes(tmp_path, name, changes, window, without):
+    model = read_source(written(tmp_path, name, **changes)).model
+    assert (model.sliding_window, model.layers_without_window) == (window, without)
 
 
 def test_a_key_that_means_nothing_can_be_ignored_and_remarks_are_made(tmp_path):

@@ -42,7 +42,8 @@ def test_a_run_can_stand_in_the_place_of_a_preset(tmp_path):
 def test_what_a_trunk_does_without_is_no_part_of_its_identity():
     plain = dict(preset="tiny", vocabulary_size=301)
     before = ModelConfig.from_yaml(plain, "model").identity()
-    assert not before.keys() & {"qkv_bias", "qk_norm", "rope_scaling", "layers_without_rope", "family", "preset"}
+    assert not before.keys() & {"qkv_bias", "qk_norm", "rope_scaling", "layers_without_rope", "sliding_window",
+                                 "layers_without_window", "family", "preset"}
     same = ModelConfig.from_yaml({**plain, "family": "mistral", "max_positions": 99, "layers": "torch"}, "model")
     assert same.identity() == before
     for key, value in (("qk_norm", True), ("layers_without_rope", [1]),
@@ -50,3 +51,17 @@ def test_what_a_trunk_does_without_is_no_part_of_its_identity():
         assert ModelConfig.from_yaml({**plain, key: value}, "model").identity()[key] == value
     with pytest.raises(UserError, match="layers_without_rope: 4 is not one of the layers 0..3"):
         ModelConfig.from_yaml({**plain, "layers_without_rope": [4]}, "model")
+
+
+def test_sliding_windows_are_part_of_the_identity_where_they_are():
+    model = ModelConfig.from_yaml({"preset": "tiny", "vocabulary_size": 301, "sliding_window": 8,
+                                   "layers_without_window": [0, 2]}, "model")
+    assert model.layers_with_window == [1, 3]
+    assert (model.identity()["sliding_window"], model.identity()["layers_without_window"]) == (8, [0, 2])
+    for changes, words in (({"sliding_window": 0}, "sliding_window"),
+                           ({"sliding_window": None}, "no layer has a window"),
+                           ({"layers_without_window": [4]}, "layers_without_window: 4 is not one of the layers 0..3"),
+                           ({"layers_without_window": [3, 2, 1, 0]}, "all layers are named")):
+        with pytest.raises(UserError, match=words):
+            ModelConfig.from_yaml({"preset": "tiny", "vocabulary_size": 301, "sliding_window": 8,
+                                   "layers_without_window": [0, 2], **changes}, "model")

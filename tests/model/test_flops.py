@@ -1,5 +1,7 @@
 """The FLOP count against torch's own counter, which sees every product that is really done."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_encdec.data.samples import Sample
+from megatron_encdec.model.blocks import Blocks, reach, segment_mask
 from megatron_encdec.model.config import ModelConfig, attended_pairs, training_flops, whole_pairs
+from megatron_encdec.model.parts import Frozen
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.trunk import build_trunk
 from megatron_encdec.objectives.base import Objective, Vocabulary, collate
@@ -52,9 +56,28 @@ def test_causal_attention_counts_half(topology, ends):
 
 def test_parts_add_up():
     pairs = whole_pairs(1000, 50, "bidirectional")
-    assert pairs == 50 * 1000 and whole_pairs(1000, 50, "causal") == pairs / 2
-    assert attended_pairs(np.array([0, 3, 10]), "bidirectional") == 9 + 49
-    assert attended_pairs(np.array([0, 3, 10]), "causal") == (9 + 49) / 2
+    assert pairs[0] == 50 * 1000 and (whole_pairs(1000, 50, "causal") == pairs / 2).all()
+    assert attended_pairs(np.array([0, 3, 10]), "bidirectional").tolist() == [9 + 49] * 2
+    assert attended_pairs(np.array([0, 3, 10]), "causal").tolist() == [(9 + 49) / 2] * 2
     trunk = training_flops(MODEL, 1000, pairs, 0)
     assert training_flops(MODEL, 1000, pairs, 30) - trunk == 3 * 2 * 64 * 384 * 30
-    assert trunk - training_flops(MODEL, 1000, 0, 0) == 3 * 2 * 4 * 64 * pairs  # layers, heads x head dimension
+    assert trunk - training_flops(MODEL, 1000, (0, 0), 0) == 3 * 2 * 4 * 64 * pairs[0]  # layers, heads x head dimension
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 30, 31, 90])
+def test_pairs_within_a_window_are_those_that_the_mask_lets_through(window):
+    cuts = torch.tensor([0, 1, 8, 40, 64], dtype=torch.int32)
+    for kind in ("causal", "bidirectional"):
+        mask = segment_mask(cuts, 1, 64, reach(kind, window), Blocks(64), torch.float32)
+        seen = int((mask == 0).sum())
+        expected = seen - 64 / 2 if kind == "causal" else seen  # causal counts half of a band that is symmetric
+        assert attended_pairs(cuts.numpy(), kind, window)[1] == expected
+        assert attended_pairs(cuts.numpy(), kind, window)[0] == attended_pairs(cuts.numpy(), kind)[1]
+
+
+def test_each_layer_counts_its_own_pairs():
+    mixed = dataclasses.replace(MODEL, num_layers=5, sliding_window=8, layers_without_window=[0, 3])
+    attention = training_flops(mixed, 0, (100, 7), 0)
+    assert attention == 3 * 4 * 64 * (2 * 100 + 3 * 7)
+    frozen = Frozen(embeddings=True, layers=frozenset({0, 1}))  # no gradient passes those two
+    assert attention - training_flops(mixed, 0, (100, 7), 0, frozen) == 2 * 4 * 64 * (100 + 7)

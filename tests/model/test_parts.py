@@ -39,11 +39,11 @@ def test_flops_of_a_frozen_trunk():
     model = ModelConfig(4, 64, 160, 4, 2, vocabulary_size=384)
 
     def of(*words, model=model):
-        return training_flops(model, 100, 5000, 30, Frozen.parse(words))
+        return training_flops(model, 100, (5000, 5000), 30, Frozen.parse(words))
 
     matrices, attention, head = 2 * model.parameters_per_layer * 100, 4 * 64 * 5000, 2 * 64 * 384 * 30
     layer = 3 * (matrices + attention)
-    assert of() == training_flops(model, 100, 5000, 30) == 4 * layer + 3 * head
+    assert of() == training_flops(model, 100, (5000, 5000), 30) == 4 * layer + 3 * head
     assert of("embeddings") == of()  # its look-up costs nothing
     assert of("layers 1") == of() - matrices  # the gradient still goes through
     assert of("embeddings", "layers 0-1") == of() - 2 * (2 * matrices + 2 * attention)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from megatron_encdec.data.samples import Sample
-from megatron_encdec.model.attention import AttentionContext, TorchAttention, segment_mask
+from megatron_encdec.model.attention import AttentionContext, TorchAttention
+from megatron_encdec.model.blocks import Blocks, reach, segment_mask
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.rope import rotary_angles
@@ -65,10 +66,10 @@ def test_both_attention_paths_of_torch_agree(topology):
     cuts = torch.tensor([0, 3, 7, 14], dtype=torch.int32)
     angles_SD = rotary_angles(7, 8, 1e4, torch.device("cpu"))[0][:, None, None]
     for kind in ("causal", "bidirectional"):
-        mask_B1SS = segment_mask(cuts, 2, 7, kind, torch.float32)
+        mask_B1SS = segment_mask(cuts, 2, 7, reach(kind, None), Blocks(7), torch.float32)
         outputs = [attention(query, key, value, None, packed_seq_params=AttentionContext(
             qkv_format="sbhd", kind=kind, cos=angles_SD.cos(), sin=angles_SD.sin(), mask_B1SS=mask_B1SS,
-            explicit=explicit)) for explicit in (False, True)]
+            blocks=Blocks(7), explicit=explicit)) for explicit in (False, True)]
         torch.testing.assert_close(*outputs, atol=1e-6, rtol=1e-5)
 
 

@@ -45,6 +45,8 @@ DECIDES = {
     "model.num_layers": "4", "model.hidden_size": "64", "model.ffn_hidden_size": "96", "model.num_attention_heads": "8",
     "model.num_query_groups": "4", "model.head_dim": "16", "model.tied_embeddings": "true", "model.norm_eps": "1e-6",
     "model.rope_theta": "5000", "model.layers_without_rope.0": ("1", ("model.layers_without_rope=[0]",)),
+    "model.sliding_window": "8", "model.layers_without_window.0": (
+        "1", ("model.sliding_window=8", "model.layers_without_window=[0]")),
     "model.qkv_bias": "true", "model.qk_norm": "true", "model.init_std": "0.1", "model.vocabulary_size": "400",
     "model.rope_scaling.rope_type": ("yarn", ("model.rope_scaling={rope_type: linear, factor: 2}",),
                                      ("model.rope_scaling.original_max_position_embeddings=64",)),

@@ -60,6 +60,8 @@ def refuse(root, tmp_path, capsys):
     ("performance.recompute=some", ("performance.recompute", "some")),
     ("precision.dtype=fp16", ("precision.dtype", "fp16")),
     ("model.layers=transformer_engine", ("transformer_engine", "CUDA")),
+    ("phases.1.sliding_window=8", ("phases.1.sliding_window",)),
+    ("model.layers_without_window=[0]", ("model.layers_without_window: no layer has a window",)),
     ("model.num_attention_heads=5", ("num_query_groups: 2 does not divide",)),
     ("data.train.0.path=/nowhere/text", ("/nowhere/text",)),
     ("data.train=[]", ("data.train",)),

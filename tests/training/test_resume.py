@@ -63,6 +63,7 @@ def test_a_changed_past_is_refused_with_what_differs(here, begun):
     assert "changes what determined this state (recorded -> asked for):" in error[0]
     assert error[1:-1] == ["  data.seed: 1234 -> 99", "  schedule.warmup_steps: 2 -> 3"]  # not what may change
     assert "Steps 1..6 are done" in error[-1] and "another run.dir" in error[-1]
+    assert "  model.sliding_window: 'absent' -> 8" in here("changed", "model.sliding_window=8", code=2).err
     assert (run / "config.yaml").read_text() == before and metrics(run)[-1]["step"] == 6
 
 
