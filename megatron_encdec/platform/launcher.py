@@ -66,14 +66,19 @@ class Nodes:
                      {"--nnodes": self.count, "--nproc": self.ranks})
 
 
+def at_least_one(thing: str, option: str, count: int | None) -> None:
+    """Raises `UserError` where the `option` asks for fewer than one `thing`."""
+    if count is not None and count < 1:
+        raise UserError(f"{option} {count}: at least one {thing}")
+
+
 def read_nodes(nproc: int | None, nnodes: int | None, node: int | None, master: str | None,
                gpus: Callable[[], int]) -> Nodes | None:
     """What `--nproc`, `--nnodes`, `--node-rank` and `--master` ask for here; None where this process is itself a rank,
     alone or of a job that srun or torchrun has started. gpus: how many this process sees. Numbers that do not fit
     together are a `UserError`."""
-    for option, value in (("--nproc", nproc), ("--nnodes", nnodes)):
-        if value is not None and value < 1:
-            raise UserError(f"{option} {value}: at least one {'rank' if option == '--nproc' else 'node'}")
+    at_least_one("rank", "--nproc", nproc)
+    at_least_one("node", "--nnodes", nnodes)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
         if nnodes is not None or (nproc or 1) > 1:
             raise UserError(f"--nproc, --nnodes: this is rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} of "
