@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,13 +40,17 @@ def preprocess(input: str | os.PathLike | Sequence[str | os.PathLike], tokenizer
     input: files, directories, patterns or `hf:` datasets; one or a list. tokenizer: a directory or file; with
     `train_tokenizer=N` the directory to make one in. output: the prefix of the files. options: those of the verb, with
     underscores: train_tokenizer, validation_percent, text_key, join, where, workers, mask_token, eod_token, on_error,
-    encoder; `--shard 1/4` is share=(1, 4).
+    encoder; `--shard 1/4` is share=(1, 4) or "1/4".
     Called again it does nothing if nothing changed, and goes on if it was interrupted. Raises `UserError`.
     """
+    from megatron_encdec.options import read
+    from megatron_encdec.text.command import require
     from megatron_encdec.text.summary import preprocessed
 
-    inputs = [input] if isinstance(input, (str, os.PathLike)) else input
-    return preprocessed([str(one) for one in inputs], str(tokenizer), str(output), **options)
+    given = read("preprocess", input=input, tokenizer=tokenizer, output=output, **options)
+    paths = [given.pop(name) for name in ("input", "tokenizer", "output")]
+    require(*paths)
+    return preprocessed(*paths, **given)
 
 
 def pretrain(config: "ConfigLike", overrides: Sequence[str] | Mapping[str, Any] = (), *, nproc: int | None = None,
@@ -61,13 +65,15 @@ def pretrain(config: "ConfigLike", overrides: Sequence[str] | Mapping[str, Any] 
     `finished` is False; a KeyboardInterrupt (a notebook's stop button) ends it at once, and the same call goes on from
     the newest checkpoint. Raises `UserError`, `RunFailed`.
     """
+    from megatron_encdec.options import read
     from megatron_encdec.platform import device as devices
     from megatron_encdec.platform.launcher import at_least_one
     from megatron_encdec.training.config import load_config
 
+    options = read("pretrain", nproc=nproc, until=until, fork=fork, time_limit=time_limit, fallback=fallback,
+                   profile=profile, device=device)
+    nproc, device = options["nproc"], options["device"]
     at_least_one("--nproc", nproc)
-    options = {"nproc": nproc, "until": until, "fork": fork, "time_limit": time_limit, "fallback": fallback,
-               "profile": profile, "device": device}
     whole = _with_overrides(config, overrides)
     directory = load_config(whole).run.dir  # a mistake is said before anything begins
     if (nproc or 1) > 1 or devices.chosen() not in (None, devices.meant(device)):
@@ -82,10 +88,14 @@ def pretrain(config: "ConfigLike", overrides: Sequence[str] | Mapping[str, Any] 
 def dry_run(config: "ConfigLike", overrides: Sequence[str] | Mapping[str, Any] = (), *, nproc: int = 1) -> str:
     """What `pretrain --dry-run` prints: the whole config, its phases in tokens, parameters, memory on `nproc` ranks,
     notes and warnings. Needs neither data nor tokenizer. Raises `UserError`."""
+    from megatron_encdec.options import read
+    from megatron_encdec.platform.launcher import at_least_one
     from megatron_encdec.training.config import load_config
     from megatron_encdec.training.dry_run import describe
 
-    return describe(load_config(_with_overrides(config, overrides)), nproc)
+    ranks = read("pretrain", nproc=nproc)["nproc"]
+    at_least_one("--nproc", ranks)
+    return describe(load_config(_with_overrides(config, overrides)), ranks or 1)
 
 
 def export(run: str | os.PathLike, out: str | os.PathLike, as_: str = "auto", dtype: str = "auto",
@@ -96,19 +106,23 @@ def export(run: str | os.PathLike, out: str | os.PathLike, as_: str = "auto", dt
     logits and the run's, None where `out` was this very export already. Raises `UserError`, `ParityError`.
     """
     from megatron_encdec.interop.exported import Exported
+    from megatron_encdec.options import read
     from megatron_encdec.platform import device
 
+    given = read("export", run=run, out=out, as_=as_, dtype=dtype, force=force)
     if device.chosen() == "cuda":  # megatron.core is set up for it in this process; an export is made on the CPU
-        _by_command("export", str(run), str(out), "--as", as_, "--dtype", dtype, *["--force"] * force)
+        _by_command("export", given["run"], given["out"], "--as", given["as_"], "--dtype", given["dtype"],
+                    *["--force"] * given["force"])
         return Exported.read(out)
     from megatron_encdec.interop.export_command import export_here
 
-    return Exported.read(out, export_here(str(run), str(out), as_, dtype, force))
+    return Exported.read(out, export_here(**given))
 
 
 def load_run(directory: str | os.PathLike) -> "LoadedRun":
     """A run directory, to look at: `step`, `finished`, `phases`, `metrics("train")`, `checkpoints`, `config`; printed,
-    it is the table of `megatron-encdec inspect run`. Raises `UserError` where no step of a run is recorded there."""
+    it is the table of `megatron-encdec inspect run`. Raises `UserError` where no step of a run is recorded there,
+    as in an import or a merge."""
     from megatron_encdec.inspection.loaded import LoadedRun
 
     return LoadedRun(str(directory))
@@ -124,7 +138,10 @@ def _with_overrides(config: "ConfigLike", overrides: Sequence[str] | Mapping[str
         for key, value in overrides.items():
             schema.set_key(data, key, schema.to_dict(value))
     else:
-        for override in [overrides] if isinstance(overrides, str) else overrides:
+        several = () if overrides is None else overrides
+        if isinstance(several, str) or not isinstance(several, Iterable):
+            several = [several]
+        for override in several:
             schema.apply_override(data, override, Config)
     return data
 

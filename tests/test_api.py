@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_run import BASE, final_bits, metrics, run_cli, workspace
 
@@ -120,6 +122,69 @@ def test_mistakes_are_raised_and_not_printed(root, trained, tmp_path, capsys):
         pretrain(trained.config, {"run.dir": str(tmp_path / "damaged"), "phases.1.steps": 6,
                                   "run.total.steps": None, "schedule.decay_steps": 0})
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"on_error": "raise"}, "--on-error: 'raise' is not one of count, stop"),
+    ({"encoder": "hf"}, "--encoder: 'hf' is not one of gigatoken, tokenizers"),
+    ({"share": "5/4"}, "--shard 5/4: the parts are numbered from 1 to 4"),
+    ({"share": "1:4"}, "--shard: '1:4' is not of the form I/N"),
+    ({"share": 4}, "--shard: expected a string, found an integer 4"),
+    ({"share": (1, 2, 3)}, "--shard: '1/2/3' is not of the form I/N"),
+    ({"workers": 1.5}, "--workers: expected an integer, found a number 1.5"),
+    ({"workers": True}, "--workers: expected an integer, found a boolean True"),
+    ({"validation_percent": "much"}, "--validation-percent: expected a number, found a string 'much'"),
+    ({"where": "lang"}, "--where 'lang': expected FIELD=VALUE"),
+    ({"where": [5]}, "--where: expected a string, found an integer 5"),
+    ({"tokenizer": None}, "preprocess: --tokenizer is missing; see"),
+    ({"input": 5}, "--input: expected a string, found an integer 5")])
+def test_preprocess_refuses_what_the_command_line_refuses(root, tmp_path, options, words):
+    given = {"input": root / "corpus.jsonl", "tokenizer": root / "tokenizer", "output": tmp_path / "text"}
+    with pytest.raises(UserError, match=re.escape(words)):
+        preprocess(**given | options, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preprocess_takes_values_in_several_forms(root, tmp_path):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": f"a cat {number}", "lang": "en" if number % 2
+                                                           else "de"}) + "\n" for number in range(8)))
+    made = [preprocess(tmp_path / "in.jsonl", root / "tokenizer", tmp_path / f"{number}", where=where, workers=workers,
+                       share=share, progress=False).train for number, (where, workers, share) in enumerate(
+                           [("lang=en", 1, "1/1"), (["lang=en"], np.int64(1), (1, 1)), (("lang=en",), "1", [1, 1])])]
+    assert [one.documents for one in made] == [4, 4, 4] and len({one.fingerprint for one in made}) == 1
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda config: dry_run(None), "config: expected the path of a YAML file, a mapping, or a Config, found nothing"),
+    (lambda config: dry_run([1]), "found a list [1]"),
+    (lambda config: dry_run(config, 5), "override 5: expected dotted.key=value"),
+    (lambda config: dry_run(config, [None]), "override None: expected dotted.key=value"),
+    (lambda config: dry_run(config, {5: 1}), "override: expected a dotted key, found an integer 5"),
+    (lambda config: dry_run(config, nproc=0), "--nproc 0: at least one rank"),
+    (lambda config: dry_run(config, nproc="two"), "--nproc: expected an integer, found a string 'two'"),
+    (lambda config: pretrain(config, nproc=0), "--nproc 0: at least one rank"),
+    (lambda config: pretrain(config, until="five"), "--until: expected an integer, found a string 'five'"),
+    (lambda config: pretrain(config, until="0"), "--until 0: a step number of 1 or more"),
+    (lambda config: pretrain(config, time_limit=3600), "--time-limit: expected a string, found an integer 3600"),
+    (lambda config: pretrain(config, profile=10), "--profile: expected a string, found an integer 10"),
+    (lambda config: pretrain(config, fallback="no"), "--fallback: expected true or false, found a string 'no'"),
+    (lambda config: pretrain(config, device="gpu"), "--device: 'gpu' is not one of auto, cpu, cuda"),
+    (lambda config: export("somewhere", "out", dtype="fp8"), "--dtype: 'fp8' is not one of auto, fp32, bf16, fp16"),
+    (lambda config: export("somewhere", None), "out: expected a string, found nothing")])
+def test_values_of_another_type_are_mistakes_too(root, tmp_path, capfd, call, words):
+    config = schema.parse_yaml(BASE.format(root=root), "base") | {"run": {"dir": str(tmp_path / "run")}}
+    with pytest.raises(UserError, match=re.escape(words)):
+        call(config)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_config_may_hold_paths_and_numbers_of_numpy(root):
+    config = schema.parse_yaml(BASE.format(root=root), "base") | {"run": {"dir": root / "elsewhere"}}
+    plain = dry_run(config, {"run.dir": "elsewhere", "optimizer.lr": 0.5, "checkpoint.every": 3,
+                             "optimizer.betas": [0.5, 0.75]}, nproc=1)
+    assert plain == dry_run(config, {"run.dir": Path("elsewhere"), "optimizer.lr": np.float64(0.5), "checkpoint.every":
+                                     np.int32(3), "optimizer.betas": (np.float32(0.5), 0.75)}, nproc=np.int64(1))
+    assert f"dir: {root / 'elsewhere'}" in dry_run(config, None)
 
 
 def test_another_thread_than_the_main_one_can_train(root, tmp_path):

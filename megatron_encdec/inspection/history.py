@@ -6,6 +6,8 @@
     4. `epochs`                     how often each source was read, from the declarations of its data
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,6 +141,16 @@ class RunHistory:
         return {name: one for name, one in found.items() if len(one.steps_P)}
 
     @property
+    def not_finite(self) -> Counter[tuple[str, str]]:
+        """How many values cannot be drawn, being NaN or infinite: by the field of the lines and, of eval lines, the
+        name in it."""
+        values = [(name, "", value) for line in self._trained for name, value in line.items()]
+        values += [(key, name, value) for line in of_kind("eval", self.records) for key in ("losses", "distance")
+                   for name, value in line.get(key, {}).items()]
+        return Counter((key, name) for key, name, value in values
+                       if isinstance(value, float) and not math.isfinite(value))
+
+    @property
     def checkpoints(self) -> list[dict]:
         """The checkpoint lines of saves that came to their end."""
         return [line for line in of_kind("checkpoint", self.records) if "error" not in line]
@@ -186,8 +198,8 @@ def _part_at(declared: list[Declaration], data: TrainingData, samples: int):
 
 
 def _series(points) -> Series:
-    """Of (step, value) with None left out; where a step was logged twice its last line counts."""
-    found = sorted({step: value for step, value in points if value is not None}.items())
+    """Of (step, value) without None, NaN and what is infinite; where a step was logged twice its last line counts."""
+    found = sorted({step: value for step, value in points if value is not None and math.isfinite(value)}.items())
     return Series(np.array([step for step, _ in found]), np.array([value for _, value in found], float))
 
 

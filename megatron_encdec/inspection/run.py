@@ -31,6 +31,13 @@ from megatron_encdec.training.stretches import by_phase, tokens_between
 # Not a difference between two experiments: where a run lives, how it was cut over ranks, what it logged.
 _COSMETIC = ("dir", "phases", "checkpoint", "logging", "parallel", "micro_size", "on_nonfinite", "max_skipped",
              "hang_timeout")
+# What is read of the lines of metrics.jsonl, and the types that it has; a loss is None where a step had no target.
+_NUMBER = (int, float)
+NEEDED = {"train": {"step": (int,), "phase": (str,), "objective": (str,), "loss": (*_NUMBER, type(None)),
+                    "tokens": (int,), "targets": (int,), "tokens_per_second": _NUMBER},
+          "eval": {"step": (int,), "phase": (str,), "losses": (dict,)},
+          "phase": {"step": (int,), "phase": (str,)}, "checkpoint": {"step": (int,), "phase": (str,)},
+          "resume": {"step": (int,)}}
 Entropy = tuple[dict | None, str | None]  # as `unigram_entropy` counts it; where it is not known, why
 
 
@@ -47,13 +54,39 @@ def read_run(directory: str) -> tuple[Config, list[dict]]:
     """The resolved config and the metrics of a run, or a `UserError` that says what is not there."""
     path = Path(directory)
     if not (path / "config.yaml").is_file():
-        what = "it has no config.yaml" if path.is_dir() else "there is no such directory"
-        raise UserError(f"{directory}: not a run directory ({what}); name the run.dir of a config")
-    config, records = load_config(path / "config.yaml"), read_metrics(path / "metrics.jsonl", torn_tail=True)
+        raise UserError(f"{directory}: not a run directory ({_what_instead(path)}")
+    refuse_beginning(directory)
+    config, records = load_config(path / "config.yaml"), read_metrics(path / "metrics.jsonl", True, NEEDED)
     if not of_kind("train", records):
         raise UserError(f"{path / 'metrics.jsonl'}: no step is recorded yet; start the run with "
                         "`megatron-encdec pretrain`")
     return config, records
+
+
+def _what_instead(path: Path) -> str:
+    """What stands at `path`, where no run directory does, and what to name."""
+    run, at, step = str(path).rpartition("@")
+    if path.is_dir():
+        return "it has no config.yaml); name the run.dir of a config"
+    if at and step.isdigit() and (Path(run) / "config.yaml").is_file():
+        return (f"one step of {run}); name {run} for the whole run, or look at that step with `megatron-encdec inspect "
+                f"checkpoint {path}`")
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return "a config file); name its run.dir; a config is looked at with --sample, or `pretrain --dry-run`"
+    return f"{'a file' if path.exists() else 'there is no such directory'}); name the run.dir of a config"
+
+
+def refuse_beginning(directory: str) -> None:
+    """Raises `UserError` for an import or a merge, in which no step is ever trained."""
+    path = Path(directory)
+    if (path / "metrics.jsonl").exists() or (checkpoint := newest(path / "checkpoints")) is None:
+        return
+    state = read_run_state(checkpoint)
+    if state.is_beginning:
+        what = f"imported ({state.imported.get('architecture', 'a model')})" if state.imported else \
+            f"merged from {' and '.join(state.merged.get('models', ()))}"
+        raise UserError(f"{directory}: {what}, and nothing is trained in it; `megatron-encdec inspect checkpoint "
+                        f"{directory}` shows it, run.from.path={directory} and run.from.state=weights train on from it")
 
 
 def of_kind(kind: str, records: list[dict]) -> list[dict]:
@@ -100,7 +133,7 @@ def with_ancestors(records: list[dict]) -> list[dict]:
     if not _continues(parent):
         return records
     try:
-        older = read_metrics(Path(parent["path"]) / "metrics.jsonl", torn_tail=True)
+        older = read_metrics(Path(parent["path"]) / "metrics.jsonl", True, NEEDED)
     except UserError:
         older = []
     return [*(record for record in with_ancestors(older) if record.get("step", 0) <= parent["step"]), *records]

@@ -6,7 +6,8 @@
     4. index.html, written last page/
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_encdec.engine.integrity import name_of
@@ -28,6 +29,11 @@ SECTIONS = (  # name, title, tables shown open, tables folded away
     ("data", "Data", ["sources"], []),
     ("distance", "Distance", [], []),
 )
+NOT_DRAWN = {  # field of the lines: section that would show it, what it is called there
+    "loss": ("loss", "the training loss"), "losses": ("loss", "the validation loss"),
+    "lr": ("optimizer", "the learning rate"), "grad_norm": ("optimizer", "the gradient norm"),
+    "tokens_per_second": ("speed", "tokens a second"), "mfu": ("speed", "MFU"),
+    "distance": ("distance", "the distance")}
 FOOTER = ("From metrics.jsonl and config.yaml of the run directory. Losses in nats a label; a step is an optimizer "
           "update. The same command draws the page anew.")
 
@@ -48,9 +54,11 @@ def write_page(directories: Sequence[str], folder: Path, remarks: Sequence[str])
     tables = {table.name: table for table in _tables(runs, figures.names, sources) if table.rows}
     files = {Path("tables") / f"{name}.csv": csv_text(table).encode() for name, table in tables.items()}
     files |= {Path("figures") / f"{picture.name}.png": picture.png() for picture in pictures}
+    texts = {"phases": "\n".join(f"- {as_markdown(remark)}" for remark in remarks), "data": "\n\n".join(unknown),
+             **_left_out(runs, figures.names)}
     title = figures.names[0] if len(runs) == 1 else f"{len(runs)} runs"
     files[Path("index.html")] = page(title, _subtitle(runs, figures.names), _facts(runs), _sections(
-        tables, pictures, remarks, unknown), FOOTER).encode()
+        tables, pictures, texts), FOOTER).encode()
     write_report(folder, files, "--page")
     return list(files)
 
@@ -85,9 +93,20 @@ def _facts(runs: Sequence[RunHistory]) -> list[Fact]:
     return [Fact(count, name, warns) for count, name, warns in counts if count]
 
 
-def _sections(tables: dict[str, Table], pictures: Sequence[Picture], remarks: Sequence[str],
-              unknown: Sequence[str]) -> list[Section]:
-    texts = {"phases": "\n".join(f"- {as_markdown(remark)}" for remark in remarks), "data": "\n\n".join(unknown)}
+def _left_out(runs: Sequence[RunHistory], names: Sequence[str]) -> dict[str, str]:
+    """A sentence for each section whose figures lack values, on how many there are."""
+    found: dict[str, list[str]] = {}
+    for run, its_name in zip(runs, names, strict=True):
+        for (key, name), count in sorted(run.not_finite.items()):
+            section, what = NOT_DRAWN.get(key, (None, ""))
+            of = f" ({its_name})" if len(runs) > 1 else ""
+            if section:
+                found.setdefault(section, []).append(f"{count:,} of {what}{name and ' '}{name}{of}")
+    return {section: f"Not drawn, being NaN or infinite: {as_markdown('; '.join(parts))}."
+            for section, parts in found.items()}
+
+
+def _sections(tables: dict[str, Table], pictures: Sequence[Picture], texts: Mapping[str, str]) -> list[Section]:
     return [Section(name, title, texts.get(name, ""), [tables[one] for one in shown if one in tables],
                     [picture for picture in pictures if picture.section == name],
                     [tables[one] for one in folded if one in tables]) for name, title, shown, folded in SECTIONS]
@@ -140,4 +159,4 @@ def _checkpoint_rows(run: RunHistory, _: int) -> list[list]:
 
 
 def _whole(value: float | None) -> int | None:
-    return None if value is None else round(value)
+    return round(value) if value is not None and math.isfinite(value) else None

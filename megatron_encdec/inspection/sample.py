@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from megatron_encdec.inspection.run import refuse_beginning
 from megatron_encdec.inspection.tables import say
 from megatron_encdec.inspection.windows import indented, marks_of, show
 from megatron_encdec.objectives.base import Labelled
@@ -21,6 +22,7 @@ def examine(arguments: argparse.Namespace) -> dict:
         file /= "config.yaml"
         if not file.is_file():
             raise UserError(f"{path}: not a run directory (it has no config.yaml); name a CONFIG.yaml or a run.dir")
+        refuse_beginning(path)
     plan = resolve(load_config(file, arguments.overrides))
     return {"run": path, "samples": [describe(plan, index) for index in arguments.sample]}
 

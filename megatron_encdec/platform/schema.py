@@ -21,6 +21,7 @@ import os
 import re
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def load_yaml(path: str | Path) -> dict:
 def apply_override(data: dict, override: str, cls: type) -> None:
     """Set one `dotted.key=value` in `data`, in place; list items are addressed by number (`phases.1.steps=20`).
     Where `cls`, the dataclass of `data`, wants a string (a path), the value is taken as it stands; else it is YAML."""
-    key, equals, text = override.partition("=")
+    key, equals, text = override.partition("=") if isinstance(override, str) else ("", "", "")
     if not equals or not key:
         raise UserError(f"override {override!r}: expected dotted.key=value")
     where = f"override {override!r}"
@@ -96,6 +97,8 @@ def apply_override(data: dict, override: str, cls: type) -> None:
 
 def set_key(data: dict, key: str, value: Any, where: str | None = None) -> None:
     """Set the dotted `key` in `data`, in place, as `apply_override` does. where: what messages call it."""
+    if not isinstance(key, str):
+        raise unexpected("a dotted key", key, "override")
     parts: list = key.split(".")
     where, node = where or f"override {key!r}", data
     for depth, part in enumerate(parts):
@@ -161,7 +164,7 @@ def build(cls: type, data: Any, where: str = "") -> Any:
     """Build dataclass `cls` from the mapping `data`; `where` is the dotted name of that mapping."""
     data = {} if data is None else data
     if not isinstance(data, dict):
-        raise _unexpected("a mapping of keys", data, where or "config")
+        raise unexpected("a mapping of keys", data, where or "config")
     hints, fields = _hints(cls), {_key(field): field for field in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
@@ -205,16 +208,19 @@ def above(config: Any, bound: float, *names: str) -> None:
 
 
 def to_dict(config: Any) -> Any:
-    """The plain dict/list/scalar form of a config; `build` of it gives an equal config."""
+    """The plain dict/list/scalar form of a config, a copy; `build` of it gives an equal config. Paths become strings
+    and numbers of NumPy Python's."""
     if hasattr(config, "to_yaml"):
         return config.to_yaml()
     if dataclasses.is_dataclass(config):
         return {_key(field): to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, (list, tuple)):
         return [to_dict(item) for item in config]
-    if isinstance(config, dict):
+    if isinstance(config, Mapping):
         return {key: to_dict(value) for key, value in config.items()}
-    return config
+    if isinstance(config, os.PathLike):
+        return os.fsdecode(config)
+    return config.item() if getattr(config, "shape", None) == () else config
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -231,7 +237,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return getattr(hint, "from_yaml", lambda value, where: build(hint, value, where))(value, where)
     if origin in (list, tuple):
         if not isinstance(value, (list, tuple)):
-            raise _unexpected("a list", value, where)
+            raise unexpected("a list", value, where)
         if origin is list or Ellipsis in arguments:
             arguments = arguments[:1] * len(value)
         if len(value) != len(arguments):
@@ -240,7 +246,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                       for i, (kind, item) in enumerate(zip(arguments, value, strict=True)))
     if origin is dict:
         if not isinstance(value, dict):
-            raise _unexpected("a mapping", value, where)
+            raise unexpected("a mapping", value, where)
         return {key: _convert(arguments[1], item, _join(where, key)) for key, item in value.items()}
     return _convert_scalar(hint, value, where)
 
@@ -252,7 +258,7 @@ def _convert_to_one_of(kinds: list, value: Any, where: str) -> Any:
         except UserError:
             if isinstance(value, dict) and dataclasses.is_dataclass(kind) or kind is float is type(value):
                 raise  # what is wrong inside the mapping, or with the number
-    raise _unexpected(" or ".join(map(_name, kinds)), value, where)
+    raise unexpected(" or ".join(map(_name, kinds)), value, where)
 
 
 def one_of(known: tuple, value: Any, where: str) -> Any:
@@ -272,10 +278,11 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
         return int(value)  # 1e9 tokens
     if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         return value
-    raise _unexpected(_name(hint), value, where, "; put it in quotes" if hint is str and value is not None else "")
+    raise unexpected(_name(hint), value, where, "; put it in quotes" if hint is str and value is not None else "")
 
 
-def _unexpected(wanted: str, value: Any, where: str, way_out: str = "") -> UserError:
+def unexpected(wanted: str, value: Any, where: str, way_out: str = "") -> UserError:
+    """The error that at `where` something else is `wanted` than this value."""
     return UserError(f"{where}: expected {wanted}, found {_kind(value)} {value!r}{way_out}")
 
 

@@ -13,6 +13,7 @@ written when a save is finished, later than its step: those of steps that stay a
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_encdec.platform.errors import IntegrityError
@@ -118,12 +119,22 @@ def _lines(path: Path, data: bytes, strict: bool) -> list[tuple[bytes, dict]]:
     return kept
 
 
-def read_metrics(path: Path, torn_tail: bool = False) -> list[dict]:
-    """All lines; a last line that a crash cut short is left out if `torn_tail`, else refused."""
+def read_metrics(path: Path, torn_tail: bool = False, needed: Mapping[str, Mapping[str, tuple]] | None = None
+                 ) -> list[dict]:
+    """All lines; a last line that a crash cut short is left out if `torn_tail`, else refused. needed: of lines of some
+    kinds the fields that have to be there, with the types that they may have; without one of them a line is refused."""
     data = _read(path)
     if not torn_tail and data and not data.endswith(b"\n"):
         data += b"\n"  # so that the last line is one like any other
-    return [record for _, record in _lines(path, data, strict=True)]
+    lines = _lines(path, data, strict=True)
+    for line, record in lines if needed else ():
+        for name, types in needed.get(str(record.get("kind")), {}).items():
+            if type(record.get(name, ...)) not in types:
+                found = f"{name} is {record[name]!r}" if name in record else f"it has no {name}"
+                number = data.split(b"\n").index(line.rstrip(b"\n")) + 1
+                raise IntegrityError(f"{path}:{number}: a damaged line of the kind {record['kind']} ({found}); bring "
+                                     "the file back, or remove the line to look at the rest")
+    return [record for _, record in lines]
 
 
 def recorded(path: Path) -> tuple[int, list[int]]:

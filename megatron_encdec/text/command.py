@@ -22,6 +22,7 @@ what is there and not read is said in one line. Every document is in the output 
 flat whatever the size of the input or of a document. The same command again continues a run that was killed, from
 PREFIX.partial/, and does nothing if nothing changed.
 """
+USAGE = "see megatron-encdec preprocess --help"
 EPILOG = """\
 examples:
   # with an existing tokenizer
@@ -89,14 +90,19 @@ def _share(value: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def require(input: object, tokenizer: object, output: object) -> None:
+    """Raises `UserError` for one of these that is not given."""
+    for option, value in {"input": input, "tokenizer": tokenizer, "output": output}.items():
+        if value in (None, ""):
+            raise UserError(f"preprocess: --{option} is missing; {USAGE}")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code 0, raises `UserError` for a mistake."""
-    usage = "see megatron-encdec preprocess --help"
     if arguments.merge and (arguments.input or not arguments.output):
-        raise UserError(f"preprocess: --merge takes finished outputs and --output, no --input; {usage}")
-    for option in ("input", "tokenizer", "output"):
-        if not arguments.merge and not getattr(arguments, option):
-            raise UserError(f"preprocess: --{option} is missing; {usage}")
+        raise UserError(f"preprocess: --merge takes finished outputs and --output, no --input; {USAGE}")
+    if not arguments.merge:
+        require(arguments.input, arguments.tokenizer, arguments.output)
     with interrupts_end_the_process():
         from megatron_encdec.text.merge import merge
         from megatron_encdec.text.preprocess import PreprocessSettings

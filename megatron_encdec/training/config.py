@@ -1,7 +1,7 @@
 """The config of a run: every room's part put together, read from YAML and dotted overrides."""
 
+import os
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -191,9 +191,11 @@ class Config:
 
 def as_mapping(given: str | Path | Mapping[str, Any] | Config) -> dict[str, Any]:
     """The same as a mapping of its own, nothing checked."""
-    if isinstance(given, Config):
+    if isinstance(given, (Config, Mapping)):
         return schema.to_dict(given)
-    return deepcopy(dict(given)) if isinstance(given, Mapping) else schema.load_yaml(given)
+    if not isinstance(given, (str, os.PathLike)):
+        raise schema.unexpected("the path of a YAML file, a mapping, or a Config", given, "config")
+    return schema.load_yaml(given)
 
 
 def load_config(given: str | Path | Mapping[str, Any] | Config, overrides: list[str] | tuple[str, ...] = ()) -> Config:

@@ -110,6 +110,38 @@ def test_data_that_is_gone_only_costs_the_entropy(inspect, write_run, tmp_path):
     assert "not known: " in inspect("run", directory)[1]
 
 
+@pytest.mark.parametrize("change, words", [
+    ({"objective": ...}, "train (it has no objective)"),
+    ({"loss": ...}, "train (it has no loss)"), ({"loss": "3"}, "train (loss is '3')"),
+    ({"step": 2.5}, "train (step is 2.5)"),
+    ({"kind": "eval"}, "eval (it has no losses)"),
+    ({"tokens_per_second": None}, "train (tokens_per_second is None)"),
+    ({"phase": True}, "train (phase is True)")])
+def test_a_damaged_line_is_named(inspect, write_run, finished, tmp_path, change, words):
+    finished[2] = {key: value for key, value in (finished[2] | change).items() if value is not ...}
+    directory = write_run(lines=finished)
+    for more in ([], ["--page", tmp_path / "page"]):
+        code, out, err = inspect("run", directory, *more)
+        assert (code, out) == (2, "") and f"{directory}/metrics.jsonl:3: a damaged line of the kind {words}" in err
+        assert err.count("\n") == 1
+    lines = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (directory / "metrics.jsonl").write_text("".join(lines[:2] + lines[3:]))  # the way out works
+    assert report_of(inspect, directory)["step"] == 8
+
+
+def test_what_is_no_run_directory_is_said(inspect, write_run, tmp_path):
+    directory = write_run()
+    for path, words in ((directory / "config.yaml", "a config file); name its run.dir"),
+                        (directory / "metrics.jsonl", "a file); name the run.dir"),
+                        (f"{directory}@6", f"one step of {directory}); name {directory} for the whole run, or look at "
+                                           f"that step with `megatron-encdec inspect checkpoint {directory}@6`"),
+                        (f"{tmp_path}/none@6", "there is no such directory)"),
+                        (tmp_path, "it has no config.yaml)")):
+        for more in ([], ["--page", tmp_path / "page"]):
+            code, out, err = inspect("run", path, *more)
+            assert (code, out) == (2, "") and f"{path}: not a run directory ({words}" in err and err.count("\n") == 1
+
+
 def test_exported_models_are_named(inspect, write_run, tmp_path):
     model = tmp_path / "exported"
     model.mkdir()

@@ -124,6 +124,22 @@ def test_two_runs_over_each_other(page_of, write_run, finished):
     assert "final validation losses" in out
 
 
+def test_what_cannot_be_drawn_is_left_out_and_counted(page_of, write_run, finished):
+    nan, infinite = float("nan"), float("inf")
+    finished[0]["grad_norm"], finished[1]["grad_norm"] = nan, infinite
+    finished[7] |= {"loss": nan, "grad_norm": infinite, "tokens_per_second": infinite, "mfu": nan}
+    finished[4]["losses"]["mlm"] = nan
+    for line in finished:
+        line |= {"lr": -infinite} if line["kind"] == "train" else {}
+    text, folder, _ = page_of(write_run(lines=finished))
+    for words in ("3 of the gradient norm; 8 of the learning rate", "1 of MFU; 1 of tokens a second",
+                  "1 of the training loss; 1 of the validation loss mlm"):
+        assert f"<p>Not drawn, being NaN or infinite: {words}.</p>" in text
+    assert pictures(folder) == {"loss", "validation", "grad_norm", "tokens_per_second", "mfu", "timeline", "epochs"}
+    text, _, _ = page_of(write_run("other", lines=finished), write_run("third"))
+    assert "Not drawn, being NaN or infinite: 1 of MFU (other); 1 of tokens a second (other)" in text
+
+
 def test_a_folder_of_somebody_else(inspect, write_run, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/index.html").write_text("mine")

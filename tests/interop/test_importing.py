@@ -42,6 +42,9 @@ def test_continued_pretraining_from_an_import(prepared, decoder, tmp_path, capsy
     out = capsys.readouterr().out
     assert "the tokenizer's own" in out and "Qwen2ForCausalLM, 116,112 parameters in float32" in out
     assert main(["inspect", "checkpoint", str(tmp_path / "run")]) == 0
+    for more in ([], ["--sample", "0"]):
+        assert main(["inspect", "run", str(tmp_path / "run"), *more]) == 2
+        assert f"{tmp_path}/run: imported (Qwen2ForCausalLM), and nothing is trained in it" in capsys.readouterr().err
     config = config_of(prepared, tmp_path)
     assert main(["pretrain", str(config), f"precision.dtype={dtype}", "data.sequence_length=32"]) == 0
     steps = metrics(tmp_path / "mlm")

@@ -61,7 +61,9 @@ def test_models_are_merged_by_the_formula_and_runs_as_their_exports(branches, tm
     assert of_runs.keys() == found.keys()
     for name, merged in of_runs.items():
         assert torch.equal(merged, found[name]), name
-    said = capsys.readouterr().out
+    assert main(words("inspect", "run", tmp_path / "run")) == 2
+    said, mistake = capsys.readouterr()
+    assert f"{tmp_path}/run: merged from {run0} and {run1}, and nothing is trained in it" in mistake
     assert f"{method} of 0.75 x {run0}, 0.25 x {run1}" in said
     card = (tmp_path / "export" / "README.md").read_text()
     assert f"merged ({method}) of 0.75" in card
