@@ -6,7 +6,7 @@ Nothing here changes what a run computes beyond the rounding of sums; it is no p
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -44,6 +44,8 @@ class PerformanceSettings:
     overlap_tensor: bool = schema.key("tensor-parallel communication inside Transformer Engine's products; needs "
                                       "parallel.sequence", False, later=schema.ANY_TIME)
     prefetch: int | None = _key("micro-batches that a thread prepares ahead; null: 2 on a GPU, 0 on a CPU")
+
+    RETIRED: ClassVar = {"compile": "the head has Triton's kernels on a GPU (performance.triton); leave the key out"}
 
     def __post_init__(self):
         schema.at_least(self, 1, "head_chunk", "recompute_layers")

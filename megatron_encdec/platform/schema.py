@@ -161,17 +161,22 @@ def _value(text: str, hint: Any, where: str) -> Any:
 
 
 def build(cls: type, data: Any, where: str = "") -> Any:
-    """Build dataclass `cls` from the mapping `data`; `where` is the dotted name of that mapping."""
+    """Build dataclass `cls` from the mapping `data`; `where` is the dotted name of that mapping. A key of
+    `cls.RETIRED` is passed over where it is null, as the config.yaml of a run of an earlier version has it."""
     data = {} if data is None else data
     if not isinstance(data, dict):
         raise unexpected("a mapping of keys", data, where or "config")
     hints, fields = _hints(cls), {_key(field): field for field in dataclasses.fields(cls)}
     for key in data:
-        if key not in fields:
+        if key in (retired := getattr(cls, "RETIRED", {})):
+            if data[key] is not None:
+                raise UserError(f"{_join(where, key)}: is gone; {retired[key]}")
+        elif key not in fields:
             raise UserError(f"{_join(where, key)}: unknown key{_nearest(str(key), fields)}")
     if absent := _absent(cls, data, where):
         raise UserError(f"{', '.join(absent)}: missing; every config must give {'it' if len(absent) == 1 else 'them'}")
-    values = {fields[key].name: _convert(hints[key], value, _join(where, key)) for key, value in data.items()}
+    values = {fields[key].name: _convert(hints[key], value, _join(where, key)) for key, value in data.items()
+              if key in fields}
     try:
         return cls(**values)
     except ValueError as error:

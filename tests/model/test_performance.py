@@ -15,6 +15,7 @@ from megatron_encdec.model.performance import (
     core_options,
 )
 from megatron_encdec.platform import megatron as mcore
+from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU chooses")
@@ -99,3 +100,10 @@ def test_overlap_has_buffers_for_every_precision_that_a_layer_may_be_in(monkeypa
                         SimpleNamespace(initialize_ub=initialize_ub, UserBufferQuantizationMode=modes))
     mcore.start_tensor_overlap(512, 64, 2, fp8)
     assert buffers == dict.fromkeys([modes.NONE, modes.FP8] if fp8 else [modes.NONE], ((512, 64), 2, "nccl"))
+
+
+def test_a_key_that_is_gone_is_read_where_it_said_nothing():
+    """The config.yaml of a run of before has every key, those that were left out as null."""
+    assert schema.build(PerformanceSettings, {"compile": None, "prefetch": 1}) == PerformanceSettings(prefetch=1)
+    with pytest.raises(UserError, match=r"performance.compile: is gone; .*performance.triton"):
+        schema.build(PerformanceSettings, {"compile": True}, "performance")
