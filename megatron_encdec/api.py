@@ -89,13 +89,11 @@ def dry_run(config: "ConfigLike", overrides: Sequence[str] | Mapping[str, Any] =
     """What `pretrain --dry-run` prints: the whole config, its phases in tokens, parameters, memory on `nproc` ranks,
     notes and warnings. Needs neither data nor tokenizer. Raises `UserError`."""
     from megatron_encdec.options import read
-    from megatron_encdec.platform.launcher import at_least_one
     from megatron_encdec.training.config import load_config
     from megatron_encdec.training.dry_run import describe
 
     ranks = read("pretrain", nproc=nproc)["nproc"]
-    at_least_one("--nproc", ranks)
-    return describe(load_config(_with_overrides(config, overrides)), ranks or 1)
+    return describe(load_config(_with_overrides(config, overrides)), 1 if ranks is None else ranks)
 
 
 def export(run: str | os.PathLike, out: str | os.PathLike, as_: str = "auto", dtype: str = "auto",

@@ -56,7 +56,8 @@ def read_run(directory: str) -> tuple[Config, list[dict]]:
     if not (path / "config.yaml").is_file():
         raise UserError(f"{directory}: not a run directory ({_what_instead(path)}")
     refuse_beginning(directory)
-    config, records = load_config(path / "config.yaml"), read_metrics(path / "metrics.jsonl", True, NEEDED)
+    config = load_config(path / "config.yaml")
+    records = read_metrics(path / "metrics.jsonl", torn_tail=True, needed=NEEDED)
     if not of_kind("train", records):
         raise UserError(f"{path / 'metrics.jsonl'}: no step is recorded yet; start the run with "
                         "`megatron-encdec pretrain`")
@@ -133,7 +134,7 @@ def with_ancestors(records: list[dict]) -> list[dict]:
     if not _continues(parent):
         return records
     try:
-        older = read_metrics(Path(parent["path"]) / "metrics.jsonl", True, NEEDED)
+        older = read_metrics(Path(parent["path"]) / "metrics.jsonl", torn_tail=True, needed=NEEDED)
     except UserError:
         older = []
     return [*(record for record in with_ancestors(older) if record.get("step", 0) <= parent["step"]), *records]

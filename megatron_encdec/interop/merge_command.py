@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; the exit code."""
     device.choose("cpu")  # before megatron.core is imported
+    from megatron_encdec.engine.integrity import split_step
     from megatron_encdec.interop.merge_directories import merge_directories
     from megatron_encdec.interop.merge_runs import merge_runs
     from megatron_encdec.interop.merging import Recipe
@@ -44,8 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError:
         raise UserError(f"--weights {arguments.weights}: numbers with commas between them, e.g. 0.7,0.3") from None
     for model in arguments.models:
-        place = Path(model) if Path(model).exists() else Path(model.rpartition("@")[0])
-        if Path(arguments.out).resolve().is_relative_to(place.resolve()):
+        if Path(arguments.out).resolve().is_relative_to(Path(split_step(model)[0]).resolve()):
             raise UserError(f"{arguments.out}: is inside {model}, one of the models; name a directory beside it")
     models, recipe = arguments.models, Recipe.of(arguments.method, weights, len(arguments.models))
     make = merge_directories if _are_directories(models) else merge_runs

@@ -83,10 +83,8 @@ def _piece(url: str, start: int, end: int) -> bytes:
     """What comes of bytes `start` to `end` - 1 before the answer ends: one at least, or OSError."""
     data = bytearray()
     with _get(url, f"bytes={start}-{end - 1}") as answer:
-        if answer.status != 206:
-            return answer.read()[start:end]
-        sent = answer.headers.get("Content-Range", "")
-        if not sent.startswith(f"bytes {start}-"):
+        whole, sent = answer.status != 206, answer.headers.get("Content-Range", "")
+        if not whole and not sent.startswith(f"bytes {start}-"):
             raise OSError(f"asked for byte {start}, and it sent {sent!r}")
         try:
             while piece := answer.read(SKIPPED):
@@ -94,6 +92,8 @@ def _piece(url: str, start: int, end: int) -> bytes:
         except (OSError, http.client.HTTPException):
             if not data:
                 raise
+    if whole:
+        data = data[start:end]
     if not data:
         raise OSError(f"no byte came from {start} on")
     return bytes(data)

@@ -28,7 +28,7 @@ URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 WEB = ("http://", "https://")
 BLOCK = 8 << 20  # bytes asked for at once
 ATTEMPTS, FIRST_PAUSE = 5, 1.0  # of a read that fails, and seconds before the second one; twice as long each time
-LASTING = (FileNotFoundError, PermissionError, ImportError, ValueError)  # no second attempt helps
+LASTING = (FileNotFoundError, PermissionError, ImportError)  # no second attempt helps
 AT_ONCE = 16  # requests for small things
 # What stores say of an object that changes with its content, best first.
 VERSIONS = ("ETag", "etag", "generation", "checksum", "sha256", "blob_id", "md5Hash", "LastModified", "last_modified",
@@ -182,7 +182,7 @@ def _tried(url: str, work: Callable[[Any, str], Any], drop: Callable[[], None] =
             raise
         except Exception as error:  # whatever a store or the network does
             drop()
-            if attempt == ATTEMPTS - 1 or isinstance(error, LASTING):
+            if attempt == ATTEMPTS - 1 or isinstance(error, LASTING) or _is_unknown(error):
                 raise _refusal(url, error) from None
             print(f"note: {url}: {_said(error)}; trying again in {pause:.0f} s", file=sys.stderr, flush=True)
             time.sleep(pause)
@@ -214,6 +214,11 @@ def _plain(value: Any) -> Any:
     return value.timestamp() if isinstance(value, datetime.datetime) else value
 
 
+def _is_unknown(error: Exception) -> bool:
+    """Whether fsspec knows no store of that kind."""
+    return isinstance(error, ValueError) and "rotocol" in str(error)
+
+
 def _refusal(url: str, error: Exception) -> UserError:
     scheme = url.partition(":")[0]
     if isinstance(error, ImportError):
@@ -222,7 +227,7 @@ def _refusal(url: str, error: Exception) -> UserError:
                          f"({_said(error)}); install it: pip install {package}")
     if isinstance(error, FileNotFoundError):
         return UserError(f"{url}: is not there (input); check the name with the tool of that store")
-    if isinstance(error, ValueError) and "rotocol" in str(error):
+    if _is_unknown(error):
         import fsspec
 
         known = ", ".join(name for name in ("s3", "gs", "hf", "https", "az", "memory")

@@ -177,6 +177,13 @@ def test_a_result_inside_one_of_the_models_is_refused(branches, capsys, number):
     assert "is inside" in capsys.readouterr().err and not (branches[number] / "merged").exists()
 
 
+def test_models_that_are_not_there_are_what_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words("merge", "none", "either", "out")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("megatron-encdec: none: no checkpoint there"), said
+
+
 @pytest.mark.parametrize(("options", "why"), [
     (("--weights", "1"), "1 for 2 models"), (("--weights", "0,0"), "not all of them 0"),
     (("--weights", "1,x"), "numbers with commas"), (("--weights", "1,nan"), "numbers of at least 0"),

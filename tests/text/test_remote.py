@@ -163,9 +163,10 @@ def test_fields_by_url(sources, memory, tmp_path, capsys):
 
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Files of a folder; knows ranges where `ranges`, fails every `fails`-th request where that is set, breaks an
-    answer off after `most` bytes, and gives those at another place than was asked for where `shifted`."""
+    answer off after `most` bytes, gives those at another place than was asked for where `shifted`, and nothing at all
+    for a whole block where `empty`."""
 
-    ranges, fails, count, most, shifted = True, 0, 0, 1 << 30, 0
+    ranges, fails, count, most, shifted, empty = True, 0, 0, 1 << 30, 0, False
 
     def log_message(self, *_):
         pass
@@ -174,6 +175,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         Handler.count += 1
         if Handler.fails and Handler.count % Handler.fails == 0:
             self.send_error(503)
+            return
+        if self.empty and self.headers.get("Range") not in (None, "bytes=0-0"):
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         path = self.translate_path(self.path)
         if not os.path.isfile(path):
@@ -245,6 +251,14 @@ def test_bytes_of_another_place_are_not_taken(sources, server, monkeypatch):
     with pytest.raises(UserError, match="a.jsonl: cannot be read .*asked for byte 0, and it sent 'bytes 1-"), \
             remote.RemoteFile(f"{server}/a.jsonl") as file:
         file.readall()
+
+
+def test_a_server_that_sends_nothing_is_not_asked_for_ever(sources, server, monkeypatch):
+    monkeypatch.setattr(Handler, "empty", True)
+    with pytest.raises(UserError, match="a.jsonl: cannot be read .*no byte came from 0 on"), \
+            remote.RemoteFile(f"{server}/a.jsonl") as file:
+        file.readall()
+    assert Handler.count < 20
 
 
 def test_a_server_that_fails_at_the_first_look_is_asked_again(sources, server, monkeypatch, capsys):
