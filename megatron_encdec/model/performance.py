@@ -30,8 +30,8 @@ class PerformanceSettings:
     attention: Attention | None = _key("of torch's layers: `masked` windows, or `packed` segments, which spend nothing "
                                        "on pairs of documents (on a GPU it needs bf16)")
     head_chunk: int | None = _key("labelled positions whose logits exist at a time; fewer need less memory")
-    triton: bool | None = _key("Triton kernels for rotary embeddings and for the head's passes over its logits; on a "
-                               "GPU that has Triton unless set")
+    triton: bool | None = _key("our Triton kernels for rotary embeddings, SwiGLU and the head's passes over its "
+                               "logits; on a GPU that has Triton unless set")
     fuse_activation: bool | None = _key("SwiGLU as one function; false: as three")
     fuse_gradients: bool | None = _key("the product itself adds weight gradients to the fp32 buffer (Transformer "
                                        "Engine, or Apex)")
