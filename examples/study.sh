@@ -4,7 +4,7 @@
 #
 #   bash examples/study.sh                                a few models of examples/study_tiny.yaml
 #   bash examples/study.sh --jobs 2                       options of `megatron-encdec study run`
-#   WHOLE=1 bash examples/study.sh --jobs 2               all of examples/study_tiny.yaml: hours
+#   WHOLE=1 bash examples/study.sh --jobs 2               all of examples/study_tiny.yaml: an hour or two
 #   STUDY=examples/study_mask.yaml bash examples/study.sh      another study on the same data: docs/recipes.md has a list
 #
 # Text and tokenizer are the demo's, in work_dirs/demo, made with .venv if they are not there; tasks and study go to
