@@ -22,9 +22,9 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
@@ -39,6 +39,21 @@ _parent: Connection | None = None  # of this process, where it is a child
 def available_cores() -> int:
     """Cores that this process may run on (a container's or a job's share, not the machine's)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def on_cores(cores: Collection[int]) -> Iterator[None]:
+    """Processes that this thread starts meanwhile run on `cores` alone, where the system can say so; none: on all."""
+    confine = getattr(os, "sched_setaffinity", None)
+    if confine is None or not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    confine(0, cores)
+    try:
+        yield
+    finally:
+        confine(0, before)
 
 
 def start_python(call: str, descriptors: Sequence[int], environment: Mapping[str, str], **options) -> subprocess.Popen:

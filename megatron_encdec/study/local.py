@@ -18,7 +18,9 @@ import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from megatron_encdec.platform.children import on_cores
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.study.jobs import Job
@@ -27,15 +29,17 @@ SECONDS = 0.2  # between two looks at jobs that are to end
 
 
 class LocalExecutor:
-    """At most `places` jobs at a time; each rank of one gets a GPU of its own where there are `gpus`."""
+    """At most `places` jobs at a time; each rank of one gets a GPU of its own where there are `gpus`. Where there are
+    none, each job gets its share of the cores: two with as many threads as there are cores take ten times as long."""
 
     waits_itself = False  # a job is started when those that it needs have ended
 
     def __init__(self, places: int, gpus: list[str]):
         self._places, self._gpus = places, gpus
+        self._shares = [] if gpus else shares_of_cores(places)
         self.running: dict[str, Job] = {}
         self._processes: dict[str, subprocess.Popen | None] = {}  # None: started by an earlier driver
-        self._taken: dict[str, list[str]] = {}
+        self._taken: dict[str, dict[str, list]] = {}  # `gpus` and `cores` of each that runs
 
     def check(self, jobs: Iterable[Job]) -> None:
         """Raises `UserError` where one of `jobs` could never run here."""
@@ -52,40 +56,45 @@ class LocalExecutor:
         found = []
         for job in jobs:
             if is_running(job.folder):
-                self._watch(job, None, _record(job.folder).get("gpus", []))
+                self._watch(job, None, _record(job.folder))
                 found.append(job)
         return found
 
-    def _watch(self, job: Job, process: subprocess.Popen | None, gpus: list[str]) -> None:
-        self.running[job.key], self._processes[job.key], self._taken[job.key] = job, process, gpus
+    def _watch(self, job: Job, process: subprocess.Popen | None, taken: dict[str, Any]) -> None:
+        self.running[job.key], self._processes[job.key], self._taken[job.key] = job, process, taken
 
     def has_room(self, job: Job) -> bool:
         """Whether it can start now."""
         return len(self.running) < self._places and (not self._gpus or len(self._free()) >= job.resources.ranks)
 
     def _free(self) -> list[str]:
-        taken = {gpu for gpus in self._taken.values() for gpu in gpus}
+        taken = {gpu for used in self._taken.values() for gpu in used.get("gpus", [])}
         return [gpu for gpu in self._gpus if gpu not in taken]
+
+    def _cores(self) -> list[int]:
+        """The share that fewest of the running jobs have; nothing where jobs have GPUs."""
+        taken = [used.get("cores") for used in self._taken.values()]
+        return min(self._shares, key=taken.count, default=[])
 
     def start(self, job: Job) -> None:
         """Start it; what it prints is added to `log.txt` of its folder."""
-        gpus = self._free()[: job.resources.ranks]
+        taken = {"gpus": self._free()[: job.resources.ranks], "cores": self._cores()}
         root = str(Path(__file__).resolve().parents[2])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        if taken["gpus"]:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(taken["gpus"])
         lock = _lock(job.folder)
         if lock is None:  # one of an earlier driver, or a process of it that is slow to go
-            self._watch(job, None, _record(job.folder).get("gpus", []))
+            self._watch(job, None, _record(job.folder))
             return
         try:
-            with open(job.folder / "log.txt", "ab") as log:
+            with open(job.folder / "log.txt", "ab") as log, on_cores(taken["cores"]):
                 process = subprocess.Popen(job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                            pass_fds=(lock,), start_new_session=True, env=environment)
-            write_json_atomic(job.folder / "job.json", {"pid": process.pid, "gpus": gpus, "command": job.command})
+            write_json_atomic(job.folder / "job.json", {"pid": process.pid, **taken, "command": job.command})
         finally:
             os.close(lock)
-        self._watch(job, process, gpus)
+        self._watch(job, process, taken)
 
     def ended(self) -> list[tuple[Job, int | None]]:
         """Jobs that have ended since the last call; the exit code is None for one of an earlier driver."""
@@ -110,6 +119,15 @@ class LocalExecutor:
             self.ended()
             time.sleep(SECONDS)
         return "its jobs have ended"
+
+
+def shares_of_cores(places: int) -> list[list[int]]:
+    """The cores of this process dealt out to so many jobs, at least one to each; nothing where all have all of them."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if places == 1 or not cores:
+        return []
+    size = max(1, len(cores) // places)
+    return [[cores[(place * size + one) % len(cores)] for one in range(size)] for place in range(places)]
 
 
 def is_running(folder: Path) -> bool:
