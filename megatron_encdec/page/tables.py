@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import Any
 
 DASH, DAGGER = "–", " †"
+INTERVALS = {"interval": 100, "signed": 100, "interval number": 1, "signed number": 1}  # kind -> factor when shown
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Interval:
 @dataclass(frozen=True)
 class Column:
     """A column; `group` stands above neighbours that share it. kind: text, count, percent, printed (per cent with two
-    decimals), interval, signed (an interval of a difference), rate."""
+    decimals), interval, signed (an interval of a difference), both in per cent, or as they are: interval number, signed
+    number; rate, number."""
 
     name: str
     kind: str = "text"
@@ -80,10 +82,10 @@ def text_of(value: Any, kind: str, digits: int) -> str:
     """A value as people read it."""
     if value is None:
         return DASH
-    if kind in ("interval", "signed"):
+    if factor := INTERVALS.get(kind):
         digits = digits if value.count else 2
-        mean = f"{100 * value.mean:{'+' if kind == 'signed' else ''}.{digits}f}"
-        return mean if value.half_width is None else f"{mean} ± {100 * value.half_width:.{digits}f}"
+        mean = f"{factor * value.mean:{'+' if kind.startswith('signed') else ''}.{digits}f}"
+        return mean if value.half_width is None else f"{mean} ± {factor * value.half_width:.{digits}f}"
     if kind in ("percent", "printed"):
         return f"{100 * value:.{digits if kind == 'percent' else 2}f}"
     if kind == "rate":
@@ -126,7 +128,7 @@ def csv_text(table: Table) -> str:
     header = []
     for column in table.columns:
         name = column.full_name.lower().replace(" ", "_")
-        header += [name, f"{name}_half_width"] if column.kind in ("interval", "signed") else [name]
+        header += [name, f"{name}_half_width"] if column.kind in INTERVALS else [name]
     rows = [[part for value, column in zip(row, table.columns, strict=True) for part in _csv_parts(value, column.kind)]
             for row in table.rows]
     buffer = io.StringIO()
@@ -136,7 +138,7 @@ def csv_text(table: Table) -> str:
 
 def _csv_parts(value: Any, kind: str) -> Sequence[Any]:
     """A value's fields; the csv module writes None as nothing and a float with every digit."""
-    if kind in ("interval", "signed"):
+    if factor := INTERVALS.get(kind):
         mean, half_width = (value.mean, value.half_width) if value else (None, None)
-        return [None if part is None else 100 * part for part in (mean, half_width)]
+        return [None if part is None else factor * part for part in (mean, half_width)]
     return [100 * value if kind in ("percent", "printed") and value is not None else value]

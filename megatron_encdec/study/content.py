@@ -7,6 +7,7 @@ from typing import Any
 from megatron_encdec.page.tables import Column, Interval, Table, as_markdown, rate_text
 from megatron_encdec.study import published
 from megatron_encdec.study.analysis import Analysis, Task, problems
+from megatron_encdec.study.replicas import verdict
 from megatron_encdec.study.statistics import Summary
 
 # Columns that are not text, by their names; in `seeds`, which holds single runs, `test` is no interval.
@@ -113,18 +114,12 @@ def _scores(analysis: Analysis) -> Table:
 def _comparisons(analysis: Analysis) -> Table:
     rows = [_of_task(analysis, task) | {"model A": one.a, "model B": one.b, "A − B": one.difference,
                                         "seeds": one.difference.count, "A better": one.wins,
-                                        "verdict": _verdict(one.difference)}
+                                        "verdict": verdict(one.difference)}
             for task in analysis.results.tasks for one in analysis.comparisons[task]]
     against = f"Against {as_markdown(analysis.reference)}. " if analysis.reference else ""
     return _table("comparisons", "Models compared over the same seeds", rows,
                   f"{against}Difference of the selected test scores, in points, seed by seed; mean ± 1.96 · std / √n. "
                   "`A better`: in how many of the seeds.")
-
-
-def _verdict(difference: Interval) -> str:
-    if difference.half_width is None:
-        return "one seed: not known"
-    return "apart" if difference.excludes_zero else "not apart"
 
 
 def _sensitivity(analysis: Analysis) -> Table:

@@ -22,8 +22,9 @@ from megatron_encdec.study.analysis import Analysis, analyse
 from megatron_encdec.study.content import all_tables
 from megatron_encdec.study.figures import all_figures
 from megatron_encdec.study.plan import StudyPlan
+from megatron_encdec.study.replicas import loss_tables, recipe_pictures, score_tables
 from megatron_encdec.study.results import read_trees
-from megatron_encdec.study.runs import budget_pictures, budgets, paths, validation
+from megatron_encdec.study.runs import budget_pictures, budgets, paths, validation, validation_losses
 from megatron_encdec.study.store import Status, Store
 from megatron_encdec.study.tree_figure import tree_picture
 
@@ -31,6 +32,7 @@ TITLE = "Fine-tuning results"
 SECTIONS = (  # name, title, tables shown open, tables folded away
     ("tree", "The runs", ["paths"], []),
     ("scores", "Scores", ["overview"], ["scores", "seeds"]),
+    ("recipes", "Seeds of pretraining", ["recipes", "recipe_losses"], ["recipes_compared", "recipe_losses_compared"]),
     ("comparisons", "Comparisons", ["comparisons"], []),
     ("checkpoints", "Curves", [], ["checkpoints"]),
     ("budgets", "Budgets", ["budgets"], []),
@@ -41,10 +43,11 @@ SECTIONS = (  # name, title, tables shown open, tables folded away
 )
 METHOD = """\
 Each model is fine-tuned at several learning rates and seeds. For each seed the run with the best *validation* score is
-selected, and its *test* score counts; the score of a model is the mean of those over seeds, with the interval
-1.96 · std / √n (std with n − 1). Differences between models are taken seed by seed and summarised the same way. With
-few seeds this interval is narrower than Student's t would give. Sensitivity to the learning rate is the spread of the
-test scores of one seed over all its learning rates. Runs that failed or are missing are listed, never filled in."""
+selected, and its *test* score counts; the score of a model is the mean of those over seeds, with the interval 1.96 ·
+std / √n (std with n − 1). Over seeds of pretraining the interval is Student's. Differences between models are taken
+seed by seed and summarised the same way. With few seeds this interval is narrower than Student's t would give.
+Sensitivity to the learning rate is the spread of the test scores of one seed over all its learning rates. Runs that
+failed or are missing are listed, never filled in."""
 FOOTER = ("Protocol and published numbers: arXiv 2507.00994. Scores in per cent; four decimals under the pointer, all "
           "of them in tables/*.csv.")
 SHOWN_COLUMNS, SHOWN_PROBLEMS = 6, 10  # on the terminal
@@ -59,12 +62,14 @@ def report(trees: Sequence[Path], output: Path, reference: str | None = None, pl
         results = read_trees(trees, lambda runs: progress.update(runs, f"{runs:,} runs read"))
     analysis = analyse(results, reference)
     tables, pictures = all_tables(analysis), all_figures(analysis)
-    tables |= {table.name: table for table in (budgets(results.records),) if table.rows}
-    pictures += budget_pictures(analysis)
+    more = [*score_tables(analysis), budgets(results.records)]
     if plan is not None:
         status = Status(plan, Store(Path(plan.study.output)))
-        tables |= {table.name: table for table in (paths(plan), validation(plan, status.store)) if table.rows}
+        losses = validation_losses(plan, status.store)
+        more += [paths(plan), validation(losses), *loss_tables(losses)]
         pictures.append(tree_picture(plan, status.states()))
+    tables |= {table.name: table for table in more if table.rows}
+    pictures += budget_pictures(analysis) + recipe_pictures(tables)
     files = {Path("tables") / f"{name}.csv": csv_text(table).encode() for name, table in tables.items()}
     files |= {Path("figures") / f"{picture.name}.png": picture.png() for picture in pictures}
     files[Path("report.md")] = _markdown(tables, pictures).encode()

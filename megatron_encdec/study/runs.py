@@ -1,7 +1,7 @@
 """What a report says of a study's runs besides their scores: the tree, budgets, validation losses.
 
     1. `budgets(records)`             steps, tokens, labels and FLOPs of each model: equal in one is not equal in others
-    2. `validation(plan, store)`      validation losses at the end of each model, from its metrics
+    2. `validation(losses)`           validation losses at the end of each model, from its metrics
     3. `budget_pictures(analysis)`     scores over tokens, labels and FLOPs side by side
 """
 
@@ -40,16 +40,19 @@ def paths(plan: StudyPlan) -> Table:
                  [[recipe.name, describe_path(plan, recipe.name)] for recipe in plan.recipes])
 
 
-def validation(plan: StudyPlan, store: Store) -> Table:
-    """Losses at the end of each model, under each objective that its run evaluated."""
-    losses: dict[str, dict[str, float]] = {}
-    for recipe in plan.recipes:
-        last = plan.tree.last[recipe.name]
-        losses[recipe.name] = _losses(store.run_of(last) / "metrics.jsonl", last.end)
+def validation_losses(plan: StudyPlan, store: Store) -> dict[str, dict[str, float]]:
+    """At the end of each model that has any, under each objective that its run evaluated; in nats a label."""
+    ends = {recipe.name: plan.tree.last[recipe.name] for recipe in plan.recipes}
+    losses = {model: _losses(store.run_of(last) / "metrics.jsonl", last.end) for model, last in ends.items()}
+    return {model: found for model, found in losses.items() if found}
+
+
+def validation(losses: Mapping[str, Mapping[str, float]]) -> Table:
+    """The losses of `validation_losses`, a row a model."""
     names = list(dict.fromkeys(name for found in losses.values() for name in found))
     return Table("validation", "Validation loss at the end of pretraining",
                  [Column("model"), *(Column(name, "number") for name in names)],
-                 [[model, *map(found.get, names)] for model, found in losses.items() if found],
+                 [[model, *map(found.get, names)] for model, found in losses.items()],
                  "Nats a label, each with the mask ratio of its own run. A model is evaluated under every yardstick, "
                  "trained for it or not.")
 

@@ -5,6 +5,7 @@
     2. `compare(a, b)`         two models on one task: the mean difference over the seeds that both have, likewise
     3. `sensitivity(cell)`     how far test scores spread over learning rates, seed by seed: the stability claim
     4. `average(summaries)`    over the datasets of a family, seed by seed
+    5. `student(values)`       mean and Student's interval, for the few seeds of pretraining
 
 Nothing is averaged away: what a number leaves out (failed and missing runs, lost seeds) is listed beside it. Scores are
 fractions from 0 to 1 throughout; tables print per cent.
@@ -12,13 +13,15 @@ fractions from 0 to 1 throughout; tables print per cent.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from megatron_encdec.page.tables import Interval
 from megatron_encdec.study.results import Cell, RunScores
 
 Z = 1.96  # of a normal distribution: with five seeds Student's t would give 2.776, the paper does not
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+     2.110, 2.101, 2.093, 2.086)  # of Student's distribution at 97.5 %, from one degree of freedom on
 
 
 def interval(values: Sequence[float]) -> Interval | None:
@@ -27,6 +30,15 @@ def interval(values: Sequence[float]) -> Interval | None:
     if not count:
         return None
     return Interval(fmean(values), Z * deviation(values) / math.sqrt(count) if count > 1 else None, count)
+
+
+def student(values: Sequence[float]) -> Interval | None:
+    """Mean and the half width of Student's 95 % interval, as wide as the count of values asks for (beyond 21 values as
+    for 21); None without values."""
+    found = interval(values)
+    if found is None or found.half_width is None:
+        return found
+    return replace(found, half_width=found.half_width / Z * T[min(found.count - 1, len(T)) - 1])
 
 
 def deviation(values: Sequence[float]) -> float:
