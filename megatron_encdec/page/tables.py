@@ -109,11 +109,15 @@ def as_markdown(text: str) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table under a heading, best values bold."""
+    """The table under a heading."""
+    return "\n".join([f"## {table.title}", "", *([table.note, ""] if table.note else []), markdown_rows(table, 4)])
+
+
+def markdown_rows(table: Table, digits: int) -> str:
+    """The table alone, best values bold."""
     rules = ("---" if column.kind == "text" else "---:" for column in table.columns)
-    lines = [f"## {table.title}", "", *([table.note, ""] if table.note else []),
-             _markdown_row(column.full_name for column in table.columns), _markdown_row(rules)]
-    for number, row in enumerate(table.cells(4)):
+    lines = [_markdown_row(column.full_name for column in table.columns), _markdown_row(rules)]
+    for number, row in enumerate(table.cells(digits)):
         lines.append(_markdown_row(f"**{cell}**" if (number, place) in table.best else cell
                                    for place, cell in enumerate(row)))
     return "\n".join(lines) + "\n"

@@ -1,6 +1,6 @@
 """Recipes: models that differ in the seed of pretraining alone. A study's `seeds` name them `-s0`, `-s1`, ...
 
-    1. `recipes(models)`               recipe -> its model of each seed
+    1. `by_recipe(of_model)`           a number of each model, as numbers of its recipe's seeds; `gains` of two recipes
     2. `score_tables(analysis)`        test scores of recipes, and the differences of any two
     3. `loss_tables(losses)`           the same of validation losses
     4. `recipe_pictures(tables)`       both as dots with their intervals
@@ -37,54 +37,62 @@ def recipes(models: Iterable[str]) -> dict[str, dict[int, str]]:
     return {recipe: found[recipe] for recipe in sorted(found, key=natural) if len(found[recipe]) > 1}
 
 
+def by_recipe(of_model: Mapping[str, float]) -> Values:
+    """Numbers of models as those of their recipes."""
+    return {recipe: {seed: of_model[model] for seed, model in models.items()}
+            for recipe, models in recipes(of_model).items()}
+
+
+def gains(values: Values, one: str, other: str) -> list[float]:
+    """`one` minus `other`, for each seed that both have."""
+    first, second = values.get(one, {}), values.get(other, {})
+    return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+
+
 def score_tables(analysis: Analysis) -> list[Table]:
     """Test scores by dataset, and every difference."""
-    seeds, rows, differences = recipes(analysis.results.models), [], []
     tasks = analysis.results.tasks
-    values = {task: _values(seeds, {model: score.mean for model in analysis.results.models
-                                    if (score := analysis.score(task, model))}) for task in tasks}
-    for recipe in seeds:
-        means = [student(list(values[task].get(recipe, {}).values())) for task in tasks]
-        rows.append([recipe, max(len(values[task].get(recipe, {})) for task in tasks), *means])
-    for task in tasks:
-        differences += [[task[0], analysis.label(task), *pair] for pair in _pairs(values[task], higher_is_better=True)]
-    return _tables("recipes", "Test scores of recipes", [Column(analysis.label(task), "interval", task[0])
-                                                         for task in tasks], rows,
-                   [Column("family"), Column("dataset")], differences, "signed",
+    values = [by_recipe({summary.model: summary.score.mean for summary in analysis.cells([task]) if summary.score})
+              for task in tasks]
+    labels = [[task[0], analysis.label(task)] for task in tasks]
+    return _tables("recipes", "Test scores of recipes", [Column(label, "interval", family) for family, label in labels],
+                   values, [Column("family"), Column("dataset")], labels, 1,
                    "Per cent; of each model the mean over its seeds of fine-tuning. ")
 
 
 def loss_tables(losses: Mapping[str, Mapping[str, float]]) -> list[Table]:
     """losses: of each model at its end, by what was asked of it."""
     names = list(dict.fromkeys(name for found in losses.values() for name in found))
-    seeds = recipes(losses)
-    values = {name: _values(seeds, {model: found[name] for model, found in losses.items() if name in found})
-              for name in names}
-    rows = [[recipe, len(seeds[recipe]), *(student(list(values[name].get(recipe, {}).values())) for name in names)]
-            for recipe in seeds]
-    differences = [[name, *pair] for name in names for pair in _pairs(values[name], higher_is_better=False)]
+    values = [by_recipe({model: found[name] for model, found in losses.items() if name in found}) for name in names]
     return _tables("recipe_losses", "Validation losses of recipes", [Column(name, "interval number") for name in names],
-                   rows, [Column("loss")], differences, "signed number", "Nats a label. ")
+                   values, [Column("loss")], [[name] for name in names], -1, "Nats a label. ")
 
 
-def _values(seeds: Mapping[str, Mapping[int, str]], of_model: Mapping[str, float]) -> Values:
-    found = {recipe: {seed: of_model[model] for seed, model in models.items() if model in of_model}
-             for recipe, models in seeds.items()}
-    return {recipe: values for recipe, values in found.items() if values}
+def _tables(name: str, title: str, columns: list[Column], values: list[Values], before: list[Column],
+            labels: list[list[str]], sign: int, what: str) -> list[Table]:
+    """A column for each of `values`, the pairs of each after its `labels`. sign: 1 where more is better, else -1."""
+    note, found = _NOTE.format(what), sorted({recipe for one in values for recipe in one}, key=natural)
+    rows = [[recipe, max(len(one.get(recipe, {})) for one in values),
+             *(student(list(one.get(recipe, {}).values())) for one in values)] for recipe in found]
+    compared = [[*label, *pair] for label, one in zip(labels, values, strict=True) for pair in _pairs(one, sign)]
+    kind = columns[0].kind.replace("interval", "signed") if columns else "signed"
+    pairs = [*before, Column("recipe A"), Column("recipe B"), Column("A − B", kind), Column("seeds", "count"),
+             Column("A better", "count"), Column("verdict")]
+    return [table for table in (
+        Table(name, title, [Column("recipe"), Column("seeds", "count"), *columns], rows, note),
+        Table(f"{name}_compared", f"{title}, compared", pairs, compared, note)) if table.rows]
 
 
-def _pairs(values: Values, higher_is_better: bool) -> list[list[Any]]:
+def _pairs(values: Values, sign: int) -> list[list[Any]]:
     """[one, other, difference, seeds, in how many of them `one` is better, verdict], the better one first."""
     found = []
     for one, other in combinations(values, 2):
-        shared = values[one].keys() & values[other].keys()
-        if not shared:
-            continue
-        gains = [values[one][seed] - values[other][seed] for seed in sorted(shared)]
-        if (sum(gains) >= 0) != higher_is_better:
-            one, other, gains = other, one, [-gain for gain in gains]
-        wins = sum((gain > 0) == higher_is_better and gain != 0 for gain in gains)
-        found.append([one, other, student(gains), len(gains), wins, verdict(student(gains))])
+        differences = gains(values, one, other)
+        if sign * sum(differences) < 0:
+            one, other, differences = other, one, [-gain for gain in differences]
+        if differences:
+            found.append([one, other, student(differences), len(differences),
+                          sum(sign * gain > 0 for gain in differences), verdict(student(differences))])
     return found
 
 
@@ -93,16 +101,6 @@ def verdict(difference: Interval) -> str:
     if difference.half_width is None:
         return "one seed: not known"
     return "apart" if difference.excludes_zero else "not apart"
-
-
-def _tables(name: str, title: str, columns: list[Column], rows: list, before: list[Column], differences: list,
-            kind: str, what: str) -> list[Table]:
-    note = _NOTE.format(what)
-    pairs = [*before, Column("recipe A"), Column("recipe B"), Column("A − B", kind), Column("seeds", "count"),
-             Column("A better", "count"), Column("verdict")]
-    return [table for table in (
-        Table(name, title, [Column("recipe"), Column("seeds", "count"), *columns], rows, note),
-        Table(f"{name}_compared", f"{title}, compared", pairs, differences, note)) if table.rows]
 
 
 def recipe_pictures(tables: Mapping[str, Table]) -> list[Picture]:
