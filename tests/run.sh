@@ -18,6 +18,7 @@ source tools/setup_env.sh
 
 # Ranks of a multi-process test share the machine: one thread each. Nothing here may reach for a network.
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+unset PYTHONDONTWRITEBYTECODE # hundreds of processes start: each would compile the package again
 
 "$PYTHON" -c "import pytest, xdist, hypothesis, ruff" 2>/dev/null || { # a given interpreter may lack them
     echo "tests: pytest, pytest-xdist, hypothesis and ruff are needed: $PYTHON -m pip install -e '.[dev]'" >&2

@@ -11,7 +11,7 @@ import warnings
 
 from megatron_encdec.platform import cpu_backend
 from megatron_encdec.platform.device import device_type
-from megatron_encdec.platform.optional import keep_out_unusable
+from megatron_encdec.platform.optional import keep_out_unusable, out_of_sight
 
 # torch renames collectives faster than mcore follows
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")
@@ -26,7 +26,9 @@ if device_type() == "cpu":
         logging.getLogger(name).setLevel(logging.ERROR)
 keep_out_unusable(device_type() == "cuda")
 
-with cpu_backend.without_compilation() if device_type() == "cpu" else contextlib.nullcontext():
+# Its timers import both, for writers that are not used here: a third of a second and more of every start.
+with (out_of_sight("torch.utils.tensorboard", "wandb"),
+      cpu_backend.without_compilation() if device_type() == "cpu" else contextlib.nullcontext()):
     import megatron.core
     import megatron.core.distributed.param_and_grad_buffer as _buffers
     import megatron.core.models.gpt

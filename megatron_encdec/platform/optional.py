@@ -3,16 +3,18 @@
     1. `is_available(name)`        it can be found: enough to say what is not installed
     2. `why_unusable(module)`      it was tried: installed is not usable where a library or another package is missing
     3. `require(name, why)`        the module, or one line that says what needs it
-    4. `keep_out_unusable(...)`    before megatron.core is imported
+    4. `keep_out_unusable(...)`    before megatron.core is imported; `out_of_sight(...)` while it is
     5. `has_gpu_driver()`          a question about the machine that needs no package
 """
 
+import contextlib
 import ctypes
 import functools
 import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 from megatron_encdec.platform.errors import UserError
@@ -89,6 +91,18 @@ def keep_out_unusable(on_gpu: bool) -> None:
             for loaded in [one for one in sys.modules if one.startswith(f"{name}.")]:
                 del sys.modules[loaded]
             sys.modules[name] = None  # Python's own way to say: not there, do not look
+
+
+@contextlib.contextmanager
+def out_of_sight(*modules: str) -> Iterator[None]:
+    """Meanwhile those of `modules` that nobody has imported yet are as if not installed."""
+    hidden = [name for name in modules if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def require(name: str, why: str) -> ModuleType:
