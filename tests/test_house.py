@@ -66,6 +66,15 @@ def test_one_module_imports_megatron_core():
     assert users == ["megatron_encdec.platform.megatron"]
 
 
+def test_what_a_verb_prints_as_json_is_json():
+    """NaN is none: json_text writes null."""
+    printers = [module for module, path in MODULES.items() if "arguments.json" in path.read_text()]
+    assert len(printers) > 3
+    for module in printers:
+        names = names_imported(MODULES[module])
+        assert "megatron_encdec.platform.json_text.json_text" in names and "json" not in names, module
+
+
 def test_a_function_fits_a_screen():
     long = [f"{path.name}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
             for path in MODULES.values() for node in nodes(path)

@@ -3,7 +3,7 @@
     TREE/<model>/<SC|TC|QA|IR>/<dataset>/lr<LR>_sd<seed>/     a run; of retrieval: <train set>_lr<LR>_sd<seed>/
     TREE/<model>/MTEB/<task>/frozen/                          the model as it is (frozen.py); learning rate 0, seed 0
         results.json    {"validation": {"score": 0.92, "scores_i": [...]}, "test": ...}: finished, and never repeated
-        failure.json    {"reason", "when", "traceback"}: it failed; repeated only when asked to
+        failure.json    {"reason", "when", "traceback"}: it failed (rundir/failure.py); repeated only when asked to
         run.lock        held while a process works on it, let go of however that process ends (rundir/lock.py); also
                         in the dataset's folder, while grid.json is written
     TREE/<model>/<family>/<dataset>/grid.json                 {"runs": [...]}: all runs planned, so that a report knows
@@ -15,13 +15,12 @@
 A run with neither results nor a failure was never begun, or was killed: it is done (again).
 
     1. `plan`, `state_of`                    before a sweep: what there will be, what is to do
-    2. `write_results`, `write_failure`      the end of a run
+    2. `write_results`                       the end of a run; or `rundir.failure.write_failure`
     3. `planned`, `read_scores`, `read_reason`, `score_of`      back, checked: `UserError` names file and key
 """
 
 import math
 import re
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,12 +29,14 @@ from typing import Any
 import orjson
 
 from megatron_encdec.platform.errors import RunFailed, UserError
+from megatron_encdec.rundir.failure import NAME as FAILURE
+from megatron_encdec.rundir.failure import forget_failure
 from megatron_encdec.rundir.files import write_json_atomic
 from megatron_encdec.rundir.lock import FolderLock
 
 ZERO_SHOT, FROZEN = "MTEB", "frozen"  # the family and the only run of a model that is evaluated as it is
 FAMILIES = ("SC", "TC", "QA", "IR", ZERO_SHOT)
-RESULTS, FAILURE, GRID, BASELINES = "results.json", "failure.json", "grid.json", "baselines"
+RESULTS, GRID, BASELINES = "results.json", "grid.json", "baselines"
 RECORD = "record.json"  # of a run: how it went, and hashes of what it was made of
 SETTINGS = "cell.json"  # all settings of a run, a place of the grid: models x datasets x rates x seeds
 MODEL, EXPORT = "model.json", "export.json"
@@ -74,7 +75,7 @@ def state_of(directory: Path) -> str:
 def write_results(directory: Path, results: dict) -> None:
     """Finish the run; a failure of an earlier attempt is forgotten."""
     write_json_atomic(directory / RESULTS, results)
-    (directory / FAILURE).unlink(missing_ok=True)
+    forget_failure(directory)
 
 
 def read_scores(path: Path) -> tuple[float, float]:
@@ -84,13 +85,6 @@ def read_scores(path: Path) -> tuple[float, float]:
         if isinstance(part := record.get(split), dict) and not isinstance(part.get("scores_i", []), list):
             raise UserError(f"{path}: {split}.scores_i: expected a list")
     return score_of(record, "validation", path), score_of(record, "test", path)
-
-
-def write_failure(directory: Path, reason: str, traceback: str | None = None) -> None:
-    """Record why the run failed: `reason` in one line, `traceback` where there is one."""
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(directory / FAILURE, {"reason": " ".join(reason.split()) or "no reason given",
-                                            "when": time.strftime("%Y-%m-%d %H:%M:%S"), "traceback": traceback})
 
 
 def read_reason(path: Path) -> str:

@@ -28,6 +28,7 @@ from megatron_encdec.platform.children import Child, tell
 from megatron_encdec.platform.errors import RunFailed, UserError
 from megatron_encdec.platform.progress import Progress, duration
 from megatron_encdec.platform.signals import StopSignals
+from megatron_encdec.rundir.failure import write_failure
 from megatron_encdec.rundir.lock import Claim, FolderLock, InUse
 
 GRACE_SECONDS = 20.0  # for workers to end after SIGTERM
@@ -245,7 +246,7 @@ class Sweep:
         reason = f"its process {how}, {ATTEMPTS} times"
         try:
             with FolderLock(run.directory, "results", patience=None):
-                results_tree.write_failure(run.directory, reason)
+                write_failure(run.directory, reason)
         except InUse as refused:
             self._elsewhere(run, refused.who)
             return
@@ -301,7 +302,7 @@ def _do_alone(function: str, run: Any, claim: Claim) -> tuple[str, Any]:
     except Exception as error:  # one run's failure is never another's
         claim.check()
         reason = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
-        results_tree.write_failure(run.directory, reason, traceback.format_exc())
+        write_failure(run.directory, reason, traceback.format_exc())
         return "failed", reason
     claim.check()
     results_tree.write_results(run.directory, results)

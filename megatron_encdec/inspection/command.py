@@ -5,11 +5,11 @@ A module a thing: `examine(arguments)` gives a report, which `--json` prints as 
 
 import argparse
 import importlib
-import json
 import sys
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.json_text import json_text
 
 DESCRIPTION = """\
 Look into what a run reads and writes. Nothing is changed, and no GPU is needed.
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         report["page"] = [str(Path(arguments.page) / path) for path in written]
     if arguments.json:
         is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-        print(json.dumps(report, indent=2, ensure_ascii=not is_unicode))  # floats in full
+        print(json_text(report, 2, ascii_only=not is_unicode))
     else:
         module.print_report(report)
     return 0

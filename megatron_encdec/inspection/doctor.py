@@ -7,7 +7,6 @@ Nothing is loaded or changed. What is missing has a line with the command or the
 """
 
 import argparse
-import json
 import os
 import shlex
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from megatron_encdec.platform import doctor as machine
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.platform.json_text import json_text
 from megatron_encdec.platform.optional import INSTALL, install_command, is_available
 
 DESCRIPTION = machine.DESCRIPTION + """
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     at_least_one("--nproc", arguments.nproc)
     report = examine(load_config(arguments.config, arguments.overrides), arguments.nproc)
-    print(json.dumps(report, indent=2) if arguments.json else "\n".join(lines(arguments.config, report)))
+    print(json_text(report, 2) if arguments.json else "\n".join(lines(arguments.config, report)))
     return 1 if report["problems"] else 0
 
 

@@ -2,7 +2,7 @@
 
     1. `RunHistory.of(directory)`   config, stretches, lines, where it stands
     2. `losses`, `series`           (steps, values) of its train lines, phase by phase; `validation`, `distances`
-    3. `events`                     what happened besides steps: resumes, changes, ends of phases, skips, failed saves
+    3. `events`                     what happened besides steps: resumes, changes, ends of phases, skips, failures
     4. `epochs`                     how often each source was read, from the declarations of its data
 """
 
@@ -35,7 +35,7 @@ class Series(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that happened after `step`. kind: begin, resume, change, phase, skip or failed save."""
+    """Something that happened after `step`. kind: begin, resume, change, phase, skip, failed save or failure."""
 
     step: int
     kind: str
@@ -89,6 +89,8 @@ class RunHistory:
     def state(self) -> str:
         """Where it stands, in words."""
         where = f"step {self.step:,} of {self.planned:,}"
+        if self.report["failure"]:
+            return f"failed after {where}"
         if self.step >= self.planned:
             return f"finished, {where}"
         launch = holder(self.directory)
@@ -143,10 +145,12 @@ class RunHistory:
     @property
     def not_finite(self) -> Counter[tuple[str, str]]:
         """How many values cannot be drawn, being NaN or infinite: by the field of the lines and, of eval lines, the
-        name in it."""
+        name in it. Runs of earlier versions have them as such; now a loss is null, and `nonfinite` says what it was."""
+        evaluations = of_kind("eval", self.records)
         values = [(name, "", value) for line in self._trained for name, value in line.items()]
-        values += [(key, name, value) for line in of_kind("eval", self.records) for key in ("losses", "distance")
+        values += [(key, name, value) for line in evaluations for key in ("losses", "distance")
                    for name, value in line.get(key, {}).items()]
+        values += [("losses", name, math.nan) for line in evaluations for name in line.get("nonfinite", ())]
         return Counter((key, name) for key, name, value in values
                        if isinstance(value, float) and not math.isfinite(value))
 
@@ -157,8 +161,10 @@ class RunHistory:
 
     @property
     def events(self) -> list[Event]:
-        """In the order of the lines."""
-        return [event for record in self.records for event in _events(record)]
+        """In the order of the lines; a failure, which has none, at the end."""
+        failure = self.report["failure"]
+        ended = [Event(failure["step"], "failure", failure["reason"])] if failure else []
+        return [event for record in self.records for event in _events(record)] + ended
 
     def epochs(self) -> tuple[list[SourceRead], dict[str, Series]]:
         """Of each phase its sources; and epochs over steps by source. Raises `UserError` where data is not there."""

@@ -14,7 +14,8 @@ class LoadedRun:
 
     directory: run.dir. config: the resolved `Config`. step, planned_steps, tokens, targets: as far as it has come.
     phases: a dict each, with `name`, `objective`, `steps`, `first_loss`, `last_loss`, `validation_loss`, .... Losses
-    are in nats a label. parent: the run it was forked from or began with the weights of, None without one.
+    are in nats a label. parent: the run it was forked from or began with the weights of, None without one. failure: how
+    its last launch failed (`step`, `reason`, `when`), None where it did not.
     """
 
     def __init__(self, directory: str):
@@ -29,6 +30,7 @@ class LoadedRun:
         self.targets: int = report["targets"]
         self.phases: list[dict[str, Any]] = report["phases"]
         self.parent: dict[str, Any] | None = report["parent"]
+        self.failure: dict[str, Any] | None = report["failure"]
 
     @property
     def finished(self) -> bool:

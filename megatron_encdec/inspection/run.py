@@ -22,7 +22,9 @@ from megatron_encdec.inspection.tables import facts_text, number, print_table, s
 from megatron_encdec.objectives.base import evaluated
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.schema import to_dict
+from megatron_encdec.rundir.failure import read_failure
 from megatron_encdec.rundir.lineage import differences
+from megatron_encdec.rundir.lock import holder
 from megatron_encdec.rundir.metrics import read_metrics
 from megatron_encdec.training.config import Config, load_config
 from megatron_encdec.training.layout import lay_out
@@ -59,8 +61,10 @@ def read_run(directory: str) -> tuple[Config, list[dict]]:
     config = load_config(path / "config.yaml")
     records = read_metrics(path / "metrics.jsonl", torn_tail=True, needed=NEEDED)
     if not of_kind("train", records):
-        raise UserError(f"{path / 'metrics.jsonl'}: no step is recorded yet; start the run with "
-                        "`megatron-encdec pretrain`")
+        failure = _failure(directory, 0)
+        way_out = f"the last launch failed: {failure['reason']}" if failure else \
+            "start the run with `megatron-encdec pretrain`"
+        raise UserError(f"{path / 'metrics.jsonl'}: no step is recorded yet; {way_out}")
     return config, records
 
 
@@ -115,7 +119,16 @@ def describe(directory: str, config: Config, records: list[dict], with_entropy: 
         "all_phases_below_entropy": all(phase["below_entropy"] and phase["steps"] == phase["planned_steps"]
                                         for phase in phases) if all(one for one, _ in entropies) else None,
         "checkpoint": str(checkpoint) if checkpoint else None,
+        "failure": _failure(directory, last["step"]),
     }
+
+
+def _failure(directory: str, step: int) -> dict | None:
+    """How the last launch failed, if it did: after which step, why, when. None while another launch is at work."""
+    found, launch = read_failure(directory), holder(directory)
+    if found is None or (launch is not None and launch.runs_here):
+        return None
+    return {"step": found.get("step", step), "reason": found["reason"], "when": found.get("when")}
 
 
 def parent_of(records: list[dict]) -> dict | None:
@@ -237,6 +250,8 @@ def _remarks(runs: list[tuple[dict, Config]]) -> list[str]:
     (first, first_config), *others = runs
     lines = [f"{report['run']} is not finished: step {report['step']:,} of {report['planned_steps']:,}"
              for report, _ in runs if report["step"] < report["planned_steps"]]
+    lines += [f"{report['run']} failed after step {report['failure']['step']:,}: {report['failure']['reason']}"
+              for report, _ in runs if report["failure"]]
     for report, config in others:
         pair = f"{first['run']} -> {report['run']}"
         basis = differences(_validation_basis(first_config), _validation_basis(config))
@@ -317,6 +332,8 @@ def _facts(report: dict) -> list[tuple[str, str]]:
     if parent := report["parent"]:
         alone = " (weights alone)" if parent["state"] == "weights" else ""
         facts.append(("begun from", f"{parent['path']}@{parent['step']}{alone}"))
+    if failure := report["failure"]:
+        facts.append(("failed", f"after step {failure['step']:,}: {failure['reason']}"))
     return [*facts, ("newest checkpoint", report["checkpoint"] or "none yet"),
             *(("model", f"{model['path']} ({model['class']})") for model in report["models"])]
 

@@ -20,7 +20,7 @@ DASHES = ("-", "--", ":", "-.")
 LABELLED = 0.12  # part of the width that a phase needs to have its name above the panel
 MARKS = {"checkpoint": ("o", "#009E73", "checkpoint"), "resume": ("^", INK, "begun or continued"),
          "change": ("D", "#E69F00", "changed key"), "skip": ("x", "#b3261e", "skipped step"),
-         "failed save": ("X", "#b3261e", "failed save")}
+         "failed save": ("X", "#b3261e", "failed save"), "failure": ("s", "#b3261e", "failed")}
 SHOWN_SOURCES = 8  # lines in a figure of epochs
 CURVES = (  # field of the train lines, section, title, label of the axis, factor, caption
     ("lr", "optimizer", "Learning rate", "learning rate", 1, "As used, step by step."),

@@ -34,8 +34,8 @@ NOT_DRAWN = {  # field of the lines: section that would show it, what it is call
     "lr": ("optimizer", "the learning rate"), "grad_norm": ("optimizer", "the gradient norm"),
     "tokens_per_second": ("speed", "tokens a second"), "mfu": ("speed", "MFU"),
     "distance": ("distance", "the distance")}
-FOOTER = ("From metrics.jsonl and config.yaml of the run directory. Losses in nats a label; a step is an optimizer "
-          "update. The same command draws the page anew.")
+FOOTER = ("From metrics.jsonl, config.yaml and failure.json of the run directory. Losses in nats a label; a step is an "
+          "optimizer update. The same command draws the page anew.")
 
 
 def write_page(directories: Sequence[str], folder: Path, remarks: Sequence[str]) -> list[Path]:
@@ -149,7 +149,8 @@ def _tables(runs: Sequence[RunHistory], names: Sequence[str], sources: Sequence[
             "windows of that length.")]
 
 
-_LABELS = {"change": "changed: ", "skip": "skipped: ", "failed save": "checkpoint failed: "}
+_LABELS = {"change": "changed: ", "skip": "skipped: ", "failed save": "checkpoint failed: ",
+           "failure": "failed: "}
 
 
 def _checkpoint_rows(run: RunHistory, _: int) -> list[list]:

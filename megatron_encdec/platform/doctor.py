@@ -6,7 +6,6 @@ together.
 """
 
 import argparse
-import json
 import os
 import platform as python_platform
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from megatron_encdec import __version__
 from megatron_encdec.platform.children import available_cores
+from megatron_encdec.platform.json_text import json_text
 from megatron_encdec.platform.launcher import add_node_arguments, read_nodes
 from megatron_encdec.platform.optional import CUDA_PACKAGES, TESTED, install_command
 from megatron_encdec.platform.signals import how_it_ended
@@ -215,7 +215,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.nodes:
         return _run_nodes(arguments)
     report = examine()
-    print(json.dumps(report, indent=2) if arguments.json else "\n".join(report_lines(report)))
+    print(json_text(report, 2) if arguments.json else "\n".join(report_lines(report)))
     return 0 if report["can_train"] else 1
 
 
@@ -232,7 +232,7 @@ def _run_nodes(arguments: argparse.Namespace) -> int:
     odd = odd_ones(nodes, arguments.directory)
     if os.environ["RANK"] == "0":
         if arguments.json:
-            print(json.dumps({"nodes": [asdict(node) for node in nodes], "odd": odd}, indent=2))
+            print(json_text({"nodes": [asdict(node) for node in nodes], "odd": odd}, 2))
         else:
             print("\n".join([*table(nodes), "", *(odd or [f"all {len(nodes)} fit together"])]))
     return 1 if odd else 0

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_encdec.platform.errors import IntegrityError
+from megatron_encdec.platform.json_text import json_text
 from megatron_encdec.rundir.files import flush_to_disk, write_atomic
 
 ASIDE = "metrics.aside.jsonl"  # lines of steps that were done again, added by each launch that cut some off
@@ -46,9 +47,9 @@ class MetricsLog:
                                  if record.get("kind") == "checkpoint"}
 
     def write(self, kind: str, **values) -> None:
-        """Add a line of `kind`: train, eval, phase, checkpoint or resume. Raises OSError where the disk takes nothing;
-        the line is kept and written with the next one that it takes."""
-        line = json.dumps({"kind": kind, **values}).encode() + b"\n"
+        """Add a line of `kind`: train, eval, phase, checkpoint or resume; NaN is null there. Raises OSError where the
+        disk takes nothing; the line is kept and written with the next one that it takes."""
+        line = json_text({"kind": kind, **values}).encode() + b"\n"
         self._bytes += len(line)
         self._lines += 1
         self._file.write(line)

@@ -1,11 +1,11 @@
 """The verb `study`: a controlled study as one file: its plan, its runs, its report."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_encdec.platform.errors import UserError, add_stopped_code, choose_stopped_code
+from megatron_encdec.platform.json_text import json_text
 from megatron_encdec.platform.signals import interrupts_end_the_process
 
 DESCRIPTION = """\
@@ -128,7 +128,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         from megatron_encdec.study.tree_figure import write_picture
 
         write_picture(plan, states, arguments.picture)
-    text = json.dumps(plan.as_dict(states), indent=2) if arguments.json else plan.text(states)
+    text = json_text(plan.as_dict(states), 2) if arguments.json else plan.text(states)
     print("\n".join([text, *([] if arguments.json else status.notes)]))
     return 0
 

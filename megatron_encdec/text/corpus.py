@@ -4,7 +4,6 @@
     2. `parse_line(line, key)`  a JSON line -> its text, or the reason; `parse_text` of a whole file (fields.py: of
                                 nested keys, several, or with a filter)
     3. `iter_lines(path)`       a text file's lines as bytes, decompressed (labelled sets too); `hub_rows` of a dataset
-    4. `keys_there(path)`       the keys that lines have, for who named one that they do not have
 
 `.txt` and `.md` hold one document a file, `.jsonl`, `.json` and `.ndjson` (plain, `.gz` or `.zst`) one a line,
 `.parquet` one a row; `hf:NAME[:CONFIG[:SPLIT]]` streams a dataset through the `datasets` library. Line endings inside a
@@ -15,7 +14,6 @@ of each), so that accounts add up. What is wrong with a whole file is refused wh
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 
 import orjson
 
@@ -28,7 +26,6 @@ LINES_SUFFIXES = (".jsonl", ".json", ".ndjson")
 STREAMED_SUFFIXES = tuple(suffix + packed for suffix in LINES_SUFFIXES for packed in PACKERS)
 SUFFIXES = (*WHOLE_FILE_SUFFIXES, *LINES_SUFFIXES, *STREAMED_SUFFIXES, ".parquet")
 HUB = "hf:"
-LINES_LOOKED_AT, KEYS_SHOWN = 100, 20  # for the message about a key that is not there
 ZEROS = b"\0 \t\r\n"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")  # the last, and the first with two zeros: UTF-32
@@ -59,10 +56,10 @@ def hub_name(name: str) -> tuple[str, str | None, str | None]:
     return ":".join(parts[:whole]), config or None, split or None
 
 
-def hub_rows(name: str, columns: Sequence[str]) -> Iterator[bytes]:
+def hub_rows(name: str, columns: Sequence[str] | None) -> Iterator[bytes]:
     """The rows of `hf:NAME[:CONFIG[:SPLIT]]` (split `train` by default) as JSON lines that hold these `columns` alone
-    (of `a.b` the column a, where there is no other), or all names where none of them is there. Streamed: nothing but
-    the rows at hand is in memory or on disk. No code of the dataset is run."""
+    (of `a.b` the column a, where there is no other; None: all). Streamed: nothing but the rows at hand is in memory or
+    on disk. No code of the dataset is run."""
     from datasets import load_dataset
 
     dataset, config, split = hub_name(name.removeprefix(HUB))
@@ -71,8 +68,9 @@ def hub_rows(name: str, columns: Sequence[str]) -> Iterator[bytes]:
         rows = load_dataset(dataset, config, split=split or "train", streaming=True)
         for row in rows:
             count += 1
-            names = [name for column in columns for name in (column, column.partition(".")[0]) if name in row]
-            value = {name: row[name] for name in names} or dict.fromkeys(row)
+            names = row if columns is None else [
+                name for column in columns for name in (column, column.partition(".")[0]) if name in row]
+            value = {name: row[name] for name in names}
             try:
                 yield json.dumps(value, ensure_ascii=False, default=_nothing).encode("utf-8") + b"\n"
             except UnicodeEncodeError:  # half a surrogate pair: escaped, so that it is counted as such
@@ -172,21 +170,3 @@ def iter_lines(path: str) -> Iterator[bytes]:
     else:
         with reading(path), open_input(path) as file:
             yield from file
-
-
-def keys_there(path: str, columns: Sequence[str]) -> str:
-    """What a message says of the keys of the first JSON object in a file of lines, "" where there is none."""
-    kind = kind_of(path)
-    if kind in ("text", "rows"):
-        return ""
-    for line in islice(hub_rows(path, columns) if kind == "hub" else iter_lines(path), LINES_LOOKED_AT):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict) and value:
-            names = [f"{name}.{inner}" for name, found in value.items()
-                     for inner in (found if isinstance(found, dict) else ())]
-            return (f"; the keys there are {', '.join(map(repr, [*value, *names][:KEYS_SHOWN]))}: name the text's with "
-                    "--text-key")
-    return ""

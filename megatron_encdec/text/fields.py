@@ -2,6 +2,7 @@
 
     1. `selection(keys, join, where)`   what the command line says -> a plain key, or `Fields` where that is not enough
     2. `Fields.parse(line)`             as `corpus.parse_line`; `Fields.select(record)` of a row
+    3. `leaves(record)`, `listed`       the keys that a document has, for who named one that it does not have
 
 `a.b` names the key `a.b` where there is one, else the key `b` inside `a`. A plain key alone stays a string and goes the
 fast way (`corpus.parse_line`).
@@ -20,6 +21,7 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text import corpus
 
 CONDITION = re.compile(r"(?P<field>[^=!<>]+?)\s*(?P<sign>!=|>=|<=|=|>|<)\s*(?P<value>.*)", re.DOTALL)
+KEYS_SHOWN = 20  # in a message
 _ABSENT = object()
 
 
@@ -156,6 +158,30 @@ def at(record: Any, key: str) -> Any:
             more, dot, rest = rest.partition(".")
             first = f"{first}.{more}"
     return _ABSENT
+
+
+def has(record: Any, key: str) -> bool:
+    """Whether `at` finds a value there."""
+    return at(record, key) is not _ABSENT
+
+
+def leaves(record: Mapping[str, Any]) -> list[str]:
+    """The keys, as `--text-key` has them (`a`, `b.c`, `b.d.e`), of all but mappings; those of strings first."""
+    found: list[tuple[bool, str]] = []
+    waiting = [("", record)]
+    for prefix, mapping in waiting:  # no recursion: it may be deep
+        for name, value in mapping.items():
+            if isinstance(value, Mapping) and value:
+                waiting.append((f"{prefix}{name}.", value))
+            else:
+                found.append((not isinstance(value, str), f"{prefix}{name}"))
+    return list(dict.fromkeys(name for _, name in sorted(found, key=lambda one: one[0])))
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of `names`, quoted, and how many more there are."""
+    more = f" and {len(names) - KEYS_SHOWN} more" if len(names) > KEYS_SHOWN else ""
+    return ", ".join(map(repr, names[:KEYS_SHOWN])) + more
 
 
 def _same(found: Any, text: str) -> bool:

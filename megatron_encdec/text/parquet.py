@@ -4,6 +4,7 @@
     2. `iter_rows(path, key, ...)`   UTF-8 bytes of each row's text, None for a null
     3. `iter_selected(path, ...)`    texts of nested, several or filtered fields
     4. `iter_records(path)`          every column of each row, for labelled sets
+    5. `skeleton_of(path)`           the columns, nested ones too
 """
 
 import errno
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_encdec.platform.errors import IntegrityError, UserError
-from megatron_encdec.text.fields import Fields, Selection
+from megatron_encdec.text.fields import Fields, Selection, has, leaves, listed
 from megatron_encdec.text.remote import is_remote, open_input
 
 # A column without any text, as one file of a data set may have it, is written with type null.
@@ -53,28 +54,47 @@ def _refusal(path: str, error: Exception) -> UserError:
 
 def row_groups(path: str, text_key: Selection) -> int:
     """Number of row groups. Raises `UserError` if there is no column `text_key`, or it holds no text; of fields only
-    that there is none of their columns."""
-    import pyarrow
-
+    that one of them is not there."""
     with _opened(path) as file:
         schema = file.schema_arrow
+        skeleton = _skeleton(schema)
+        there = f"there are {listed(leaves(skeleton))}"
         if isinstance(text_key, Fields):
             for name in text_key.columns:
-                if name not in schema.names and name.partition(".")[0] not in schema.names:
-                    raise UserError(f"{path}: has no column {name!r} (there are {', '.join(schema.names)}); name what "
-                                    "is there with --text-key and --where")
+                if not has(skeleton, name):
+                    raise UserError(f"{path}: has no column {name!r} ({there}); name what is there with --text-key and "
+                                    "--where")
             return file.num_row_groups
         count = schema.names.count(text_key)
         if not count:
-            raise UserError(f"{path}: has no column {text_key!r} (there are {', '.join(schema.names)}); name "
-                            "the text's column with --text-key")
+            raise UserError(f"{path}: has no column {text_key!r} ({there}); name the text's column with --text-key")
         if count > 1:
             raise UserError(f"{path}: has {count} columns {text_key!r}; rename all but one of them")
         kind = schema.field(text_key).type
-        if str(kind.value_type if pyarrow.types.is_dictionary(kind) else kind) not in TEXT_TYPES:
-            raise UserError(f"{path}: column {text_key!r} holds {kind}, not text; name another with --text-key (there "
-                            f"are {', '.join(schema.names)})")
+        if not _is_text(kind):
+            raise UserError(f"{path}: column {text_key!r} holds {kind}, not text; name another with --text-key "
+                            f"({there})")
         return file.num_row_groups
+
+
+def skeleton_of(path: str) -> dict:
+    """The columns as a row has them: a struct is a mapping, a text a string, anything else None."""
+    with _opened(path) as file:
+        return _skeleton(file.schema_arrow)
+
+
+def _skeleton(fields) -> dict:
+    """Of a schema or a struct."""
+    import pyarrow
+
+    return {field.name: _skeleton(field.type) if pyarrow.types.is_struct(field.type) else
+            "" if _is_text(field.type) else None for field in fields}
+
+
+def _is_text(kind) -> bool:
+    import pyarrow
+
+    return str(kind.value_type if pyarrow.types.is_dictionary(kind) else kind) in TEXT_TYPES
 
 
 def iter_rows(path: str, text_key: str, groups: Sequence[int] | None = None) -> Iterator[bytes | memoryview | None]:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from megatron_encdec.platform.children import Pool, available_cores
@@ -22,20 +22,21 @@ from megatron_encdec.platform.progress import Progress, short_count
 from megatron_encdec.platform.schema import to_dict
 from megatron_encdec.text import manifest as manifests
 from megatron_encdec.text.chunks import CHUNK_BYTES, Chunk, ChunkAccount, chunks, share_of, slots
-from megatron_encdec.text.corpus import REASONS, keys_there, kind_of
+from megatron_encdec.text.corpus import REASONS, kind_of
 from megatron_encdec.text.documents import LongDocument, read_chunk
 from megatron_encdec.text.encode import ids_path, remove_parts
 from megatron_encdec.text.encoder import choose_encoder
-from megatron_encdec.text.fields import Selection, columns_of, selection
+from megatron_encdec.text.fields import Fields, Selection, listed, selection
 from megatron_encdec.text.indexed import IndexedWriter, bin_path, token_dtype
 from megatron_encdec.text.inputs import list_files
 from megatron_encdec.text.manifest import TRAIN, VALIDATION, EncoderRecord, InputFile, Manifest
 from megatron_encdec.text.partial import PartialRun, Tally, remove_left
 from megatron_encdec.text.remote import Found, changed, is_remote
-from megatron_encdec.text.sampling import sample_texts
+from megatron_encdec.text.sampling import keys_there, sample_texts
 from megatron_encdec.text.tokenizer import AS_OPTION, Tokenizer, load_tokenizer, train_tokenizer
 from megatron_encdec.text.tokenizer_models import find_model_file
 
+REASONS_OF_KEYS = ("missing_key", "not_text", "filtered")  # of `REASONS`, those that a mistyped key gives
 TRAINING_BYTES = 2 << 30  # of text for a tokenizer: a vocabulary does not change with more
 
 
@@ -171,10 +172,16 @@ class _Run:
             return f"none of {documents} documents fell into the validation split; raise --validation-percent"
         skipped = "; ".join(f"{reason}: {record.count}, first {record.examples[0]} ({REASONS[reason]})"
                             for reason, record in tally.skipped().items())
-        lacking = tally.skipped().get("missing_key")
-        columns = columns_of(self.settings.selection)
-        keys = keys_there(lacking.examples[0].rpartition(":")[0], columns) if lacking else ""
+        by_key = [record.examples[0] for reason, record in tally.skipped().items() if reason in REASONS_OF_KEYS]
+        keys = _keys(by_key[0].rpartition(":")[0], self.settings.selection) if by_key else ""
         return f"no document to write to {self.prefixes[TRAIN]}; skipped: {skipped or 'none, input empty'}{keys}"
+
+
+def _keys(path: str, key: Selection) -> str:
+    """What a message says of the keys in the file at `path` where `key` found no text; "" where there are none."""
+    way_out = ("name what is there with --text-key and --where" if isinstance(key, Fields) and key.where else
+               "name the text's with --text-key")
+    return f"; the keys there are {listed(there)}: {way_out}" if (there := keys_there(path)) else ""
 
 
 def _make(run: _Run, tokenizer_path: str, progress: bool) -> Manifest:
@@ -321,7 +328,11 @@ def ensure_tokenizer(files: list[InputFile], path: str | Path, text_key: Selecti
     every = max(1, round(total / TRAINING_BYTES))
     with Progress("train tokenizer", total, show) as progress:
         texts = islice(_all_texts(files, text_key, progress), 0, None, every)
-        tokenizer = train_tokenizer(texts, vocabulary_size, path)
+        first = next(texts, None)
+        if first is None:  # a tokenizer of bytes alone would be taken by the next command
+            raise UserError(f"{path}: no text to train a tokenizer on in {files[0].path}"
+                            f"{' and the other files' * (len(files) > 1)}{_keys(files[0].path, text_key)}")
+        tokenizer = train_tokenizer(chain([first], texts), vocabulary_size, path)
     few = (f" (the text holds no more; {vocabulary_size} were asked for)"
            if tokenizer.vocabulary_size < vocabulary_size else "")
     which = f", on one document in {every}" if every > 1 else ""

@@ -1,15 +1,21 @@
-"""A sample of the input's texts, on which encoders are compared before the work begins."""
+"""A look into the input.
 
+    1. `sample_texts(files, key)`   texts, on which encoders are compared before the work begins
+    2. `keys_there(path)`           the keys that documents have, for who named one that they do not have
+"""
+
+import json
 from itertools import islice
 
-from megatron_encdec.text.corpus import BYTE_ORDER_MARK, hub_rows, kind_of
-from megatron_encdec.text.fields import Selection, columns_of, parser
+from megatron_encdec.text.corpus import BYTE_ORDER_MARK, hub_rows, iter_lines, kind_of
+from megatron_encdec.text.fields import Selection, columns_of, leaves, parser
 from megatron_encdec.text.manifest import InputFile
-from megatron_encdec.text.parquet import iter_rows, iter_selected
+from megatron_encdec.text.parquet import iter_rows, iter_selected, skeleton_of
 from megatron_encdec.text.remote import is_remote, open_input
 from megatron_encdec.text.streams import open_stream, reading
 
 PLACES, BYTES_A_PLACE, DOCUMENTS_A_PLACE = 16, 64 << 10, 64
+LINES_LOOKED_AT = 100  # for the keys that they have
 
 
 def sample_texts(files: list[InputFile], text_key: Selection) -> list[str]:
@@ -26,6 +32,23 @@ def sample_texts(files: list[InputFile], text_key: Selection) -> list[str]:
         for position in (place * file.size // places for place in range(places)):
             texts += _texts_of(_read_at(file.path, position), position == 0, text_key)
     return texts
+
+
+def keys_there(path: str) -> list[str]:
+    """The keys of the first JSON object among the first lines of a file, or of a Parquet file's columns; [] where
+    there is none."""
+    kind = kind_of(path)
+    if kind == "rows":
+        return leaves(skeleton_of(path))
+    lines = () if kind == "text" else hub_rows(path, None) if kind == "hub" else iter_lines(path)
+    for line in islice(lines, LINES_LOOKED_AT):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and value:
+            return leaves(value)
+    return []
 
 
 def _head(path: str, text_key: Selection) -> list[str]:

@@ -12,6 +12,7 @@ from megatron_encdec.platform.distributed import Control, Topology
 from megatron_encdec.platform.errors import RunFailed, UserError, say, stopped_code
 from megatron_encdec.platform.signals import StopSignals
 from megatron_encdec.platform.watchdog import LONG, Watchdog, mark
+from megatron_encdec.rundir.failure import forget_failure, noted_failure
 from megatron_encdec.rundir.files import write_atomic
 from megatron_encdec.rundir.lock import Claim, FolderLock, InUse
 from megatron_encdec.rundir.metrics import MetricsLog
@@ -41,11 +42,13 @@ class Options:
 
 
 def _open(run: Run) -> MetricsLog:
-    """config.yaml of the run directory, as this launch has it, and metrics.jsonl, as far as the run has come."""
+    """config.yaml of the run directory, as this launch has it, and metrics.jsonl, as far as the run has come. How an
+    earlier launch failed is forgotten."""
     path = run.directory / "metrics.jsonl"
     known = (run.step, run.origin.state.metrics_position) if run.origin.kind == "resume" else ()
     try:
         log = MetricsLog(path, *known)
+        forget_failure(run.directory)
         write_atomic(run.directory / "config.yaml", resolved_yaml(run.plan.config))
     except OSError as error:
         name = error.filename2 or error.filename or path
@@ -92,11 +95,12 @@ def execute(plan: Plan, topology: Topology, options: Options, signals: StopSigna
         stopper = Stopper(control, signals, limit, claim=claim if logs else None)
         profiler = Profiler(options.profile, run.directory / "profile", topology.rank, report.say)
         job = Job(run, report, Guard(control, settings), stopper, profiler, last)
-        try:
-            train(job)
-        except RunFailed as failure:
-            say(failure)
-            job.tell_saves(run.saver.wait())  # a good state from before, still on its way to the disk
-            job.report.close()
-            raise
-        return job.finish()
+        with noted_failure(run.directory, claim, lambda: run.step) if logs else contextlib.nullcontext():
+            try:
+                train(job)
+            except RunFailed as failure:
+                say(failure)
+                job.tell_saves(run.saver.wait())  # a good state from before, still on its way to the disk
+                job.report.close()
+                raise
+            return job.finish()

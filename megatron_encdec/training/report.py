@@ -1,5 +1,6 @@
 """Everything a step leaves behind for people: metrics.jsonl, trackers, the progress line."""
 
+import math
 import sys
 import time
 
@@ -103,8 +104,9 @@ class Report:
 
     def evaluation(self, losses: dict[str, float | None], distance: dict[str, float] | None) -> None:
         run = self._run
+        nonfinite = {name: f"{loss:g}" for name, loss in losses.items() if not math.isfinite(loss or 0.0)}
         self._write("eval", step=run.step, phase=run.stretch.name, losses=losses, tokens=run.tokens,
-                    **({"distance": distance} if distance else {}))
+                    **({"distance": distance} if distance else {}), **({"nonfinite": nonfinite} if nonfinite else {}))
         self._track({**{f"distance/{part}": value for part, value in (distance or {}).items()},
                      **{f"validation/{name}": loss for name, loss in losses.items()}})
         shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None)

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import pytest
 from sweep_runs import grid, scores, train
 
-from megatron_encdec.finetune.results_tree import plan, state_of, write_failure, write_results
+from megatron_encdec.finetune.results_tree import plan, state_of, write_results
 from megatron_encdec.finetune.sweep import Sweep, make_runner
 from megatron_encdec.platform.children import Child
 from megatron_encdec.platform.errors import UserError
+from megatron_encdec.rundir.failure import write_failure
 from megatron_encdec.rundir.lock import FolderLock
 
 FUNCTION = "sweep_runs:train"

@@ -7,9 +7,10 @@ import pytest
 from megatron_encdec.cli import main
 from megatron_encdec.finetune.config import load_config
 from megatron_encdec.finetune.fingerprints import made_of
-from megatron_encdec.finetune.results_tree import RECORD, SETTINGS, write_failure, write_results
+from megatron_encdec.finetune.results_tree import RECORD, SETTINGS, write_results
 from megatron_encdec.platform.optional import is_available
 from megatron_encdec.platform.schema import to_dict
+from megatron_encdec.rundir.failure import write_failure
 from megatron_encdec.rundir.files import write_json_atomic
 
 CONFIG = """

@@ -94,6 +94,16 @@ def test_a_phase_that_has_not_begun(inspect, write_run, finished):
     assert code == 0 and "no validation losses" in out and "masked has no loss yet" in out
 
 
+def test_json_is_json_where_numbers_are_none(inspect, write_run, finished):
+    """Runs of earlier versions have NaN in their lines."""
+    finished[-1]["losses"], finished[-2]["loss"] = {"clm": math.nan, "mlm": math.inf}, -math.inf
+    run = write_run(lines=finished)
+    for runs in ([run], [run, write_run("other")]):
+        report = json.loads(inspect("run", *runs, "--json")[1], parse_constant=pytest.fail)
+        phase = report.get("runs", [report])[0]["phases"][1]
+        assert phase["validation"] == {"clm": None, "mlm": None} and phase["last_loss"] is None
+
+
 def test_a_torn_last_line_is_left_out(inspect, write_run):
     directory = write_run()
     with open(directory / "metrics.jsonl", "a") as file:

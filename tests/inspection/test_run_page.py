@@ -9,6 +9,7 @@ import struct
 import pytest
 
 from megatron_encdec.inspection.history import RunHistory
+from megatron_encdec.rundir.failure import write_failure
 from megatron_encdec.rundir.lock import FolderLock
 
 pytest.importorskip("matplotlib")
@@ -96,6 +97,30 @@ def test_whether_a_run_is_under_way(write_run, finished):
     assert state() == "step 3 of 8, last held by node7"
 
 
+def test_a_run_that_failed_says_so(page_of, write_run, finished, inspect):
+    """Until another launch is at work."""
+    run = write_run(lines=finished[:3])
+    write_failure(run, "step 4: loss nan; <first> seen in sample 3", step=3)
+    text, folder, out = page_of(run)
+    assert "failed after step 3 of 8" in text
+    assert rows(folder, "events")[-1] == {"after_step": "3",
+                                          "what_happened": "failed: step 4: loss nan; <first> seen in sample 3"}
+    assert "failed             after step 3: step 4: loss nan" in out
+    report = json.loads(inspect("run", run, "--json")[1])
+    assert report["failure"]["reason"].startswith("step 4") and report["failure"]["step"] == 3
+    assert "run failed after step 3: step 4: loss nan" in inspect("run", write_run("other"), run)[1]
+    with FolderLock(run):
+        assert RunHistory.of(str(run), with_entropy=False).state == "running, step 3 of 8"
+        assert json.loads(inspect("run", run, "--json")[1])["failure"] is None
+
+
+def test_a_run_that_failed_before_its_first_step(inspect, write_run):
+    run = write_run(lines=[])
+    assert "no step is recorded yet; start the run with `megatron-encdec pretrain`" in inspect("run", run)[2]
+    write_failure(run, "step 1: loss nan", step=0)
+    assert "no step is recorded yet; the last launch failed: step 1: loss nan" in inspect("run", run)[2]
+
+
 def test_a_run_of_many_steps_is_a_page_of_ordinary_size(page_of, write_run, finished):
     template, steps = finished[0], 30_000
     lines = [template | {"step": step, "loss": 10 / step**0.3 + (step % 7) / 10, "tokens": 128 * step}
@@ -128,12 +153,12 @@ def test_what_cannot_be_drawn_is_left_out_and_counted(page_of, write_run, finish
     nan, infinite = float("nan"), float("inf")
     finished[0]["grad_norm"], finished[1]["grad_norm"] = nan, infinite
     finished[7] |= {"loss": nan, "grad_norm": infinite, "tokens_per_second": infinite, "mfu": nan}
-    finished[4]["losses"]["mlm"] = nan
+    finished[4] |= {"losses": {"clm": None, "mlm": nan}, "nonfinite": {"clm": "inf"}}  # as it is now, as it was
     for line in finished:
         line |= {"lr": -infinite} if line["kind"] == "train" else {}
     text, folder, _ = page_of(write_run(lines=finished))
     for words in ("3 of the gradient norm; 8 of the learning rate", "1 of MFU; 1 of tokens a second",
-                  "1 of the training loss; 1 of the validation loss mlm"):
+                  "1 of the training loss; 1 of the validation loss clm; 1 of the validation loss mlm"):
         assert f"<p>Not drawn, being NaN or infinite: {words}.</p>" in text
     assert pictures(folder) == {"loss", "validation", "grad_norm", "tokens_per_second", "mfu", "timeline", "epochs"}
     text, _, _ = page_of(write_run("other", lines=finished), write_run("third"))

@@ -11,7 +11,7 @@ from megatron_encdec.text import documents
 from megatron_encdec.text.chunks import slots
 from megatron_encdec.text.corpus import parse_line
 from megatron_encdec.text.documents import LongDocument, read_chunk
-from megatron_encdec.text.fields import Fields, parser, selection
+from megatron_encdec.text.fields import Fields, leaves, listed, parser, selection
 from megatron_encdec.text.inputs import list_files
 
 RECORD = {"text": "plain", "a.b": "literal", "a": {"b": "inner", "c": {"d": "deep"}, "e.f": "dotted"}, "n": 5,
@@ -71,6 +71,17 @@ def test_a_plain_key_stays_the_fast_way():
     assert isinstance(selection("a.b"), Fields) and isinstance(selection("text", where=["a=b"]), Fields)
 
 
+def test_the_keys_of_a_document_are_those_that_can_be_named():
+    """Strings first; of a mapping what is inside. Each one is found."""
+    assert leaves(RECORD) == ["text", "a.b", "blank", "title", "tag", "a.e.f", "a.c.d", "n", "none", "ok"]
+    assert leaves({}) == [] and leaves({"a": {}, "b": [{"c": "x"}]}) == ["a", "b"]
+    deep = {"text": "x"}
+    for _ in range(3000):
+        deep = {"k": deep}
+    assert leaves(deep) == [".".join(["k"] * 3000 + ["text"])]
+    assert listed([f"k{i}" for i in range(22)]).endswith("'k19' and 2 more")
+
+
 VALUES = st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=5), lambda inner: st.lists(
     inner, max_size=2) | st.dictionaries(st.sampled_from(["text", "a", "b"]), inner, max_size=3))
 
@@ -110,5 +121,11 @@ def test_parquet_rows(tmp_path):
     assert [text.decode() for part in parts for text in part.texts_D] == ["t2 b", "t4 b", "t5 b"]
     assert [(reason, place.line) for part in parts for reason, place in part.skipped] == [
         ("filtered", 1), ("filtered", 2), ("bad_utf8", 4)]
-    with pytest.raises(UserError, match="has no column 'body.text'.*there are meta, text, score"):
+    with pytest.raises(UserError, match="has no column 'body.text'.*there are 'text', 'meta.title', "
+                                        "'meta.raw', 'score'.; name what is there with --text-key and --where"):
         list(slots(files, selection("body.text")))
+    for mistyped in (["meta.txet"], ["text", "meta.title.x"]):
+        with pytest.raises(UserError, match=f"has no column '{mistyped[-1]}' .there are 'text', 'meta.title'"):
+            list(slots(files, selection(mistyped)))
+    with pytest.raises(UserError, match="has no column 'meta.lang' .there are"):
+        list(slots(files, selection("text", where=["meta.lang=en"])))

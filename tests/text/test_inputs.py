@@ -96,14 +96,50 @@ def test_hub_names(tokenizer_dir, tmp_path, monkeypatch):
         run(f"hf:{folder}:fr", text_key="body")
 
 
+def test_a_dataset_with_nested_keys(tokenizer_dir, tmp_path):
+    (tmp_path / "set").mkdir()
+    rows = [{"id": i, "data": {"text": f"t {i}", "meta": {"lang": "en"}}} for i in range(4)]
+    (tmp_path / "set/train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for key in ("text", "data.txet", "data"):
+        with pytest.raises(UserError, match="the keys there are 'data.text', 'data.meta.lang', 'id': name the text's"):
+            preprocess([f"hf:{tmp_path / 'set'}"], tokenizer_dir, tmp_path / "out", workers=1, progress=False,
+                       text_key=key)
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz", "a.ndjson"])
 def test_a_key_that_no_line_has(tokenizer_dir, tmp_path, name):
     content = b'\nnot json\n{"body": "x", "meta": {"text": "y"}}\n{"id": 1}\n'
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     for key in ("text", "meta.body"):
         with pytest.raises(UserError, match=r"bad_json: 1, .*missing_key: 2, first .*:3 .no such key.; the keys there "
-                                            "are 'body', 'meta', 'meta.text': name the text's with --text-key$"):
+                                            "are 'body', 'meta.text': name the text's with --text-key$"):
             preprocess([tmp_path], tokenizer_dir, tmp_path / "out", workers=1, progress=False, text_key=key)
+
+
+def test_a_key_that_holds_no_text_and_a_filter_that_nothing_passes(tokenizer_dir, tmp_path):
+    rows = [{"meta": {"text": f"t {i}", "lang": "en"}, "score": i} for i in range(3)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    there = "the keys there are 'meta.text', 'meta.lang', 'score': name"
+    for name, key, where, message in (
+            ("a.jsonl", "meta", (), f"not_text: 3.*; {there} the text's with --text-key$"),
+            ("a.jsonl", "meta.text", ["lang=en"], f"filtered: 3.*; {there} what is there with --text-key and --where$"),
+            ("a.parquet", "meta.text", ["meta.lang=de"], f"filtered: 3.*; {there} what is there with"),
+            ("a.parquet", "score", (), "column 'score' holds int64, not text; .*there are 'meta.text', 'meta.lang'")):
+        with pytest.raises(UserError, match=message):
+            preprocess([tmp_path / name], tokenizer_dir, tmp_path / "out", workers=1, progress=False, text_key=key,
+                       where=where)
+
+
+def test_no_tokenizer_is_trained_on_nothing(tmp_path):
+    """It would be used as it is by the next command, which has the right key."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"data": {"text": "some text"}}))
+    settings = {"workers": 1, "progress": False, "train_tokenizer": 300}
+    with pytest.raises(UserError, match=r"tok: no text to train a tokenizer on in .*a\.jsonl; the keys there are "
+                                        "'data.text': name the text's with --text-key$"):
+        preprocess([tmp_path / "a.jsonl"], tmp_path / "tok", tmp_path / "out", text_key="text", **settings)
+    assert not (tmp_path / "tok").exists()
+    preprocess([tmp_path / "a.jsonl"], tmp_path / "tok", tmp_path / "out", text_key="data.text", **settings)
 
 
 def test_a_file_without_any_text(tokenizer_dir, tmp_path):

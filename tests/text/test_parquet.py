@@ -64,9 +64,9 @@ def test_rows_of_a_chunk(tmp_path, monkeypatch, long, held):
 
 def test_files_that_cannot_be_used_are_named(tmp_path):
     path = write(tmp_path / "a.parquet", ["x"])
-    with pytest.raises(UserError, match=r"a\.parquet: has no column 'body' \(there are id, text\).*--text-key"):
+    with pytest.raises(UserError, match=r"a\.parquet: has no column 'body' \(there are 'text', 'id'\).*--text-key"):
         row_groups(path, "body")
-    with pytest.raises(UserError, match=r"column 'id' holds int64, not text.*\(there are id, text\)"):
+    with pytest.raises(UserError, match=r"column 'id' holds int64, not text.*\(there are 'text', 'id'\)"):
         row_groups(path, "id")
     with pytest.raises(UserError, match=r"none\.parquet: cannot read the input: No such file") as error:
         row_groups(str(tmp_path / "none.parquet"), "text")
@@ -101,7 +101,7 @@ def test_a_column_without_any_text_is_counted(tmp_path, nothing):
     (pyarrow.array([b"abc"], pyarrow.binary(3)), "fixed_size_binary")])
 def test_columns_that_hold_no_text_are_refused(tmp_path, column, kind):
     pyarrow.parquet.write_table(pyarrow.table({"text": column, "other": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=rf"a\.parquet: column 'text' holds {kind}.*, not text; .*text, other"):
+    with pytest.raises(UserError, match=rf"a\.parquet: column 'text' holds {kind}.*, not text; .*there are '.*'other'"):
         row_groups(str(tmp_path / "a.parquet"), "text")
 
 
@@ -111,7 +111,7 @@ def test_names_with_dots_and_names_given_twice(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"meta": nested, "meta.text": ["own"]}), path)
     assert list(iter_rows(path, "meta.text")) == [b"own"]
     pyarrow.parquet.write_table(pyarrow.table({"meta": nested}), path)
-    with pytest.raises(UserError, match=r"no column 'meta.text' \(there are meta"):
+    with pytest.raises(UserError, match=r"no column 'meta.text' \(there are 'meta.text'"):
         row_groups(path, "meta.text")
     pyarrow.parquet.write_table(pyarrow.Table.from_arrays([["a"], ["b"]], names=["text", "text"]), path)
     with pytest.raises(UserError, match=r"a\.parquet: has 2 columns 'text'; rename"):

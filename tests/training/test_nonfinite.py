@@ -15,6 +15,7 @@ from megatron_encdec.engine.boxes import wanted
 from megatron_encdec.engine.optimizer import gradient_norm, update_count
 from megatron_encdec.interop.source import one_rank
 from megatron_encdec.platform.distributed import Topology
+from megatron_encdec.rundir.failure import read_failure
 from megatron_encdec.text.tokenizer import load_tokenizer
 from megatron_encdec.training import origin
 from megatron_encdec.training.config import load_config
@@ -85,6 +86,35 @@ def test_stop_names_step_samples_and_rank_and_saves_nothing(here, root, rare):
     owner = 0 if any(bad[0] in share for share in share_of_batch(range(8 * step - 8, 8 * step), 1, topology)) else 1
     assert two.returncode == 1 and "Traceback" not in two.stderr
     assert f"samples {bad[0]}..{bad[0]} (rank {owner}, micro-batch {(bad[0] % 8) // 2})" in two.stderr
+
+
+def test_a_failure_is_recorded_until_the_run_is_at_work_again(here, rare):
+    overrides, token = rare
+    run = here("run", *overrides, "--until", "3").run
+    step = min(index for index in poison(run, token) if index >= 24) // 8 + 1
+    refused = here("run", *overrides, code=1)
+    found = read_failure(run)
+    assert (found["step"], found["traceback"]) == (step - 1, None)
+    assert refused.err == f"megatron-encdec: {found['reason']}\n"
+    before = (run / "metrics.jsonl").read_bytes()
+    here("run", *overrides, "data.seed=99", code=2)  # refused: this was no launch of the run
+    assert read_failure(run) == found and (run / "metrics.jsonl").read_bytes() == before
+    here("run", *overrides, "--until", "3")
+    assert read_failure(run) is None
+
+
+def test_a_validation_loss_that_is_no_number_is_null_and_said(here, root, rare):
+    (train, _, *more), token = rare
+    overrides = (train.replace("data.train", "data.validation"), *more, "evaluation.every=1")
+    run = here("run", *overrides, "--until", "3").run
+    assert poison(run, token) == []  # it is in the validation data alone
+    assert "validation  clm nan" in here("run", *overrides, code=1).out
+    lines = metrics(run, "eval")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(line["losses"]["clm"] < 10 and "nonfinite" not in line for line in lines[:3])
+    assert all(line["losses"]["clm"] is None and line["nonfinite"]["clm"] == "nan" for line in lines[3:])
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
 
 
 def test_a_regrouped_micro_batch_names_its_own_samples(here, rare):
