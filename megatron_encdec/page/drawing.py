@@ -18,6 +18,7 @@ LEAST = 0.66  # of a figure's width, the least on a page: a CURVE_WIDTH fits a t
 BUCKETS = 300  # of a long curve: more points than that nobody sees
 SMOOTHED_OVER = 40  # parts of a curve: its running mean is over one of them
 CHARACTER = 0.075  # inches, of a row's name
+LEGEND_ROWS, LEGEND_ROW = 3, 0.21  # of a legend: rows that a figure has room for; inches of each further one
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
 STYLE = {
     "font.size": 9.5, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED,
@@ -149,11 +150,14 @@ def running_mean(y_P: np.ndarray, width: int) -> np.ndarray:
 
 
 def legend_below(figure) -> None:
-    """One legend for all panels, under them."""
+    """One legend for all panels, under them; a figure grows with a long one."""
     handles = {}
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     longest = max(map(len, handles), default=1)
     columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.45 + 0.085 * longest))))
+    more = -(-len(handles) // columns) - LEGEND_ROWS
+    if more > 0:  # else it would take all of the panels' height, and lie over them
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * more)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, labelcolor=INK)
