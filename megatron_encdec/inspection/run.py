@@ -128,7 +128,8 @@ def _failure(directory: str, step: int) -> dict | None:
     found, launch = read_failure(directory), holder(directory)
     if found is None or (launch is not None and launch.runs_here):
         return None
-    return {"step": found.get("step", step), "reason": found["reason"], "when": found.get("when")}
+    known = found.get("step")
+    return {"step": known if isinstance(known, int) else step, "reason": found["reason"], "when": found.get("when")}
 
 
 def parent_of(records: list[dict]) -> dict | None:
