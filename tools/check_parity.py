@@ -27,7 +27,8 @@ if __name__ == "__main__":
     device.choose("cpu")  # before megatron.core is imported
 
 from megatron_encdec.data.samples import Samples
-from megatron_encdec.interop.families import TARGETS, Target
+from megatron_encdec.interop.families import MODEL_FAMILIES, TARGETS
+from megatron_encdec.interop.families.family import Target
 from megatron_encdec.interop.hugging_face import (
     DTYPES,
     TOLERANCE,
@@ -37,7 +38,7 @@ from megatron_encdec.interop.hugging_face import (
     load_model,
     logits_difference,
 )
-from megatron_encdec.interop.names import ROWS, TIED, VOCABULARY, canonical_weights, to_hugging_face
+from megatron_encdec.interop.names import VOCABULARY, canonical_weights, tied_names, to_hugging_face
 from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.source_files import read_object
@@ -137,11 +138,12 @@ def tensor_differences(trunk: Trunk, hugging_face, but_row: int | None = None) -
     """
     rows = min(trunk.model.vocabulary_size, hugging_face.config.vocab_size)
     model, theirs = replace(trunk.model, vocabulary_size=rows), dict(hugging_face.state_dict())
+    table = next(family.rows for family in MODEL_FAMILIES.values() if family.model_class == type(hugging_face).__name__)
     if model.tied_embeddings:
-        theirs.pop(TIED[0], None)
-    tables = {row.theirs[0] for row in ROWS if row.layout is VOCABULARY}
+        theirs.pop(tied_names(table)[0], None)
+    tables = {row.theirs[0] for row in table if row.layout is VOCABULARY}
     kept = torch.arange(rows) != (-1 if but_row is None else but_row)
-    ours = to_hugging_face(canonical_weights(trunk), model)
+    ours = to_hugging_face(canonical_weights(trunk), model, table)
 
     def same(name: str) -> bool:
         if name not in ours or name not in theirs:

@@ -1,6 +1,6 @@
 """The model card: what a reader needs to know of the run before using the model."""
 
-from megatron_encdec.interop.families import Target
+from megatron_encdec.interop.families.family import Target
 from megatron_encdec.interop.mask_token import KINDS
 from megatron_encdec.interop.source import Source, parent_of
 from megatron_encdec.objectives.base import OBJECTIVES

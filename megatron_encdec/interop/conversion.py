@@ -11,7 +11,7 @@ table's rows (mask_token.py).
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,7 @@ import torch
 from megatron_encdec.engine.boxes import Box
 from megatron_encdec.engine.integrity import fair_shares
 from megatron_encdec.interop.mask_token import Mask
-from megatron_encdec.interop.names import TIED, VOCABULARY, Row, check_names, expand
+from megatron_encdec.interop.names import VOCABULARY, Row, check_names, expand, tied_names
 from megatron_encdec.interop.source_files import TensorFiles
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.trunk import normal_slice
@@ -28,7 +28,6 @@ from megatron_encdec.platform.errors import UserError
 TABLE_BYTES = 64 << 20
 UNTRAINED = 0.01  # a row's norm relative to the mean norm: below it, training never touched it
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
-_BODY = ("model.", "layers.", "embed_tokens.", "norm.")
 _BUFFERS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")  # old checkpoints store what follows from the config
 
 
@@ -47,19 +46,19 @@ class Unit:
 class Conversion:
     """From `files` to the trunk of `model`, whose vocabulary may have more rows than their `source_rows`: the mask's.
 
-    new_head: the files have no language-model head; an untied trunk gets a random one. `dropped`: tensors that have
-    no place in a trunk and are left out (a task's head, by `new_head` alone).
+    rows: the family's name table. new_head: the files have no language-model head; an untied trunk gets a random one.
+    `dropped`: tensors that have no place in a trunk and are left out (a task's head, by `new_head` alone).
     """
 
-    def __init__(self, files: TensorFiles, model: ModelConfig, source_rows: int, mask: Mask,
+    def __init__(self, files: TensorFiles, model: ModelConfig, rows: Sequence[Row], source_rows: int, mask: Mask,
                  known_rows: int, new_head: bool = False):
         self.files, self.model, self.mask = files, model, mask
         self._source_rows, self._known_rows = source_rows, known_rows
         prefix = "" if any(name.startswith("model.") for name in files.places) else "model."  # a body saved alone
         source = replace(model, vocabulary_size=source_rows)
         self._table = [(ours, tuple(name.removeprefix(prefix) for name in theirs), row)
-                       for ours, theirs, row in expand(source)]
-        self.dropped = self._check(*(name.removeprefix(prefix) for name in TIED), source, new_head)
+                       for ours, theirs, row in expand(source, rows)]
+        self.dropped = self._check(*(name.removeprefix(prefix) for name in tied_names(rows)), source, new_head)
         stored = {files.places[name].dtype for _, theirs, _ in self._table for name in theirs if name in files.places}
         # fp32 where they are mixed, so that nothing is rounded
         self.dtype = stored.pop() if len(stored) == 1 else torch.float32
@@ -74,7 +73,8 @@ class Conversion:
             self._check_tied(head, embedding)
             found.discard(head)
         if new_head:
-            dropped = sorted(name for name in found - expected.keys() if not name.startswith(_BODY))
+            body = {name.removeprefix("model.").partition(".")[0] for name in expected if name != head} | {"model"}
+            dropped = sorted(name for name in found - expected.keys() if name.partition(".")[0] not in body)
             found -= set(dropped)
             if head not in found:
                 expected.pop(head, None)

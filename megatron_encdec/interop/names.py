@@ -4,15 +4,15 @@
     2. `to_hugging_face(weights, ...)`   trunk tensors -> Hugging Face tensors; conversion.py goes the other way
     3. `expand(model)`, `check_names`    the rows of one model; what is missing or has no place
 
-All families of `families.py` share one table: they differ in which rows are there. Not megatron-bridge's mappings: it
-does not import without Transformer Engine, so not without a GPU, and of encoders it maps MegatronBERT alone (0.7), no
-EuroBERT.
+Families of a Llama's shape (`families/`) share one table: they differ in which rows are there. Not megatron-bridge's
+mappings: it does not import without Transformer Engine, so not without a GPU, and of encoders it maps MegatronBERT
+alone (0.7), no EuroBERT.
 
 Legend: A query heads, G query groups (key/value heads), D head dimension, Q = A * D, K = G * D, H hidden size,
 F feed-forward width, V vocabulary. Rotary positions turn halves on both sides, so no row is permuted for them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,10 +74,10 @@ class Row:
 
 
 _OURS, _THEIRS = "decoder.layers.{}.", "model.layers.{}."
-TIED = "lm_head.weight", "model.embed_tokens.weight"  # in a tied model the first, if it is there, repeats the second
-# Llama, Mistral, Qwen2, Qwen3, SmolLM3 and EuroBERT have these names in common.
+_EMBEDDINGS, _HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
+# Llama's names, which the decoders after it and EuroBERT took over.
 ROWS = (
-    Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), ("VH",), VOCABULARY),
+    Row(_EMBEDDINGS, ("model.embed_tokens.weight",), ("VH",), VOCABULARY),
     Row(_OURS + "self_attention.linear_qkv.layer_norm_weight", (_THEIRS + "input_layernorm.weight",), ("H",)),
     Row(_OURS + "self_attention.linear_qkv.weight", tuple(f"{_THEIRS}self_attn.{part}_proj.weight" for part in "qkv"),
         ("QH", "KH", "KH"), QKV),
@@ -93,7 +93,7 @@ ROWS = (
         ("FH", "FH"), GATE_UP),
     Row(_OURS + "mlp.linear_fc2.weight", (_THEIRS + "mlp.down_proj.weight",), ("HF",)),
     Row("decoder.final_layernorm.weight", ("model.norm.weight",), ("H",)),
-    Row("output_layer.weight", ("lm_head.weight",), ("VH",), VOCABULARY,
+    Row(_HEAD, ("lm_head.weight",), ("VH",), VOCABULARY,
         present=lambda model: not model.tied_embeddings),
 )
 
@@ -112,21 +112,27 @@ def canonical_weights(trunk: torch.nn.Module) -> Tensors:
     return {canonical_name(name): parameter.detach().cpu() for name, parameter in trunk.named_parameters()}
 
 
-def to_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig) -> Tensors:
-    """Hugging Face tensors of a whole trunk's `weights` (canonical names); contiguous, same dtype.
+def tied_names(rows: Sequence[Row]) -> tuple[str, str]:
+    """Their names of the head's table and of the embeddings'. In a tied model the first, if it is there, repeats the
+    second."""
+    return tuple(next(row.theirs[0] for row in rows if row.ours == ours) for ours in (_HEAD, _EMBEDDINGS))
+
+
+def to_hugging_face(weights: Mapping[str, torch.Tensor], model: ModelConfig, rows: Sequence[Row] = ROWS) -> Tensors:
+    """Hugging Face tensors of a whole trunk's `weights` (canonical names); contiguous, same dtype. rows: the family's.
 
     Raises `UserError` naming tensors that are missing or that the table has no place for.
     """
-    table = list(expand(model))
-    check_names(weights, [ours for ours, _, _ in table], "trunk, seen as Llama")
+    table = list(expand(model, rows))
+    check_names(weights, [ours for ours, _, _ in table], "trunk, seen as its class")
     return {name: tensor.contiguous()
             for ours, theirs, row in table
             for name, tensor in zip(theirs, row.layout.split(weights[ours], model), strict=True)}
 
 
-def expand(model: ModelConfig) -> Iterator[tuple[str, tuple[str, ...], Row]]:
+def expand(model: ModelConfig, rows: Sequence[Row] = ROWS) -> Iterator[tuple[str, tuple[str, ...], Row]]:
     """(our name, their names, row) of every tensor of `model`."""
-    for row in ROWS:
+    for row in rows:
         if row.present(model):
             for layer in range(model.num_layers if "{}" in row.ours else 1):
                 yield row.ours.format(layer), tuple(name.format(layer) for name in row.theirs), row

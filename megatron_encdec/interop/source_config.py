@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_encdec.interop.families import CONFIG_KEYS, MODEL_FAMILIES, TARGETS, Family, Target
+from megatron_encdec.interop.families import MODEL_FAMILIES
+from megatron_encdec.interop.families.family import Family, Target
 from megatron_encdec.interop.source_files import read_object
 from megatron_encdec.model.config import ModelConfig
-from megatron_encdec.model.rope import RopeScaling
-from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 
-# What a body without a language-model head is called, after the family's own prefix.
-HEADLESS = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
-# Keys that change nothing in a forward pass, of whatever version wrote them, or that are read below in any family.
+# Keys that change nothing in a forward pass, of whatever version wrote them, or that are read in any family.
 _COSMETIC = {
     "model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "auto_map", "is_llama_config",
     "transformers.js_config", "use_cache", "pretraining_tp", "initializer_range", "classifier_pooling", "clf_pooling",
@@ -76,7 +73,7 @@ def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:
     if isinstance(pad, int) and not -rows <= pad < rows:
         raise UserError(f"{path}: pad_token_id={pad} is not among the {rows} tokens of vocab_size, and transformers "
                         "cannot load such a model; set it to null or to a token's id")
-    if refusals := [*_refused_settings(config), *_unknown(content, config, ignore)]:
+    if refusals := [*family.refused(config), *_unknown(content, config, ignore)]:
         raise UserError(f"{path}: {architecture} with {'; '.join(refusals)}: the trunk does not do that, and "
                         "leaving it out would make another model")
     remarks = []
@@ -86,8 +83,7 @@ def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:
     if config.attention_dropout:
         remarks.append(f"attention_dropout {config.attention_dropout} is not used: the trunk trains without dropout")
     remarks += _rope_remarks(content, config)
-    as_encoder = not family.bidirectional and getattr(config, "is_causal", True) is False
-    target = TARGETS[family.name + ("-bidirectional" if as_encoder else "")]
+    target = Target(family, family.attention_of(config))
     return SourceModel(target, architecture, _model(path, family, config), content, config, remarks)
 
 
@@ -114,8 +110,7 @@ def _family(path: Path, content: dict) -> tuple[Family, str]:
     if not named and kind in MODEL_FAMILIES:
         return MODEL_FAMILIES[kind], MODEL_FAMILIES[kind].model_class
     for family in MODEL_FAMILIES.values():
-        stem = family.model_class.partition("For")[0]
-        if len(named) == 1 and named[0] in (family.model_class, *(stem + ending for ending in HEADLESS)):
+        if len(named) == 1 and family.is_of(named[0]):
             if "model_type" in content and kind != family.name:
                 raise UserError(f"{path}: architectures says {named[0]}, model_type says {kind!r}: one of them is "
                                 "wrong")
@@ -134,36 +129,6 @@ def _hugging_face(path: Path, family: Family, content: dict):
     except Exception as error:  # its checks raise what they like
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: transformers refuses it: {reason}") from None
-
-
-def _refused_settings(config) -> list[str]:
-    found = []
-    if config.hidden_act not in ("silu", "swish"):
-        found.append(f"hidden_act={config.hidden_act!r} (the trunk's activation is SwiGLU's silu)")
-    for key, where in (("attention_bias", "on the attention's output"), ("mlp_bias", "in the MLP")):
-        if getattr(config, key, False):
-            found.append(f"{key}=true (biases {where})")
-    types = set(getattr(config, "layer_types", None) or [])
-    if strange := types - {"full_attention", "sliding_attention"}:
-        found.append(f"layer_types {', '.join(sorted(strange))}")
-    if "sliding_attention" in types and hasattr(config, "use_sliding_window") and not (
-            config.use_sliding_window and config.sliding_window):
-        found.append("layer_types of sliding_attention beside use_sliding_window="
-                     f"{json.dumps(config.use_sliding_window)}, sliding_window={json.dumps(config.sliding_window)} "
-                     "(transformers' attention paths disagree on that)")
-    return found + _refused_rope(config)
-
-
-def _refused_rope(config) -> list[str]:
-    rope, found = config.rope_parameters or {}, []
-    if any(isinstance(value, dict) for value in rope.values()):
-        return ["rope_parameters that differ between layers"]
-    part = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
-    if part not in (None, 1.0):
-        found.append(f"partial_rotary_factor={part} (rotary embeddings of a part of each head)")
-    if rope.get("rope_type") not in ("default", "linear", "llama3", "yarn"):
-        found.append(f"rope_type={rope.get('rope_type')!r} (known: default, linear, llama3, yarn)")
-    return found
 
 
 def _rope_remarks(content: dict, config) -> list[str]:
@@ -194,31 +159,7 @@ def _unknown(content: dict, config, ignore: Collection[str]) -> list[str]:
 
 
 def _model(path: Path, family: Family, config) -> ModelConfig:
-    rope = dict(config.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0})
-    for key in ("type", "partial_rotary_factor", "mrope_section"):
-        rope.pop(key, None)
-    theta = float(rope.pop("rope_theta"))
-    if rope["rope_type"] == "yarn" and rope.get("factor") is None and "original_max_position_embeddings" in rope:
-        rope["factor"] = config.max_position_embeddings / rope["original_max_position_embeddings"]
-    rope_layers = getattr(config, "no_rope_layers", None) or []
     try:
-        scaling = None if rope["rope_type"] == "default" else schema.build(RopeScaling, rope, "rope_parameters")
-        return ModelConfig(
-            **{ours: getattr(config, theirs, None) for ours, theirs in CONFIG_KEYS.items()}, rope_theta=theta,
-            rope_scaling=scaling, layers_without_rope=[layer for layer, has in enumerate(rope_layers) if not has],
-            **_windows(family, config),
-            qkv_bias=bool(family.features.get("qkv_bias")), qk_norm=bool(family.features.get("qk_norm")),
-            family=family.name, max_positions=config.max_position_embeddings)
+        return ModelConfig(**family.read(config), family=family.name, max_positions=config.max_position_embeddings)
     except (UserError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _windows(family: Family, config) -> dict[str, Any]:
-    """`ModelConfig`'s keys of sliding windows. A Mistral has its in every layer, other families where layer_types says
-    so."""
-    window, without = getattr(config, "sliding_window", None), []
-    if "layers_without_window" in family.features:
-        without = [layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention"]
-    if "sliding_window" not in family.features or window is None or len(without) == config.num_hidden_layers:
-        return {}
-    return {"sliding_window": window, "layers_without_window": without}
