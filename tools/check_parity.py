@@ -38,7 +38,14 @@ from megatron_encdec.interop.hugging_face import (
     load_model,
     logits_difference,
 )
-from megatron_encdec.interop.names import VOCABULARY, canonical_weights, tied_names, to_hugging_face
+from megatron_encdec.interop.names import (
+    VOCABULARY,
+    Row,
+    canonical_weights,
+    from_hugging_face,
+    tied_names,
+    to_hugging_face,
+)
 from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.source_files import read_object
@@ -131,6 +138,11 @@ def text_losses(trunk: Trunk, hugging_face, tokenizer: Tokenizer, texts: Iterabl
     return found
 
 
+def rows_of(hugging_face) -> tuple[Row, ...]:
+    """The name table of its class."""
+    return next(family.rows for family in MODEL_FAMILIES.values() if family.model_class == type(hugging_face).__name__)
+
+
 def tensor_differences(trunk: Trunk, hugging_face, but_row: int | None = None) -> list[str]:
     """Names of the HF model's tensors that the trunk's, mapped to it, do not equal bit for bit.
 
@@ -138,7 +150,7 @@ def tensor_differences(trunk: Trunk, hugging_face, but_row: int | None = None) -
     """
     rows = min(trunk.model.vocabulary_size, hugging_face.config.vocab_size)
     model, theirs = replace(trunk.model, vocabulary_size=rows), dict(hugging_face.state_dict())
-    table = next(family.rows for family in MODEL_FAMILIES.values() if family.model_class == type(hugging_face).__name__)
+    table = rows_of(hugging_face)
     if model.tied_embeddings:
         theirs.pop(tied_names(table)[0], None)
     tables = {row.theirs[0] for row in table if row.layout is VOCABULARY}
@@ -223,7 +235,9 @@ def compare_losses(trunk: Trunk, model, source: Source, samples: Samples, number
         there = hugging_face_config(target, config.model, config.data.sequence_length, tokenizer)
         batch = collate(objective, [samples.sample(number) for number in numbers], samples.seed,
                         Vocabulary.of(tokenizer))
-        ours, theirs = losses(trunk, build_model(target, there, model.state_dict()), batch)
+        weights = to_hugging_face(from_hugging_face(model.state_dict(), config.model, rows_of(model)), config.model,
+                                  target.family.rows)
+        ours, theirs = losses(trunk, build_model(target, there, weights), batch)
         yield abs(ours - theirs) <= LOSS_TOLERANCE, (f"loss, {name} on {len(numbers)} validation windows: trunk "
                                                       f"{ours:.6f}, {target.model_class} {theirs:.6f}")
 

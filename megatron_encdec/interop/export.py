@@ -31,7 +31,7 @@ from megatron_encdec.interop.names import Tensors, canonical_weights, to_hugging
 from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.source_files import copy_tokenizer_files, read_object
-from megatron_encdec.interop.tokenizer_files import about_empty_texts, bos_id, write_tokenizer
+from megatron_encdec.interop.tokenizer_files import about_empty_texts, special_ids, write_tokenizer
 from megatron_encdec.model.config import spared_flops, training_flops, whole_pairs
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import fsync_tree, replace_durably, write_json_atomic
@@ -173,7 +173,7 @@ def _as_target(work: Path, source: Source, target: Target, weights: Tensors) -> 
     remarks = [_NO_TOKENIZER]
     if tokenizer is not None:
         remarks = write_tokenizer(tokenizer, work, max(length, model.max_positions or 0))
-    config = hugging_face.hugging_face_config(target, model, length, tokenizer, tokenizer and bos_id(tokenizer))
+    config = hugging_face.hugging_face_config(target, model, length, tokenizer, tokenizer and special_ids(tokenizer))
     return config, to_hugging_face(weights, model, target.family.rows), remarks, None
 
 

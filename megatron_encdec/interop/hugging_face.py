@@ -15,7 +15,7 @@ Legend: B windows, S tokens of a window, V vocabulary, N positions.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -52,20 +52,21 @@ def quiet() -> Iterator[None]:
 
 
 def hugging_face_config(target: Target, model: ModelConfig, positions: int, tokenizer: Tokenizer | None,
-                        bos_id: int | None = None):
+                        special: Mapping[str, int | None] | None = None):
     """An instance of the class's config; pad is always set (EuroBERT's default lies beyond small tables).
 
     positions: how many the weights have been trained for; the more of it and `model.max_positions` is named.
     """
     import transformers
 
-    ids = {"bos_token_id": bos_id}
+    special = dict(special or {})
     if tokenizer is not None:
-        ids |= {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eod_id}
+        special |= {"pad": tokenizer.pad_id, "eos": tokenizer.eod_id}
     if target.is_encoder:
-        ids["mask_token_id"] = tokenizer.mask_id
+        special["mask"] = tokenizer.mask_id
+    kind = {} if target.is_native else {"is_causal": False}
     return getattr(transformers, target.family.config_class)(
-        **target.family.write(model), **ids, **({} if target.is_native else {"is_causal": False}),
+        **target.family.write(model), **target.family.ids(special), **kind,
         max_position_embeddings=max(positions, model.max_positions or 0), attention_dropout=0.0,
         architectures=[target.model_class])
 

@@ -30,6 +30,7 @@ _COSMETIC = {
     "output_attentions", "output_hidden_states", "return_dict", "finetuning_task", "task_specific_params",
     "name_or_path", "max_window_layers", "sep_token_id", "decoder_start_token_id", "attention_dropout", "layer_types",
     "no_rope_layer_interval", "head_dim", "transformers_weights", "configuration_files"}
+_DROPOUTS = ("attention_dropout", "embedding_dropout", "mlp_dropout")
 _MEANT_BY = {
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok",
                      "moe_intermediate_size"), "mixture of experts"),
@@ -73,16 +74,16 @@ def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:
     if isinstance(pad, int) and not -rows <= pad < rows:
         raise UserError(f"{path}: pad_token_id={pad} is not among the {rows} tokens of vocab_size, and transformers "
                         "cannot load such a model; set it to null or to a token's id")
-    if refusals := [*family.refused(config), *_unknown(content, config, ignore)]:
+    if refusals := [*family.refused(config), *_unknown(content, config, {*ignore, *family.cosmetic})]:
         raise UserError(f"{path}: {architecture} with {'; '.join(refusals)}: the trunk does not do that, and "
                         "leaving it out would make another model")
     remarks = []
     if content.get("auto_map"):
         remarks.append("auto_map names code that came with the model; none of it is run, the weights are taken for "
                        f"transformers' own {architecture}")
-    if config.attention_dropout:
-        remarks.append(f"attention_dropout {config.attention_dropout} is not used: the trunk trains without dropout")
-    remarks += _rope_remarks(content, config)
+    remarks += [f"{key} {value} is not used: the trunk trains without dropout" for key in _DROPOUTS
+                if (value := getattr(config, key, 0.0))]
+    remarks += family.remarks(content, config)
     target = Target(family, family.attention_of(config))
     return SourceModel(target, architecture, _model(path, family, config), content, config, remarks)
 
@@ -129,18 +130,6 @@ def _hugging_face(path: Path, family: Family, content: dict):
     except Exception as error:  # its checks raise what they like
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: transformers refuses it: {reason}") from None
-
-
-def _rope_remarks(content: dict, config) -> list[str]:
-    """Where config.json says twice, and differently, how positions turn: which of it transformers takes."""
-    said = {f"{key}.{name}": value for key in ("rope_parameters", "rope_scaling")
-            for name, value in (content.get(key) or {}).items()} | {"rope_theta": content.get("rope_theta")}
-    taken = config.rope_parameters or {}
-    passed_over = [f"{key}={value}" for key, value in said.items()
-                   if value is not None and taken.get(key.rpartition(".")[2]) != value and not key.endswith(".type")]
-    used = ", ".join(f"{name}={value}" for name, value in taken.items())
-    return [f"config.json describes rotary embeddings twice; as in transformers, {used} is taken, not "
-            f"{', '.join(passed_over)}"] if passed_over else []
 
 
 def _unknown(content: dict, config, ignore: Collection[str]) -> list[str]:

@@ -12,6 +12,7 @@ from megatron_encdec.interop.families.eurobert import EUROBERT
 from megatron_encdec.interop.families.family import Target
 from megatron_encdec.interop.families.llama import LLAMA
 from megatron_encdec.interop.families.mistral import MISTRAL
+from megatron_encdec.interop.families.modernbert import MODERNBERT, MODERNBERT_DECODER
 from megatron_encdec.interop.families.qwen import QWEN2, QWEN3
 from megatron_encdec.interop.families.smollm3 import SMOLLM3
 from megatron_encdec.model.config import ModelConfig
@@ -19,7 +20,8 @@ from megatron_encdec.objectives.base import OBJECTIVES
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import Tokenizer
 
-MODEL_FAMILIES = {family.name: family for family in (LLAMA, EUROBERT, MISTRAL, QWEN2, QWEN3, SMOLLM3)}
+MODEL_FAMILIES = {family.name: family for family in (
+    LLAMA, EUROBERT, MISTRAL, QWEN2, QWEN3, SMOLLM3, MODERNBERT, MODERNBERT_DECODER)}
 TARGETS = {target.name: target for target in sorted(
     (Target(family, attention) for family in MODEL_FAMILIES.values() for attention in family.attentions),
     key=lambda target: not target.is_native)}

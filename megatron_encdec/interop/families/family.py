@@ -1,5 +1,6 @@
 """What every family answers: what its config means for a trunk, and how a trunk is written in its terms."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.objectives.base import AttentionKind
 
 # What a body without a language-model head is called, after the family's own prefix.
-HEADLESS = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+HEADLESS = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Family:
     attentions: tuple[AttentionKind, ...] = ("causal", "bidirectional")
 
     rows: ClassVar[tuple[Row, ...]] = ROWS  # its tensors' names
+    cosmetic: ClassVar[frozenset[str]] = frozenset()  # of its config's keys, those that change nothing
 
     def read(self, config) -> dict[str, Any]:
         """`ModelConfig`'s keys for an instance of the config class. Raises `UserError` or `ValueError`."""
@@ -31,9 +33,18 @@ class Family:
         """What of `config` the trunk does not compute, each by its key."""
         raise NotImplementedError
 
+    def remarks(self, content: dict[str, Any], config) -> list[str]:
+        """Where config.json, whose keys `content` has, says a thing twice and differently: what transformers takes."""
+        raise NotImplementedError
+
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """What its config says of the trunk `model`; token ids and positions apart."""
         raise NotImplementedError
+
+    def ids(self, special: Mapping[str, int | None]) -> dict[str, int | None]:
+        """What its config says of tokens. special: ids of bos, cls, sep, pad, eos, mask, as far as they are known."""
+        known = {name: special[name] for name in ("pad", "eos", "mask") if name in special}
+        return {f"{name}_token_id": token for name, token in {"bos": special.get("bos"), **known}.items()}
 
     def refuses(self, model: ModelConfig) -> str | None:
         """What of the trunk its classes cannot hold, for people; None where they hold all."""

@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_encdec.interop.families.family import Family
-from megatron_encdec.interop.families.rotary import read_rotary, refused_rotary, rotary_parameters
+from megatron_encdec.interop.families.rotary import (
+    read_rotary,
+    refused_rotary,
+    rotary_parameters,
+    rotary_remarks,
+)
 from megatron_encdec.model.config import ModelConfig
 
 # `ModelConfig`'s key -> what all their configs call it
@@ -19,7 +24,9 @@ CONFIG_KEYS = {"num_layers": "num_hidden_layers", "hidden_size": "hidden_size", 
                "init_std": "initializer_range", "vocabulary_size": "vocab_size"}
 FEATURES = {"qkv_bias": "biases on queries, keys and values", "qk_norm": "norms on queries and keys",
             "layers_without_rope": "layers without rotary embeddings", "sliding_window": "sliding windows",
-            "layers_without_window": "sliding windows of some layers alone"}
+            "layers_without_window": "sliding windows of some layers alone",
+            "local_rope_theta": "rotary base of its own in layers with a window", "norm": "LayerNorm",
+            "embedding_norm": "norm behind the embeddings", "activation": "GeGLU", "prediction_head": "dense head"}
 NO_BIASES = {"attention_bias": False, "mlp_bias": False}
 
 
@@ -53,6 +60,9 @@ class LlamaShaped(Family):
                          "(transformers' attention paths disagree on that)")
         return found + refused_rotary(config.rope_parameters, config)
 
+    def remarks(self, content: dict[str, Any], config) -> list[str]:
+        return rotary_remarks(content, config)
+
     def write(self, model: ModelConfig) -> dict[str, Any]:
         return {**{theirs: getattr(model, ours) for ours, theirs in CONFIG_KEYS.items()}, "hidden_act": "silu",
                 "rope_parameters": rotary_parameters(model.rope_theta, model.rope_scaling), **self.settings}
@@ -61,8 +71,9 @@ class LlamaShaped(Family):
         if self.whole_heads and model.hidden_size % model.num_attention_heads:
             return (f"its hidden size must be a multiple of the heads; here model.hidden_size={model.hidden_size}, "
                     f"model.num_attention_heads={model.num_attention_heads}")
+        identity = model.identity()  # without what the trunk does without
         for key, what in FEATURES.items():
-            has = bool(getattr(model, key))
+            has = key in identity
             if has and key not in self.features:
                 return f"it has no {what} (model.{key})"
             if not has and self.features.get(key):

@@ -33,6 +33,18 @@ def refused_rotary(parameters: dict[str, Any] | None, config) -> list[str]:
     return found
 
 
+def rotary_remarks(content: dict[str, Any], config) -> list[str]:
+    """Where config.json says twice, and differently, how positions turn: which of it transformers takes."""
+    said = {f"{key}.{name}": value for key in ("rope_parameters", "rope_scaling")
+            for name, value in (content.get(key) or {}).items()} | {"rope_theta": content.get("rope_theta")}
+    taken = config.rope_parameters or {}
+    passed_over = [f"{key}={value}" for key, value in said.items()
+                   if value is not None and taken.get(key.rpartition(".")[2]) != value and not key.endswith(".type")]
+    used = ", ".join(f"{name}={value}" for name, value in taken.items())
+    return [f"config.json describes rotary embeddings twice; as in transformers, {used} is taken, not "
+            f"{', '.join(passed_over)}"] if passed_over else []
+
+
 def rotary_parameters(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
     """The way back."""
     return {"rope_type": "default", "rope_theta": theta, **(scaling.given if scaling is not None else {})}
