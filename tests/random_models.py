@@ -44,6 +44,12 @@ MODELS = {
 }
 
 
+# `ModelConfig`'s keys of ModernBERT's shape, for a trunk of two layers or more and as many groups as heads
+MODERNBERT = dict(norm="layernorm", activation="geglu", embedding_norm=True, prediction_head="dense",
+                  tied_embeddings=True, sliding_window=6, layers_without_window=[0], rope_theta=900.0,
+                  local_rope_theta=40.0)
+
+
 def build(name: str, **changes):
     """(model in evaluation mode) with weights large enough for attention to matter, norms and biases apart."""
     import transformers

@@ -42,7 +42,7 @@ _MEANT_BY = {
     "clip_qkv": "clipped queries, keys and values", "use_qk_norm": "norms on queries and keys",
     "parallel_attn": "attention beside the MLP", "use_parallel_residual": "attention beside the MLP",
     "rope_interleaved": "rotary embeddings of neighbouring pairs", "alibi": "ALiBi positions",
-    "quantization_config": "quantised weights", "sliding_window": "a sliding window",
+    "sliding_window": "a sliding window",
     "attention_chunk_size": "chunked attention"}
 
 
@@ -90,7 +90,11 @@ def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:
 
 def _read(path: Path, ignore: Collection[str]) -> dict[str, Any]:
     """config.json, where it is what transformers would read."""
-    content = read_object(path)
+    content, adapter = read_object(path), read_object(path.parent / "adapter_config.json")
+    if not path.is_file() and adapter:
+        base = adapter.get("base_model_name_or_path")
+        raise UserError(f"{path.parent}: holds an adapter alone, for {base}; load both "
+                        "with peft, merge_and_unload(), save_pretrained(), and import that")
     if not path.is_file():
         below = sorted(path.parent.glob("*/config.json"))
         elsewhere = f"; there is one in {below[0].parent}" if below else ""
@@ -102,6 +106,10 @@ def _read(path: Path, ignore: Collection[str]) -> dict[str, Any]:
         if chosen != path.name:
             raise UserError(f"{path}: configuration_files: transformers reads {chosen} in its place; copy that file "
                             "over it, or read this one with --ignore configuration_files")
+    if quantised := content.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise UserError(f"{path}: quantization_config: quantised weights ({method}); import the model that they were "
+                        "made from, or load them with transformers, dequantize(), save_pretrained(), and import that")
     return content
 
 
@@ -117,8 +125,11 @@ def _family(path: Path, content: dict) -> tuple[Family, str]:
                                 "wrong")
             return family, named[0]
     known = ", ".join(family.model_class for family in MODEL_FAMILIES.values())
-    raise UserError(f"{path}: architecture {', '.join(map(str, named)) or 'not named'} (model_type {kind!r}) is not "
-                    f"supported; known are {known}, and their headless classes")
+    about = f"{path}: architecture {', '.join(map(str, named)) or 'not named'} (model_type {kind!r})"
+    if content.get("auto_map"):
+        raise UserError(f"{about} is code that comes with the model (auto_map), which is never run; known are "
+                        f"transformers' own {known}, and their headless classes: import a model saved as one of them")
+    raise UserError(f"{about} is not supported; known are {known}, and their headless classes")
 
 
 def _hugging_face(path: Path, family: Family, content: dict):
@@ -140,7 +151,7 @@ def _unknown(content: dict, config, ignore: Collection[str]) -> list[str]:
     found = []
     for key, value in content.items():
         known = key in read or key.startswith("_") or key.endswith(("_token", "_token_id"))
-        if known and key != "quantization_config" or value in (None, False, 0, "", [], {}):
+        if known or value in (None, False, 0, "", [], {}):
             continue
         meant = _MEANT_BY.get(key, f"a key this family does not have; --ignore {key} if it changes nothing")
         found.append(f"{key}={json.dumps(value)[:60]} ({meant})")
