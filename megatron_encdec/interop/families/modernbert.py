@@ -82,13 +82,20 @@ class _ModernBert(Family):
         if local["rope_type"] != "default" and local != whole:
             found.append(f"rope_parameters.sliding_attention with rope_type={local['rope_type']!r} (layers with a "
                          "window are stretched as the others are, or not at all)")
-        return found + refused_rotary(whole, config)
+        return found + [line for one in ([whole] if whole == local else [whole, local])
+                        for line in refused_rotary(one, config)]
 
     def remarks(self, content: dict[str, Any], config) -> list[str]:
-        taken = dict(zip(("global_rope_theta", "local_rope_theta"), (one["rope_theta"] for one in _rotary(config)),
-                         strict=True))
-        return [f"config.json describes rotary embeddings twice; as in transformers, rope_parameters is taken, not "
-                f"{key}={content[key]}" for key, theta in taken.items() if content.get(key) not in (None, theta)]
+        taken = (one["rope_theta"] for one in _rotary(config))
+        bases = zip(("global_rope_theta", "local_rope_theta"), taken, strict=True)
+        found = [f"config.json describes rotary embeddings twice; as in transformers, rope_parameters is taken, not "
+                 f"{key}={content[key]}" for key, theta in bases if content.get(key) not in (None, theta)]
+        every = content.get("global_attn_every_n_layers")
+        if every and config.layer_types != ["sliding_attention" if layer % every else "full_attention"
+                                            for layer in range(config.num_hidden_layers)]:
+            found.append("config.json says twice which layers are global; as in transformers, layer_types is taken, "
+                         f"not global_attn_every_n_layers={every}")
+        return found
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
         local = model.rope.of_windows
