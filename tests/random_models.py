@@ -38,9 +38,10 @@ MODELS = {
     "modernbert-global": ("ModernBertForMaskedLM", {"layer_types": ["full_attention"] * 4}),
     "modernbert-scaled": ("ModernBertForMaskedLM", {"local_attention": 14, "rope_parameters": {
         "full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}}),
-    "modernbert-decoder": ("ModernBertDecoderForCausalLM", {"local_attention": 10, "rope_parameters": TWO_BASES}),
+    "modernbert-decoder": ("ModernBertDecoderForCausalLM", {"local_attention": 10, "bos_token_id": 0,
+                                                            "rope_parameters": TWO_BASES}),
     "modernbert-decoder-wide": ("ModernBertDecoderForCausalLM", {"local_attention": 300, "num_attention_heads": 9,
-                                                                 "tie_word_embeddings": False}),
+                                                                 "bos_token_id": 0, "tie_word_embeddings": False}),
 }
 
 

@@ -42,7 +42,7 @@ def written(directory, name="llama2", **changes):
     ("modernbert", {"classifier_activation": "relu"}, "classifier_activation='relu'"),
     ("modernbert", {"local_attention": 1}, "local_attention=1"),
     ("modernbert-decoder", {"is_causal": False}, "is_causal=false"),
-    ("modernbert", {"layer_types": ["chunked_attention"] * 4}, "layer_types chunked_attention"),
+    ("modernbert", {"layer_types": ["chunked_attention"] * 4}, "transformers refuses it"),
     ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
                                         "sliding_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2}}},
      "rope_parameters.sliding_attention with rope_type='linear'"),

@@ -57,7 +57,8 @@ class _ModernBert(Family):
         Row(_OURS + "self_attention.linear_qkv.weight", (_THEIRS + "attn.Wqkv.weight",), ("PH",), WHOLE_QKV), "head")
     cosmetic: ClassVar[frozenset[str]] = frozenset({
         "position_embedding_type", "layer_norm_eps", "gradient_checkpointing", "reference_compile",
-        "repad_logits_with_grad", "global_attn_every_n_layers", "global_rope_theta", "local_rope_theta",
+        "repad_logits_with_grad", "deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index",
+        "initializer_cutoff_factor", "global_attn_every_n_layers", "global_rope_theta", "local_rope_theta",
         "sliding_window"})
 
     def read(self, config) -> dict[str, Any]:
