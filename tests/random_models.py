@@ -40,7 +40,7 @@ MODELS = {
         "full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}}),
     "modernbert-decoder": ("ModernBertDecoderForCausalLM", {"local_attention": 10, "bos_token_id": 0,
                                                             "rope_parameters": TWO_BASES}),
-    "modernbert-decoder-wide": ("ModernBertDecoderForCausalLM", {"local_attention": 300, "num_attention_heads": 9,
+    "modernbert-decoder-wide": ("ModernBertDecoderForCausalLM", {"local_attention": 300, "num_attention_heads": 12,
                                                                  "bos_token_id": 0, "tie_word_embeddings": False}),
 }
 
