@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from head_cases import TOLERANCE, inputs, ours, plain
+from head_cases import TOLERANCE, bias_of, inputs, ours, plain
 
 from megatron_encdec.model import attention
 from megatron_encdec.platform import gated
@@ -56,9 +56,12 @@ def test_swiglu_and_its_gradient(dtype, shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(("vocabulary", "padded"), [(97, 128), (8200, 8320)])
 @pytest.mark.parametrize("chunk", [None, 7])
-def test_the_heads_loss_and_gradients(topology, dtype, vocabulary, padded, chunk):
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_heads_loss_and_gradients(topology, dtype, vocabulary, padded, chunk, bias):
     given = [x.to(device()) for x in inputs(vocabulary, padded, dtype)]
-    found, expected = ours(*given, vocabulary, chunk=chunk, kernels=kernels), plain(*given, vocabulary)
+    bias_V = bias_of(given[1].cpu()).to(device()) if bias else None
+    found, expected = (ours(*given, vocabulary, bias_V, chunk=chunk, kernels=kernels),
+                       plain(*given, vocabulary, bias_V))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.to(other.dtype), other, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     assert not found[2][vocabulary:].any()  # padded rows of the table learn nothing
