@@ -6,12 +6,15 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from small_run import metrics, outcome, run_cli
+from small_run import config_of, metrics, outcome, run_cli
 from transformers import ModernBertConfig, ModernBertDecoderConfig, ModernBertDecoderForCausalLM, ModernBertForMaskedLM
 
 from megatron_encdec.interop.source import one_rank
+from megatron_encdec.model.rope import Rope
 from megatron_encdec.model.trunk import build_trunk
+from megatron_encdec.platform.errors import UserError
 from megatron_encdec.training.config import load_config
+from megatron_encdec.training.layout import lay_out
 from megatron_encdec.training.plan import resolve
 
 # windows shorter than the documents, a global layer in the middle, two rotary bases
@@ -192,3 +195,23 @@ def test_both_ends_go_out_as_stock_classes(alone, tmp_path):
         config = json.loads((out / "config.json").read_text())
         assert config["architectures"] == [architecture] and config["local_attention"] == 10
         assert config["rope_parameters"]["sliding_attention"]["rope_theta"] == 40.0
+
+
+LONGER = ("phases=[{name: short, objective: mlm:0.3, steps: 2}, {name: global, objective: mlm:0.3, steps: 2, "
+          "rope_theta: 900.0}, {name: local, objective: mlm:0.3, steps: 2, local_rope_theta: 80.0}]")
+
+
+def test_a_phase_changes_the_base_of_either_kind_of_layer():
+    ropes = [stretch.rope for stretch in lay_out(config_of(SHAPE, LONGER))]
+    assert ropes == [None, Rope(900.0, None, 40.0), Rope(900.0, None, 80.0)]
+    with pytest.raises(UserError, match="phases.2.local_rope_theta: no layer has a window"):
+        lay_out(config_of(LONGER))
+
+
+def test_an_export_has_the_bases_of_its_phase(pretrain, tmp_path):
+    """And computes with them: it is compared with the trunk before it is there."""
+    run = pretrain("longer", SHAPE, LONGER)
+    run_cli("export", run, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {kind: one["rope_theta"] for kind, one in config["rope_parameters"].items()} == {
+        "full_attention": 900.0, "sliding_attention": 80.0}
