@@ -67,8 +67,8 @@ def test_ettins_plan_is_the_published_one(capsys):
                                                                         strict=True))
     assert "batch.ramp: 72 -> 4608 windows in 64 sizes" in table and table.count("batch.ramp") == 1
     assert re.findall(r"\w*rope_theta: .*|lr: .*|sequence_length: .*", table) == [
-        "sequence_length: 1024 -> 7999", "rope_theta: 10000.0 -> 160000.0", "lr: 0.0008 -> 0.0004",
-        "local_rope_theta: 10000.0 -> 160000.0"]
+        "sequence_length: 1024 -> 7999", "rope_theta: 10000.0 -> 160000.0", "local_rope_theta: 10000.0 -> 160000.0",
+        "lr: 0.0008 -> 0.0004"]
 
 
 def test_ettins_learning_rates():
