@@ -12,6 +12,8 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_f
           "original_max_position_embeddings": 16}
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}
 YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+TWO_BASES = {"full_attention": {"rope_type": "default", "rope_theta": 900.0},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 40.0}}
 MODELS = {
     "llama2": ("LlamaForCausalLM", {}),
     "llama3": ("LlamaForCausalLM", {"rope_parameters": LLAMA3, "tie_word_embeddings": True, "head_dim": 20}),
@@ -29,7 +31,24 @@ MODELS = {
     "smollm3-window": ("SmolLM3ForCausalLM", {"use_sliding_window": True, "sliding_window": 100, "no_rope_layers": [
         1, 0, 1, 1]}),  # longer than the text
     "eurobert": ("EuroBertForMaskedLM", {"mask_token_id": 1, "rms_norm_eps": 1e-6}),
+    "modernbert": ("ModernBertForMaskedLM", {"local_attention": 12, "rope_parameters": TWO_BASES}),
+    "modernbert-wide": ("ModernBertForMaskedLM", {  # windows longer than the text, layers in an order of their own
+        "local_attention": 200, "tie_word_embeddings": False, "rope_parameters": TWO_BASES, "layer_types": [
+            "sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]}),
+    "modernbert-global": ("ModernBertForMaskedLM", {"layer_types": ["full_attention"] * 4}),
+    "modernbert-scaled": ("ModernBertForMaskedLM", {"local_attention": 14, "rope_parameters": {
+        "full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}}),
+    "modernbert-decoder": ("ModernBertDecoderForCausalLM", {"local_attention": 10, "bos_token_id": 0,
+                                                            "rope_parameters": TWO_BASES}),
+    "modernbert-decoder-wide": ("ModernBertDecoderForCausalLM", {"local_attention": 300, "num_attention_heads": 12,
+                                                                 "bos_token_id": 0, "tie_word_embeddings": False}),
 }
+
+
+# `ModelConfig`'s keys of ModernBERT's shape, for a trunk of two layers or more and as many groups as heads
+MODERNBERT = dict(norm="layernorm", activation="geglu", embedding_norm=True, prediction_head="dense",
+                  tied_embeddings=True, sliding_window=6, layers_without_window=[0], rope_theta=900.0,
+                  local_rope_theta=40.0)
 
 
 def build(name: str, **changes):
@@ -38,7 +57,9 @@ def build(name: str, **changes):
 
     model_class, settings = MODELS[name]
     model_class = getattr(transformers, model_class)
-    config = model_class.config_class(**{**SIZES, **settings, **changes})
+    known = vars(model_class.config_class())  # a ModernBERT has as many key/value heads as heads, and no key for them
+    sizes = {key: value for key, value in SIZES.items() if key in known}
+    config = model_class.config_class(**{**sizes, **settings, **changes})
     torch.manual_seed(len(name))
     model = model_class(config).eval()
     with torch.no_grad():

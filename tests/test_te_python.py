@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import te_binding  # first: before megatron.core
 import torch
+from random_models import MODERNBERT
 from te_binding import calls, on_a_gpu
 from trunk_states import fill, give_gradients, state_at, wrong
 
@@ -58,7 +59,8 @@ LENGTH, VOCABULARY, CUTS = 32, 301, [9, 25, 32]
 TE, TORCH = "transformer_engine", "torch"
 VARIANTS = {"plain": {}, "qk_norm": {"qk_norm": True}, "qkv_bias": {"qkv_bias": True},
             "tied": {"tied_embeddings": True}, "layers_without_rope": {"layers_without_rope": [1]},
-            "sliding_window": {"sliding_window": 3, "layers_without_window": [0]}}
+            "sliding_window": {"sliding_window": 3, "layers_without_window": [0]}, "modernbert": MODERNBERT,
+            "embedding_norm": {"embedding_norm": True}}
 MIXTURE = {"name": "mixture", "parts": [{"objective": "clm"}, {"objective": "mlm:0.4"}]}
 
 
@@ -166,7 +168,7 @@ def test_two_steps_agree_with_the_torch_layers(topology, variant, objective):
 
 @pytest.mark.parametrize(("written", "read", "variant"), [
     (TE, TORCH, {"qk_norm": True, "qkv_bias": True, "tied_embeddings": True}),
-    (TORCH, TE, {"layers_without_rope": [0]})])
+    (TORCH, TE, {"layers_without_rope": [0]}), (TE, TORCH, MODERNBERT), (TORCH, TE, {"embedding_norm": True})])
 def test_a_checkpoint_goes_from_one_kind_of_layers_to_the_other(topology, tmp_path, written, read, variant):
     """With its optimizer's state."""
     first = trainer_of(topology, written, **variant)
@@ -400,7 +402,8 @@ def test_two_tensor_ranks_with_sequence_parallelism_take_the_same_steps(topology
     """From a checkpoint of one rank, and back to one rank; norms' gradients are summed over the ranks."""
     cases = {"plain": (None, {"ffn_hidden_size": 128}),
              "all": (None, {"qk_norm": True, "qkv_bias": True, "tied_embeddings": True, "layers_without_rope": [0]}),
-             "delayed": ("delayed", {"ffn_hidden_size": 128}), "current": ("current", {"ffn_hidden_size": 128})}
+             "modernbert": (None, MODERNBERT), "delayed": ("delayed", {"ffn_hidden_size": 128}),
+             "current": ("current", {"ffn_hidden_size": 128})}
     alone = {name: trainer_of(topology, precision=PrecisionSettings("bf16", fp8), **model)
              for name, (fp8, model) in cases.items()}
     for name, trainer in alone.items():

@@ -27,7 +27,8 @@ if __name__ == "__main__":
     device.choose("cpu")  # before megatron.core is imported
 
 from megatron_encdec.data.samples import Samples
-from megatron_encdec.interop.families import TARGETS, Target
+from megatron_encdec.interop.families import MODEL_FAMILIES, TARGETS
+from megatron_encdec.interop.families.family import Target
 from megatron_encdec.interop.hugging_face import (
     DTYPES,
     TOLERANCE,
@@ -37,7 +38,14 @@ from megatron_encdec.interop.hugging_face import (
     load_model,
     logits_difference,
 )
-from megatron_encdec.interop.names import ROWS, TIED, VOCABULARY, canonical_weights, to_hugging_face
+from megatron_encdec.interop.names import (
+    VOCABULARY,
+    Row,
+    canonical_weights,
+    from_hugging_face,
+    tied_names,
+    to_hugging_face,
+)
 from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.source_files import read_object
@@ -130,6 +138,11 @@ def text_losses(trunk: Trunk, hugging_face, tokenizer: Tokenizer, texts: Iterabl
     return found
 
 
+def rows_of(hugging_face) -> tuple[Row, ...]:
+    """The name table of its class."""
+    return next(family.rows for family in MODEL_FAMILIES.values() if family.model_class == type(hugging_face).__name__)
+
+
 def tensor_differences(trunk: Trunk, hugging_face, but_row: int | None = None) -> list[str]:
     """Names of the HF model's tensors that the trunk's, mapped to it, do not equal bit for bit.
 
@@ -137,11 +150,12 @@ def tensor_differences(trunk: Trunk, hugging_face, but_row: int | None = None) -
     """
     rows = min(trunk.model.vocabulary_size, hugging_face.config.vocab_size)
     model, theirs = replace(trunk.model, vocabulary_size=rows), dict(hugging_face.state_dict())
+    table = rows_of(hugging_face)
     if model.tied_embeddings:
-        theirs.pop(TIED[0], None)
-    tables = {row.theirs[0] for row in ROWS if row.layout is VOCABULARY}
+        theirs.pop(tied_names(table)[0], None)
+    tables = {row.theirs[0] for row in table if row.layout is VOCABULARY}
     kept = torch.arange(rows) != (-1 if but_row is None else but_row)
-    ours = to_hugging_face(canonical_weights(trunk), model)
+    ours = to_hugging_face(canonical_weights(trunk), model, table)
 
     def same(name: str) -> bool:
         if name not in ours or name not in theirs:
@@ -221,7 +235,9 @@ def compare_losses(trunk: Trunk, model, source: Source, samples: Samples, number
         there = hugging_face_config(target, config.model, config.data.sequence_length, tokenizer)
         batch = collate(objective, [samples.sample(number) for number in numbers], samples.seed,
                         Vocabulary.of(tokenizer))
-        ours, theirs = losses(trunk, build_model(target, there, model.state_dict()), batch)
+        weights = to_hugging_face(from_hugging_face(model.state_dict(), config.model, rows_of(model)), config.model,
+                                  target.family.rows)
+        ours, theirs = losses(trunk, build_model(target, there, weights), batch)
         yield abs(ours - theirs) <= LOSS_TOLERANCE, (f"loss, {name} on {len(numbers)} validation windows: trunk "
                                                       f"{ours:.6f}, {target.model_class} {theirs:.6f}")
 

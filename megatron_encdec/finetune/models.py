@@ -167,7 +167,13 @@ def check_attention(model: transformers.PreTrainedModel, source: ModelSource) ->
         mask = torch.tensor([[1] * 8 + [0] * padding], device=encoder.device)
         texts = [torch.tensor([[first] * 4 + [token] * 4 + [pad] * padding], device=encoder.device)
                  for token in later]
-        before, after = (encoder(input_ids=ids, attention_mask=mask).last_hidden_state[0, :4].float() for ids in texts)
+        try:
+            before, after = (encoder(input_ids=ids, attention_mask=mask).last_hidden_state[0, :4].float()
+                             for ids in texts)
+        except TypeError as error:  # ModernBERT's decoder under eager attention without padding
+            raise UserError(f"{source.path}: attention: {source.attention} is asked for, and {type(encoder).__name__} "
+                            f"fails under it with {config._attn_implementation} attention ({error}); export the run as "
+                            "an encoder's class") from None
         found = "causal" if (before - after).abs().max() <= 1e-6 * before.abs().max() else "bidirectional"
         if found != source.attention:
             raise UserError(f"{source.path}: attention: {source.attention} is asked for, but {type(encoder).__name__} "

@@ -1,6 +1,6 @@
 """The model card: what a reader needs to know of the run before using the model."""
 
-from megatron_encdec.interop.families import Target
+from megatron_encdec.interop.families.family import Target
 from megatron_encdec.interop.mask_token import KINDS
 from megatron_encdec.interop.source import Source, parent_of
 from megatron_encdec.objectives.base import OBJECTIVES
@@ -85,7 +85,7 @@ def about_window(source: Source, target: Target) -> list[str]:
     """What to know of an encoder with sliding windows in a decoder's class (transformers 5.18 hands flash attention
     the bounds of a causal window)."""
     window = source.model.sliding_window
-    if window is None or not target.is_encoder:
+    if window is None or not target.is_encoder or target.is_native:
         return []
     return [f"a token sees {window:,} tokens on either side where sliding windows are, under eager attention and SDPA; "
             f"transformers' flash attention would let it see {window - 1:,}"]

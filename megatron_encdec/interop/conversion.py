@@ -6,12 +6,12 @@
 
 A unit is one trunk tensor of one layer, or some rows of a vocabulary table, so memory is that of the largest layer
 tensor or `TABLE_BYTES`, whichever is more. The rows of a mask that was added, or never trained, are the mean of the
-table's rows (mask_token.py).
+table's rows (mask_token.py); in a bias over the vocabulary it goes the way of the embeddings.
 """
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,7 @@ import torch
 from megatron_encdec.engine.boxes import Box
 from megatron_encdec.engine.integrity import fair_shares
 from megatron_encdec.interop.mask_token import Mask
-from megatron_encdec.interop.names import TIED, VOCABULARY, Row, check_names, expand
+from megatron_encdec.interop.names import VOCABULARY, Row, check_names, expand, tied_names
 from megatron_encdec.interop.source_files import TensorFiles
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.trunk import normal_slice
@@ -28,7 +28,6 @@ from megatron_encdec.platform.errors import UserError
 TABLE_BYTES = 64 << 20
 UNTRAINED = 0.01  # a row's norm relative to the mean norm: below it, training never touched it
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
-_BODY = ("model.", "layers.", "embed_tokens.", "norm.")
 _BUFFERS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")  # old checkpoints store what follows from the config
 
 
@@ -47,37 +46,39 @@ class Unit:
 class Conversion:
     """From `files` to the trunk of `model`, whose vocabulary may have more rows than their `source_rows`: the mask's.
 
-    new_head: the files have no language-model head; an untied trunk gets a random one. `dropped`: tensors that have
-    no place in a trunk and are left out (a task's head, by `new_head` alone).
+    rows: the family's name table. new_head: the files have no language-model head; what is not there of it is drawn.
+    `dropped`: tensors that have no place in a trunk and are left out (a task's head, by `new_head` alone).
     """
 
-    def __init__(self, files: TensorFiles, model: ModelConfig, source_rows: int, mask: Mask,
+    def __init__(self, files: TensorFiles, model: ModelConfig, rows: Sequence[Row], source_rows: int, mask: Mask,
                  known_rows: int, new_head: bool = False):
         self.files, self.model, self.mask = files, model, mask
         self._source_rows, self._known_rows = source_rows, known_rows
         prefix = "" if any(name.startswith("model.") for name in files.places) else "model."  # a body saved alone
         source = replace(model, vocabulary_size=source_rows)
         self._table = [(ours, tuple(name.removeprefix(prefix) for name in theirs), row)
-                       for ours, theirs, row in expand(source)]
-        self.dropped = self._check(*(name.removeprefix(prefix) for name in TIED), source, new_head)
+                       for ours, theirs, row in expand(source, rows)]
+        head, self._embeddings = (name.removeprefix(prefix) for name in tied_names(rows))
+        self.dropped = self._check(head, source, new_head)
         stored = {files.places[name].dtype for _, theirs, _ in self._table for name in theirs if name in files.places}
         # fp32 where they are mixed, so that nothing is rounded
         self.dtype = stored.pop() if len(stored) == 1 else torch.float32
 
-    def _check(self, head: str, embedding: str, source: ModelConfig, new_head: bool) -> list[str]:
+    def _check(self, head: str, source: ModelConfig, new_head: bool) -> list[str]:
         """Refuse what is missing, has no place, or has the wrong shape; returns the names that are left out."""
         places = self.files.places
         expected = {name: shape for _, theirs, row in self._table
                     for name, shape in zip(theirs, row.shapes(source), strict=True)}
         found, dropped = {name for name in places if not _BUFFERS.search(name)}, []
         if source.tied_embeddings and head in found:
-            self._check_tied(head, embedding)
+            self._check_tied(head, self._embeddings)
             found.discard(head)
         if new_head:
-            dropped = sorted(name for name in found - expected.keys() if not name.startswith(_BODY))
+            of_head = {name for _, theirs, row in self._table if row.head for name in theirs}
+            body = {name.removeprefix("model.").partition(".")[0] for name in expected.keys() - of_head} | {"model"}
+            dropped = sorted(name for name in found - expected.keys() if name.partition(".")[0] not in body)
             found -= set(dropped)
-            if head not in found:
-                expected.pop(head, None)
+            expected = {name: shape for name, shape in expected.items() if name in found or name not in of_head}
         check_names(found, expected, f"{self.files.files[0].parent}: what config.json describes")
         for name, shape in expected.items():
             if places[name].shape != shape:
@@ -101,18 +102,23 @@ class Conversion:
         return [units[key] for key in fair_shares(sizes, ranks)[rank]]
 
     def _units(self) -> Iterator[Unit]:
-        rows, row_bytes = self.model.padded_vocabulary_size, self.model.hidden_size * self.dtype.itemsize
+        rows = self.model.padded_vocabulary_size
         for ours, theirs, row in self._table:
+            shapes = row.shapes(self.model)
             if row.layout is VOCABULARY:
+                row_bytes = math.prod(shapes[0][1:]) * self.dtype.itemsize
                 for start, stop in _row_ranges(rows, rows * row_bytes):
                     yield Unit(ours, theirs, row, start, stop, (stop - start) * row_bytes)
             else:
-                yield Unit(ours, theirs, row, 0, 0, sum(self.files.places[name].bytes for name in theirs))
+                yield Unit(ours, theirs, row, 0, 0, sum(map(math.prod, shapes)) * self.dtype.itemsize)
 
     def box(self, unit: Unit) -> Box:
         if unit.row.layout is VOCABULARY:
             values = self._table_rows(unit)
             shape = (self.model.padded_vocabulary_size, *values.shape[1:])
+        elif unit.theirs[0] not in self.files.places:
+            (shape,) = unit.row.shapes(self.model)
+            values = self._drawn(unit.ours, shape, 0, shape[0])
         else:
             values = unit.row.layout.join(tuple(map(self.files.read, unit.theirs)), self.model)
             shape = tuple(values.shape)
@@ -121,31 +127,40 @@ class Conversion:
         return Box(key, shape, offset, values.to(self.dtype).contiguous())
 
     def _table_rows(self, unit: Unit) -> torch.Tensor:
-        """Rows `start` .. of a vocabulary table: theirs, the mask's, zeros; random ones of a head that is not there."""
-        (name,), there, width = unit.theirs, min(unit.stop, self._source_rows), self.model.hidden_size
+        """Rows `start` .. of a vocabulary table: theirs, the mask's, zeros; drawn ones of a head that is not there."""
+        (name,), there = unit.theirs, min(unit.stop, self._source_rows)
+        width = unit.row.shapes(self.model)[0][1:]
         if name not in self.files.places:
-            drawn = normal_slice(0, unit.ours, (self.model.padded_vocabulary_size, width), (unit.start, 0),
-                                 (unit.stop - unit.start, width))
-            return torch.from_numpy(drawn).mul_(self.model.init_std)
+            return self._drawn(unit.ours, (self.model.padded_vocabulary_size, *width), unit.start, unit.stop)
         rows = [self.files.read(name, unit.start, there)] if there > unit.start else []
-        rows.append(torch.zeros(unit.stop - max(there, unit.start), width, dtype=self.files.places[name].dtype))
+        rows.append(torch.zeros(unit.stop - max(there, unit.start), *width, dtype=self.files.places[name].dtype))
         values, mask = torch.cat(rows), self.mask.id
         if mask is not None and unit.start <= mask < unit.stop and (row := self._mask_row(name)) is not None:
             values[mask - unit.start] = row
         return values
 
+    def _drawn(self, ours: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
+        """Rows `start` .. `stop` - 1 of a part of the head that is not there, as random weights begin."""
+        if len(shape) == 1:
+            return torch.full((stop - start,), 0.0 if ours.endswith(".bias") else 1.0)
+        drawn = normal_slice(0, ours, shape, (start, 0), (stop - start, shape[1]))
+        return torch.from_numpy(drawn).mul_(self.model.init_std)
+
     def _mask_row(self, name: str) -> torch.Tensor | None:
         """What stands in the mask's row of the table `name` instead of theirs; None where theirs stays."""
         if self.mask.kind in ("own", "none"):
             return None
-        mask, total, norms = self.mask.id, torch.zeros(self.model.hidden_size, dtype=torch.float64), 0.0
+        width = self.files.places[name].shape[1:]
+        if not width and self._mask_row(self._embeddings) is None:
+            return None
+        mask, total, norms = self.mask.id, torch.zeros(width, dtype=torch.float64), 0.0
         known = min(self._known_rows, self._source_rows)
-        for start, stop in _row_ranges(known, known * self.model.hidden_size * 4):
+        for start, stop in _row_ranges(known, known * math.prod(width) * 4):
             values = self.files.read(name, start, stop).float()
             total += values.sum(dim=0, dtype=torch.float64)
-            norms += values.norm(dim=1).double().sum().item()
+            norms += values.flatten(1).norm(dim=1).double().sum().item() if width else 0.0
         trained = UNTRAINED * norms / known
-        if mask < self._known_rows and self.files.read(name, mask, mask + 1).float().norm() >= trained:
+        if width and mask < self._known_rows and self.files.read(name, mask, mask + 1).float().norm() >= trained:
             return None
         return (total / known).to(self.files.places[name].dtype)
 

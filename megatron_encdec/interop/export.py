@@ -23,14 +23,15 @@ from safetensors.torch import load_file
 
 from megatron_encdec.interop import hugging_face
 from megatron_encdec.interop.card import about_head, about_length, about_window, model_card
-from megatron_encdec.interop.families import Target, check_fits, choose
+from megatron_encdec.interop.families import check_fits, choose
+from megatron_encdec.interop.families.family import Target
 from megatron_encdec.interop.hugging_face import DTYPES, FILE_SIZE
 from megatron_encdec.interop.importing import REPLACED_ROWS
 from megatron_encdec.interop.names import Tensors, canonical_weights, to_hugging_face
 from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.source_files import copy_tokenizer_files, read_object
-from megatron_encdec.interop.tokenizer_files import about_empty_texts, bos_id, write_tokenizer
+from megatron_encdec.interop.tokenizer_files import about_empty_texts, special_ids, write_tokenizer
 from megatron_encdec.model.config import spared_flops, training_flops, whole_pairs
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import fsync_tree, replace_durably, write_json_atomic
@@ -172,8 +173,8 @@ def _as_target(work: Path, source: Source, target: Target, weights: Tensors) -> 
     remarks = [_NO_TOKENIZER]
     if tokenizer is not None:
         remarks = write_tokenizer(tokenizer, work, max(length, model.max_positions or 0))
-    config = hugging_face.hugging_face_config(target, model, length, tokenizer, tokenizer and bos_id(tokenizer))
-    return config, to_hugging_face(weights, model), remarks, None
+    config = hugging_face.hugging_face_config(target, model, length, tokenizer, tokenizer and special_ids(tokenizer))
+    return config, to_hugging_face(weights, model, target.family.rows), remarks, None
 
 
 def _as_it_came(work: Path, source: Source, target: Target, weights: Tensors) -> Made:
@@ -182,7 +183,7 @@ def _as_it_came(work: Path, source: Source, target: Target, weights: Tensors) ->
     config = read_source(directory, imported["ignore"]).config
     remarks = [] if copy_tokenizer_files(directory, work) else [_NO_TOKENIZER]
     model, mask = replace(source.model, vocabulary_size=imported["vocabulary_size"]), imported["mask"]["id"]
-    found = to_hugging_face(weights, model)
+    found = to_hugging_face(weights, model, target.family.rows)
     rows = load_file(directory / REPLACED_ROWS) if (directory / REPLACED_ROWS).is_file() else {}
     for name, row in rows.items():
         found[name] = found[name].clone()

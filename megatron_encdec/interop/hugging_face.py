@@ -7,23 +7,22 @@
     5. `load_model`            back through the Auto class, with every key
     6. `check_logits`          whether it computes what the trunk computes (tools/check_parity.py asks more)
 
-All classes compute the same function up to the attention: causal in decoders; bidirectional in EuroBERT, and in a
-decoder's class with `is_causal: false`, which transformers 5.18 honours on every attention path that
+All classes of a shape compute the same function up to the attention: causal in decoders; bidirectional in encoders, and
+in a decoder's class with `is_causal: false`, which transformers 5.18 honours on every attention path that
 tests/interop/test_attention_of_exports.py can reach on a CPU.
 
 Legend: B windows, S tokens of a window, V vocabulary, N positions.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from megatron_encdec.interop.families import CONFIG_KEYS, Family, Target
-from megatron_encdec.interop.names import TIED
+from megatron_encdec.interop.families.family import Target
+from megatron_encdec.interop.names import tied_names
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.objectives.base import AttentionKind
 from megatron_encdec.platform.device import device
@@ -53,44 +52,23 @@ def quiet() -> Iterator[None]:
 
 
 def hugging_face_config(target: Target, model: ModelConfig, positions: int, tokenizer: Tokenizer | None,
-                        bos_id: int | None = None):
+                        special: Mapping[str, int | None] | None = None):
     """An instance of the class's config; pad is always set (EuroBERT's default lies beyond small tables).
 
     positions: how many the weights have been trained for; the more of it and `model.max_positions` is named.
     """
     import transformers
 
-    family, rest = target.family, {"bos_token_id": bos_id, **target.family.settings}
-    if "layers_without_rope" in family.features:
-        rest["no_rope_layers"] = [int(layer not in model.layers_without_rope) for layer in range(model.num_layers)]
-    rest |= _windows(family, model)
+    special = dict(special or {})
     if tokenizer is not None:
-        rest |= {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eod_id}
+        special |= {"pad": tokenizer.pad_id, "eos": tokenizer.eod_id}
     if target.is_encoder:
-        rest["mask_token_id"] = tokenizer.mask_id
-        if not family.bidirectional:
-            rest["is_causal"] = False
-    rope = {"rope_type": "default", "rope_theta": model.rope_theta}
-    if model.rope_scaling is not None:
-        rope |= model.rope_scaling.given
-    return getattr(transformers, family.config_class)(
-        **{theirs: getattr(model, ours) for ours, theirs in CONFIG_KEYS.items()}, hidden_act="silu",
-        max_position_embeddings=max(positions, model.max_positions or 0), rope_parameters=rope, attention_dropout=0.0,
-        architectures=[target.model_class], **rest)
-
-
-def _windows(family: Family, model: ModelConfig) -> dict[str, Any]:
-    """How the family's config says which layers have a sliding window."""
-    if "layers_without_window" not in family.features:  # all or none
-        return {"sliding_window": model.sliding_window} if "sliding_window" in family.features else {}
-    if not (bounded := model.layers_with_window):
-        return {"use_sliding_window": False}
-    found = {"use_sliding_window": True, "sliding_window": model.sliding_window,
-             "layer_types": ["sliding_attention" if layer in bounded else "full_attention"
-                             for layer in range(model.num_layers)]}
-    if family.name != "smollm3" and bounded == list(range(bounded[0], model.num_layers)):
-        found["max_window_layers"] = bounded[0]  # the older way to say it: the layers from there on
-    return found
+        special["mask"] = tokenizer.mask_id
+    kind = {} if target.is_native else {"is_causal": False}
+    return getattr(transformers, target.family.config_class)(
+        **target.family.write(model), **target.family.ids(special), **kind,
+        max_position_embeddings=max(positions, model.max_positions or 0), attention_dropout=0.0,
+        architectures=[target.model_class])
 
 
 def build_model(target: Target, config, weights: dict[str, torch.Tensor]):
@@ -101,7 +79,7 @@ def build_model(target: Target, config, weights: dict[str, torch.Tensor]):
     with no_init_weights():  # no time for weights that are replaced
         model = getattr(transformers, target.model_class)(config)
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
-    missing = set(missing) - ({TIED[0]} if config.tie_word_embeddings else set())
+    missing = set(missing) - ({tied_names(target.family.rows)[0]} if config.tie_word_embeddings else set())
     if missing or unexpected:
         raise ParityError(f"{target.model_class}: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
     model.tie_weights()

@@ -113,7 +113,8 @@ def _open(directory: Path, wish: Wish, prepared: _Prepared | None = None) -> tup
     rows = source.model.vocabulary_size
     prepared = prepared or _Prepared(source.model, Mask("none"), rows)
     files = TensorFiles(directory, source.content.get("transformers_weights"))
-    return source, Conversion(files, prepared.model, rows, prepared.mask, prepared.known_rows, wish.new_head)
+    return source, Conversion(files, prepared.model, source.target.family.rows, rows, prepared.mask,
+                              prepared.known_rows, wish.new_head)
 
 
 def _prepare(work: Path, directory: Path, run: Path, wish: Wish) -> _Prepared:

@@ -54,6 +54,7 @@ def merge_directories(models: Sequence[str], out: Path, recipe: Recipe) -> list[
     expected = _of_directory(directories[0])
     for directory in directories[1:]:
         check_same(str(directory), models[0], _of_directory(directory), expected)
+        _check_tensors(directory, directories[0])
     weights = [DirectoryWeights(directory) for directory in directories]
     check_shapes(weights, models)
     with new_directory(out, "merge") as work:
@@ -77,6 +78,17 @@ def _of_directory(directory: Path) -> dict:
     if find_model_file(directory) is not None:
         tokenizer = load_tokenizer(directory, None, None, AS_OPTION).fingerprint
     return {"config": model, "tokenizer": tokenizer}
+
+
+def _check_tensors(directory: Path, first: Path) -> None:
+    """Refuse classes of one shape whose tensors are not cut alike."""
+    try:
+        one, other = (read_source(each).target.family for each in (directory, first))
+    except UserError:
+        return
+    if one.rows != other.rows:
+        raise UserError(f"{directory}: is a {one.model_class}, {first} a {other.model_class}, whose tensors are cut "
+                        "otherwise; import both, and merge the two runs")
 
 
 def _copy_all_but_weights(directory: Path, work: Path) -> None:

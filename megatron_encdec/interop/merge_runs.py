@@ -18,8 +18,9 @@ from megatron_encdec.engine.integrity import check
 from megatron_encdec.engine.saver import Saver
 from megatron_encdec.engine.storage import read_boxes, stored_dtypes
 from megatron_encdec.interop.conversion import placed
+from megatron_encdec.interop.families import choose
 from megatron_encdec.interop.merging import Recipe, blocks, check_same, check_shapes
-from megatron_encdec.interop.names import VOCABULARY, expand
+from megatron_encdec.interop.names import ROWS, VOCABULARY, Row, expand
 from megatron_encdec.interop.source import Source, find, one_rank
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
@@ -35,7 +36,7 @@ class RunWeights:
         check(source.checkpoint)
         self.source, model = source, source.model
         self._stored = stored_dtypes(source.checkpoint)
-        self._rows = {ours: row for ours, _, row in expand(model)}
+        self._rows = {ours: row for ours, _, row in expand(model, _table(source))}
         self.shapes, self.dtypes = {}, {}
         for ours, row in self._rows.items():
             shapes = row.shapes(model)
@@ -66,6 +67,15 @@ class RunWeights:
         for number, rows in enumerate(indices):
             parts_R[rows] = number
         return parts_R
+
+
+def _table(source: Source) -> Sequence[Row]:
+    """The tensors as the checkpoint's export has them; where no class holds the trunk, as Llama would."""
+    imported = source.imported and source.imported["as"]
+    try:
+        return choose("auto", source.state.objective, source.model, imported).family.rows
+    except UserError:
+        return ROWS
 
 
 def merge_runs(models: Sequence[str], out: Path, recipe: Recipe) -> list[str]:

@@ -54,7 +54,7 @@ class Source:
         """The trunk, with the rotary embedding of the checkpoint's phase."""
         rope = self.done[-1].rope if self.done else None
         return self.config.model if rope is None else replace(
-            self.config.model, rope_theta=rope.theta, rope_scaling=rope.scaling)
+            self.config.model, rope_theta=rope.theta, rope_scaling=rope.scaling, local_rope_theta=rope.local_theta)
 
     @property
     def sequence_length(self) -> int:

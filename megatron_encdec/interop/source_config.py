@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_encdec.interop.families import CONFIG_KEYS, MODEL_FAMILIES, TARGETS, Family, Target
+from megatron_encdec.interop.families import MODEL_FAMILIES
+from megatron_encdec.interop.families.family import Family, Target
 from megatron_encdec.interop.source_files import read_object
 from megatron_encdec.model.config import ModelConfig
-from megatron_encdec.model.rope import RopeScaling
-from megatron_encdec.platform import schema
 from megatron_encdec.platform.errors import UserError
 
-# What a body without a language-model head is called, after the family's own prefix.
-HEADLESS = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
-# Keys that change nothing in a forward pass, of whatever version wrote them, or that are read below in any family.
+# Keys that change nothing in a forward pass, of whatever version wrote them, or that are read in any family.
 _COSMETIC = {
     "model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "auto_map", "is_llama_config",
     "transformers.js_config", "use_cache", "pretraining_tp", "initializer_range", "classifier_pooling", "clf_pooling",
@@ -33,6 +30,7 @@ _COSMETIC = {
     "output_attentions", "output_hidden_states", "return_dict", "finetuning_task", "task_specific_params",
     "name_or_path", "max_window_layers", "sep_token_id", "decoder_start_token_id", "attention_dropout", "layer_types",
     "no_rope_layer_interval", "head_dim", "transformers_weights", "configuration_files"}
+_DROPOUTS = ("attention_dropout", "embedding_dropout", "mlp_dropout")
 _MEANT_BY = {
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok",
                      "moe_intermediate_size"), "mixture of experts"),
@@ -44,7 +42,7 @@ _MEANT_BY = {
     "clip_qkv": "clipped queries, keys and values", "use_qk_norm": "norms on queries and keys",
     "parallel_attn": "attention beside the MLP", "use_parallel_residual": "attention beside the MLP",
     "rope_interleaved": "rotary embeddings of neighbouring pairs", "alibi": "ALiBi positions",
-    "quantization_config": "quantised weights", "sliding_window": "a sliding window",
+    "sliding_window": "a sliding window",
     "attention_chunk_size": "chunked attention"}
 
 
@@ -76,24 +74,27 @@ def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:
     if isinstance(pad, int) and not -rows <= pad < rows:
         raise UserError(f"{path}: pad_token_id={pad} is not among the {rows} tokens of vocab_size, and transformers "
                         "cannot load such a model; set it to null or to a token's id")
-    if refusals := [*_refused_settings(config), *_unknown(content, config, ignore)]:
+    if refusals := [*family.refused(config), *_unknown(content, config, {*ignore, *family.cosmetic})]:
         raise UserError(f"{path}: {architecture} with {'; '.join(refusals)}: the trunk does not do that, and "
                         "leaving it out would make another model")
     remarks = []
     if content.get("auto_map"):
         remarks.append("auto_map names code that came with the model; none of it is run, the weights are taken for "
                        f"transformers' own {architecture}")
-    if config.attention_dropout:
-        remarks.append(f"attention_dropout {config.attention_dropout} is not used: the trunk trains without dropout")
-    remarks += _rope_remarks(content, config)
-    as_encoder = not family.bidirectional and getattr(config, "is_causal", True) is False
-    target = TARGETS[family.name + ("-bidirectional" if as_encoder else "")]
+    remarks += [f"{key} {value} is not used: the trunk trains without dropout" for key in _DROPOUTS
+                if (value := getattr(config, key, 0.0))]
+    remarks += family.remarks(content, config)
+    target = Target(family, family.attention_of(config))
     return SourceModel(target, architecture, _model(path, family, config), content, config, remarks)
 
 
 def _read(path: Path, ignore: Collection[str]) -> dict[str, Any]:
     """config.json, where it is what transformers would read."""
-    content = read_object(path)
+    content, adapter = read_object(path), read_object(path.parent / "adapter_config.json")
+    if not path.is_file() and adapter:
+        base = adapter.get("base_model_name_or_path")
+        raise UserError(f"{path.parent}: holds an adapter alone, for {base}; load both "
+                        "with peft, merge_and_unload(), save_pretrained(), and import that")
     if not path.is_file():
         below = sorted(path.parent.glob("*/config.json"))
         elsewhere = f"; there is one in {below[0].parent}" if below else ""
@@ -105,6 +106,10 @@ def _read(path: Path, ignore: Collection[str]) -> dict[str, Any]:
         if chosen != path.name:
             raise UserError(f"{path}: configuration_files: transformers reads {chosen} in its place; copy that file "
                             "over it, or read this one with --ignore configuration_files")
+    if quantised := content.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise UserError(f"{path}: quantization_config: quantised weights ({method}); import the model that they were "
+                        "made from, or load them with transformers, dequantize(), save_pretrained(), and import that")
     return content
 
 
@@ -114,15 +119,17 @@ def _family(path: Path, content: dict) -> tuple[Family, str]:
     if not named and kind in MODEL_FAMILIES:
         return MODEL_FAMILIES[kind], MODEL_FAMILIES[kind].model_class
     for family in MODEL_FAMILIES.values():
-        stem = family.model_class.partition("For")[0]
-        if len(named) == 1 and named[0] in (family.model_class, *(stem + ending for ending in HEADLESS)):
+        if len(named) == 1 and family.is_of(named[0]):
             if "model_type" in content and kind != family.name:
                 raise UserError(f"{path}: architectures says {named[0]}, model_type says {kind!r}: one of them is "
                                 "wrong")
             return family, named[0]
     known = ", ".join(family.model_class for family in MODEL_FAMILIES.values())
-    raise UserError(f"{path}: architecture {', '.join(map(str, named)) or 'not named'} (model_type {kind!r}) is not "
-                    f"supported; known are {known}, and their headless classes")
+    about = f"{path}: architecture {', '.join(map(str, named)) or 'not named'} (model_type {kind!r})"
+    if content.get("auto_map"):
+        raise UserError(f"{about} is code that comes with the model (auto_map), which is never run; known are "
+                        f"transformers' own {known}, and their headless classes: import a model saved as one of them")
+    raise UserError(f"{about} is not supported; known are {known}, and their headless classes")
 
 
 def _hugging_face(path: Path, family: Family, content: dict):
@@ -136,48 +143,6 @@ def _hugging_face(path: Path, family: Family, content: dict):
         raise UserError(f"{path}: transformers refuses it: {reason}") from None
 
 
-def _refused_settings(config) -> list[str]:
-    found = []
-    if config.hidden_act not in ("silu", "swish"):
-        found.append(f"hidden_act={config.hidden_act!r} (the trunk's activation is SwiGLU's silu)")
-    for key, where in (("attention_bias", "on the attention's output"), ("mlp_bias", "in the MLP")):
-        if getattr(config, key, False):
-            found.append(f"{key}=true (biases {where})")
-    types = set(getattr(config, "layer_types", None) or [])
-    if strange := types - {"full_attention", "sliding_attention"}:
-        found.append(f"layer_types {', '.join(sorted(strange))}")
-    if "sliding_attention" in types and hasattr(config, "use_sliding_window") and not (
-            config.use_sliding_window and config.sliding_window):
-        found.append("layer_types of sliding_attention beside use_sliding_window="
-                     f"{json.dumps(config.use_sliding_window)}, sliding_window={json.dumps(config.sliding_window)} "
-                     "(transformers' attention paths disagree on that)")
-    return found + _refused_rope(config)
-
-
-def _refused_rope(config) -> list[str]:
-    rope, found = config.rope_parameters or {}, []
-    if any(isinstance(value, dict) for value in rope.values()):
-        return ["rope_parameters that differ between layers"]
-    part = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
-    if part not in (None, 1.0):
-        found.append(f"partial_rotary_factor={part} (rotary embeddings of a part of each head)")
-    if rope.get("rope_type") not in ("default", "linear", "llama3", "yarn"):
-        found.append(f"rope_type={rope.get('rope_type')!r} (known: default, linear, llama3, yarn)")
-    return found
-
-
-def _rope_remarks(content: dict, config) -> list[str]:
-    """Where config.json says twice, and differently, how positions turn: which of it transformers takes."""
-    said = {f"{key}.{name}": value for key in ("rope_parameters", "rope_scaling")
-            for name, value in (content.get(key) or {}).items()} | {"rope_theta": content.get("rope_theta")}
-    taken = config.rope_parameters or {}
-    passed_over = [f"{key}={value}" for key, value in said.items()
-                   if value is not None and taken.get(key.rpartition(".")[2]) != value and not key.endswith(".type")]
-    used = ", ".join(f"{name}={value}" for name, value in taken.items())
-    return [f"config.json describes rotary embeddings twice; as in transformers, {used} is taken, not "
-            f"{', '.join(passed_over)}"] if passed_over else []
-
-
 def _unknown(content: dict, config, ignore: Collection[str]) -> list[str]:
     """Keys that say something and that neither the family's config nor this module knows."""
     import transformers
@@ -186,7 +151,7 @@ def _unknown(content: dict, config, ignore: Collection[str]) -> list[str]:
     found = []
     for key, value in content.items():
         known = key in read or key.startswith("_") or key.endswith(("_token", "_token_id"))
-        if known and key != "quantization_config" or value in (None, False, 0, "", [], {}):
+        if known or value in (None, False, 0, "", [], {}):
             continue
         meant = _MEANT_BY.get(key, f"a key this family does not have; --ignore {key} if it changes nothing")
         found.append(f"{key}={json.dumps(value)[:60]} ({meant})")
@@ -194,31 +159,7 @@ def _unknown(content: dict, config, ignore: Collection[str]) -> list[str]:
 
 
 def _model(path: Path, family: Family, config) -> ModelConfig:
-    rope = dict(config.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0})
-    for key in ("type", "partial_rotary_factor", "mrope_section"):
-        rope.pop(key, None)
-    theta = float(rope.pop("rope_theta"))
-    if rope["rope_type"] == "yarn" and rope.get("factor") is None and "original_max_position_embeddings" in rope:
-        rope["factor"] = config.max_position_embeddings / rope["original_max_position_embeddings"]
-    rope_layers = getattr(config, "no_rope_layers", None) or []
     try:
-        scaling = None if rope["rope_type"] == "default" else schema.build(RopeScaling, rope, "rope_parameters")
-        return ModelConfig(
-            **{ours: getattr(config, theirs, None) for ours, theirs in CONFIG_KEYS.items()}, rope_theta=theta,
-            rope_scaling=scaling, layers_without_rope=[layer for layer, has in enumerate(rope_layers) if not has],
-            **_windows(family, config),
-            qkv_bias=bool(family.features.get("qkv_bias")), qk_norm=bool(family.features.get("qk_norm")),
-            family=family.name, max_positions=config.max_position_embeddings)
+        return ModelConfig(**family.read(config), family=family.name, max_positions=config.max_position_embeddings)
     except (UserError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _windows(family: Family, config) -> dict[str, Any]:
-    """`ModelConfig`'s keys of sliding windows. A Mistral has its in every layer, other families where layer_types says
-    so."""
-    window, without = getattr(config, "sliding_window", None), []
-    if "layers_without_window" in family.features:
-        without = [layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention"]
-    if "sliding_window" not in family.features or window is None or len(without) == config.num_hidden_layers:
-        return {}
-    return {"sliding_window": window, "layers_without_window": without}

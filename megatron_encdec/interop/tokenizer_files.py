@@ -91,10 +91,10 @@ def check_tokenizer(tokenizer: Tokenizer, directory: Path) -> str | None:
     return difference and f"{difference[0]!r} becomes {difference[1]}, not {difference[2]}"
 
 
-def bos_id(tokenizer: Tokenizer) -> int | None:
-    """Id of the token that the tokenizer's own config calls the beginning, if it does."""
-    name = own_names(find_model_file(tokenizer.path), ["bos_token"])["bos_token"]
-    return None if name is None else tokenizer.id(name)
+def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """Ids of the tokens that the tokenizer's own config calls bos, cls and sep; None where it calls none so."""
+    names = own_names(find_model_file(tokenizer.path), ("bos_token", "cls_token", "sep_token"))
+    return {key.removesuffix("_token"): None if name is None else tokenizer.id(name) for key, name in names.items()}
 
 
 def _write_config(tokenizer: Tokenizer, own: dict, directory: Path, sequence_length: int) -> None:

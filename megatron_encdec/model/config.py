@@ -3,7 +3,7 @@
 FLOPs are what the mathematics needs, whatever the implementation repeats or wastes:
 
     matrices    2 per parameter and token, the embedding's look-up not counted
-    head        2 * H * V for each labelled position only
+    head        2 * H * V for each labelled position only, and 2 * H * H of a dense layer before
     attention   4 * D * heads per pair of positions that may see each other, within segments and a layer's window;
                 causal counts half
     backward    twice the forward: the gradient of what went in, and that of the weight
@@ -22,38 +22,68 @@ import numpy as np
 import torch
 
 from megatron_encdec.model.parts import Frozen
-from megatron_encdec.model.rope import RopeScaling
+from megatron_encdec.model.rope import Rope, RopeScaling
 from megatron_encdec.platform import schema
 from megatron_encdec.platform.device import device_type
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.optional import CUDA_PACKAGES, INSTALL, why_unusable
 from megatron_encdec.platform.schema import key
 
+_GLOBAL_EVERY = 3  # layers, in ModernBERT's shape
+
+
+def _ettin(num_layers: int, hidden_size: int, ffn_hidden_size: int, heads: int) -> dict[str, Any]:
+    """ModernBERT's shape (arXiv 2412.13663) in a size of Ettin (arXiv 2507.11412), with the rotary bases that its last
+    phase has."""
+    return dict(num_layers=num_layers, hidden_size=hidden_size, ffn_hidden_size=ffn_hidden_size,
+                num_attention_heads=heads, num_query_groups=heads, norm="layernorm", activation="geglu",
+                embedding_norm=True, prediction_head="dense", tied_embeddings=True, rope_theta=160000.0,
+                local_rope_theta=160000.0, sliding_window=64,
+                layers_without_window=list(range(0, num_layers, _GLOBAL_EVERY)))
+
+
 PRESETS: dict[str, dict[str, Any]] = {  # arXiv 2507.00994, table of models; `tiny` is for a laptop
     "tiny": dict(num_layers=4, hidden_size=256, ffn_hidden_size=768, num_attention_heads=4, num_query_groups=2),
     "210m": dict(num_layers=12, hidden_size=768, ffn_hidden_size=3072, num_attention_heads=12, num_query_groups=12),
     "610m": dict(num_layers=26, hidden_size=1152, ffn_hidden_size=4096, num_attention_heads=18, num_query_groups=6),
     "1b": dict(num_layers=28, hidden_size=1728, ffn_hidden_size=5120, num_attention_heads=18, num_query_groups=6),
+    "ettin-17m": _ettin(7, 256, 384, 4), "ettin-32m": _ettin(10, 384, 576, 6), "ettin-68m": _ettin(19, 512, 768, 8),
+    "ettin-150m": _ettin(22, 768, 1152, 12), "ettin-400m": _ettin(28, 1024, 2624, 16),
+    "ettin-1b": _ettin(28, 1792, 3840, 28),
 }
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of the trunk: pre-norm RMSNorm, SwiGLU, RoPE, no biases (arXiv 2507.00994, model table). In place of a
-    mapping a preset's name will do (`model: 210m`), and `run: RUN_DIR` takes the trunk of that run or import. A preset
-    gives the five sizes; without one each has to be given."""
+    """The shape of the trunk: pre-norm RMSNorm, SwiGLU, RoPE, no biases (arXiv 2507.00994, model table), unless a key
+    says otherwise. In place of a mapping a preset's name will do (`model: 210m`), and `run: RUN_DIR` takes the trunk of
+    that run or import. A preset gives the five sizes, those of Ettin the whole of ModernBERT's shape; without one each
+    size has to be given."""
 
     num_layers: int = key("layers")
     hidden_size: int = key("width of the trunk")
-    ffn_hidden_size: int = key("inner width of SwiGLU")
+    ffn_hidden_size: int = key("inner width of the MLP's gated unit")
     num_attention_heads: int = key("query heads of a layer")
     num_query_groups: int = key("key/value heads of a layer; the tensor-parallel size has to divide it")
-    preset: str | None = key("sizes by name: `tiny`, `210m`, `610m` or `1b`", None, later=schema.ANY_TIME)
+    preset: str | None = key("sizes by name: `tiny`, `210m`, `610m`, `1b`; with ModernBERT's shape `ettin-17m`, "
+                             "`ettin-32m`, `ettin-68m`, `ettin-150m`, `ettin-400m`, `ettin-1b`", None,
+                             later=schema.ANY_TIME)
     head_dim: int | None = key("width of a head; null: hidden_size / num_attention_heads", None)
-    tied_embeddings: bool = key("the head is the table of the embeddings", False)
-    norm_eps: float = key("epsilon of RMSNorm", 1e-5)
+    tied_embeddings: bool = key("the head's output matrix is the table of the embeddings", False)
+    norm: Literal["rmsnorm", "layernorm"] = key("every norm; `layernorm`: with the mean taken away, without a bias "
+                                                "(ModernBERT)", "rmsnorm")
+    norm_eps: float = key("epsilon of the norms", 1e-5)
+    embedding_norm: bool = key("a norm behind the embeddings, in the place of the one before the first attention "
+                               "(ModernBERT)", False)
+    activation: Literal["swiglu", "geglu"] = key("the MLP's gated unit; `geglu`: with the exact gelu (ModernBERT)",
+                                                 "swiglu")
+    prediction_head: Literal["linear", "dense"] = key(
+        "`linear`: the output matrix alone; `dense`: a layer of the trunk's width, gelu and a norm before it, and a "
+        "bias behind it (BERT, ModernBERT)", "linear")
     rope_theta: float = key("base of the rotary embedding", 10000.0)
     rope_scaling: RopeScaling | None = key("how the rotary embedding is stretched; null: it is not", None)
+    local_rope_theta: float | None = key("base of the rotary embedding in layers with a sliding window, never "
+                                         "stretched; null: as in the others", None)
     layers_without_rope: list[int] = key("numbers, from 0, of layers without rotary embedding (SmolLM3)", factory=list)
     sliding_window: int | None = key(
         "bounds attention, as in transformers' configs: at w, a token sees itself and the w - 1 before it (causal), or "
@@ -77,7 +107,7 @@ class ModelConfig:
                         "num_query_groups")
         schema.at_least(self, 1, "sliding_window")
         schema.at_least(self, 2, "vocabulary_size")
-        schema.above(self, 1, "rope_theta")
+        schema.above(self, 1, "rope_theta", "local_rope_theta")
         schema.above(self, 0, "norm_eps", "init_std")
         if self.num_attention_heads % self.num_query_groups:
             raise ValueError(f"num_query_groups: {self.num_query_groups} does not divide "
@@ -93,8 +123,9 @@ class ModelConfig:
             for layer in getattr(self, name):
                 if not 0 <= layer < self.num_layers:
                     raise ValueError(f"{name}: {layer} is not one of the layers 0..{self.num_layers - 1}")
-        if self.layers_without_window and self.sliding_window is None:
-            raise ValueError("layers_without_window: no layer has a window; set sliding_window, or leave this out")
+        for name in ("layers_without_window", "local_rope_theta"):
+            if getattr(self, name) and self.sliding_window is None:
+                raise ValueError(f"{name}: no layer has a window; set sliding_window, or leave this out")
         if self.sliding_window is not None and not self.layers_with_window:
             raise ValueError("layers_without_window: all layers are named; leave this and sliding_window out")
 
@@ -114,17 +145,26 @@ class ModelConfig:
         preset = value.get("preset")
         if preset is not None and preset not in PRESETS:
             raise UserError(f"{where}.preset: {preset!r} is not one of {', '.join(PRESETS)}")
-        return schema.build(cls, {**PRESETS.get(preset, {}), **value}, where)
+        return schema.build(cls, {**_of_preset(preset, value), **value}, where)
 
     def identity(self) -> dict[str, Any]:
         """What of this determines a state: the part of a run's history. What a trunk does without is left out."""
         found = schema.to_dict(self)
-        absent = {name for name in ("rope_scaling", "layers_without_rope", "sliding_window", "layers_without_window",
-                                    "qkv_bias", "qk_norm") if not found[name]}
+        absent = {name for name, default in _WITHOUT.items() if found[name] == default}
         if self.rope_scaling is not None:
             found["rope_scaling"] = self.rope_scaling.given
         left_out = {"preset", "layers", "family", "max_positions", *absent}
         return {name: value for name, value in found.items() if name not in left_out}
+
+    @property
+    def rope(self) -> Rope:
+        """The rotary embedding, as far as no phase gives another."""
+        return Rope(self.rope_theta, self.rope_scaling, self.local_rope_theta)
+
+    @property
+    def head_is_embeddings(self) -> bool:
+        """Whether the head has no parameter of its own."""
+        return self.tied_embeddings and self.prediction_head == "linear"
 
     @property
     def layers_with_window(self) -> list[int]:
@@ -146,14 +186,17 @@ class ModelConfig:
         return self.hidden_size * (heads + 3 * self.ffn_hidden_size)
 
     def parameter_count(self, with_head: bool = True) -> int:
-        """Trainable parameters, vocabulary padding left out; arXiv 2507.00994 counts without the head."""
+        """Trainable parameters, vocabulary padding left out; arXiv 2507.00994 counts without the head. The norm of the
+        embeddings is one that the first layer does without."""
         layer = self.parameters_per_layer + 2 * self.hidden_size
         if self.qk_norm:
             layer += 2 * self.head_dim
         if self.qkv_bias:
             layer += self.head_dim * (self.num_attention_heads + 2 * self.num_query_groups)
         tables = 2 if with_head and not self.tied_embeddings else 1
-        return self.num_layers * layer + self.hidden_size * (1 + tables * self.vocabulary_size)
+        dense = with_head and self.prediction_head == "dense"
+        return (self.num_layers * layer + self.hidden_size * (1 + tables * self.vocabulary_size)
+                + dense * (self.hidden_size * (self.hidden_size + 1) + self.vocabulary_size))
 
     def check_parallel(self, tensor: int, pipeline: int) -> None:
         """Refuse tensor- and pipeline-parallel sizes that this trunk cannot be cut into."""
@@ -162,6 +205,23 @@ class ModelConfig:
                 raise UserError(f"parallel.tensor: {tensor} does not divide model.{name}={getattr(self, name)}")
         if self.num_layers % pipeline:
             raise UserError(f"parallel.pipeline: {pipeline} does not divide model.num_layers={self.num_layers}")
+
+
+# what a trunk does without: the keys, at these values, that are no part of a history
+_WITHOUT = {"rope_scaling": None, "layers_without_rope": [], "sliding_window": None, "layers_without_window": [],
+            "qkv_bias": False, "qk_norm": False, "norm": "rmsnorm", "embedding_norm": False, "activation": "swiglu",
+            "prediction_head": "linear", "local_rope_theta": None}
+
+
+def _of_preset(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The preset's keys; which layers are global follows from how many the config asks for, if it has windows."""
+    found = dict(PRESETS.get(name, {}))
+    if "layers_without_window" in found and isinstance(layers := given.get("num_layers"), int):
+        found["layers_without_window"] = list(range(0, layers, _GLOBAL_EVERY))
+    if given.get("sliding_window", 1) is None:
+        for key_of_windows in ("layers_without_window", "local_rope_theta"):
+            found.pop(key_of_windows, None)
+    return found
 
 
 def _of_run(run: Any, where: str) -> dict[str, Any]:
@@ -208,27 +268,31 @@ def whole_pairs(tokens: float, sequence_length: int, attention: str, sliding_win
 def training_flops(model: ModelConfig, tokens: float, pairs: np.ndarray, targets: float,
                    frozen: Frozen | None = None) -> float:
     """FLOPs of forward and backward for `tokens` inputs that attend to `pairs` and `targets` labelled positions."""
-    matrices, attention, head = _forward_flops(model, tokens, pairs, targets)
-    whole = 3 * (model.num_layers * matrices + sum(attention) + head)  # forward, and backward at twice its cost
+    matrices, attention, table, dense = _forward_flops(model, tokens, pairs, targets)
+    forward = model.num_layers * matrices + sum(attention) + table + dense
+    whole = 3 * forward  # and backward at twice its cost
     return whole - spared_flops(model, tokens, pairs, targets, frozen) if frozen else whole
 
 
 def _forward_flops(model: ModelConfig, tokens: float, pairs: np.ndarray,
-                   targets: float) -> tuple[float, list[float], float]:
-    """Of a layer's matrices, of the attention of each layer, of the head."""
+                   targets: float) -> tuple[float, list[float], float, float]:
+    """Of a layer's matrices, of the attention of each layer, of the head's output matrix and of its dense layer."""
     with_window = set(model.layers_with_window)
     return (2 * model.parameters_per_layer * tokens,
             [4 * model.head_dim * model.num_attention_heads * float(pairs[int(layer in with_window)])
              for layer in range(model.num_layers)],
-            2 * model.hidden_size * model.vocabulary_size * targets)
+            2 * model.hidden_size * model.vocabulary_size * targets,
+            2 * model.hidden_size**2 * targets * (model.prediction_head == "dense"))
 
 
 def spared_flops(model: ModelConfig, tokens: float, pairs: np.ndarray, targets: float, frozen: Frozen) -> float:
     """Those of the backward pass that a frozen part makes needless. The lowest layer that is trained counts whole."""
-    matrices, attention, head = _forward_flops(model, tokens, pairs, targets)
+    matrices, attention, table, dense = _forward_flops(model, tokens, pairs, targets)
     spared, trained_below = 0.0, not frozen.embeddings
     for layer in range(model.num_layers):
         trained_below |= layer not in frozen.layers
         spared += matrices * (layer in frozen.layers) + (matrices + 2 * attention[layer]) * (not trained_below)
     held = frozen.embeddings if model.tied_embeddings else frozen.head
-    return spared + head * (held + (not trained_below))
+    spared += dense * (frozen.head + (not trained_below))
+    trained_below |= dense > 0 and not frozen.head
+    return spared + table * (held + (not trained_below))

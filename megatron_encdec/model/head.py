@@ -4,7 +4,8 @@ A vocabulary of 128 256 makes the logits the largest tensor of a step: 4 bytes x
 over. Only the loss and its gradient need them, and both are known as soon as a chunk's logits are: so a chunk is
 computed, turned into its loss and its part of the gradients, and forgotten.
 
-    1. `Head`                       the output layer: logits for who wants them, the loss for training
+    1. `Head`, `DenseHead`          the output layer: logits for who wants them, the loss for training; what some
+                                    trunks have before it
     2. `linear_cross_entropy(...)`  the sum of the losses; its gradients are made in the forward pass, since the sum
                                     scales them all alike, and no logits are computed twice
     3. `_chunk`, `_chunk_by_kernels`  one chunk: statistics over the tensor group, then the gradient of its logits
@@ -19,8 +20,10 @@ from types import ModuleType
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from megatron_encdec.platform import megatron as mcore
+from megatron_encdec.platform.device import device
 
 _CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}  # of logits: few enough to lose, enough to be quick
 
@@ -33,10 +36,15 @@ class Head(mcore.ColumnParallelLinear):
     kernels: ModuleType | None = None
 
     @classmethod
-    def adopt(cls, layer: mcore.ColumnParallelLinear, chunk: int | None, kernels: ModuleType | None) -> None:
+    def adopt(cls, layer: mcore.ColumnParallelLinear, chunk: int | None, kernels: ModuleType | None,
+              with_bias: bool = False) -> None:
         """Turn the output layer that a GPTModel has made into a Head, its weight and all."""
         layer.__class__ = cls
         layer.chunk, layer.kernels = chunk, kernels
+        if with_bias:
+            layer.bias = torch.nn.Parameter(torch.zeros(
+                layer.output_size_per_partition, device=device(), dtype=layer.config.params_dtype))
+            mcore.set_tensor_model_parallel_attributes(layer.bias, True, 0, 1)
         # A few selected rows come in, not this rank's slice of the sequence: gathered before they were selected.
         layer.sequence_parallel = False
         layer.allreduce_dgrad = layer.tp_group.size() > 1
@@ -49,7 +57,24 @@ class Head(mcore.ColumnParallelLinear):
         if self.allreduce_dgrad:
             rows = mcore.tensor_parallel.copy_to_tensor_model_parallel_region(rows, group=self.tp_group)
         return linear_cross_entropy(rows, self.weight if weight is None else weight, labels_N, vocabulary_size,
-                                    self.tp_group, self.chunk, self.kernels, weights_N)
+                                    self.tp_group, self.chunk, self.kernels, weights_N, self.bias)
+
+
+class DenseHead(torch.nn.Module):
+    """norm(gelu(dense(rows))) of labelled positions, [N, H] -> [N, H], before the output matrix (BERT's prediction
+    head, arXiv 1810.04805; without biases as in ModernBERT). Each tensor rank has all of it and computes the same
+    rows, whose gradients are whole on each: nothing is summed over them, sequence parallelism or not."""
+
+    def __init__(self, config, norm: type):
+        super().__init__()
+        self.dense = torch.nn.Linear(config.hidden_size, config.hidden_size, bias=False, device=device(),
+                                     dtype=config.params_dtype)
+        self.norm = norm(config, config.hidden_size)
+        self.norm.weight.sequence_parallel = False
+
+    def forward(self, rows_NH: torch.Tensor) -> torch.Tensor:
+        """The rows that the output matrix reads."""
+        return self.norm(F.gelu(self.dense(rows_NH)))
 
 
 def chunk_rows(columns: int, device: str, width: int = 4) -> int:
@@ -60,24 +85,26 @@ def chunk_rows(columns: int, device: str, width: int = 4) -> int:
 
 def linear_cross_entropy(hidden_NH: torch.Tensor, weight_VH: torch.Tensor, labels_N: torch.Tensor,
                          vocabulary_size: int, group: dist.ProcessGroup, chunk: int | None = None,
-                         kernels: ModuleType | None = None, weights_N: torch.Tensor | None = None
-                         ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of `hidden_NH @ weight_VH.T`: its sum, a scalar with gradients, and each position's [N], without.
-    In fp32 (fp64 for fp64 inputs). weight_VH: this rank's rows of the table; ranks of `group` hold equal parts in
-    order. labels_N: global ids below `vocabulary_size`; N may be 0. chunk: positions whose logits exist at a time.
-    kernels: `model/kernels.py`, to make the passes over them (not in fp64). weights_N: of each loss in the sum (None:
-    1), not in the losses [N]. The gradient of `hidden_NH` is that of this rank's columns."""
+                         kernels: ModuleType | None = None, weights_N: torch.Tensor | None = None,
+                         bias_V: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of `hidden_NH @ weight_VH.T`, plus `bias_V` where there is one: its sum, a scalar with gradients,
+    and each position's [N], without. In fp32 (fp64 for fp64 inputs). weight_VH, bias_V: this rank's rows of the table;
+    ranks of `group` hold equal parts in order. labels_N: global ids below `vocabulary_size`; N may be 0. chunk:
+    positions whose logits exist at a time. kernels: `model/kernels.py`, to make the passes over them (not in fp64).
+    weights_N: of each loss in the sum (None: 1), not in the losses [N]. The gradient of `hidden_NH` is that of this
+    rank's columns."""
     kernels = None if hidden_NH.dtype == torch.float64 else kernels
     width = hidden_NH.element_size() if kernels else 4  # kernels work in the memory of the product, others in fp32
     rows = chunk or chunk_rows(weight_VH.shape[0], weight_VH.device.type, width)
-    wanted = tuple(torch.is_grad_enabled() and one.requires_grad for one in (hidden_NH, weight_VH))
-    return _LinearCrossEntropy.apply(hidden_NH, weight_VH, labels_N, vocabulary_size, group, rows, kernels, wanted,
-                                     weights_N)
+    wanted = tuple(torch.is_grad_enabled() and one is not None and one.requires_grad
+                   for one in (hidden_NH, weight_VH, bias_V))
+    return _LinearCrossEntropy.apply(hidden_NH, weight_VH, bias_V, labels_N, vocabulary_size, group, rows, kernels,
+                                     wanted, weights_N)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(context, hidden_NH, weight_VH, labels_N, vocabulary_size, group, rows, kernels, wanted,
+    def forward(context, hidden_NH, weight_VH, bias_V, labels_N, vocabulary_size, group, rows, kernels, wanted,
                 weights_N):
         first = dist.get_rank(group) * weight_VH.shape[0]
         real = min(max(vocabulary_size - first, 0), weight_VH.shape[0])
@@ -85,15 +112,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         precision = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
         losses_N = torch.empty(len(labels_N), dtype=precision, device=hidden_NH.device)
         single = 0 < len(labels_N) <= rows  # else the weight's gradient is a sum over chunks, in fp32 or more
-        of_hidden, of_weight = wanted
+        of_hidden, of_weight, of_bias = wanted
         hidden_gradient_NH = torch.empty_like(hidden_NH) if of_hidden else None
         weight_gradient_VH = torch.zeros_like(weight_VH, dtype=precision) if of_weight and not single else None
+        bias_gradient_V = torch.zeros_like(bias_V, dtype=precision) if of_bias else None
         for start in range(0, len(labels_N), rows):
             hidden_CH = hidden_NH[start : start + rows]
             local_C = labels_N[start : start + rows] - first
             here_C = (local_C >= 0) & (local_C < real)
             losses_N[start : start + rows], gradient = chunk_of(
-                hidden_CH @ weight_VH.T, local_C.masked_fill(~here_C, 0), here_C, real, group)
+                _logits(hidden_CH, weight_VH, bias_V), local_C.masked_fill(~here_C, 0), here_C, real, group)
             weights_C = None if weights_N is None else weights_N[start : start + rows]
             gradient_CV = gradient(weights_C) if any(wanted) else None
             if of_hidden:
@@ -102,8 +130,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 weight_gradient_VH = gradient_CV.T @ hidden_CH
             elif of_weight:
                 _add_product(weight_gradient_VH, gradient_CV.T, hidden_CH)
+            if of_bias:
+                bias_gradient_V += gradient_CV.sum(dim=0, dtype=precision)
             del gradient, gradient_CV  # and the logits in them
-        context.save_for_backward(hidden_gradient_NH, weight_gradient_VH.to(weight_VH.dtype) if of_weight else None)
+        context.save_for_backward(hidden_gradient_NH, weight_gradient_VH.to(weight_VH.dtype) if of_weight else None,
+                                  bias_gradient_V.to(bias_V.dtype) if of_bias else None)
         context.mark_non_differentiable(losses_N)
         return (losses_N if weights_N is None else losses_N * weights_N).sum(), losses_N
 
@@ -111,6 +142,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(context, scale, _losses):
         # made for this call: used once, in place
         return (*(None if one is None else one.mul_(scale) for one in context.saved_tensors), *(None,) * 7)
+
+
+def _logits(hidden_CH, weight_VH, bias_V):
+    return hidden_CH @ weight_VH.T if bias_V is None else torch.addmm(bias_V, hidden_CH, weight_VH.T)
 
 
 def _chunk(logits_CV, label_C, here_C, real: int, group):

@@ -13,11 +13,13 @@ import torch
 from megatron_encdec.platform.errors import UserError
 
 _EMBEDDINGS, _HEAD, _LAYERS = "embedding.word_embeddings.weight", "output_layer.weight", "decoder.layers."
+_EMBEDDING_NORM, _OF_HEAD = ".embedding_norm.", ("output_layer.", "prediction_head.")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A parameter of this rank. name: in the whole model. layer: its number from 0, None outside the layers."""
+    """A parameter of this rank. name: in the whole model. layer: its number from 0, None outside the layers, where the
+    embeddings' norm is, too."""
 
     name: str
     parameter: torch.nn.Parameter
@@ -25,18 +27,27 @@ class Place:
 
     @property
     def kind(self) -> str:
-        """`embeddings` (tied: the head too), `head`, `biases`, `norms` or `matrices`."""
+        """`embeddings` (tied: the head's matrix too), `head` (its output matrix), `biases`, `norms` or `matrices`."""
         if self.name in (_EMBEDDINGS, _HEAD):
             return "head" if self.name == _HEAD else "embeddings"
         if self.name.endswith(".bias"):
             return "biases"
         return "norms" if self.parameter.dim() == 1 else "matrices"
 
+    @property
+    def part(self) -> str:
+        """`embeddings`, with their norm, `layers`, `norm` (the final one) or `head`."""
+        if self.name == _EMBEDDINGS or _EMBEDDING_NORM in self.name:
+            return "embeddings"
+        if self.name.startswith(_OF_HEAD):
+            return "head"
+        return "norm" if self.layer is None else "layers"
+
 
 @dataclass(frozen=True)
 class Frozen:
-    """What of a trunk stays as it is: the embeddings, layers by their numbers from 0, the head (the output matrix).
-    The final norm goes with the last layer; a head that is tied to the embeddings goes with them."""
+    """What of a trunk stays as it is: the embeddings, layers by their numbers from 0, the head. The final norm goes
+    with the last layer; an output matrix that is tied to the embeddings goes with them."""
 
     embeddings: bool = False
     head: bool = False
@@ -71,7 +82,8 @@ class Frozen:
         return ["embeddings"] * self.embeddings + layers + ["head"] * self.head
 
     def check(self, num_layers: int, tied: bool, where: str) -> None:
-        """Refuse, under the key `where`, what a trunk of so many layers does not have, and to freeze all of it."""
+        """Refuse, under the key `where`, what a trunk of so many layers does not have, and to freeze all of it. tied:
+        the head is the embeddings' table and nothing else."""
         if beyond := [layer for layer in sorted(self.layers) if layer >= num_layers]:
             raise UserError(f"{where}: there is no layer {beyond[0]}; the trunk has the layers 0-{num_layers - 1}")
         if self.head and tied:
@@ -83,8 +95,8 @@ class Frozen:
 
     def holds(self, place: Place, num_layers: int) -> bool:
         """Whether the parameter is frozen."""
-        if place.kind in ("embeddings", "head"):
-            return self.embeddings if place.kind == "embeddings" else self.head
+        if place.part in ("embeddings", "head"):
+            return self.embeddings if place.part == "embeddings" else self.head
         return (num_layers - 1 if place.layer is None else place.layer) in self.layers
 
 
@@ -98,4 +110,5 @@ def places(trunk: torch.nn.Module) -> Iterator[Place]:
             number, _, rest = name.removeprefix(_LAYERS).partition(".")
             layer = trunk.decoder.layers[int(number)].layer_number - 1
             name = f"{_LAYERS}{layer}.{rest}"
+            layer = None if _EMBEDDING_NORM in name else layer
         yield Place(name, parameter, layer)

@@ -32,7 +32,7 @@ class PerformanceSettings:
     head_chunk: int | None = _key("labelled positions whose logits exist at a time; fewer need less memory")
     triton: bool | None = _key("our Triton kernels for rotary embeddings, SwiGLU and the head's passes over its "
                                "logits; on a GPU that has Triton unless set")
-    fuse_activation: bool | None = _key("SwiGLU as one function; false: as three")
+    fuse_activation: bool | None = _key("the MLP's gated unit as one function; false: as three")
     fuse_gradients: bool | None = _key("the product itself adds weight gradients to the fp32 buffer (Transformer "
                                        "Engine, or Apex)")
     recompute: Literal["mlp", "full"] | None = _key("compute activations again in the backward pass and keep fewer: of "

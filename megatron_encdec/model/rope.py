@@ -70,14 +70,22 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class Rope:
-    """Base and scaling of the rotary embedding."""
+    """Base and scaling of the rotary embedding; local_theta: base in layers with a sliding window, without a scaling
+    there; None: as in the others."""
 
     theta: float
     scaling: RopeScaling | None = None
+    local_theta: float | None = None
+
+    @property
+    def of_windows(self) -> "Rope":
+        """In layers with a sliding window."""
+        return self if self.local_theta is None else Rope(self.local_theta, None, self.local_theta)
 
     def identity(self) -> dict:
         """Its part of a run's history."""
-        return {"rope_theta": self.theta, **({"rope_scaling": self.scaling.given} if self.scaling else {})}
+        return {"rope_theta": self.theta, **({"rope_scaling": self.scaling.given} if self.scaling else {}),
+                **({"local_rope_theta": self.local_theta} if self.local_theta is not None else {})}
 
 
 def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device,

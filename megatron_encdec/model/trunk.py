@@ -22,8 +22,8 @@ import torch.nn.functional as F
 
 from megatron_encdec.model.attention import AttentionContext, context_of_windows
 from megatron_encdec.model.config import ModelConfig, choose_layers
-from megatron_encdec.model.head import Head
-from megatron_encdec.model.layers import block_spec
+from megatron_encdec.model.head import DenseHead, Head
+from megatron_encdec.model.layers import NORMS, block_spec
 from megatron_encdec.model.performance import PerformanceSettings, accumulation_fusion, choose_attention, core_options
 from megatron_encdec.model.precision import PrecisionSettings, fp8_options
 from megatron_encdec.model.rope import Rope, rotary_angles
@@ -44,52 +44,53 @@ class Trunk(mcore.GPTModel):
         self.packed = (layers == "transformer_engine"
                        or choose_attention(performance.attention, config.params_dtype) == "packed")
         super().__init__(
-            config, block_spec(layers, mcore.get_num_layers_to_build(config), model.qk_norm),
+            config, block_spec(layers, mcore.get_num_layers_to_build(config), model, topology.first_stage),
             vocab_size=model.padded_vocabulary_size, max_sequence_length=sequence_length,
             pre_process=topology.first_stage, post_process=topology.last_stage,
             share_embeddings_and_output_weights=model.tied_embeddings, position_embedding_type="none")
         self.model = model
         # a stage without anything to train still passes a backward, and recomputation looks at its input alone
         self._passes_gradients = topology.pipeline > 1 or config.recompute_granularity is not None
-        self._rope, self._angles = Rope(model.rope_theta, model.rope_scaling), {}
+        self._angles: dict[tuple[Rope, int], tuple[torch.Tensor, float]] = {}
         self._kernels = performance.kernels()
         if self._kernels:
             mcore.use_swiglu(self._kernels.swiglu)
         if self.post_process:
-            Head.adopt(self.output_layer, performance.head_chunk, self._kernels)
+            dense = model.prediction_head == "dense"
+            Head.adopt(self.output_layer, performance.head_chunk, self._kernels, with_bias=dense)
+            self.prediction_head = DenseHead(config, NORMS[model.norm]) if dense else None
 
     def attention_context(self, kind: str, cu_seqlens: torch.Tensor, longest: int, isolated: bool,
                           windows: int, length: int, rope: Rope | None = None) -> AttentionContext:
         """What the layers need to know of one micro-batch of `windows` x `length` tokens. rope: the phase's, where it
         is not the model's."""
         dtype = self.config.params_dtype
-        angles_SD, factor = self._rotary(rope or self._rope, length)
-        turns = tuple((turn(angles_SD) * factor).to(dtype) for turn in (torch.cos, torch.sin))
-        if self.packed:
-            cos, sin = (turn.repeat(windows, 1)[:, None] for turn in turns)
-            most = min(length, 1 << (longest - 1).bit_length())  # few values: some kernels are planned anew for each
+        most = min(length, 1 << (longest - 1).bit_length())  # few values: some kernels are planned anew for each
 
-            def within(window: int | None) -> AttentionContext:
+        def within(window: int | None, rope: Rope) -> AttentionContext:
+            angles_SD, factor = self._rotary(rope, length)
+            turns = ((turn(angles_SD) * factor).to(dtype) for turn in (torch.cos, torch.sin))
+            if self.packed:
+                cos, sin = (turn.repeat(windows, 1)[:, None] for turn in turns)
                 return AttentionContext(qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
                                         max_seqlen_q=most, max_seqlen_kv=most, kind=kind, cos=cos, sin=sin,
                                         sliding_window=window, kernels=self._kernels)
-        else:
-            cos, sin, most = *(turn[:, None, None] for turn in turns), length
+            cos, sin = (turn[:, None, None] for turn in turns)
+            return context_of_windows(kind, window, cu_seqlens, windows, length, isolated, dtype, cos=cos, sin=sin)
 
-            def within(window: int | None) -> AttentionContext:
-                return context_of_windows(kind, window, cu_seqlens, windows, length, isolated, dtype, cos=cos,
-                                          sin=sin)
-        context, model = within(None), self.model
-        if model.sliding_window is not None and most > model.sliding_window:  # else no token is out of reach
+        model, rope = self.model, rope or self.model.rope
+        context = within(None, rope)
+        bounded = model.sliding_window is not None and (most if self.packed else length) > model.sliding_window
+        if bounded or (model.layers_with_window and rope.local_theta is not None):  # else they see and turn alike
             context.others = dict.fromkeys((layer + 1 for layer in model.layers_with_window),
-                                           within(model.sliding_window))
+                                           within(model.sliding_window if bounded else None, rope.of_windows))
         return context
 
     def _rotary(self, rope: Rope, length: int) -> tuple[torch.Tensor, float]:
         """Angles [S, D/2] of `length` positions, and the factor on cosine and sine; the last ones are kept."""
         if (rope, length) not in self._angles:
             angles = rotary_angles(length, self.model.head_dim, rope.theta, device(), rope.scaling)
-            self._angles = {**dict(list(self._angles.items())[-3:]), (rope, length): angles}
+            self._angles = {**dict(list(self._angles.items())[-7:]), (rope, length): angles}
         return self._angles[rope, length]
 
     def hidden_states(self, inputs_BS: torch.Tensor, context: AttentionContext) -> torch.Tensor:
@@ -123,14 +124,15 @@ class Trunk(mcore.GPTModel):
         return total if summed else losses_N
 
     def _rows(self, hidden: torch.Tensor, positions_N: torch.Tensor, windows: int) -> torch.Tensor:
-        """Hidden states [N, H] at the flat positions `b * S + s`, whole on every tensor rank."""
+        """What the output matrix reads, [N, H], at the flat positions `b * S + s`, whole on every tensor rank."""
         if self.config.sequence_parallel:
             hidden = mcore.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         rows = hidden.reshape(-1, hidden.shape[-1])
         if not self.packed:  # rows are ordered s * B + b
             length = rows.shape[0] // windows
             positions_N = (positions_N % length) * windows + positions_N // length
-        return rows.index_select(0, positions_N)
+        rows_NH = rows.index_select(0, positions_N)
+        return rows_NH if self.prediction_head is None else self.prediction_head(rows_NH)
 
     def _table(self) -> torch.Tensor | None:
         return self.shared_embedding_or_output_weight() if self.model.tied_embeddings else None
@@ -157,10 +159,11 @@ def transformer_config(model: ModelConfig, topology: Topology, dtype: torch.dtyp
     return mcore.TransformerConfig(
         num_layers=model.num_layers, hidden_size=model.hidden_size, ffn_hidden_size=model.ffn_hidden_size,
         num_attention_heads=model.num_attention_heads, num_query_groups=model.num_query_groups,
-        kv_channels=model.head_dim, normalization="RMSNorm", layernorm_epsilon=model.norm_eps,
-        gated_linear_unit=True, activation_func=F.silu, add_bias_linear=False, add_qkv_bias=model.qkv_bias,
-        qk_layernorm=model.qk_norm, no_rope_freq=without_rope if any(without_rope) else None,
-        hidden_dropout=0.0, attention_dropout=0.0,
+        kv_channels=model.head_dim, layernorm_epsilon=model.norm_eps,
+        normalization={"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.norm], gated_linear_unit=True,
+        activation_func={"swiglu": F.silu, "geglu": F.gelu}[model.activation], add_bias_linear=False,
+        add_qkv_bias=model.qkv_bias, qk_layernorm=model.qk_norm,
+        no_rope_freq=without_rope if any(without_rope) else None, hidden_dropout=0.0, attention_dropout=0.0,
         # mcore marks a parameter as split over tensor ranks while it initialises it (grad norms depend on the
         # mark), so let it initialise, with nothing: `fill_initial_weights` comes after
         init_method=_leave, output_layer_init_method=_leave, embedding_init_method=_leave,
@@ -191,7 +194,7 @@ def build_trunk(model: ModelConfig, topology: Topology, dtype: torch.dtype, sequ
 def fill_initial_weights(trunk: torch.nn.Module, seed: int, std: float) -> None:
     """Overwrite every parameter of `trunk` in place."""
     sharded = trunk.sharded_state_dict()
-    mcore.apply_factories(sharded)  # SwiGLU's first layer holds two global tensors' slices in one local tensor
+    mcore.apply_factories(sharded)  # an MLP's first layer holds two global tensors' slices in one local tensor
     with torch.no_grad():
         for shard in mcore.nested_values(sharded):
             if isinstance(shard, mcore.ShardedTensor) and shard.data is not None:

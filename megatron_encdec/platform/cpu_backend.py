@@ -8,7 +8,7 @@ before it is imported and changes this process only. Nothing here is used on a G
     3. literals      torch.zeros(..., device="cuda"), tensor.cuda(), .to("cuda")   -> the CPU
     4. type names    tensor.type() == "torch.cuda.BFloat16Tensor"                  -> what mcore compares with
 
-Three parts of it are replaced by ones that do the same, better: `install_norm`, `swiglu`, `install_gathering`.
+Two parts of it are replaced by ones that do the same, better: `install_norm`, `install_gathering`.
 `without_compilation()` wraps the import itself: mcore decorates small functions with `torch.compile`, which on
 a CPU would load a compiler for each process and gain nothing.
 """
@@ -122,34 +122,6 @@ def _sum_of_squares(tensor: torch.Tensor, row: int = 1024) -> torch.Tensor:
     whole = flat.numel() // row * row
     rows = torch.linalg.vector_norm(flat[:whole].view(-1, row), dim=1).double()
     return rows.square().sum() + torch.linalg.vector_norm(flat[whole:]).double().square()
-
-
-class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up, [..., 2F] -> [..., F]. Same bits as chunk, silu and product one by one, in 0.6 of the time,
-    since the gradient is written into its two halves and nothing is added to `up`."""
-
-    @staticmethod
-    def forward(context, rows):
-        gate, up = rows.chunk(2, dim=-1)
-        turned = torch.nn.functional.silu(gate)
-        context.save_for_backward(rows, turned)
-        return turned * up
-
-    @staticmethod
-    def backward(context, gradient):
-        rows, turned = context.saved_tensors
-        gate, up = rows.chunk(2, dim=-1)
-        result = torch.empty_like(rows)
-        of_gate, of_up = result.chunk(2, dim=-1)
-        torch.mul(gradient, turned, out=of_up)
-        torch.mul(gradient, up, out=of_gate)
-        torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
-        return result
-
-
-def swiglu(rows: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of rows [..., 2F] -> [..., F], in the place of megatron.core's, which is for a compiler."""
-    return _SwiGLU.apply(rows)
 
 
 def install_gathering(buffer_module) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import warnings
 
-from megatron_encdec.platform import cpu_backend
+from megatron_encdec.platform import cpu_backend, gated
 from megatron_encdec.platform.device import device_type
 from megatron_encdec.platform.optional import keep_out_unusable, out_of_sight
 
@@ -53,6 +53,7 @@ from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -69,13 +70,19 @@ def use_swiglu(function) -> None:
     _mlp.bias_swiglu_impl = lambda rows, _no_bias, *_settings: function(rows)
 
 
+def use_geglu(function) -> None:
+    """The same for the MLPs whose activation is gelu."""
+    _mlp.bias_geglu_impl = lambda rows, _no_bias, *_settings: function(rows)
+
+
 def unwrap_model(model):
     """The module inside megatron.core's DistributedDataParallel."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 if device_type() == "cpu":
-    use_swiglu(cpu_backend.swiglu)
+    use_swiglu(gated.swiglu)
+use_geglu(gated.geglu)
 
 
 def counts_once(shard) -> bool:

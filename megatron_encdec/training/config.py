@@ -81,8 +81,8 @@ class RunSettings:
 @dataclass(frozen=True)
 class PhaseSettings:
     """One phase: an objective for some of the run. Exactly one of steps, tokens, fraction gives its length. `data`,
-    `rope_theta`, `rope_scaling`, the sizes of `batch`, `lr` and `freeze` hold until a later phase gives others;
-    `batch.ramp`, `schedule` and `optimizer_state` are of this phase alone (docs/phases.md)."""
+    `rope_theta`, `rope_scaling`, `local_rope_theta`, the sizes of `batch`, `lr` and `freeze` hold until a later phase
+    gives others; `batch.ramp`, `schedule` and `optimizer_state` are of this phase alone (docs/phases.md)."""
 
     name: str = key("what it is called in metrics and tables", later=schema.ANY_TIME)
     objective: Objective = key("what is trained: a name, a name with its ratio (`mlm:0.4`), or a mapping with the "
@@ -95,6 +95,8 @@ class PhaseSettings:
     rope_theta: float | None = key("base of the rotary embedding from this phase on", None)
     rope_scaling: RopeScaling | bool | None = key("how the rotary embedding is stretched from this phase on; false: "
                                                   "not any more", None)
+    local_rope_theta: float | None = key("base of the rotary embedding in layers with a sliding window from this phase "
+                                         "on", None)
     batch: BatchChange | None = key("what changes of the batch", None)
     lr: float | None = key("the peak learning rate from this phase on", None)
     schedule: ScheduleSettings | None = key("a schedule of its own, counted in this phase's steps; null: the run's "
@@ -110,7 +112,7 @@ class PhaseSettings:
         if not self.name.strip() or not self.name.isprintable():
             raise ValueError(f"name: {self.name!r} has to be a word or more, on one line")
         schema.above(self, 0, *given, "lr")
-        schema.above(self, 1, "rope_theta")
+        schema.above(self, 1, "rope_theta", "local_rope_theta")
         if self.rope_scaling is True:
             raise ValueError("rope_scaling: true says nothing; give {rope_type, factor, ...}, or false for none")
         if self.fraction is not None and self.fraction > 1:

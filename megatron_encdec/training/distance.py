@@ -26,7 +26,7 @@ class Distance:
         self._trunk, self._counts, self.note = trunk, topology.data_rank == 0, None
         self._first: list[torch.Tensor] | None = None
         layers = [f"layer {layer}" for layer in range(trunk.model.num_layers)]
-        self._parts = ["embeddings", *layers, "norm", *([] if trunk.model.tied_embeddings else ["head"])]
+        self._parts = ["embeddings", *layers, "norm", *([] if trunk.model.head_is_embeddings else ["head"])]
 
     def begin(self) -> None:
         """A phase begins."""
@@ -70,7 +70,5 @@ class Distance:
 
 
 def _part(place: Place) -> str:
-    if place.layer is not None:
-        return f"layer {place.layer}"
-    return place.kind if place.kind in ("embeddings", "head") else "norm"
+    return f"layer {place.layer}" if place.part == "layers" else place.part
 

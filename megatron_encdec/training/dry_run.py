@@ -113,11 +113,11 @@ def _ramp(parts: list[Stretch], batch: BatchSettings) -> str:
 def _changeable(config: Config, data: DataConfig, batch: BatchSettings, lr: float, rope: Rope | None,
                 frozen: Frozen) -> dict:
     """What a phase may change, by key."""
-    rope = rope or Rope(config.model.rope_theta, config.model.rope_scaling)
+    rope = rope or config.model.rope
     shown = {key: value for key, value in schema.to_dict(data).items() if key not in ("train", "validation", "seed")}
     blend = ", ".join(f"{one.path} ({one.weight:g})" for one in data.train)
     return {"data": {"train": blend, **shown}, "batch": schema.to_dict(batch), "lr": lr,
-            "freeze": ", ".join(frozen.words), **{"rope_scaling": None, **rope.identity()}}
+            "freeze": ", ".join(frozen.words), **{"rope_scaling": None, "local_rope_theta": None, **rope.identity()}}
 
 
 def _range(stretches: list[Stretch], name: str) -> str:

@@ -68,7 +68,7 @@ def lay_out(config: Config) -> list[Stretch]:
         if settings.schedule is not None:
             own = _in_steps(f"phases.{index}.schedule", settings.schedule, pieces[index]), start, steps
         optimizer = replace(config.optimizer, lr=now.lr)
-        rope = None if now.rope == Rope(model.rope_theta, model.rope_scaling) else now.rope
+        rope = None if now.rope == model.rope else now.rope
         for count, windows in sizes[index]:
             stretches.append(Stretch(
                 index, settings.name, at, at + count, start, steps, sample, settings.objective,
@@ -82,8 +82,7 @@ def lay_out(config: Config) -> list[Stretch]:
 def _in_force(config: Config) -> list[_InForce]:
     """What holds in each phase."""
     model = config.model
-    rope = Rope(model.rope_theta, model.rope_scaling)
-    now = _InForce(config.data, "data", "data.train", config.batch, config.optimizer.lr, rope)
+    now = _InForce(config.data, "data", "data.train", config.batch, config.optimizer.lr, model.rope)
     found = []
     for index, phase in enumerate(config.phases):
         where, ramp = f"phases.{index}", phase.batch and phase.batch.ramp
@@ -94,11 +93,14 @@ def _in_force(config: Config) -> list[_InForce]:
             now = replace(now, batch=_applied(phase.batch, now.batch, f"{where}.batch"))
         if phase.freeze is not None:
             now = replace(now, freeze=Frozen.parse(phase.freeze))
-            now.freeze.check(model.num_layers, model.tied_embeddings, f"{where}.freeze")
+            now.freeze.check(model.num_layers, model.head_is_embeddings, f"{where}.freeze")
+        if phase.local_rope_theta and not model.layers_with_window:
+            raise UserError(f"{where}.local_rope_theta: no layer has a window; set model.sliding_window, or leave this "
+                            "out")
         scaling = now.rope.scaling if phase.rope_scaling is None else phase.rope_scaling or None
+        rope = Rope(phase.rope_theta or now.rope.theta, scaling, phase.local_rope_theta or now.rope.local_theta)
         plateaus = ramp.plateaus(now.batch.global_size, now.data.sequence_length) if ramp else ()
-        now = replace(now, lr=phase.lr or now.lr, rope=Rope(phase.rope_theta or now.rope.theta, scaling),
-                      plateaus=tuple(plateaus))
+        now = replace(now, lr=phase.lr or now.lr, rope=rope, plateaus=tuple(plateaus))
         found.append(now)
     return found
 

@@ -270,7 +270,7 @@ def _state_of(found: Path) -> RunState:
 
 def _check_trunk(plan: Plan, state: RunState, found: Path) -> None:
     last = (state.history.get("stretches") or [{}])[-1]
-    ropes = ("rope_theta", "rope_scaling")
+    ropes = ("rope_theta", "rope_scaling", "local_rope_theta")
     theirs = dict(state.history["model"])
     if ropes[0] in last:  # a rotary embedding of its own, perhaps one without scaling
         theirs = {key: value for key, value in theirs.items() if key not in ropes} | {

@@ -15,7 +15,7 @@ from megatron_encdec.interop.importing import import_model
 
 LENGTH, POSITION, PAD = 11, 5, 3
 OF = {"llama": "llama2", "eurobert": "eurobert", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3",
-      "smollm3": "smollm3"}
+      "smollm3": "smollm3", "modernbert": "modernbert", "modernbert-decoder": "modernbert-decoder"}
 
 
 @pytest.fixture(scope="module")

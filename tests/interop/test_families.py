@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from random_models import MODERNBERT
 
 from megatron_encdec.interop.families import TARGETS, check_fits, choose
 from megatron_encdec.interop.hugging_face import hugging_face_config
@@ -46,6 +47,7 @@ def test_auto_follows_the_objective_and_a_wish_goes_before_it():
     ({"sliding_window": 8, "num_layers": 2, "layers_without_window": [1]}, "smollm3", "smollm3-bidirectional"),
     ({"sliding_window": 8, "num_layers": 2, "layers_without_window": [1], "qkv_bias": True}, "qwen2",
      "qwen2-bidirectional"),
+    ({**MODERNBERT, "num_layers": 2, "num_query_groups": 4}, "modernbert-decoder", "modernbert"),
 ])
 def test_auto_takes_the_trunks_family_or_the_first_class_that_holds_it(changes, causal, encoder):
     assert choose("auto", "clm", model_of(**changes)).name == causal
@@ -64,7 +66,17 @@ def test_what_no_class_or_not_this_class_can_hold_is_refused(tokenizer):
                                  ("mistral", {"layers_without_rope": [0]}, "rotary"),
                                  ("eurobert", {"sliding_window": 8}, "no sliding windows .model.sliding_window"),
                                  ("mistral", {"sliding_window": 8, "num_layers": 2, "layers_without_window": [0]},
-                                  "no sliding windows of some layers alone")):
+                                  "no sliding windows of some layers alone"),
+                                 ("qwen3", {"qk_norm": True, "sliding_window": 8, "local_rope_theta": 50.0},
+                                  "no rotary base of its own in layers with a window"),
+                                 ("llama", {"norm": "layernorm"}, "no LayerNorm .model.norm"),
+                                 ("eurobert", {"prediction_head": "dense"}, "no dense head"),
+                                 ("modernbert", {}, "it has LayerNorm, this trunk has not .model.norm"),
+                                 ("modernbert", {**MODERNBERT, "num_layers": 2}, "num_query_groups=2"),
+                                 ("modernbert-decoder", {**MODERNBERT, "num_layers": 2, "num_query_groups": 4,
+                                                         "head_dim": 10}, "head_dim=10"),
+                                 ("modernbert-decoder", {**MODERNBERT, "num_layers": 2, "num_query_groups": 4,
+                                                         "qk_norm": True}, "no norms on queries and keys")):
         with pytest.raises(UserError, match=f"--as {wish}: .* cannot hold this trunk: .*{words}"):
             check_fits(TARGETS[wish], model_of(**changes), tokenizer)
     with pytest.raises(UserError, match="no causal class of transformers holds this trunk.*Qwen2ForCausalLM: it has"):
@@ -104,3 +116,18 @@ def test_windows_reach_the_config_in_both_spellings(tokenizer, without, first):
         assert config.max_window_layers == first
     assert hugging_face_config(TARGETS["mistral"], model_of(sliding_window=8), 48, tokenizer).sliding_window == 8
     assert hugging_face_config(TARGETS["mistral"], model_of(), 48, tokenizer).sliding_window is None
+
+
+@pytest.mark.parametrize("name", ["modernbert", "modernbert-decoder"])
+def test_modernberts_config_has_windows_bases_and_tokens(tokenizer, name):
+    model = model_of(**{**MODERNBERT, "num_layers": 4, "num_query_groups": 4, "layers_without_window": [0, 3]})
+    special = {"bos": 7, "cls": 5, "sep": None}
+    config = hugging_face_config(TARGETS[name], model, 48, tokenizer, special)
+    assert (config.local_attention, config.sliding_window) == (12, 6)
+    assert config.layer_types == ["full_attention", *["sliding_attention"] * 2, "full_attention"]
+    assert {kind: one["rope_theta"] for kind, one in config.rope_parameters.items()} == {
+        "full_attention": 900.0, "sliding_attention": 40.0}
+    assert (config.bos_token_id, config.cls_token_id, config.sep_token_id, config.pad_token_id) == (
+        7, 5, tokenizer.eod_id, tokenizer.pad_id)
+    alone = hugging_face_config(TARGETS[name], model, 48, tokenizer)
+    assert alone.bos_token_id == alone.cls_token_id == alone.sep_token_id == tokenizer.eod_id

@@ -9,14 +9,16 @@ from random_models import MODELS, build, save
 from safetensors.torch import load_file
 
 from megatron_encdec.interop.export import export
-from megatron_encdec.interop.families import TARGETS
 from megatron_encdec.interop.hugging_face import logits_difference, trunk_logits
 from megatron_encdec.interop.importing import Wish, import_model
+from megatron_encdec.interop.names import from_hugging_face
 from megatron_encdec.interop.source import find, whole_trunk
+from megatron_encdec.interop.source_config import read_source
 
 ENCODERS = {"LlamaForCausalLM": "eurobert", "EuroBertForMaskedLM": "eurobert", "MistralForCausalLM":
             "mistral-bidirectional", "Qwen2ForCausalLM": "qwen2-bidirectional", "Qwen3ForCausalLM":
-            "qwen3-bidirectional", "SmolLM3ForCausalLM": "smollm3-bidirectional"}
+            "qwen3-bidirectional", "SmolLM3ForCausalLM": "smollm3-bidirectional", "ModernBertForMaskedLM": "modernbert",
+            "ModernBertDecoderForCausalLM": "modernbert"}
 
 
 def quiet(_line):
@@ -28,6 +30,12 @@ def tensors(directory):
     for file in directory.glob("*.safetensors"):
         found |= load_file(file)
     return found
+
+
+def as_trunk(directory):
+    """Its tensors under the trunk's names: of two classes of a shape, the same."""
+    source = read_source(directory)
+    return from_hugging_face(tensors(directory), source.model, source.target.family.rows)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +54,7 @@ def imported(topology, tokenizer_directory, tmp_path_factory):
 def test_there_and_back_is_equal_tensor_by_tensor(imported, tokenizer_directory, tmp_path, name):
     model, came = imported(name)
     with whole_trunk(find(str(came / "run"))) as trunk:
-        kind = TARGETS["eurobert" if name == "eurobert" else "llama"].attention
+        kind = "bidirectional" if MODELS[name][0].endswith("MaskedLM") else "causal"
         for windows, length in ((1, 64), (3, 17)):  # to the last position: a scaling shows there
             assert logits_difference(trunk, model, kind, windows, length) < 1e-4
         other = {"causal": "bidirectional", "bidirectional": "causal"}[kind]
@@ -69,7 +77,7 @@ def test_an_encoder_on_request_is_the_decoders_weights_seen_bidirectionally(impo
     _, came = imported(name)
     difference = export(str(came / "run"), tmp_path / "out", ENCODERS[MODELS[name][0]], say=quiet)
     assert difference < 1e-4  # compared under bidirectional attention
-    before, after = tensors(came / "hf"), tensors(tmp_path / "out")
+    before, after = (as_trunk(directory) for directory in (came / "hf", tmp_path / "out"))
     assert before.keys() == after.keys() and all(torch.equal(tensor, after[key]) for key, tensor in before.items())
     # and an encoder of whatever class is imported as one
     import_model(tmp_path / "out", tmp_path / "again", say=quiet)
@@ -89,14 +97,16 @@ def test_weights_keep_the_dtype_that_they_came_in(topology, tokenizer_directory,
     assert all(after[key].dtype == dtype and torch.equal(tensor, after[key]) for key, tensor in before.items())
 
 
-@pytest.mark.parametrize(("heads", "groups"), [(3, 1), (9, 3), (5, 5)])
-@pytest.mark.parametrize("name", ["llama3", "qwen2", "qwen3"])
+@pytest.mark.parametrize(("name", "heads", "groups"), [
+    *((name, *heads) for name in ("llama3", "qwen2", "qwen3") for heads in ((3, 1), (9, 3), (5, 5))),
+    *((name, heads, None) for name in ("modernbert", "modernbert-decoder") for heads in (3, 5))])
 def test_odd_numbers_of_heads(topology, tmp_path, name, heads, groups):
-    changes = dict(num_attention_heads=heads, num_key_value_heads=groups, hidden_size=heads * 8, head_dim=8)
+    changes = dict(num_attention_heads=heads, hidden_size=heads * 8)
+    changes |= dict(num_key_value_heads=groups, head_dim=8) if groups else {}
     model = save(name, tmp_path / "hf", None, **changes)
     import_model(tmp_path / "hf", tmp_path / "run", Wish(mask="none"), say=quiet)  # and without a tokenizer
     with whole_trunk(find(str(tmp_path / "run"))) as trunk:
-        assert logits_difference(trunk, model, "causal") < 1e-4
+        assert logits_difference(trunk, model, "bidirectional" if name == "modernbert" else "causal") < 1e-4
     export(str(tmp_path / "run"), tmp_path / "out", say=quiet)
     before, after = tensors(tmp_path / "hf"), tensors(tmp_path / "out")
     assert before.keys() == after.keys() and all(torch.equal(tensor, after[key]) for key, tensor in before.items())

@@ -72,6 +72,26 @@ def test_continued_pretraining_from_an_import(prepared, decoder, tmp_path, capsy
     assert again.config.model.identity() == find(str(tmp_path / "mlm")).config.model.identity()
 
 
+def test_a_modernbert_decoder_becomes_an_encoder_and_a_decoder_again(prepared, tmp_path):
+    """Import, CLM -> MLM -> CLM, an export at each end, the losses of both classes on validation data; back in."""
+    save("modernbert-decoder", tmp_path / "hf", prepared / "tokenizer")
+    assert main(["import", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0
+    config = config_of(prepared, tmp_path, phases=[{"name": "clm", "objective": "clm", "steps": 2}, {
+        "name": "mlm", "objective": "mlm", "steps": 2}, {"name": "again", "objective": "clm", "steps": 2}])
+    assert main(["pretrain", str(config), "data.sequence_length=32"]) == 0
+    for step, kind, auto in ((2, "ModernBertDecoderForCausalLM", "AutoModelForCausalLM"),
+                             (4, "ModernBertForMaskedLM", "AutoModelForMaskedLM"),
+                             (6, "ModernBertDecoderForCausalLM", "AutoModelForCausalLM")):
+        run, out = f"{tmp_path / 'mlm'}@{step}", tmp_path / f"out{step}"
+        assert main(["export", run, str(out)]) == 0
+        assert type(getattr(transformers, auto).from_pretrained(out)).__name__ == kind
+        assert compare(run, out, windows=2, say=lambda _line: None, texts=["return the retold wind"] * 2)
+    hidden = transformers.AutoModel.from_pretrained(tmp_path / "out4")(torch.arange(9)[None]).last_hidden_state
+    assert hidden.shape == (1, 9, SIZES["hidden_size"]) and hidden.isfinite().all()
+    assert main(["import", str(tmp_path / "out4"), str(tmp_path / "again")]) == 0
+    assert find(str(tmp_path / "again")).config.model.identity() == find(str(tmp_path / "mlm")).config.model.identity()
+
+
 def test_the_first_step_starts_from_the_imported_weights(prepared, decoder, tmp_path):
     """A learning rate of next to nothing: the weights after a step are those that came in."""
     assert main(["import", str(decoder), str(tmp_path / "run")]) == 0
@@ -142,6 +162,26 @@ def test_a_fine_tuned_encoder_comes_back_without_its_task_head(prepared, tmp_pat
     body.save_pretrained(tmp_path / "body")
     assert main(["import", str(tmp_path / "body"), str(tmp_path / "alone"), "--new-head"]) == 0
     assert compare(str(tmp_path / "alone"), tmp_path / "out", say=lambda _line: None)
+
+
+def test_a_fine_tuned_modernbert_keeps_what_it_has_of_the_head(prepared, tmp_path, capsys):
+    """Its classes for tasks have the dense layer and the norm of the head, a body alone has not: those are drawn."""
+    save("modernbert", tmp_path / "encoder", prepared / "tokenizer")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "encoder", num_labels=3)
+    model.save_pretrained(tmp_path / "tuned")
+    transformers.AutoModel.from_pretrained(tmp_path / "encoder").save_pretrained(tmp_path / "body")
+    for name in ("tuned", "body"):
+        assert main(["import", str(tmp_path / name), str(tmp_path / f"{name}-run"), "--new-head"]) == 0
+        assert ("left out: classifier" in capsys.readouterr().out) == (name == "tuned")
+        with whole_trunk(find(str(tmp_path / f"{name}-run"))) as trunk:
+            assert torch.equal(trunk.decoder.final_layernorm.weight, model.model.final_norm.weight)
+            assert not trunk.output_layer.bias.any()
+            head = trunk.prediction_head
+            if name == "tuned":
+                assert torch.equal(head.dense.weight, model.head.dense.weight)
+                assert torch.equal(head.norm.weight, model.head.norm.weight)
+            else:
+                assert 0.01 < head.dense.weight.std() < 0.03 and (head.norm.weight == 1).all()
 
 
 def test_a_fine_tuned_decoder_saved_by_transformers_comes_back(decoder, tmp_path):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from megatron_encdec.interop.export import export
 from megatron_encdec.interop.importing import Wish, import_model
 from megatron_encdec.interop.mask_token import choose_mask
-from megatron_encdec.interop.source import find
+from megatron_encdec.interop.source import find, whole_trunk
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import load_tokenizer
 
@@ -102,6 +102,39 @@ def test_one_is_added(topology, without, tmp_path, spare):
     assert (loaded.mask_token, loaded.mask_token_id) == ("<|mask|>", size)
     ids = loaded("the <|mask|> word")["input_ids"]
     assert ids == [*source.tokenizer.encode("the"), size, *source.tokenizer.encode(" word")]
+
+
+def test_one_that_is_added_to_a_modernbert_has_the_mean_in_its_bias_too(topology, without, tmp_path):
+    directory = without(reserved=False)
+    size = load_tokenizer(directory).vocabulary_size
+    save("modernbert-decoder", tmp_path / "hf", directory, vocab_size=size)
+    import_model(tmp_path / "hf", tmp_path / "run", say=lambda _line: None)
+    assert find(str(tmp_path / "run")).imported["mask"] == {"kind": "added", "id": size}
+    before, after = load_file(tmp_path / "hf" / "model.safetensors"), {}
+    for as_ in ("modernbert", "modernbert-decoder"):
+        export(str(tmp_path / "run"), tmp_path / as_, as_, say=lambda _line: None)
+        after[as_] = load_file(tmp_path / as_ / "model.safetensors")
+    for name in ("model.embeddings.tok_embeddings.weight", "decoder.bias"):
+        found = after["modernbert"][name]
+        torch.testing.assert_close(found[size], before[name].mean(dim=0), atol=1e-6, rtol=1e-5)
+        assert torch.equal(found[:size], before[name]) and torch.equal(after["modernbert-decoder"][name], before[name])
+
+
+def test_a_bias_goes_the_way_of_the_embeddings(topology, without, tmp_path):
+    """A reserved token's bias may be anything: whether its row was trained is for the embeddings to say."""
+    tables = ("model.embeddings.tok_embeddings.weight", "decoder.bias")
+
+    def forget(tensors):
+        tensors[tables[0]][3] = 1e-20
+        tensors[tables[1]][3] = 5.0
+
+    _, source = imported(tmp_path, without(reserved=True), forget, "modernbert")
+    known, before = source.tokenizer.vocabulary_size, load_file(tmp_path / "hf" / "model.safetensors")
+    with whole_trunk(source) as trunk:
+        assert trunk.output_layer.bias[3].item() == pytest.approx(before[tables[1]][:known].mean().item(), rel=1e-5)
+    export(str(tmp_path / "run"), tmp_path / "back", say=lambda _line: None)
+    after = load_file(tmp_path / "back" / "model.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in tables)
 
 
 def test_a_named_one_and_none(topology, without, tmp_path):

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from random_models import save
 from safetensors.torch import load_file, save_file
 from small_run import metrics
 
@@ -80,6 +81,34 @@ def test_a_merged_model_loads_with_its_tokenizer_and_says_where_it_is_from(branc
     assert [one["history_hash"] for one in json.loads((tmp_path / "out/merge.json").read_text())["models"]] == hashes
     assert all(digest in (tmp_path / "out/README.md").read_text() for digest in hashes)
     assert not (tmp_path / "out/export.json").exists()
+
+
+def test_modernberts_are_merged_as_runs_and_as_directories(prepared, tmp_path, capsys):
+    """SLERP counts the encoder's queries, keys and values as one tensor, runs as their export; the other class is cut
+    otherwise: as a run it can be merged with it."""
+    for number in (0, 1):
+        model = save("modernbert", tmp_path / f"model{number}", prepared / "tokenizer")
+        if number:
+            model.load_state_dict({name: tensor * (1 + 0.5 * torch.rand_like(tensor))
+                                   for name, tensor in model.state_dict().items()})
+            model.save_pretrained(tmp_path / "model1")
+        assert main(words("import", tmp_path / f"model{number}", tmp_path / f"run{number}")) == 0
+    for kind in ("model", "run"):
+        assert main(words("merge", tmp_path / f"{kind}0", tmp_path / f"{kind}1", tmp_path / f"{kind}s", "--method",
+                          "slerp", "--weights", "3,1")) == 0
+    assert main(words("export", tmp_path / "runs", tmp_path / "export")) == 0
+    one, other, found, of_runs = (weights(tmp_path / name) for name in ("model0", "model1", "models", "export"))
+    assert found.keys() == one.keys() == of_runs.keys()
+    for name, merged in found.items():
+        torch.testing.assert_close(merged.double(), slerp(one[name], other[name], 0.25), rtol=2**-22, atol=1e-9)
+        torch.testing.assert_close(of_runs[name], merged, rtol=2**-22, atol=1e-9)
+
+    assert main(words("export", tmp_path / "run0", tmp_path / "decoder", "--as", "modernbert-decoder")) == 0
+    capsys.readouterr()
+    assert main(words("merge", tmp_path / "model0", tmp_path / "decoder", tmp_path / "no")) == 2
+    assert "whose tensors are cut otherwise; import both, and merge the two runs" in capsys.readouterr().err
+    assert main(words("import", tmp_path / "decoder", tmp_path / "run-decoder")) == 0
+    assert main(words("merge", tmp_path / "run0", tmp_path / "run-decoder", tmp_path / "both")) == 0
 
 
 def test_training_goes_on_from_merged_runs(branches, prepared, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from check_parity import tensor_differences
+from random_models import MODERNBERT
 
 from megatron_encdec.interop.families import TARGETS
 from megatron_encdec.interop.hugging_face import (
@@ -27,7 +28,7 @@ def tokenizer(tokenizer_directory):
 
 def counterpart(trunk, target, tokenizer):
     config = hugging_face_config(target, trunk.model, 32, tokenizer)
-    weights = to_hugging_face(canonical_weights(trunk), trunk.model)
+    weights = to_hugging_face(canonical_weights(trunk), trunk.model, target.family.rows)
     return config, {name: tensor.clone() for name, tensor in weights.items()}
 
 
@@ -40,8 +41,13 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", ["llama", "eurobert", "llama-bidirectional"])
-@pytest.mark.parametrize("sizes", SHAPES.values(), ids=SHAPES)
+MODERN = {"num_query_groups": 4, **MODERNBERT}
+
+
+@pytest.mark.parametrize(("name", "sizes"), [
+    *((name, sizes) for name in ("llama", "eurobert", "llama-bidirectional") for sizes in SHAPES.values()),
+    *((name, {**MODERN, **sizes}) for name in ("modernbert", "modernbert-decoder") for sizes in (
+        {}, {"tied_embeddings": False, "hidden_size": 48, "num_attention_heads": 3, "num_query_groups": 3}))])
 def test_logits_and_loss_are_equal(random_trunk, tokenizer, tmp_path, name, sizes):
     trunk, target = random_trunk(**sizes), TARGETS[name]
     write_model(target, *counterpart(trunk, target, tokenizer), tmp_path)
@@ -63,9 +69,9 @@ def test_logits_and_loss_are_equal(random_trunk, tokenizer, tmp_path, name, size
         torch.testing.assert_close(ours_N, theirs_N, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["llama", "eurobert", "llama-bidirectional"])
+@pytest.mark.parametrize("name", ["llama", "eurobert", "llama-bidirectional", "modernbert", "modernbert-decoder"])
 def test_the_other_attention_is_noticed(random_trunk, tokenizer, name):
-    trunk, target = random_trunk(), TARGETS[name]
+    trunk, target = random_trunk(**(MODERN if name.startswith("modernbert") else {})), TARGETS[name]
     model = build_model(target, *counterpart(trunk, target, tokenizer))
     other = {"causal": "bidirectional", "bidirectional": "causal"}[target.attention]
     assert logits_difference(trunk, model, other, windows=1) > 0.1

@@ -30,7 +30,26 @@ def written(directory, name="llama2", **changes):
     ("llama2", {"num_local_experts": 8}, r"num_local_experts=8 \(mixture of experts\)"),
     ("llama2", {"embedding_multiplier": 12.0}, "embedding_multiplier"),
     ("llama2", {"rope_interleaved": True}, "rope_interleaved"),
-    ("llama2", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config.*quantised"),
+    ("llama2", {"quantization_config": {"quant_method": "gptq"}},
+     r"quantization_config: quantised weights \(gptq\); import the model that they were made from"),
+    ("llama2", {"architectures": ["NewModel"], "model_type": "new", "auto_map": {"AutoModel": "modeling.NewModel"}},
+     r"NewModel .*code that comes with the model \(auto_map\), which is never run; .*import a model saved as"),
+    ("modernbert", {"attention_bias": True}, r"attention_bias=True \(biases in the attention"),
+    ("modernbert", {"mlp_bias": True}, "mlp_bias=True"), ("modernbert", {"norm_bias": True}, "norm_bias=True"),
+    ("modernbert-decoder", {"classifier_bias": True}, "classifier_bias=True"),
+    ("modernbert-decoder", {"decoder_bias": False}, "decoder_bias=False"),
+    ("modernbert", {"hidden_activation": "silu"}, "hidden_activation='silu'"),
+    ("modernbert", {"classifier_activation": "relu"}, "classifier_activation='relu'"),
+    ("modernbert", {"local_attention": 1}, "local_attention=1"),
+    ("modernbert-decoder", {"is_causal": False}, "is_causal=false"),
+    ("modernbert", {"layer_types": ["chunked_attention"] * 4}, "transformers refuses it"),
+    ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
+                                        "sliding_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2}}},
+     "rope_parameters.sliding_attention with rope_type='linear'"),
+    ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2},
+                                        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+     "rope_type='dynamic'"),
+    ("modernbert", {"num_experts": 4}, r"num_experts=4 \(mixture of experts"),
     ("llama2", {"some_new_trick": 3}, "some_new_trick=3 .*--ignore some_new_trick"),
     ("llama2", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_type='dynamic'"),
     ("llama2", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 6,
@@ -85,6 +104,48 @@ def test_a_key_that_means_nothing_can_be_ignored_and_remarks_are_made(tmp_path):
     directory = written(tmp_path, some_new_trick=3, attention_dropout=0.1, auto_map={"AutoModel": "x.Y"})
     source = read_source(directory, ignore=["some_new_trick"])
     assert len(source.remarks) == 2 and "auto_map" in source.remarks[0] and "0.1" in source.remarks[1]
+
+
+RELEASED = {  # the keys of a config.json of 2024 (transformers 4.47), in the sizes of a test
+    "architectures": ["ModernBertForMaskedLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1,
+    "classifier_activation": "gelu", "classifier_bias": False, "classifier_dropout": 0.0, "classifier_pooling": "mean",
+    "cls_token_id": 1, "decoder_bias": True, "deterministic_flash_attn": False, "embedding_dropout": 0.0,
+    "eos_token_id": 2, "global_attn_every_n_layers": 2, "global_rope_theta": 160000.0, "gradient_checkpointing": False,
+    "hidden_activation": "gelu", "hidden_size": 24, "initializer_cutoff_factor": 2.0, "initializer_range": 0.02,
+    "intermediate_size": 36, "layer_norm_eps": 1e-5, "local_attention": 128, "local_rope_theta": 10000.0,
+    "max_position_embeddings": 8192, "mlp_bias": False, "mlp_dropout": 0.0, "model_type": "modernbert",
+    "norm_bias": False, "norm_eps": 1e-5, "num_attention_heads": 2, "num_hidden_layers": 5, "pad_token_id": 3,
+    "position_embedding_type": "absolute", "reference_compile": None, "repad_logits_with_grad": False,
+    "sep_token_id": 2, "sparse_prediction": True, "sparse_pred_ignore_index": -100, "tie_word_embeddings": True,
+    "torch_dtype": "float32", "transformers_version": "4.47.0.dev0", "vocab_size": 301}
+
+
+@pytest.mark.parametrize("kind", ["ModernBertForMaskedLM", "ModernBertDecoderForCausalLM"])
+def test_a_released_modernbert_is_understood(tmp_path, kind):
+    content = {**RELEASED, "architectures": [kind]}
+    if kind == "ModernBertDecoderForCausalLM":
+        content["model_type"] = "modernbert-decoder"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    source = read_source(tmp_path)
+    model = source.model
+    assert (source.target.name, source.target.attention) == (
+        ("modernbert", "bidirectional") if kind == "ModernBertForMaskedLM" else ("modernbert-decoder", "causal"))
+    assert (model.sliding_window, model.layers_without_window, model.rope_theta, model.local_rope_theta) == (
+        64, [0, 2, 4], 160000.0, 10000.0)
+    assert (model.norm, model.activation, model.embedding_norm, model.prediction_head, model.tied_embeddings) == (
+        "layernorm", "geglu", True, "dense", True)
+    assert (model.num_query_groups, model.head_dim, model.max_positions) == (2, 12, 8192)
+    assert source.remarks == []
+    (tmp_path / "config.json").write_text(json.dumps({**content, "embedding_dropout": 0.1, "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 5e4}}}))
+    said = "\n".join(read_source(tmp_path).remarks)
+    assert "embedding_dropout 0.1" in said and "not global_rope_theta=160000.0" in said
+
+
+def test_an_adapter_alone_is_named(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base"}))
+    with pytest.raises(UserError, match="an adapter alone, for some/base; .*merge_and_unload"):
+        read_source(tmp_path)
 
 
 def test_old_spellings_of_rope_are_understood(tmp_path):

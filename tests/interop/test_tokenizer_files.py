@@ -7,7 +7,7 @@ import sentencepiece
 import tokenizers
 import transformers
 
-from megatron_encdec.interop.tokenizer_files import bos_id, check_tokenizer, write_tokenizer
+from megatron_encdec.interop.tokenizer_files import check_tokenizer, special_ids, write_tokenizer
 from megatron_encdec.text.tokenizer import load_tokenizer, train_tokenizer
 
 TEXTS = ["the encoder reads every word", "a mask hides one word in three", "naïve café — 東京",
@@ -57,7 +57,7 @@ def test_a_word_piece_tokenizer_with_an_unused_entry_as_mask(tmp_path):
     loaded, remarks = written(tokenizer, tmp_path / "out")
     assert (loaded.mask_token_id, loaded.eos_token_id, loaded.pad_token_id) == (1, 4, 0)
     assert loaded("hello [unused1] world", add_special_tokens=False)["input_ids"] == [5, 1, 6]
-    assert bos_id(tokenizer) == loaded.bos_token_id == 3
+    assert special_ids(tokenizer)["bos"] == loaded.bos_token_id == 3
     assert len(remarks) == 1 and "[CLS]" in remarks[0] and "[SEP]" in remarks[0]
 
 

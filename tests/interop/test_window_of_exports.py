@@ -1,7 +1,7 @@
 """The edge of a sliding window in transformers' own classes, and in the trunk: the same token is the last one inside.
 
 One layer, one token changed: what is inside its window moves, what is just outside does not. Eager attention and SDPA,
-a batch of one and a padded one, decoders and the encoders that `is_causal: false` makes of them.
+a batch of one and a padded one, decoders and the encoders that `is_causal: false` makes of them; ModernBERT's classes.
 """
 
 import json
@@ -20,7 +20,10 @@ from megatron_encdec.interop.source import find, whole_trunk
 LENGTH, POSITION, WINDOW, PAD = 30, 14, 6, 5
 ONE_LAYER = {"mistral": {}, "qwen2": {"use_sliding_window": True, "max_window_layers": 0, "layer_types": None},
              "qwen3": {"use_sliding_window": True, "max_window_layers": 0, "layer_types": None},
-             "smollm3": {"use_sliding_window": True, "layer_types": None, "no_rope_layers": [0]}}
+             "smollm3": {"use_sliding_window": True, "layer_types": None, "no_rope_layers": [0]},
+             "modernbert": {"layer_types": ["sliding_attention"]},
+             "modernbert-decoder": {"layer_types": ["sliding_attention"]}}
+TARGETS_OF = {name: [name] if name.startswith("modernbert") else [name, f"{name}-bidirectional"] for name in ONE_LAYER}
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +31,10 @@ def exported(topology, tokenizer_directory, tmp_path_factory):
     """Target name -> (its run, the directory of its export, what the export said)."""
     directory, found = tmp_path_factory.mktemp("windows"), {}
     for name, changes in ONE_LAYER.items():
-        save(name, directory / name, tokenizer_directory, num_hidden_layers=1, sliding_window=WINDOW, **changes)
+        window = {"local_attention": 2 * WINDOW} if name.startswith("modernbert") else {"sliding_window": WINDOW}
+        save(name, directory / name, tokenizer_directory, num_hidden_layers=1, **window, **changes)
         import_model(directory / name, directory / f"{name}-run", say=lambda _line: None)
-        for target in (name, f"{name}-bidirectional"):
+        for target in TARGETS_OF[name]:
             lines = []
             assert export(str(directory / f"{name}-run"), directory / f"{target}-out", target, say=lines.append) < 1e-4
             found[target] = directory / f"{name}-run", directory / f"{target}-out", "\n".join(lines)
@@ -53,7 +57,7 @@ def moved(logits, tokens_BS):
 
 
 @pytest.mark.parametrize("path", ["eager", "sdpa"])
-@pytest.mark.parametrize("name", [name + ending for name in ONE_LAYER for ending in ("", "-bidirectional")])
+@pytest.mark.parametrize("name", [target for targets in TARGETS_OF.values() for target in targets])
 def test_the_edge_is_the_same_in_both(exported, name, path):
     run, out, _ = exported[name]
     kind = TARGETS[name].attention
@@ -78,4 +82,5 @@ def test_what_is_said_of_an_encoder_with_windows(exported):
         told = f"a token sees {WINDOW} tokens on either side" in said
         assert told == name.endswith("bidirectional")
         assert f"flash attention would let it see {WINDOW - 1}" in (out / "README.md").read_text() or not told
-        assert json.loads((out / "config.json").read_text())["sliding_window"] == WINDOW
+        config = json.loads((out / "config.json").read_text())
+        assert config.get("local_attention", 2 * config.get("sliding_window", 0)) == 2 * WINDOW

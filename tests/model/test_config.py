@@ -1,6 +1,8 @@
 """Shapes of the presets are the paper's."""
 
 import pytest
+import torch
+import transformers
 
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.platform.errors import UserError
@@ -43,11 +45,13 @@ def test_what_a_trunk_does_without_is_no_part_of_its_identity():
     plain = dict(preset="tiny", vocabulary_size=301)
     before = ModelConfig.from_yaml(plain, "model").identity()
     assert not before.keys() & {"qkv_bias", "qk_norm", "rope_scaling", "layers_without_rope", "sliding_window",
-                                 "layers_without_window", "family", "preset"}
+                                 "layers_without_window", "family", "preset", "norm", "activation", "embedding_norm",
+                                 "prediction_head", "local_rope_theta"}
     same = ModelConfig.from_yaml({**plain, "family": "mistral", "max_positions": 99, "layers": "torch"}, "model")
     assert same.identity() == before
     for key, value in (("qk_norm", True), ("layers_without_rope", [1]),
-                       ("rope_scaling", {"rope_type": "linear", "factor": 2.0})):
+                       ("rope_scaling", {"rope_type": "linear", "factor": 2.0}), ("norm", "layernorm"),
+                       ("activation", "geglu"), ("embedding_norm", True), ("prediction_head", "dense")):
         assert ModelConfig.from_yaml({**plain, key: value}, "model").identity()[key] == value
     with pytest.raises(UserError, match="layers_without_rope: 4 is not one of the layers 0..3"):
         ModelConfig.from_yaml({**plain, "layers_without_rope": [4]}, "model")
@@ -65,3 +69,33 @@ def test_sliding_windows_are_part_of_the_identity_where_they_are():
         with pytest.raises(UserError, match=words):
             ModelConfig.from_yaml({"preset": "tiny", "vocabulary_size": 301, "sliding_window": 8,
                                    "layers_without_window": [0, 2], **changes}, "model")
+
+
+# JHU-CLSP/ettin-encoder-vs-decoder, pretraining/configs/standard: layers, width, MLP, heads of 64
+ETTIN = {"17m": (7, 256, 384, 4), "32m": (10, 384, 576, 6), "68m": (19, 512, 768, 8), "150m": (22, 768, 1152, 12),
+         "400m": (28, 1024, 2624, 16), "1b": (28, 1792, 3840, 28)}
+
+
+@pytest.mark.parametrize("size", ETTIN)
+def test_ettins_presets_are_modernberts_shape_in_its_sizes(size):
+    layers, width, inner, heads = ETTIN[size]
+    ours = ModelConfig.from_yaml({"preset": f"ettin-{size}", "vocabulary_size": 50368}, "model")
+    assert ours.head_dim == 64
+    config = transformers.ModernBertConfig(
+        num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=heads)
+    with torch.device("meta"):
+        theirs = transformers.ModernBertForMaskedLM(config)
+    assert ours.parameter_count() == sum(one.numel() for one in theirs.parameters())
+    assert [layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention"] == (
+        ours.layers_without_window)
+    assert (ours.sliding_window, ours.norm_eps) == (config.sliding_window, config.norm_eps)
+    assert (ours.rope_theta, ours.local_rope_theta) == (160000.0, 160000.0)
+
+
+def test_a_preset_with_windows_can_be_made_smaller():
+    small = ModelConfig.from_yaml({"preset": "ettin-150m", "num_layers": 4, "vocabulary_size": 301}, "model")
+    assert (small.num_layers, small.layers_without_window) == (4, [0, 3])
+    whole = ModelConfig.from_yaml({"preset": "ettin-17m", "sliding_window": None, "vocabulary_size": 301}, "model")
+    assert not whole.layers_with_window and whole.local_rope_theta is None
+    with pytest.raises(UserError, match="model.local_rope_theta: no layer has a window"):
+        ModelConfig.from_yaml({"preset": "tiny", "local_rope_theta": 1e4}, "model")

@@ -21,12 +21,12 @@ MODEL = ModelConfig(num_layers=2, hidden_size=64, ffn_hidden_size=160, num_atten
                     vocabulary_size=384)
 
 
-def counted(topology, objective: str, ends: list[int]) -> tuple[float, float, float]:
+def counted(topology, objective: str, ends: list[int], model=MODEL) -> tuple[float, float, float]:
     """(torch's count of a forward and backward pass, of which attention, ours); segments end at `ends`."""
     samples = [Sample(i, 0, 0, i, np.random.default_rng(i).integers(2, 300, LENGTH), np.array(ends))
                for i in range(WINDOWS)]
     batch = collate(Objective.from_yaml(objective, "objective"), samples, 0, Vocabulary(384, frozenset({0}), 1))
-    trunk = build_trunk(MODEL, topology, torch.float32, LENGTH, seed=1,
+    trunk = build_trunk(model, topology, torch.float32, LENGTH, seed=1,
                         performance=PerformanceSettings(attention="packed"))
     inputs, cuts, positions, labels = (torch.from_numpy(array) for array in (
         batch.inputs_BS, batch.cu_seqlens, batch.label_positions_N, batch.labels_N))
@@ -37,7 +37,7 @@ def counted(topology, objective: str, ends: list[int]) -> tuple[float, float, fl
     attention = sum(flops for operator, flops in counter.get_flop_counts()["Global"].items()
                     if "bmm" in str(operator))
     return counter.get_total_flops(), attention, training_flops(
-        MODEL, inputs.numel(), attended_pairs(batch.cu_seqlens, batch.attention), len(labels))
+        model, inputs.numel(), attended_pairs(batch.cu_seqlens, batch.attention, model.sliding_window), len(labels))
 
 
 @pytest.mark.parametrize("objective", ["mlm:0.15", "mlm:0.4"])
@@ -46,6 +46,16 @@ def test_bidirectional(topology, objective, ends):
     theirs, attention, ours = counted(topology, objective, ends)
     assert attention > 0.05 * theirs
     assert ours == pytest.approx(theirs, rel=0.02)
+
+
+def test_the_dense_head(topology):
+    """The same trunk without it needs as much less as is counted; attention within windows is not computed exactly."""
+    linear, dense = (dataclasses.replace(MODEL, tied_embeddings=True, norm="layernorm", activation="geglu",
+                                         embedding_norm=True, prediction_head=head) for head in ("linear", "dense"))
+    without, _, fewer = counted(topology, "mlm:0.4", [LENGTH], linear)
+    theirs, _, ours = counted(topology, "mlm:0.4", [LENGTH], dense)
+    assert ours == pytest.approx(theirs, rel=0.02)
+    assert ours - fewer == pytest.approx(theirs - without, rel=1e-6) and ours > fewer
 
 
 @pytest.mark.parametrize("ends", [[LENGTH], [10, 64, LENGTH]], ids=["whole", "isolated"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from head_cases import ROWS, TOLERANCE, WIDTH, inputs, ours, plain
+from head_cases import ROWS, TOLERANCE, WIDTH, bias_of, inputs, ours, plain
 from trunk_states import run_ranks
 
 from megatron_encdec.model.head import chunk_rows, linear_cross_entropy
@@ -18,6 +18,19 @@ def test_value_and_gradients(topology, dtype, vocabulary, padded, chunk):
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.to(other.dtype), other, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     assert not found[2][vocabulary:].any()  # padded rows of the table learn nothing
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize(("vocabulary", "padded"), [(97, 128), (128, 128)])
+@pytest.mark.parametrize("chunk", [None, 7, 64])
+def test_a_bias(topology, dtype, vocabulary, padded, chunk):
+    given = inputs(vocabulary, padded, dtype)
+    bias_V = bias_of(given[1])
+    found, expected = ours(*given, vocabulary, bias_V, chunk=chunk), plain(*given, vocabulary, bias_V)
+    assert len(found) == len(expected) == 4
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.to(other.dtype), other, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    assert not found[3][vocabulary:].any()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp64", "fp32", "bf16"])
@@ -83,6 +96,12 @@ SPLIT = """
             losses, hidden, table = head_cases.ours(hidden_NH, mine_VH, labels_N, vocabulary, chunk=chunk)
             dist.all_reduce(hidden)  # a rank has its columns' part
             for one, other in zip((losses, hidden, table), (*expected[:2], expected[2].chunk(2)[rank]), strict=True):
+                torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
+            bias_V = head_cases.bias_of(table_VH)
+            expected = head_cases.plain(hidden_NH, table_VH, labels_N, vocabulary, bias_V)
+            losses, *_, bias = head_cases.ours(hidden_NH, mine_VH, labels_N, vocabulary, bias_V.chunk(2)[rank],
+                                               chunk=chunk)
+            for one, other in ((losses, expected[0]), (bias, expected[3].chunk(2)[rank])):
                 torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
     print("equal")
 """

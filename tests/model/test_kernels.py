@@ -10,10 +10,10 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from head_cases import TOLERANCE, inputs, ours, plain
+from head_cases import TOLERANCE, bias_of, inputs, ours, plain
 
 from megatron_encdec.model import attention
-from megatron_encdec.platform import cpu_backend
+from megatron_encdec.platform import gated
 from megatron_encdec.platform.device import device
 
 pytest.importorskip("triton", reason="needs Triton: ENCDEC_ENV=nemo has it")
@@ -44,7 +44,7 @@ def test_swiglu_and_its_gradient(dtype, shape):
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn(*shape, generator=draw).to(device(), dtype).requires_grad_()
     exact = rows.detach().double().requires_grad_()
-    found, expected = kernels.swiglu(rows), cpu_backend.swiglu(exact)
+    found, expected = kernels.swiglu(rows), gated.swiglu(exact)
     gradient = torch.randn(expected.shape, generator=draw).to(device(), dtype)
     found.backward(gradient)
     expected.backward(gradient.double())
@@ -56,9 +56,12 @@ def test_swiglu_and_its_gradient(dtype, shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(("vocabulary", "padded"), [(97, 128), (8200, 8320)])
 @pytest.mark.parametrize("chunk", [None, 7])
-def test_the_heads_loss_and_gradients(topology, dtype, vocabulary, padded, chunk):
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_heads_loss_and_gradients(topology, dtype, vocabulary, padded, chunk, bias):
     given = [x.to(device()) for x in inputs(vocabulary, padded, dtype)]
-    found, expected = ours(*given, vocabulary, chunk=chunk, kernels=kernels), plain(*given, vocabulary)
+    bias_V = bias_of(given[1].cpu()).to(device()) if bias else None
+    found, expected = (ours(*given, vocabulary, bias_V, chunk=chunk, kernels=kernels),
+                       plain(*given, vocabulary, bias_V))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.to(other.dtype), other, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     assert not found[2][vocabulary:].any()  # padded rows of the table learn nothing

@@ -51,3 +51,10 @@ def test_flops_of_a_frozen_trunk():
     assert of("embeddings", "layers 0-3") == 4 * (matrices + attention) + 2 * head
     tied = ModelConfig(4, 64, 160, 4, 2, vocabulary_size=384, tied_embeddings=True)
     assert of("embeddings", model=tied) == of() - head
+    dense, both = 2 * 64 * 64 * 30, ModelConfig(4, 64, 160, 4, 2, vocabulary_size=384, tied_embeddings=True,
+                                                prediction_head="dense")
+    assert of(model=both) == of() + 3 * dense
+    assert of("head", model=both) == of(model=both) - dense  # its matrix is the embeddings', which is trained
+    assert of("embeddings", "layers 0-3", model=both) == 4 * (matrices + attention) + 2 * head + 2 * dense
+    assert of("embeddings", "layers 0-2", "head", model=both) == (
+        of("embeddings", "layers 0-2") - head + 2 * dense)  # the table's own gradient and the dense layer's

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from random_models import MODERNBERT
 from small_run import config_of, metrics, outcome, run_cli
 
 from megatron_encdec.engine.boxes import Box
@@ -95,3 +96,30 @@ def test_what_cannot_be_frozen(change, error):
 def test_a_list_holds_until_the_next():
     stretches = lay_out(config_of(FROZEN.replace(", freeze: []", "")))
     assert [stretch.freeze.words for stretch in stretches] == [[], *[["embeddings", "layers 0"]] * 2]
+
+
+def test_a_dense_head_and_the_embeddings_norm_are_parts_of_their_own(pretrain):
+    """Tied: `head` is the layer before the output matrix and the bias behind it; the norm goes with the embeddings."""
+    phases = ("phases=[{name: one, objective: mlm:0.3, steps: 2}, {name: head, objective: mlm:0.3, steps: 2, freeze: "
+              "[head]}, {name: embeddings, objective: mlm:0.3, steps: 2, freeze: [embeddings, layers 1]}]")
+    shape = "{" + ", ".join(f"{key}: {value}" for key, value in {
+        **MODERNBERT, "num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 4,
+        "num_query_groups": 4}.items()).lower() + "}"
+    run = pretrain("run", phases, f"model={shape}")
+    states = [tensors(run, step) for step in (2, 4, 6)]
+    of_head = {"prediction_head.dense.weight", "prediction_head.norm.weight", "output_layer.bias"}
+    norm = "decoder.layers.self_attention.linear_qkv.layer_norm_weight"  # of layer 0: the embeddings'
+    weights = [name for name in states[0] if not name.startswith("optimizer.")]
+    assert of_head < set(weights) and norm in weights
+    for name in weights:
+        first, second, third = (state[name] for state in states)
+        assert torch.equal(first, second) == (name in of_head), name
+        if "decoder.layers" in name:
+            assert torch.equal(second[1], third[1]), name
+            assert torch.equal(second[0], third[0]) == (name == norm), name
+        else:
+            assert torch.equal(second, third) == (name not in of_head), name  # the final norm goes with layer 1
+    lines = metrics(pretrain("pp2", phases, f"model={shape}", "--nproc", "2", "parallel.pipeline=2"))
+    for ours, theirs in zip(lines, metrics(run), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4), ours["step"]
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4), ours["step"]

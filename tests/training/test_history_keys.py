@@ -47,6 +47,9 @@ DECIDES = {
     "model.rope_theta": "5000", "model.layers_without_rope.0": ("1", ("model.layers_without_rope=[0]",)),
     "model.sliding_window": "8", "model.layers_without_window.0": (
         "1", ("model.sliding_window=8", "model.layers_without_window=[0]")),
+    "model.norm": "layernorm", "model.activation": "geglu", "model.embedding_norm": "true",
+    "model.prediction_head": "dense", "model.local_rope_theta": ("5000", ("model.sliding_window=8",)),
+    "phases.1.local_rope_theta": ("5000", ("model.sliding_window=8",)),
     "model.qkv_bias": "true", "model.qk_norm": "true", "model.init_std": "0.1", "model.vocabulary_size": "400",
     "model.rope_scaling.rope_type": ("yarn", ("model.rope_scaling={rope_type: linear, factor: 2}",),
                                      ("model.rope_scaling.original_max_position_embeddings=64",)),

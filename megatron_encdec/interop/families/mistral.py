@@ -1,0 +1,19 @@
+"""Mistral: all of its layers have the sliding window, or none."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_encdec.interop.families.llama_shaped import LlamaShaped
+from megatron_encdec.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class _Mistral(LlamaShaped):
+    def read(self, config) -> dict[str, Any]:
+        return {**super().read(config), "sliding_window": config.sliding_window}
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        return {**super().write(model), "sliding_window": model.sliding_window}
+
+
+MISTRAL = _Mistral("mistral", "MistralConfig", "MistralForCausalLM", features={"sliding_window": False})
