@@ -69,7 +69,8 @@ class Parts:
     attention: type
 
 
-def _parts(layers: str, norm: type) -> Parts:
+def parts_of(layers: str, norm: type) -> Parts:
+    """Of "torch" or "transformer_engine" layers with norms of that class."""
     if layers != "transformer_engine":
         column = mcore.ColumnParallelLinear
         return Parts(norm, norm, column, column, mcore.RowParallelLinear, TorchAttention)
@@ -84,7 +85,7 @@ def block_spec(layers: str, num_layers: int, model: ModelConfig, first_stage: bo
     """Spec of `num_layers` layers, a pipeline stage's, and the final norm; `layers` is "torch" or "transformer_engine".
     With model.qk_norm each head's queries and keys are normed before they are rotated (Qwen3, arXiv 2505.09388)."""
     norm = NORMS[model.norm]
-    parts = _parts(layers, norm)
+    parts = parts_of(layers, norm)
     head_norm = parts.norm if model.qk_norm else mcore.IdentityOp
 
     def layer(before: type, column: type, **module) -> mcore.ModuleSpec:

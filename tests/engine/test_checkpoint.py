@@ -88,10 +88,13 @@ class NormThenLinear(mcore.ColumnParallelLinear):
 
 @pytest.fixture
 def fused(monkeypatch):
-    """Build trunks as Transformer Engine's spec does: no norm modules, no key map, the norm inside the linear."""
-    unfused = layers.TORCH
-    fused = replace(unfused, before=mcore.IdentityOp, column=NormThenLinear, names={})
-    return lambda on: monkeypatch.setattr(layers, "TORCH", fused if on else unfused)
+    """Build trunks as Transformer Engine's spec does: no norm modules, the norm inside the linear."""
+    unfused = layers.parts_of
+
+    def fused(kind, norm):
+        return replace(unfused(kind, norm), before=mcore.IdentityOp, column=NormThenLinear)
+
+    return lambda on: monkeypatch.setattr(layers, "parts_of", fused if on else unfused)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["fused to torch", "torch to fused"])
