@@ -117,7 +117,7 @@ def test_every_architecture_in_every_family(models, name, family):
     if family == "IR":
         retrieve_and_reload(models, name)
     else:
-        assert step_and_reload(models, name, family) == (name != "gemma3")
+        assert step_and_reload(models, name, family) == (name not in ("gemma3", "modernbert_decoder"))
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
