@@ -99,7 +99,7 @@ def throughput(cell: dict) -> dict:
     """Median over steps, after a warm-up."""
     import torch
 
-    from megatron_encdec.model.config import training_flops
+    from megatron_encdec.model.flops import training_flops
     from megatron_encdec.platform.device import device_type, peak_flops
     from megatron_encdec.training.work import Work
 

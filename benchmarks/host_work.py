@@ -221,7 +221,8 @@ def apart(one: Counter, three: Counter) -> tuple[Counter, Counter]:
 
 def full_size(preset: str, objective: str, length: int, micro: int) -> dict:
     """Seconds to prepare a micro-batch, and those that the device needs for it."""
-    from megatron_encdec.model.config import ModelConfig, attended_pairs, training_flops
+    from megatron_encdec.model.config import ModelConfig
+    from megatron_encdec.model.flops import attended_pairs, training_flops
     from megatron_encdec.objectives.base import collate
     from megatron_encdec.training.step import Staged
 

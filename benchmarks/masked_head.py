@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--json")
     arguments = parser.parse_args()
-    from megatron_encdec.model.config import training_flops, whole_pairs
+    from megatron_encdec.model.flops import training_flops, whole_pairs
 
     model, taken = measure(arguments)
     tokens = arguments.windows * arguments.length

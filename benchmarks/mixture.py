@@ -20,7 +20,7 @@ from train_cpu import RandomDocuments, objective_of, our_trainer
 
 def measure(arguments) -> list[float]:
     """The ratio of each round."""
-    from megatron_encdec.model.config import training_flops
+    from megatron_encdec.model.flops import training_flops
     from megatron_encdec.training.work import Work
 
     trainer, samples, ratios = our_trainer(arguments), RandomDocuments(arguments.length, arguments.vocabulary), []

@@ -12,7 +12,7 @@ from random_models import save
 from small_run import metrics, run_cli, workspace
 
 from megatron_encdec.cli import main
-from megatron_encdec.model.config import training_flops, whole_pairs
+from megatron_encdec.model.flops import training_flops, whole_pairs
 from megatron_encdec.platform.schema import load_yaml
 from megatron_encdec.training.config import load_config
 from megatron_encdec.training.layout import lay_out
@@ -119,18 +119,24 @@ def test_ettin_cut_down_trains_through_its_three_phases(root, tmp_path):
     assert len(switches) == 3
 
 
+def of_an_import(recipe, missing: str, name: str, root, tmp_path) -> list[str]:
+    """The recipe is refused while its `missing` import is not there; then the words that give it one of the model
+    `name`, small data and a log of every step."""
+    said = run_cli("pretrain", recipe, "--dry-run", code=2).stderr
+    assert said == f"megatron-encdec: model.run: {missing}: not a run directory (it has no config.yaml)\n"
+    save(name, tmp_path / "hf", root / "tokenizer")
+    run_cli("import", tmp_path / "hf", tmp_path / "imported")
+    return [f"run.dir={tmp_path / 'run'}", f"run.from.path={tmp_path / 'imported'}",
+            f"model.run={tmp_path / 'imported'}", f"tokenizer.path={tmp_path / 'imported' / 'tokenizer'}",
+            f"data.train.0.path={root / 'text'}", f"data.validation.0.path={root / 'text.validation'}",
+            "data.sequence_length=64", "precision.dtype=fp32", "logging={every: 1, tensorboard: false}"]
+
+
 def test_llm2vec_begins_with_an_import(root, tmp_path):
     """Before the import its trunk is not known, which is said; after it the recipe plans and trains."""
     recipe = EXAMPLES / "recipes" / "llm2vec.yaml"
-    said = run_cli("pretrain", recipe, "--dry-run", code=2).stderr
-    assert said == "megatron-encdec: model.run: runs/sheared_llama: not a run directory (it has no config.yaml)\n"
-    save("llama2", tmp_path / "hf", root / "tokenizer")
-    run_cli("import", tmp_path / "hf", tmp_path / "imported")
-    words = [f"run.dir={tmp_path / 'run'}", f"run.from.path={tmp_path / 'imported'}",
-             f"model.run={tmp_path / 'imported'}", f"tokenizer.path={tmp_path / 'imported' / 'tokenizer'}",
-             f"data.train.0.path={root / 'text'}",
-             f"data.validation.0.path={root / 'text.validation'}", "data.sequence_length=64", "batch.global_size=4",
-             "phases.0.steps=3", "precision.dtype=fp32", "logging={every: 1, tensorboard: false}"]
+    words = [*of_an_import(recipe, "runs/sheared_llama", "llama2", root, tmp_path), "batch.global_size=4",
+             "phases.0.steps=3"]
     assert "mntp:0.2 (mask 0.8, random 0.1)" in run_cli("pretrain", recipe, *words, "--dry-run").stdout
     run_cli("pretrain", recipe, *words)
     assert [math.isfinite(line["loss"]) for line in metrics(tmp_path / "run")] == [True] * 3
@@ -165,16 +171,9 @@ def test_the_bridge_begins_with_an_import(root, tmp_path):
 
 def test_the_detour_begins_with_an_imported_modernbert(root, tmp_path):
     recipe = EXAMPLES / "recipes" / "modernbert_bio.yaml"
-    said = run_cli("pretrain", recipe, "--dry-run", code=2).stderr
-    assert said == "megatron-encdec: model.run: runs/modernbert: not a run directory (it has no config.yaml)\n"
-    save("modernbert", tmp_path / "hf", root / "tokenizer")
-    run_cli("import", tmp_path / "hf", tmp_path / "imported")
-    words = [f"run.dir={tmp_path / 'run'}", f"run.from.path={tmp_path / 'imported'}",
-             f"model.run={tmp_path / 'imported'}", f"tokenizer.path={tmp_path / 'imported' / 'tokenizer'}",
-             f"data.train.0.path={root / 'text'}", f"data.validation.0.path={root / 'text.validation'}",
-             "data.sequence_length=64", "batch={global_size: 4, micro_size: 4}", "phases.0.tokens=768",
-             "phases.1.tokens=768", "phases.1.schedule.decay_tokens=768", "schedule.warmup_tokens=256",
-             "precision.dtype=fp32", "logging={every: 1, tensorboard: false}"]
+    words = [*of_an_import(recipe, "runs/modernbert", "modernbert", root, tmp_path),
+             "batch={global_size: 4, micro_size: 4}", "phases.0.tokens=768", "phases.1.tokens=768",
+             "phases.1.schedule.decay_tokens=768", "schedule.warmup_tokens=256"]
     run_cli("pretrain", recipe, *words)
     lines = metrics(tmp_path / "run")
     assert [line["objective"] for line in lines] == ["clm"] * 3 + ["mlm"] * 3

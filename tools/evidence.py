@@ -13,7 +13,7 @@ import argparse
 import csv
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -242,8 +242,7 @@ def _save(figure, path: Path) -> None:
 
 def put(page: str, made: Mapping[str, str]) -> str:
     """The page with its tables. Raises `KeyError` for a mark without a table."""
-    replace: Callable = lambda match: f"<!-- {match['name']} -->\n\n{made[match['name']]}\n<!-- end -->"  # noqa: E731
-    return PATTERN.sub(replace, page)
+    return PATTERN.sub(lambda match: f"<!-- {match['name']} -->\n\n{made[match['name']]}\n<!-- end -->", page)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -32,7 +32,7 @@ from megatron_encdec.interop.source import Source, find, whole_trunk
 from megatron_encdec.interop.source_config import read_source
 from megatron_encdec.interop.source_files import copy_tokenizer_files, read_object
 from megatron_encdec.interop.tokenizer_files import about_empty_texts, special_ids, write_tokenizer
-from megatron_encdec.model.config import spared_flops, training_flops, whole_pairs
+from megatron_encdec.model.flops import spared_flops, training_flops, whole_pairs
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.rundir.files import fsync_tree, replace_durably, write_json_atomic
 from megatron_encdec.training.stretches import by_phase, tokens_between

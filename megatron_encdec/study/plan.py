@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from megatron_encdec.model.config import training_flops, whole_pairs
+from megatron_encdec.model.flops import training_flops, whole_pairs
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.platform.progress import short_count
 from megatron_encdec.study.config import Resources, StudyConfig

@@ -7,7 +7,7 @@ from megatron_encdec.data.config import DataConfig
 from megatron_encdec.data.store import AbsentStore
 from megatron_encdec.data.training_data import TrainingData
 from megatron_encdec.engine.config import BatchSettings
-from megatron_encdec.model.config import training_flops, whole_pairs
+from megatron_encdec.model.flops import training_flops, whole_pairs
 from megatron_encdec.model.parts import Frozen
 from megatron_encdec.model.rope import Rope
 from megatron_encdec.platform import schema

@@ -6,7 +6,7 @@ import time
 
 from megatron_encdec.engine.integrity import listed
 from megatron_encdec.engine.saver import SaveEvent
-from megatron_encdec.model.config import training_flops
+from megatron_encdec.model.flops import training_flops
 from megatron_encdec.platform.device import peak_flops
 from megatron_encdec.platform.errors import as_line
 from megatron_encdec.platform.optional import is_available

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from megatron_encdec.data.samples import Samples
 from megatron_encdec.engine import optimizer as updates
-from megatron_encdec.model.config import attended_pairs
+from megatron_encdec.model.flops import attended_pairs
 from megatron_encdec.model.rope import Rope
 from megatron_encdec.objectives.base import AttentionKind, MicroBatch, Objective, Vocabulary, collate, filler
 from megatron_encdec.platform import megatron as mcore

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_encdec.data.samples import Sample
 from megatron_encdec.model.blocks import Blocks, reach, segment_mask
-from megatron_encdec.model.config import ModelConfig, attended_pairs, training_flops, whole_pairs
+from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.flops import attended_pairs, training_flops, whole_pairs
 from megatron_encdec.model.parts import Frozen
 from megatron_encdec.model.performance import PerformanceSettings
 from megatron_encdec.model.trunk import build_trunk

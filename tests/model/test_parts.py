@@ -2,7 +2,8 @@
 
 import pytest
 
-from megatron_encdec.model.config import ModelConfig, training_flops
+from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.flops import training_flops
 from megatron_encdec.model.parts import Frozen
 from megatron_encdec.platform.errors import UserError
 
