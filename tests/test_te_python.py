@@ -77,7 +77,7 @@ class Windows:
 @pytest.fixture(autouse=True)
 def te_on_a_cpu(monkeypatch):
     """A config cannot ask for it: on a CPU `choose_layers` refuses."""
-    monkeypatch.setattr(trunks, "choose_layers", lambda wanted, _dtype: wanted)
+    monkeypatch.setattr(trunks, "choose_layers", lambda wanted, *_others: wanted)
     calls.clear()
 
 
@@ -386,7 +386,7 @@ here.leave()
 
 def forked_ranks():
     """This process and a fork of it as two tensor ranks: one import for both, and nothing has started a thread."""
-    trunks.choose_layers = lambda wanted, _dtype: wanted
+    trunks.choose_layers = lambda wanted, *_others: wanted
     rank = str(int(not os.fork()))
     os.environ.update(RANK=rank, LOCAL_RANK=rank)
     return distributed.initialize(tensor=2)

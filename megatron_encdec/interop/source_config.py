@@ -30,7 +30,7 @@ _COSMETIC = {
     "output_attentions", "output_hidden_states", "return_dict", "finetuning_task", "task_specific_params",
     "name_or_path", "max_window_layers", "sep_token_id", "decoder_start_token_id", "attention_dropout", "layer_types",
     "no_rope_layer_interval", "head_dim", "transformers_weights", "configuration_files"}
-_DROPOUTS = ("attention_dropout", "embedding_dropout", "mlp_dropout")
+_DROPOUTS = ("attention_dropout", "embedding_dropout", "mlp_dropout", "resid_pdrop", "embd_pdrop")
 _MEANT_BY = {
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok",
                      "moe_intermediate_size"), "mixture of experts"),
