@@ -187,11 +187,12 @@ def _flash_over_segments(query_THD, key_TGD, value_TGD, context: AttentionContex
                          _softcap: None = None):
     from torch.nn.attention.varlen import varlen_attn
 
+    if scale is not None:  # of the kernel's own
+        query_THD = query_THD * (scale * query_THD.shape[-1] ** 0.5)
     # torch 2.11 takes fewer heads of keys as they are, later ones ask to be told
     told = {"enable_gqa": query_THD.shape[1] != key_TGD.shape[1]} if _varlen_is_told_of_groups() else {}
     return varlen_attn(query_THD, key_TGD, value_TGD, context.cu_seqlens_q, context.cu_seqlens_kv,
-                       context.max_seqlen_q, context.max_seqlen_kv, window_size=context.window_size, scale=scale,
-                       **told)
+                       context.max_seqlen_q, context.max_seqlen_kv, window_size=context.window_size, **told)
 
 
 @functools.cache

@@ -71,8 +71,8 @@ class ModelConfig:
                                              "null: 1", None)
     residual_multiplier: float | None = key("of what attention and MLP add to the trunk (Granite); null: 1", None)
     attention_multiplier: float | None = key("of the attention's scores (Granite); null: 1 / sqrt(head_dim)", None)
-    attention_softcap: float | None = key("bounds the attention's scores: c * tanh(score / c) (Gemma 2); torch's layers "
-                                          "alone have it", None)
+    attention_softcap: float | None = key("bounds the attention's scores: c * tanh(score / c) (Gemma 2); in torch's "
+                                          "layers alone", None)
     logits_scaling: float | None = key("what the logits are divided by (Granite); null: 1", None)
     logits_softcap: float | None = key("bounds the logits: c * tanh(logit / c) (Gemma 2)", None)
     prediction_head: Literal["linear", "dense"] = key(
@@ -215,7 +215,7 @@ class ModelConfig:
             raise UserError(f"parallel.pipeline: {pipeline} does not divide model.num_layers={self.num_layers}")
 
 
-# what a trunk does without: the keys, at these values, that are no part of a history and no feature of a family
+# what a trunk does without: the keys, at these values, that are no part of a history
 WITHOUT = {"rope_scaling": None, "layers_without_rope": [], "sliding_window": None, "layers_without_window": [],
             "qkv_bias": False, "qk_norm": False, "norm": "rmsnorm", "embedding_norm": False, "activation": "swiglu",
             "prediction_head": "linear", "local_rope_theta": None, "norm_place": "before", "norm_zero_centered": False,

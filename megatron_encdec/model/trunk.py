@@ -194,7 +194,8 @@ def build_trunk(model: ModelConfig, topology: Topology, dtype: torch.dtype, sequ
                 sequence_parallel: bool = False, performance: PerformanceSettings | None = None,
                 precision: PrecisionSettings | None = None) -> Trunk:
     """This rank's part of the trunk; weights are a function of `seed`, name and global position alone."""
-    performance, layers = performance or PerformanceSettings(), choose_layers(model.layers, dtype, model.attention_softcap)
+    performance = performance or PerformanceSettings()
+    layers = choose_layers(model.layers, dtype, model.attention_softcap)
     fusion = accumulation_fusion(performance.fuse_gradients, layers)
     extra = core_options(performance, fusion) | fp8_options(precision or PrecisionSettings())
     config = transformer_config(model, topology, dtype, sequence_parallel, extra)
