@@ -59,8 +59,8 @@ class ModelConfig:
                                                 "(ModernBERT)", "rmsnorm")
     norm_eps: float = key("epsilon of the norms", 1e-5)
     norm_place: Literal["before", "after", "both"] = key(
-        "where a layer has the norms of its attention and of its MLP: `before` each, `after` each, before its output is "
-        "added (OLMo 2), or `both` (Gemma 2 and 3)", "before")
+        "where a layer has the norms of its attention and of its MLP: `before` each, `after` each, before its output "
+        "is added (OLMo 2), or `both` (Gemma 2 and 3)", "before")
     norm_zero_centered: bool = key("a norm multiplies by 1 + its weight, which begins at 0 (Gemma)", False)
     embedding_norm: bool = key("a norm behind the embeddings, in the place of the one before the first attention "
                                "(ModernBERT)", False)

@@ -12,7 +12,6 @@ from megatron_encdec.model.rope import RopeScaling
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import load_tokenizer, train_tokenizer
 
-
 GEMMA2 = dict(norm_place="both", norm_zero_centered=True, activation="geglu_tanh", embedding_multiplier=32**0.5)
 
 
@@ -91,7 +90,7 @@ def test_what_no_class_or_not_this_class_can_hold_is_refused(tokenizer):
                                                          "qk_norm": True}, "no norms on queries and keys"),
                                  ("llama", {"qkv_bias": True}, "no biases on queries, keys and values"),
                                  ("llama", {"attention_output_bias": True}, "it always has biases on queries"),
-                                 ("qwen2", {"qkv_bias": True, "attention_output_bias": True}, "no bias on the attention"),
+                                 ("qwen2", {"qkv_bias": True, "attention_output_bias": True}, "no bias on the"),
                                  ("llama", {"norm_place": "both"}, "no norms behind attention and MLP"),
                                  ("llama", {"logits_scaling": 2.0}, "no scaled logits .model.logits_scaling"),
                                  ("gemma2", {**GEMMA2, "embedding_multiplier": 2.0},

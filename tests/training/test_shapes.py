@@ -1,4 +1,4 @@
-"""Trunks of the shapes that imports bring, through runs: the same numbers however a run is split, stopped or computed."""
+"""Trunks of the shapes that imports bring, through runs: the same numbers however a run is split, stopped or done."""
 
 import pytest
 from small_run import metrics, outcome, run_cli
