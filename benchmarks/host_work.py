@@ -127,7 +127,7 @@ def stand_in(layers: str, around: StandIn):
         raise SystemExit(f"--layers transformer_engine: {te_binding.why_not}")
     from megatron_encdec.model import trunk
 
-    trunk.choose_layers = lambda wanted, _dtype: wanted  # on a CPU it refuses
+    trunk.choose_layers = lambda wanted, *_others: wanted  # on a CPU it refuses
     te_binding.around.append(around)
     with te_binding.on_a_gpu():
         yield

@@ -45,10 +45,49 @@ MODELS = {
 }
 
 
+_WINDOWED = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
+MODELS |= {
+    "llama-biases": ("LlamaForCausalLM", {"attention_bias": True}),
+    "qwen3-biases": ("Qwen3ForCausalLM", {"head_dim": 16, "attention_bias": True}),
+    "gemma2": ("Gemma2ForCausalLM", {  # bounds that are reached
+        "head_dim": 20, "query_pre_attn_scalar": 7, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 5.0,
+        "sliding_window": 6, "layer_types": _WINDOWED}),
+    "gemma2-plain": ("Gemma2ForCausalLM", {
+        "head_dim": 12, "query_pre_attn_scalar": 12, "attn_logit_softcapping": None, "final_logit_softcapping": None,
+        "tie_word_embeddings": False, "layer_types": ["full_attention"] * 4}),
+    "gemma3": ("Gemma3ForCausalLM", {"head_dim": 20, "query_pre_attn_scalar": 7, "sliding_window": 6, "layer_types":
+                                     _WINDOWED, "rope_parameters": {
+                                         "full_attention": {"rope_type": "linear", "rope_theta": 900.0, "factor": 2.0},
+                                         "sliding_attention": {"rope_type": "default", "rope_theta": 40.0}}}),
+    "gemma3-wide": ("Gemma3ForCausalLM", {"head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window": 200,
+                                          "final_logit_softcapping": 5.0, "tie_word_embeddings": False}),
+    "embeddinggemma": ("Gemma3ForCausalLM", {
+        "head_dim": 20, "sliding_window": 12, "layer_types": _WINDOWED, "rope_parameters": TWO_BASES,
+        "use_bidirectional_attention": True}),
+    "olmo2": ("Olmo2ForCausalLM", {}),
+    "olmo2-biases": ("Olmo2ForCausalLM", {"attention_bias": True, "tie_word_embeddings": True}),
+    "olmo3": ("Olmo3ForCausalLM", {"sliding_window": 6, "layer_types": _WINDOWED, "rope_parameters": {
+        "full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0}}}),
+    "olmo3-wide": ("Olmo3ForCausalLM", {"sliding_window": 200}),
+    "granite": ("GraniteForCausalLM", {"embedding_multiplier": 3.0, "residual_multiplier": 0.22, "logits_scaling": 6.0,
+                                       "attention_multiplier": 0.4, "tie_word_embeddings": True}),
+    "granite-plain": ("GraniteForCausalLM", {"attention_multiplier": 12**-0.5, "attention_bias": True}),
+    "phi3": ("Phi3ForCausalLM", {}),
+    "phi3-window": ("Phi3ForCausalLM", {"sliding_window": 9, "tie_word_embeddings": True}),
+}
+
+
 # `ModelConfig`'s keys of ModernBERT's shape, for a trunk of two layers or more and as many groups as heads
 MODERNBERT = dict(norm="layernorm", activation="geglu", embedding_norm=True, prediction_head="dense",
                   tied_embeddings=True, sliding_window=6, layers_without_window=[0], rope_theta=900.0,
                   local_rope_theta=40.0)
+
+
+def kind_of(name: str) -> str:
+    """The attention that the model asks for."""
+    model_class, settings = MODELS[name]
+    both = model_class.endswith("MaskedLM") or settings.get("use_bidirectional_attention")
+    return "bidirectional" if both else "causal"
 
 
 def build(name: str, **changes):
@@ -60,6 +99,8 @@ def build(name: str, **changes):
     known = vars(model_class.config_class())  # a ModernBERT has as many key/value heads as heads, and no key for them
     sizes = {key: value for key, value in SIZES.items() if key in known}
     config = model_class.config_class(**{**sizes, **settings, **changes})
+    if model_class.__name__.startswith("Gemma2"):
+        config._attn_implementation = "eager"  # SDPA leaves out the bound on the scores
     torch.manual_seed(len(name))
     model = model_class(config).eval()
     with torch.no_grad():

@@ -132,15 +132,15 @@ def generic_gemm(A, transa, B, transb, D, quantizer, out_dtype, bias, bias_dtype
 
 
 def rmsnorm_fwd(x, weight, eps, out, quantizer, out_dtype, sm_margin, zero_centered):
-    assert not zero_centered and out is None
+    assert out is None
     inverse = (x.float().square().mean(-1) + eps).rsqrt()
-    normed = (x.float() * inverse[..., None] * weight.float()).to(x.dtype)
+    normed = (x.float() * inverse[..., None] * (weight.float() + zero_centered)).to(x.dtype)
     return (normed if quantizer is None else quantize(normed, quantizer)), None, inverse
 
 
 def rmsnorm_bwd(dz, x, inverse, weight, sm_margin, zero_centered):
     unit, dz = x.float() * inverse[..., None], dz.view(x.shape).float()
-    weighted = dz * weight.float()
+    weighted = dz * (weight.float() + zero_centered)
     dx = inverse[..., None] * (weighted - unit * (weighted * unit).mean(-1, keepdim=True))
     return dx.to(x.dtype), (dz * unit).reshape(-1, x.shape[-1]).sum(0).to(weight.dtype)
 

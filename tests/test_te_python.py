@@ -60,7 +60,12 @@ TE, TORCH = "transformer_engine", "torch"
 VARIANTS = {"plain": {}, "qk_norm": {"qk_norm": True}, "qkv_bias": {"qkv_bias": True},
             "tied": {"tied_embeddings": True}, "layers_without_rope": {"layers_without_rope": [1]},
             "sliding_window": {"sliding_window": 3, "layers_without_window": [0]}, "modernbert": MODERNBERT,
-            "embedding_norm": {"embedding_norm": True}}
+            "embedding_norm": {"embedding_norm": True},
+            "gemma": {"norm_place": "both", "norm_zero_centered": True, "activation": "geglu_tanh", "qk_norm": True,
+                      "embedding_multiplier": 8.0, "attention_multiplier": 0.3, "logits_softcap": 5.0},
+            "olmo": {"norm_place": "after", "qk_norm": True, "qk_norm_over": "heads"},
+            "granite": {"residual_multiplier": 0.4, "logits_scaling": 2.0, "qkv_bias": True,
+                        "attention_output_bias": True}}
 MIXTURE = {"name": "mixture", "parts": [{"objective": "clm"}, {"objective": "mlm:0.4"}]}
 
 
@@ -77,7 +82,7 @@ class Windows:
 @pytest.fixture(autouse=True)
 def te_on_a_cpu(monkeypatch):
     """A config cannot ask for it: on a CPU `choose_layers` refuses."""
-    monkeypatch.setattr(trunks, "choose_layers", lambda wanted, _dtype: wanted)
+    monkeypatch.setattr(trunks, "choose_layers", lambda wanted, *_others: wanted)
     calls.clear()
 
 
@@ -90,7 +95,7 @@ def trainer_of(topology, layers=TE, seed=5, precision=None, settings=None, seque
         trunk = trunks.build_trunk(ModelConfig(**sizes), topology, torch.bfloat16, LENGTH, seed, sequence, performance,
                                    precision)
     for name, parameter in trunk.named_parameters():
-        if name.endswith("qkv.bias"):
+        if name.endswith(("qkv.bias", "proj.bias")):
             parameter.data.copy_(torch.linspace(-1, 1, parameter.numel()))
     ddp = wrap(trunk)
     optimizer = build_optimizer(ddp, settings or OptimizerSettings(lr=1e-3))
@@ -386,7 +391,7 @@ here.leave()
 
 def forked_ranks():
     """This process and a fork of it as two tensor ranks: one import for both, and nothing has started a thread."""
-    trunks.choose_layers = lambda wanted, _dtype: wanted
+    trunks.choose_layers = lambda wanted, *_others: wanted
     rank = str(int(not os.fork()))
     os.environ.update(RANK=rank, LOCAL_RANK=rank)
     return distributed.initialize(tensor=2)

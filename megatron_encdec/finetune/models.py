@@ -50,7 +50,9 @@ def encoder_config(source: ModelSource) -> transformers.PretrainedConfig:
                         "layers over text")
     if _is_decoder(config):
         # nothing between the layers and the head drops out, as in EuroBERT; keys and values serve generation alone
-        config.is_causal, config.classifier_dropout, config.use_cache = source.attention == "causal", 0.0, False
+        config.classifier_dropout, config.use_cache = 0.0, False
+        if source.attention == "causal" or not getattr(config, "use_bidirectional_attention", False):
+            config.is_causal = source.attention == "causal"  # besides Gemma 3's own key it would move windows by one
     if hasattr(config, "classifier_pooling") and source.pooling != "last":
         first = "bos" if config.model_type == "eurobert" else "cls"
         config.classifier_pooling = first if source.pooling == "cls" else "mean"

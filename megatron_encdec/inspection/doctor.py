@@ -88,11 +88,11 @@ def _device(config, ranks: int, problems: list[str]) -> list[tuple[str, str]]:
             problems.append(f"--nproc {ranks}: there are {len(gpus)} GPUs here, a rank needs one of its own")
     else:
         where = f"CPU, {machine.available_cores()} cores; gloo"
-    rows, dtype = [("device", where)], DTYPES[config.precision.dtype]
+    rows, dtype, softcap = [("device", where)], DTYPES[config.precision.dtype], config.model.attention_softcap
     try:
-        layers = choose_layers(config.model.layers, dtype)
+        layers = choose_layers(config.model.layers, dtype, softcap)
         kind = "Transformer Engine's own" if layers == "transformer_engine" else choose_attention(
-            config.performance.attention, dtype)
+            config.performance.attention, dtype, softcap)
         rows += [("layers", "Transformer Engine" if layers == "transformer_engine" else "torch"), ("attention", kind)]
         check_kernels(config)
     except UserError as error:

@@ -64,11 +64,11 @@ def hugging_face_config(target: Target, model: ModelConfig, positions: int, toke
         special |= {"pad": tokenizer.pad_id, "eos": tokenizer.eod_id}
     if target.is_encoder:
         special["mask"] = tokenizer.mask_id
-    kind = {} if target.is_native else {"is_causal": False}
-    return getattr(transformers, target.family.config_class)(
-        **target.family.write(model), **target.family.ids(special), **kind,
-        max_position_embeddings=max(positions, model.max_positions or 0), attention_dropout=0.0,
-        architectures=[target.model_class])
+    family = target.family
+    said = family.write(model) | ({} if target.is_native else family.turned(model))
+    return getattr(transformers, family.config_class)(
+        **said, **family.ids(special), max_position_embeddings=max(positions, model.max_positions or 0),
+        attention_dropout=0.0, architectures=[target.model_class])
 
 
 def build_model(target: Target, config, weights: dict[str, torch.Tensor]):
@@ -130,9 +130,10 @@ def load_model(target: Target, directory: Path):
     """The model in `directory`, in fp32, through its Auto class; `ParityError` unless every key fits."""
     import transformers
 
+    path = {"attn_implementation": "eager"} if target.family.eager else {}
     with quiet():
         model, info = getattr(transformers, target.auto_class).from_pretrained(
-            directory, dtype=torch.float32, output_loading_info=True, local_files_only=True)
+            directory, dtype=torch.float32, output_loading_info=True, local_files_only=True, **path)
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     faults = {kind: sorted(info[kind]) for kind in kinds if info[kind]}
     if faults or type(model).__name__ != target.model_class:

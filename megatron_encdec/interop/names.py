@@ -90,20 +90,37 @@ def _has_dense_head(model: ModelConfig) -> bool:
     return model.prediction_head == "dense"
 
 
+def _has_norms_before(model: ModelConfig) -> bool:
+    return model.norm_place != "after"
+
+
+def _has_norms_after(model: ModelConfig) -> bool:
+    return model.norm_place != "before"
+
+
 # Llama's names, which the decoders after it and EuroBERT took over; and all that a trunk can have.
 ROWS = (
     Row(EMBEDDINGS, ("model.embed_tokens.weight",), ("VH",), VOCABULARY),
-    Row(_OURS + "self_attention.linear_qkv.layer_norm_weight", (_THEIRS + "input_layernorm.weight",), ("H",)),
+    Row(_OURS + "self_attention.linear_qkv.layer_norm_weight", (_THEIRS + "input_layernorm.weight",), ("H",),
+        present=_has_norms_before),
     Row(_OURS + "self_attention.linear_qkv.weight", tuple(f"{_THEIRS}self_attn.{part}_proj.weight" for part in "qkv"),
         ("QH", "KH", "KH"), QKV),
     Row(_OURS + "self_attention.linear_qkv.bias", tuple(f"{_THEIRS}self_attn.{part}_proj.bias" for part in "qkv"),
         ("Q", "K", "K"), QKV, present=lambda model: model.qkv_bias),
-    Row(_OURS + "self_attention.q_layernorm.weight", (_THEIRS + "self_attn.q_norm.weight",), ("D",),
-        present=lambda model: model.qk_norm),
-    Row(_OURS + "self_attention.k_layernorm.weight", (_THEIRS + "self_attn.k_norm.weight",), ("D",),
-        present=lambda model: model.qk_norm),
+    *(Row(f"{_OURS}self_attention.{part}_layernorm.weight", (f"{_THEIRS}self_attn.{part}_norm.weight",), (size,),
+          present=lambda model, over=over: model.qk_norm and model.qk_norm_over == over)
+      for over, sizes in (("head", "DD"), ("heads", "QK")) for part, size in zip("qk", sizes, strict=True)),
     Row(_OURS + "self_attention.linear_proj.weight", (_THEIRS + "self_attn.o_proj.weight",), ("HQ",)),
-    Row(_OURS + "mlp.linear_fc1.layer_norm_weight", (_THEIRS + "post_attention_layernorm.weight",), ("H",)),
+    Row(_OURS + "self_attention.linear_proj.bias", (_THEIRS + "self_attn.o_proj.bias",), ("H",),
+        present=lambda model: model.attention_output_bias),
+    # Gemma and OLMo call a norm after what it follows, Llama the one before the MLP after the attention, too
+    Row(_OURS + "self_attn_bda.norm.weight", (_THEIRS + "post_attention_layernorm.weight",), ("H",),
+        present=_has_norms_after),
+    *(Row(_OURS + "mlp.linear_fc1.layer_norm_weight", (f"{_THEIRS}{name}_layernorm.weight",), ("H",),
+          present=lambda model, place=place: model.norm_place == place)
+      for place, name in (("before", "post_attention"), ("both", "pre_feedforward"))),
+    Row(_OURS + "mlp_bda.norm.weight", (_THEIRS + "post_feedforward_layernorm.weight",), ("H",),
+        present=_has_norms_after),
     Row(_OURS + "mlp.linear_fc1.weight", (_THEIRS + "mlp.gate_proj.weight", _THEIRS + "mlp.up_proj.weight"),
         ("FH", "FH"), GATE_UP),
     Row(_OURS + "mlp.linear_fc2.weight", (_THEIRS + "mlp.down_proj.weight",), ("HF",)),

@@ -30,7 +30,7 @@ _COSMETIC = {
     "output_attentions", "output_hidden_states", "return_dict", "finetuning_task", "task_specific_params",
     "name_or_path", "max_window_layers", "sep_token_id", "decoder_start_token_id", "attention_dropout", "layer_types",
     "no_rope_layer_interval", "head_dim", "transformers_weights", "configuration_files"}
-_DROPOUTS = ("attention_dropout", "embedding_dropout", "mlp_dropout")
+_DROPOUTS = ("attention_dropout", "embedding_dropout", "mlp_dropout", "resid_pdrop", "embd_pdrop")
 _MEANT_BY = {
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok",
                      "moe_intermediate_size"), "mixture of experts"),
@@ -113,6 +113,18 @@ def _read(path: Path, ignore: Collection[str]) -> dict[str, Any]:
     return content
 
 
+_OTHER_TRUNKS = {  # model_type -> why it is not one of the families; the rest has no line of its own
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "nomic_bert"),
+                    "positions from a table, a norm behind each sum and biases everywhere are another trunk; as a "
+                    "baseline, finetune and evaluate take it as it is"),
+    **dict.fromkeys(("deberta", "deberta-v2"), "its attention adds terms for relative positions, which is another "
+                    "trunk; as a baseline, finetune and evaluate take it as it is"),
+    **dict.fromkeys(("gemma3", "llama4", "mistral3"), "a model of images and text; save its language model alone with "
+                    "transformers, and import that"),
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "granitemoe", "olmoe", "phimoe"), "mixture of experts"),
+    **dict.fromkeys(("t5", "bart", "mt5"), "an encoder and a decoder that reads it are two trunks")}
+
+
 def _family(path: Path, content: dict) -> tuple[Family, str]:
     """The family, and the class that wrote the config."""
     kind, named = content.get("model_type"), content.get("architectures") or []
@@ -129,6 +141,8 @@ def _family(path: Path, content: dict) -> tuple[Family, str]:
     if content.get("auto_map"):
         raise UserError(f"{about} is code that comes with the model (auto_map), which is never run; known are "
                         f"transformers' own {known}, and their headless classes: import a model saved as one of them")
+    if reason := _OTHER_TRUNKS.get(kind):
+        raise UserError(f"{about} is not supported: {reason}")
     raise UserError(f"{about} is not supported; known are {known}, and their headless classes")
 
 

@@ -65,14 +65,16 @@ def explicit_is_faster(length: int, dtype: torch.dtype) -> bool:
 
 
 def context_of_windows(kind: AttentionKind, sliding_window: int | None, cu_seqlens: torch.Tensor, windows: int,
-                       length: int, isolated: bool, dtype: torch.dtype, may_be_explicit: bool = True,
+                       length: int, isolated: bool, dtype: torch.dtype, explicit: bool | None = None,
                        **angles) -> AttentionContext:
     """Of `windows` x `length` tokens that are not packed. cu_seqlens: as in `segment_mask`; isolated: there are cuts
-    inside the windows."""
+    inside the windows. explicit: None where speed may decide."""
     far = reach(kind, sliding_window)
     bounded = 0 <= far[0] < length - 1
     blocks = blocks_within(length, far if bounded else (-1, far[1]))
-    explicit, mask_B1SS = may_be_explicit and blocks.size == length and explicit_is_faster(length, dtype), None
+    if explicit is None:
+        explicit = blocks.size == length and explicit_is_faster(length, dtype)
+    mask_B1SS = None
     if isolated:
         mask_B1SS = segment_mask(cu_seqlens, windows, length, far, blocks, dtype)
     elif bounded or (explicit and kind == "causal"):  # the same of every window
@@ -123,9 +125,10 @@ def rotate(layer, query: torch.Tensor, key: torch.Tensor, context: AttentionCont
 class TorchAttention(mcore.MegatronModule):
     """Core attention in plain torch; runs wherever torch does."""
 
-    def __init__(self, config, layer_number, attn_mask_type, attention_type, **_unused):
+    def __init__(self, config, layer_number, attn_mask_type, attention_type, softmax_scale=None, softcap=None,
+                 **_unused):
         super().__init__(config)
-        self.layer_number = layer_number
+        self.layer_number, self.scale, self.softcap = layer_number, softmax_scale, softcap
 
     def forward(self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None,
                 packed_seq_params: AttentionContext = None):
@@ -136,48 +139,56 @@ class TorchAttention(mcore.MegatronModule):
             attend = over_windows
         else:
             attend = _flash_over_segments if query.is_cuda else _one_segment_after_another
-        return attend(query, key, value, context).flatten(-2)
+        return attend(query, key, value, context, self.scale, self.softcap).flatten(-2)
 
 
-def over_windows(query, key, value, context: AttentionContext):
-    """query [S, B, H, D], key and value [S, B, G, D]  ->  [S, B, H, D]"""
+def over_windows(query, key, value, context: AttentionContext, scale: float | None = None,
+                 softcap: float | None = None):
+    """query [S, B, H, D], key and value [S, B, G, D]  ->  [S, B, H, D]. scale: of the scores, None: 1 / sqrt(D).
+    softcap: bounds the scores, where the context is explicit."""
     blocks = context.blocks
     query_XHCD, key_XGKD, value_XGKD = blocks.queries(query), blocks.keys(key), blocks.keys(value)  # X: N * B
     if context.explicit:
-        out_XHCD = _explicit_attention(query_XHCD, key_XGKD, value_XGKD, context.mask_B1SS)
+        out_XHCD = _explicit_attention(query_XHCD, key_XGKD, value_XGKD, context.mask_B1SS, scale, softcap)
     else:
         out_XHCD = F.scaled_dot_product_attention(
             query_XHCD, key_XGKD, value_XGKD, attn_mask=context.mask_B1SS, enable_gqa=query.shape[2] != key.shape[2],
-            is_causal=context.kind == "causal" and context.mask_B1SS is None)
+            is_causal=context.kind == "causal" and context.mask_B1SS is None, scale=scale)
     return blocks.together(out_XHCD, query.shape[1], query.shape[0])
 
 
-def _explicit_attention(query_BHSD, key_BGSD, value_BGSD, mask_B1SS):
+def _explicit_attention(query_XHCD, key_XGKD, value_XGKD, mask_X1CK, scale: float | None, softcap: float | None):
     """softmax(q k^T / sqrt(D) + mask) v, the H / G queries of a group in one product."""
-    windows, heads, length, width = query_BHSD.shape
-    rows = (-1, heads // key_BGSD.shape[1] * length, width)
-    scores = torch.bmm((query_BHSD * width**-0.5).reshape(rows), key_BGSD.flatten(0, 1).transpose(1, 2))
-    scores_BHSS = scores.view(windows, heads, length, length)
-    if mask_B1SS is not None:
-        scores_BHSS = scores_BHSS + mask_B1SS
-    probabilities = scores_BHSS.softmax(dim=-1).view(-1, rows[1], length)
-    return torch.bmm(probabilities, value_BGSD.flatten(0, 1)).view(query_BHSD.shape)
+    blocks, heads, queries, width = query_XHCD.shape
+    rows, keys = (-1, heads // key_XGKD.shape[1] * queries, width), key_XGKD.shape[2]
+    scaled_XHCD = query_XHCD * (width**-0.5 if scale is None else scale)
+    scores = torch.bmm(scaled_XHCD.reshape(rows), key_XGKD.flatten(0, 1).transpose(1, 2))
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores_XHCK = scores.view(blocks, heads, queries, keys)
+    if mask_X1CK is not None:
+        scores_XHCK = scores_XHCK + mask_X1CK
+    probabilities = scores_XHCK.softmax(dim=-1).view(-1, rows[1], keys)
+    return torch.bmm(probabilities, value_XGKD.flatten(0, 1)).view(query_XHCD.shape)
 
 
-def _one_segment_after_another(query_THD, key_TGD, value_TGD, context: AttentionContext):
+def _one_segment_after_another(query_THD, key_TGD, value_TGD, context: AttentionContext, *settings):
     """For a CPU, where reading the cuts costs nothing."""
     outputs = []
     for start, end in itertools.pairwise(context.cu_seqlens_q.tolist()):
         alone = context_of_windows(context.kind, context.sliding_window, context.cu_seqlens_q, 1, end - start, False,
-                                   query_THD.dtype, may_be_explicit=False)
+                                   query_THD.dtype, explicit=context.explicit)
         pieces = (x_THD[start:end, None] for x_THD in (query_THD, key_TGD, value_TGD))
-        outputs.append(over_windows(*pieces, alone)[:, 0])
+        outputs.append(over_windows(*pieces, alone, *settings)[:, 0])
     return torch.cat(outputs)
 
 
-def _flash_over_segments(query_THD, key_TGD, value_TGD, context: AttentionContext):
+def _flash_over_segments(query_THD, key_TGD, value_TGD, context: AttentionContext, scale: float | None = None,
+                         _softcap: None = None):
     from torch.nn.attention.varlen import varlen_attn
 
+    if scale is not None:  # of the kernel's own
+        query_THD = query_THD * (scale * query_THD.shape[-1] ** 0.5)
     # torch 2.11 takes fewer heads of keys as they are, later ones ask to be told
     told = {"enable_gqa": query_THD.shape[1] != key_TGD.shape[1]} if _varlen_is_told_of_groups() else {}
     return varlen_attn(query_THD, key_TGD, value_TGD, context.cu_seqlens_q, context.cu_seqlens_kv,
@@ -212,7 +223,7 @@ def transformer_engine_attention() -> type:
             context = packed_seq_params.of(self)
             query, key = rotate(self, query, key, context)
             if torch.are_deterministic_algorithms_enabled() and varlen_is_usable():
-                return _flash_over_segments(query, key, value, context).flatten(-2)
+                return _flash_over_segments(query, key, value, context, self.config.softmax_scale).flatten(-2)
             return super().forward(query, key, value, attention_mask, attn_mask_type=PACKED_MASK_TYPES[context.kind],
                                    attention_bias=attention_bias, packed_seq_params=context)
 

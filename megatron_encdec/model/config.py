@@ -58,10 +58,23 @@ class ModelConfig:
     norm: Literal["rmsnorm", "layernorm"] = key("every norm; `layernorm`: with the mean taken away, without a bias "
                                                 "(ModernBERT)", "rmsnorm")
     norm_eps: float = key("epsilon of the norms", 1e-5)
+    norm_place: Literal["before", "after", "both"] = key(
+        "where a layer has the norms of its attention and of its MLP: `before` each, `after` each, before its output "
+        "is added (OLMo 2), or `both` (Gemma 2 and 3)", "before")
+    norm_zero_centered: bool = key("a norm multiplies by 1 + its weight, which begins at 0 (Gemma)", False)
     embedding_norm: bool = key("a norm behind the embeddings, in the place of the one before the first attention "
                                "(ModernBERT)", False)
-    activation: Literal["swiglu", "geglu"] = key("the MLP's gated unit; `geglu`: with the exact gelu (ModernBERT)",
-                                                 "swiglu")
+    activation: Literal["swiglu", "geglu", "geglu_tanh"] = key(
+        "the MLP's gated unit; `geglu`: with the exact gelu (ModernBERT); `geglu_tanh`: with its approximation by tanh "
+        "(Gemma)", "swiglu")
+    embedding_multiplier: float | None = key("of what the embeddings give (Granite; in Gemma the root of hidden_size); "
+                                             "null: 1", None)
+    residual_multiplier: float | None = key("of what attention and MLP add to the trunk (Granite); null: 1", None)
+    attention_multiplier: float | None = key("of the attention's scores (Granite); null: 1 / sqrt(head_dim)", None)
+    attention_softcap: float | None = key("bounds the attention's scores: c * tanh(score / c) (Gemma 2); in torch's "
+                                          "layers alone", None)
+    logits_scaling: float | None = key("what the logits are divided by (Granite); null: 1", None)
+    logits_softcap: float | None = key("bounds the logits: c * tanh(logit / c) (Gemma 2)", None)
     prediction_head: Literal["linear", "dense"] = key(
         "`linear`: the output matrix alone; `dense`: a layer of the trunk's width, gelu and a norm before it, and a "
         "bias behind it (BERT, ModernBERT)", "linear")
@@ -76,7 +89,10 @@ class ModelConfig:
     layers_without_window: list[int] = key("numbers, from 0, of layers that `sliding_window` leaves alone",
                                            factory=list)
     qkv_bias: bool = key("biases of queries, keys and values (Qwen2)", False)
+    attention_output_bias: bool = key("a bias of the attention's output (Llama with attention_bias)", False)
     qk_norm: bool = key("RMSNorm of queries and keys (Qwen3)", False)
+    qk_norm_over: Literal["head", "heads"] = key("what a norm of queries or keys is over: each `head`, or all `heads` "
+                                                 "together (OLMo 2)", "head")
     init_std: float = key("standard deviation of the initial weights", 0.02)
     vocabulary_size: int | None = key("tokens that the trunk knows; null: those of the tokenizer", None)
     layers: Literal["auto", "torch", "transformer_engine"] = key(
@@ -93,7 +109,8 @@ class ModelConfig:
         schema.at_least(self, 1, "sliding_window")
         schema.at_least(self, 2, "vocabulary_size")
         schema.above(self, 1, "rope_theta", "local_rope_theta")
-        schema.above(self, 0, "norm_eps", "init_std")
+        schema.above(self, 0, "norm_eps", "init_std", "embedding_multiplier", "residual_multiplier",
+                     "attention_multiplier", "attention_softcap", "logits_scaling", "logits_softcap")
         if self.num_attention_heads % self.num_query_groups:
             raise ValueError(f"num_query_groups: {self.num_query_groups} does not divide "
                              f"num_attention_heads={self.num_attention_heads}")
@@ -111,6 +128,10 @@ class ModelConfig:
         for name in ("layers_without_window", "local_rope_theta"):
             if getattr(self, name) and self.sliding_window is None:
                 raise ValueError(f"{name}: no layer has a window; set sliding_window, or leave this out")
+        if self.norm_zero_centered and self.norm != "rmsnorm":
+            raise ValueError(f"norm_zero_centered: true goes with norm=rmsnorm, here it is {self.norm}")
+        if self.qk_norm_over != "head" and not self.qk_norm:
+            raise ValueError("qk_norm_over: there are no norms of queries and keys; set qk_norm, or leave this out")
         if self.sliding_window is not None and not self.layers_with_window:
             raise ValueError("layers_without_window: all layers are named; leave this and sliding_window out")
 
@@ -135,7 +156,7 @@ class ModelConfig:
     def identity(self) -> dict[str, Any]:
         """What of this determines a state: the part of a run's history. What a trunk does without is left out."""
         found = schema.to_dict(self)
-        absent = {name for name, default in _WITHOUT.items() if found[name] == default}
+        absent = {name for name, default in WITHOUT.items() if found[name] == default}
         if self.rope_scaling is not None:
             found["rope_scaling"] = self.rope_scaling.given
         left_out = {"preset", "layers", "family", "max_positions", *absent}
@@ -173,9 +194,11 @@ class ModelConfig:
     def parameter_count(self, with_head: bool = True) -> int:
         """Trainable parameters, vocabulary padding left out; arXiv 2507.00994 counts without the head. The norm of the
         embeddings is one that the first layer does without."""
-        layer = self.parameters_per_layer + 2 * self.hidden_size
+        layer = self.parameters_per_layer + (4 if self.norm_place == "both" else 2) * self.hidden_size
         if self.qk_norm:
-            layer += 2 * self.head_dim
+            heads = self.num_attention_heads + self.num_query_groups if self.qk_norm_over == "heads" else 2
+            layer += heads * self.head_dim
+        layer += self.attention_output_bias * self.hidden_size
         if self.qkv_bias:
             layer += self.head_dim * (self.num_attention_heads + 2 * self.num_query_groups)
         tables = 2 if with_head and not self.tied_embeddings else 1
@@ -193,9 +216,12 @@ class ModelConfig:
 
 
 # what a trunk does without: the keys, at these values, that are no part of a history
-_WITHOUT = {"rope_scaling": None, "layers_without_rope": [], "sliding_window": None, "layers_without_window": [],
+WITHOUT = {"rope_scaling": None, "layers_without_rope": [], "sliding_window": None, "layers_without_window": [],
             "qkv_bias": False, "qk_norm": False, "norm": "rmsnorm", "embedding_norm": False, "activation": "swiglu",
-            "prediction_head": "linear", "local_rope_theta": None}
+            "prediction_head": "linear", "local_rope_theta": None, "norm_place": "before", "norm_zero_centered": False,
+            "embedding_multiplier": None, "residual_multiplier": None, "attention_multiplier": None,
+            "attention_softcap": None, "logits_scaling": None, "logits_softcap": None, "attention_output_bias": False,
+            "qk_norm_over": "head"}
 
 
 def _of_preset(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -220,8 +246,9 @@ def _of_run(run: Any, where: str) -> dict[str, Any]:
     return {key: value for key, value in model.items() if key != "preset"}
 
 
-def choose_layers(wanted: str, dtype: torch.dtype) -> str:
-    """"torch" or "transformer_engine" for the configured `model.layers`; the latter's attention takes 16 bits only."""
+def choose_layers(wanted: str, dtype: torch.dtype, softcap: float | None = None) -> str:
+    """"torch" or "transformer_engine" for the configured `model.layers`; the latter's attention takes 16 bits only, and
+    bounds no scores (softcap: `model.attention_softcap`)."""
     engine = why_unusable(CUDA_PACKAGES["transformer_engine"]) if device_type() == "cuda" else "no use without a GPU"
     if wanted == "transformer_engine" and engine:
         raise UserError(f"model.layers: transformer_engine needs a CUDA GPU and the package, which is {engine}: "
@@ -229,6 +256,9 @@ def choose_layers(wanted: str, dtype: torch.dtype) -> str:
     if wanted == "transformer_engine" and dtype != torch.bfloat16:
         raise UserError("model.layers: transformer_engine needs precision.dtype=bf16: its attention over packed "
                         "documents has no fp32 kernels; or set model.layers=torch")
+    if wanted == "transformer_engine" and softcap:
+        raise UserError(f"model.layers: transformer_engine has no attention with attention_softcap={softcap}; set "
+                        "model.layers=torch, or leave it out")
     if wanted == "auto":
-        return "torch" if engine or dtype != torch.bfloat16 else "transformer_engine"
+        return "torch" if engine or softcap or dtype != torch.bfloat16 else "transformer_engine"
     return wanted

@@ -34,13 +34,14 @@ class Head(mcore.ColumnParallelLinear):
 
     chunk: int | None = None  # positions of a chunk; None: `chunk_rows`
     kernels: ModuleType | None = None
+    softcap: float | None = None  # bounds the logits: c * tanh(logit / c)
 
     @classmethod
     def adopt(cls, layer: mcore.ColumnParallelLinear, chunk: int | None, kernels: ModuleType | None,
-              with_bias: bool = False) -> None:
+              softcap: float | None = None, with_bias: bool = False) -> None:
         """Turn the output layer that a GPTModel has made into a Head, its weight and all."""
         layer.__class__ = cls
-        layer.chunk, layer.kernels = chunk, kernels
+        layer.chunk, layer.kernels, layer.softcap = chunk, kernels, softcap
         if with_bias:
             layer.bias = torch.nn.Parameter(torch.zeros(
                 layer.output_size_per_partition, device=device(), dtype=layer.config.params_dtype))
@@ -53,11 +54,12 @@ class Head(mcore.ColumnParallelLinear):
         """rows [N, 1, H] -> (logits [N, 1, V], None); with labels: rows [N, H] -> (summed loss, losses [N]).
         weights_N: of the losses in their sum, None where each is 1."""
         if labels_N is None:
-            return super().forward(rows, weight=weight, **options)
+            logits, bias = super().forward(rows, weight=weight, **options)
+            return (logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap), bias
         if self.allreduce_dgrad:
             rows = mcore.tensor_parallel.copy_to_tensor_model_parallel_region(rows, group=self.tp_group)
         return linear_cross_entropy(rows, self.weight if weight is None else weight, labels_N, vocabulary_size,
-                                    self.tp_group, self.chunk, self.kernels, weights_N, self.bias)
+                                    self.tp_group, self.chunk, self.kernels, weights_N, self.bias, self.softcap)
 
 
 class DenseHead(torch.nn.Module):
@@ -86,29 +88,30 @@ def chunk_rows(columns: int, device: str, width: int = 4) -> int:
 def linear_cross_entropy(hidden_NH: torch.Tensor, weight_VH: torch.Tensor, labels_N: torch.Tensor,
                          vocabulary_size: int, group: dist.ProcessGroup, chunk: int | None = None,
                          kernels: ModuleType | None = None, weights_N: torch.Tensor | None = None,
-                         bias_V: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+                         bias_V: torch.Tensor | None = None,
+                         softcap: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of `hidden_NH @ weight_VH.T`, plus `bias_V` where there is one: its sum, a scalar with gradients,
     and each position's [N], without. In fp32 (fp64 for fp64 inputs). weight_VH, bias_V: this rank's rows of the table;
     ranks of `group` hold equal parts in order. labels_N: global ids below `vocabulary_size`; N may be 0. chunk:
     positions whose logits exist at a time. kernels: `model/kernels.py`, to make the passes over them (not in fp64).
-    weights_N: of each loss in the sum (None: 1), not in the losses [N]. The gradient of `hidden_NH` is that of this
-    rank's columns."""
-    kernels = None if hidden_NH.dtype == torch.float64 else kernels
+    weights_N: of each loss in the sum (None: 1), not in the losses [N]. softcap: bounds the logits, without kernels.
+    The gradient of `hidden_NH` is that of this rank's columns."""
+    kernels = None if hidden_NH.dtype == torch.float64 or softcap else kernels
     width = hidden_NH.element_size() if kernels else 4  # kernels work in the memory of the product, others in fp32
     rows = chunk or chunk_rows(weight_VH.shape[0], weight_VH.device.type, width)
     wanted = tuple(torch.is_grad_enabled() and one is not None and one.requires_grad
                    for one in (hidden_NH, weight_VH, bias_V))
     return _LinearCrossEntropy.apply(hidden_NH, weight_VH, bias_V, labels_N, vocabulary_size, group, rows, kernels,
-                                     wanted, weights_N)
+                                     wanted, weights_N, softcap)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(context, hidden_NH, weight_VH, bias_V, labels_N, vocabulary_size, group, rows, kernels, wanted,
-                weights_N):
+                weights_N, softcap):
         first = dist.get_rank(group) * weight_VH.shape[0]
         real = min(max(vocabulary_size - first, 0), weight_VH.shape[0])
-        chunk_of = functools.partial(_chunk_by_kernels, kernels) if kernels else _chunk
+        chunk_of = functools.partial(*((_chunk_by_kernels, kernels) if kernels else (_chunk, softcap)))
         precision = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
         losses_N = torch.empty(len(labels_N), dtype=precision, device=hidden_NH.device)
         single = 0 < len(labels_N) <= rows  # else the weight's gradient is a sum over chunks, in fp32 or more
@@ -141,19 +144,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(context, scale, _losses):
         # made for this call: used once, in place
-        return (*(None if one is None else one.mul_(scale) for one in context.saved_tensors), *(None,) * 7)
+        return (*(None if one is None else one.mul_(scale) for one in context.saved_tensors), *(None,) * 8)
 
 
 def _logits(hidden_CH, weight_VH, bias_V):
     return hidden_CH @ weight_VH.T if bias_V is None else torch.addmm(bias_V, hidden_CH, weight_VH.T)
 
 
-def _chunk(logits_CV, label_C, here_C, real: int, group):
+def _chunk(softcap: float | None, logits_CV, label_C, here_C, real: int, group):
     """(losses [C], function that makes the gradient [C, V] of their sum, weighted by its argument [C] or None): label_C
     counts this rank's columns, and here_C is true where the label is one of the `real` ones. All in the memory of the
-    logits, or of one fp32 copy."""
-    dtype = logits_CV.dtype
+    logits, or of one fp32 copy; with a softcap of two more."""
+    dtype, slope_CV = logits_CV.dtype, None
     scores_CV = logits_CV if dtype in (torch.float32, torch.float64) else logits_CV.float()
+    if softcap is not None:
+        turned_CV = scores_CV.div_(softcap).tanh_()
+        slope_CV, scores_CV = 1 - turned_CV.square(), turned_CV.mul_(softcap)
     scores_CV[:, real:] = float("-inf")
     scores_CV.sub_(_over_ranks(scores_CV.amax(dim=1), dist.ReduceOp.MAX, group)[:, None])
     own_C = scores_CV.gather(1, label_C[:, None])[:, 0].masked_fill(~here_C, 0.0)
@@ -164,6 +170,8 @@ def _chunk(logits_CV, label_C, here_C, real: int, group):
         gradient_CV = exponentials_CV.mul_(total_C.reciprocal()[:, None])
         minus_C = -here_C.to(gradient_CV.dtype)
         gradient_CV.scatter_add_(1, label_C[:, None], minus_C[:, None])
+        if slope_CV is not None:
+            gradient_CV.mul_(slope_CV)
         return (gradient_CV if weights_C is None else gradient_CV.mul_(weights_C[:, None])).to(dtype)
 
     return total_C.log() - own_C, gradient

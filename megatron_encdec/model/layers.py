@@ -10,6 +10,7 @@ Both give a layer the same parameter names in a checkpoint, so one loads what th
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from megatron_encdec.model.attention import TorchAttention, transformer_engine_attention
 from megatron_encdec.model.config import ModelConfig
@@ -24,15 +25,77 @@ class RMSNorm(torch.nn.RMSNorm):
         super().__init__(hidden_size, config.layernorm_epsilon if eps is None else eps, device=device(),
                          dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel
+        self.zero_centered = config.layernorm_zero_centered_gamma
+
+    def forward(self, x):
+        """Of the last dimension. Zero-centred, as in Gemma: times 1 + weight, which is taken in fp32."""
+        if not self.zero_centered:
+            return super().forward(x)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(precise), self.normalized_shape, 1 + self.weight.to(precise), self.eps).to(x.dtype)
 
 
 class LayerNorm(torch.nn.LayerNorm):
-    """torch's, without a bias; the same."""
+    """torch's, without a bias; the same, but never zero-centred."""
 
     def __init__(self, config, hidden_size, eps=None, **_unused):
         super().__init__(hidden_size, config.layernorm_epsilon if eps is None else eps, bias=False, device=device(),
                          dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel
+
+
+class HeadsNorm(torch.nn.Module):
+    """RMSNorm over all heads together of queries or keys [..., heads, D] (OLMo 2, arXiv 2501.00656). A tensor rank has
+    its heads' weights, in order, and the squares of all ranks."""
+
+    def __init__(self, config, hidden_size, heads: int, eps=None, **_unused):
+        super().__init__()
+        self.eps = config.layernorm_epsilon if eps is None else eps
+        self.width, local = heads * hidden_size, heads // config.tensor_model_parallel_size
+        self.weight = torch.nn.Parameter(torch.ones(local * hidden_size, device=device(), dtype=config.params_dtype))
+        mcore.set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
+        self.zero_centered = config.layernorm_zero_centered_gamma
+
+    def forward(self, x):
+        """x as it came, normed in fp32 or more."""
+        rows = x.flatten(-2).to(torch.promote_types(x.dtype, torch.float32))
+        squares = mcore.sum_over_tensor_ranks(rows.square().sum(-1, keepdim=True))
+        weight = self.weight.to(rows.dtype) + self.zero_centered
+        return (rows * torch.rsqrt(squares / self.width + self.eps) * weight).to(x.dtype).view(x.shape)
+
+    def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
+        """For megatron.core's checkpoints: cut as the heads are."""
+        return mcore.make_sharded_tensors_for_checkpoint(self.state_dict(prefix="", keep_vars=True), prefix,
+                                                         {"weight": 0}, sharded_offsets)
+
+
+class Sum(torch.nn.Module):
+    """What a layer's attention or MLP gives, added to the trunk: behind a norm (OLMo 2, Gemma), times a factor
+    (Granite). In the place of megatron.core's bias, dropout and sum; there is no dropout."""
+
+    def __init__(self, config, norm: type | None, multiplier: float | None):
+        super().__init__()
+        self.norm = norm(config, config.hidden_size, eps=config.layernorm_epsilon) if norm else None
+        self.multiplier = 1.0 if multiplier is None else multiplier
+
+    def forward(self, _training: bool, _fused: bool):
+        """The function ((output, bias or None), residual, dropout) -> their sum, all [.., H]."""
+        return self._add
+
+    def _add(self, output_with_bias, residual, _dropout):
+        output, bias = output_with_bias
+        output = output if bias is None else output + bias
+        output = output if self.norm is None else self.norm(output)
+        return torch.add(residual, output, alpha=self.multiplier)
+
+
+def with_bias(linear: type) -> type:
+    """The linear layer's class with a bias, whatever megatron.core asks for."""
+    class Biased(linear):
+        def __init__(self, *arguments, bias, **settings):
+            super().__init__(*arguments, bias=True, **settings)
+
+    return Biased
 
 
 NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
@@ -81,30 +144,49 @@ def parts_of(layers: str, norm: type) -> Parts:
     return Parts(te.TENorm, mcore.IdentityOp, te.TELayerNormColumnParallelLinear, column, row, attention)
 
 
-def block_spec(layers: str, num_layers: int, model: ModelConfig, first_stage: bool) -> mcore.TransformerBlockSubmodules:
+def block_spec(layers: str, num_layers: int, model: ModelConfig, first_stage: bool,
+               config: mcore.TransformerConfig) -> mcore.TransformerBlockSubmodules:
     """Spec of `num_layers` layers, a pipeline stage's, and the final norm; `layers` is "torch" or "transformer_engine".
-    With model.qk_norm each head's queries and keys are normed before they are rotated (Qwen3, arXiv 2505.09388)."""
+    With model.qk_norm queries and keys are normed before they are rotated (Qwen3, arXiv 2505.09388)."""
     norm = NORMS[model.norm]
     parts = parts_of(layers, norm)
-    head_norm = parts.norm if model.qk_norm else mcore.IdentityOp
+    into_mlp = (parts.before, parts.column) if model.norm_place != "after" else (mcore.IdentityOp, parts.plain)
+    q_norm, k_norm = _norms_of_heads(model, parts)
+    attention = parts.attention
+    if model.attention_softcap:
+        attention = mcore.ModuleSpec(module=attention, params={"softcap": model.attention_softcap})
+    out = with_bias(parts.row) if model.attention_output_bias else parts.row
+    total = mcore.get_bias_dropout_add
+    if model.norm_place != "before" or model.residual_multiplier is not None:
+        total = mcore.ModuleSpec(module=Sum, params={
+            "config": config, "norm": parts.norm if model.norm_place != "before" else None,
+            "multiplier": model.residual_multiplier})
 
     def layer(before: type, column: type, **module) -> mcore.ModuleSpec:
-        attention = mcore.ModuleSpec(
+        self_attention = mcore.ModuleSpec(
             module=mcore.SelfAttention,
             params={"attn_mask_type": mcore.AttnMaskType.no_mask},  # never read: the kind is in AttentionContext
             submodules=mcore.SelfAttentionSubmodules(
-                linear_qkv=column, core_attention=parts.attention, linear_proj=parts.row,
-                q_layernorm=head_norm, k_layernorm=head_norm))
+                linear_qkv=column, core_attention=attention, linear_proj=out, q_layernorm=q_norm, k_layernorm=k_norm))
         mlp = mcore.ModuleSpec(module=mcore.MLP,
-                               submodules=mcore.MLPSubmodules(linear_fc1=parts.column, linear_fc2=parts.row))
+                               submodules=mcore.MLPSubmodules(linear_fc1=into_mlp[1], linear_fc2=parts.row))
         return mcore.ModuleSpec(
             **module or {"module": mcore.TransformerLayer},
             submodules=mcore.TransformerLayerSubmodules(
-                input_layernorm=before, self_attention=attention, self_attn_bda=mcore.get_bias_dropout_add,
-                pre_mlp_layernorm=parts.before, mlp=mlp, mlp_bda=mcore.get_bias_dropout_add,
-                sharded_state_dict_keys_map=TORCH_KEYS))
+                input_layernorm=before, self_attention=self_attention, self_attn_bda=total,
+                pre_mlp_layernorm=into_mlp[0], mlp=mlp, mlp_bda=total, sharded_state_dict_keys_map=TORCH_KEYS))
 
-    specs = [layer(parts.before, parts.column)] * num_layers
+    specs = [layer(*into_mlp)] * num_layers
     if model.embedding_norm and first_stage:
         specs[0] = layer(mcore.IdentityOp, parts.plain, module=FirstLayer, params={"norm": norm})
     return mcore.TransformerBlockSubmodules(layer_specs=specs, layer_norm=parts.norm)
+
+
+def _norms_of_heads(model: ModelConfig, parts: Parts) -> tuple:
+    """Of queries and of keys."""
+    if not model.qk_norm:
+        return mcore.IdentityOp, mcore.IdentityOp
+    if model.qk_norm_over == "head":
+        return parts.norm, parts.norm
+    return tuple(mcore.ModuleSpec(module=HeadsNorm, params={"heads": heads})
+                 for heads in (model.num_attention_heads, model.num_query_groups))

@@ -76,8 +76,14 @@ class PerformanceSettings:
         return on_its_own if self.prefetch is None else self.prefetch
 
 
-def choose_attention(wanted: Attention | None, dtype: torch.dtype) -> Attention:
-    """Attention of the torch layers. A GPU is quick at packed segments; its kernels take 16 bits only."""
+def choose_attention(wanted: Attention | None, dtype: torch.dtype, softcap: float | None = None) -> Attention:
+    """Attention of the torch layers. A GPU is quick at packed segments; its kernels take 16 bits only, and bound no
+    scores (softcap: `model.attention_softcap`)."""
+    if softcap and device_type() == "cuda":
+        if wanted == "packed":
+            raise UserError(f"performance.attention: packed has no kernel for model.attention_softcap={softcap}; leave "
+                            "the key out")
+        return "masked"
     packed_works = device_type() == "cpu" or (varlen_is_usable() and dtype == torch.bfloat16)
     if wanted == "packed" and not packed_works:
         raise UserError("performance.attention: packed needs a GPU of compute capability 8.0 or later and "

@@ -6,7 +6,8 @@ shapes never change, so a switch of objective is nothing but the next micro-batc
 Initial weights are a function of (run seed, parameter name, global position), the same on any TP/PP/DP: megatron.core's
 sharded state says, for each local tensor, its global name, shape and offset. The global tensor is drawn in blocks of
 rows, each from its own counter-based stream; a rank draws only the blocks that cross its slice, and keeps its part.
-N(0, std) for every matrix (arXiv 2507.00994, training code; its table prints sigma^2 = 0.2); norms 1, biases 0.
+N(0, std) for every matrix (arXiv 2507.00994, training code; its table prints sigma^2 = 0.2); norms 1 (zero-centred ones
+0), biases 0.
 
 Shape suffixes: S window length, B windows of a micro-batch, H hidden size, N labelled positions.
 """
@@ -42,9 +43,10 @@ class Trunk(mcore.GPTModel):
                  sequence_length: int, performance: PerformanceSettings | None = None):
         performance = performance or PerformanceSettings()
         self.packed = (layers == "transformer_engine"
-                       or choose_attention(performance.attention, config.params_dtype) == "packed")
+                       or choose_attention(performance.attention, config.params_dtype,
+                                           model.attention_softcap) == "packed")
         super().__init__(
-            config, block_spec(layers, mcore.get_num_layers_to_build(config), model, topology.first_stage),
+            config, block_spec(layers, mcore.get_num_layers_to_build(config), model, topology.first_stage, config),
             vocab_size=model.padded_vocabulary_size, max_sequence_length=sequence_length,
             pre_process=topology.first_stage, post_process=topology.last_stage,
             share_embeddings_and_output_weights=model.tied_embeddings, position_embedding_type="none")
@@ -57,7 +59,7 @@ class Trunk(mcore.GPTModel):
             mcore.use_swiglu(self._kernels.swiglu)
         if self.post_process:
             dense = model.prediction_head == "dense"
-            Head.adopt(self.output_layer, performance.head_chunk, self._kernels, with_bias=dense)
+            Head.adopt(self.output_layer, performance.head_chunk, self._kernels, model.logits_softcap, with_bias=dense)
             self.prediction_head = DenseHead(config, NORMS[model.norm]) if dense else None
 
     def attention_context(self, kind: str, cu_seqlens: torch.Tensor, longest: int, isolated: bool,
@@ -66,6 +68,7 @@ class Trunk(mcore.GPTModel):
         is not the model's."""
         dtype = self.config.params_dtype
         most = min(length, 1 << (longest - 1).bit_length())  # few values: some kernels are planned anew for each
+        capped = self.model.attention_softcap is not None  # torch's fused kernels bound no scores
 
         def within(window: int | None, rope: Rope) -> AttentionContext:
             angles_SD, factor = self._rotary(rope, length)
@@ -74,9 +77,10 @@ class Trunk(mcore.GPTModel):
                 cos, sin = (turn.repeat(windows, 1)[:, None] for turn in turns)
                 return AttentionContext(qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens,
                                         max_seqlen_q=most, max_seqlen_kv=most, kind=kind, cos=cos, sin=sin,
-                                        sliding_window=window, kernels=self._kernels)
+                                        sliding_window=window, kernels=self._kernels, explicit=capped)
             cos, sin = (turn[:, None, None] for turn in turns)
-            return context_of_windows(kind, window, cu_seqlens, windows, length, isolated, dtype, cos=cos, sin=sin)
+            return context_of_windows(kind, window, cu_seqlens, windows, length, isolated, dtype, capped or None,
+                                      cos=cos, sin=sin)
 
         model, rope = self.model, rope or self.model.rope
         context = within(None, rope)
@@ -100,6 +104,8 @@ class Trunk(mcore.GPTModel):
         if self.pre_process:
             ids = inputs_BS.reshape(1, -1) if self.packed else inputs_BS
             hidden = self.embedding(input_ids=ids, position_ids=None)
+            if self.model.embedding_multiplier is not None:  # rounded first, as the weights are (Gemma)
+                hidden = hidden * hidden.new_tensor(self.model.embedding_multiplier)
             if self._passes_gradients and torch.is_grad_enabled():
                 hidden.requires_grad_()  # also where the embeddings are frozen
         return self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=context)
@@ -132,7 +138,8 @@ class Trunk(mcore.GPTModel):
             length = rows.shape[0] // windows
             positions_N = (positions_N % length) * windows + positions_N // length
         rows_NH = rows.index_select(0, positions_N)
-        return rows_NH if self.prediction_head is None else self.prediction_head(rows_NH)
+        rows_NH = rows_NH if self.prediction_head is None else self.prediction_head(rows_NH)
+        return rows_NH if self.model.logits_scaling is None else rows_NH / self.model.logits_scaling
 
     def _table(self) -> torch.Tensor | None:
         return self.shared_embedding_or_output_weight() if self.model.tied_embeddings else None
@@ -151,18 +158,27 @@ def _leave(weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
+def _gelu_tanh(gate: torch.Tensor) -> torch.Tensor:
+    return F.gelu(gate, approximate="tanh")
+
+
 def transformer_config(model: ModelConfig, topology: Topology, dtype: torch.dtype, sequence_parallel: bool,
                        extra: dict | None = None) -> mcore.TransformerConfig:
     """megatron.core's view of the trunk; `extra`: what `performance` and `precision` come to, if not the defaults."""
     extra = core_options(PerformanceSettings(), None) if extra is None else extra
+    if model.activation == "geglu_tanh":  # megatron.core's fused functions know no approximation
+        extra = extra | {"bias_activation_fusion": False}
     without_rope = [int(layer in model.layers_without_rope) for layer in range(model.num_layers)]
     return mcore.TransformerConfig(
         num_layers=model.num_layers, hidden_size=model.hidden_size, ffn_hidden_size=model.ffn_hidden_size,
         num_attention_heads=model.num_attention_heads, num_query_groups=model.num_query_groups,
         kv_channels=model.head_dim, layernorm_epsilon=model.norm_eps,
+        layernorm_zero_centered_gamma=model.norm_zero_centered, softmax_scale=model.attention_multiplier,
         normalization={"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.norm], gated_linear_unit=True,
-        activation_func={"swiglu": F.silu, "geglu": F.gelu}[model.activation], add_bias_linear=False,
-        add_qkv_bias=model.qkv_bias, qk_layernorm=model.qk_norm,
+        activation_func={"swiglu": F.silu, "geglu": F.gelu, "geglu_tanh": _gelu_tanh}[model.activation],
+        add_bias_linear=False, add_qkv_bias=model.qkv_bias,
+        # norms that every tensor rank has whole, whose gradients megatron.core sums
+        qk_layernorm=model.qk_norm and model.qk_norm_over == "head",
         no_rope_freq=without_rope if any(without_rope) else None, hidden_dropout=0.0, attention_dropout=0.0,
         # mcore marks a parameter as split over tensor ranks while it initialises it (grad norms depend on the
         # mark), so let it initialise, with nothing: `fill_initial_weights` comes after
@@ -178,7 +194,8 @@ def build_trunk(model: ModelConfig, topology: Topology, dtype: torch.dtype, sequ
                 sequence_parallel: bool = False, performance: PerformanceSettings | None = None,
                 precision: PrecisionSettings | None = None) -> Trunk:
     """This rank's part of the trunk; weights are a function of `seed`, name and global position alone."""
-    performance, layers = performance or PerformanceSettings(), choose_layers(model.layers, dtype)
+    performance = performance or PerformanceSettings()
+    layers = choose_layers(model.layers, dtype, model.attention_softcap)
     fusion = accumulation_fusion(performance.fuse_gradients, layers)
     extra = core_options(performance, fusion) | fp8_options(precision or PrecisionSettings())
     config = transformer_config(model, topology, dtype, sequence_parallel, extra)
@@ -187,26 +204,26 @@ def build_trunk(model: ModelConfig, topology: Topology, dtype: torch.dtype, sequ
         for module in trunk.modules():
             if hasattr(module, "fuse_wgrad_accumulation"):
                 module.fuse_wgrad_accumulation = True
-    fill_initial_weights(trunk, seed, model.init_std)
+    fill_initial_weights(trunk, seed, model.init_std, 0.0 if model.norm_zero_centered else 1.0)
     return trunk
 
 
-def fill_initial_weights(trunk: torch.nn.Module, seed: int, std: float) -> None:
-    """Overwrite every parameter of `trunk` in place."""
+def fill_initial_weights(trunk: torch.nn.Module, seed: int, std: float, norms: float = 1.0) -> None:
+    """Overwrite every parameter of `trunk` in place. norms: their weights."""
     sharded = trunk.sharded_state_dict()
     mcore.apply_factories(sharded)  # an MLP's first layer holds two global tensors' slices in one local tensor
     with torch.no_grad():
         for shard in mcore.nested_values(sharded):
             if isinstance(shard, mcore.ShardedTensor) and shard.data is not None:
-                _fill(shard, seed, std)
+                _fill(shard, seed, std, norms)
 
 
-def _fill(shard: mcore.ShardedTensor, seed: int, std: float) -> None:
+def _fill(shard: mcore.ShardedTensor, seed: int, std: float, norms: float) -> None:
     lead = shard.prepend_axis_num  # the layer number comes as an extra leading axis
     name = "/".join([shard.key, *map(str, shard.global_offset[:lead])])
     shape, offset = shard.global_shape[lead:], shard.global_offset[lead:]
     if len(shape) == 1:
-        shard.data.fill_(0.0 if shard.key.endswith(".bias") else 1.0)
+        shard.data.fill_(0.0 if shard.key.endswith(".bias") else norms)
         return
     values = normal_slice(seed, name, shape, offset, tuple(shard.data.shape))
     shard.data.copy_(torch.from_numpy(values).mul_(std))

@@ -63,6 +63,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 
 def use_swiglu(function) -> None:
@@ -83,6 +84,12 @@ def unwrap_model(model):
 if device_type() == "cpu":
     use_swiglu(gated.swiglu)
 use_geglu(gated.geglu)
+
+
+def sum_over_tensor_ranks(x):
+    """The sum of the tensor ranks' `x`, of which each uses its own part: so their gradients are summed, too."""
+    return tensor_parallel.copy_to_tensor_model_parallel_region(
+        tensor_parallel.reduce_from_tensor_model_parallel_region(x))
 
 
 def counts_once(shard) -> bool:

@@ -66,7 +66,8 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What the user should know of data and kernels before the first step."""
-        kernels = kernel_notes(choose_layers(self.config.model.layers, self.dtype))
+        model = self.config.model
+        kernels = kernel_notes(choose_layers(model.layers, self.dtype, model.attention_softcap))
         validation = self.validation.notes(0) if self.validation else []
         notes = self.train.notes() + self._large_steps() + validation + self._unused() + kernels
         return sorted(notes, key=lambda note: not note.startswith(WARNING))  # what may be a mistake comes first
@@ -168,8 +169,9 @@ def check_topology(config: Config, world_size: int) -> None:
 def check_kernels(config: Config) -> None:
     """Refuse what this machine's kernels cannot do with the trunk; `precision.dtype` is filled in."""
     precision, performance, dtype = config.precision, config.performance, DTYPES[config.precision.dtype]
-    layers = choose_layers(config.model.layers, dtype)
-    choose_attention(performance.attention, dtype)
+    softcap = config.model.attention_softcap
+    layers = choose_layers(config.model.layers, dtype, softcap)
+    choose_attention(performance.attention, dtype, softcap)
     accumulation_fusion(performance.fuse_gradients, layers)
     if performance.overlap_tensor and len(micro_batch_tokens(config)) > 1:
         raise UserError("performance.overlap_tensor: true needs micro-batches of one size, and phases change "

@@ -15,7 +15,9 @@ from megatron_encdec.interop.importing import import_model
 
 LENGTH, POSITION, PAD = 11, 5, 3
 OF = {"llama": "llama2", "eurobert": "eurobert", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3",
-      "smollm3": "smollm3", "modernbert": "modernbert", "modernbert-decoder": "modernbert-decoder"}
+      "smollm3": "smollm3", "modernbert": "modernbert", "modernbert-decoder": "modernbert-decoder",
+      "gemma2": "gemma2-plain", "gemma3_text": "gemma3-wide", "olmo2": "olmo2", "olmo3": "olmo3-wide",
+      "granite": "granite", "phi3": "phi3"}
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,11 @@ from random_models import MODERNBERT
 from megatron_encdec.interop.families import TARGETS, check_fits, choose
 from megatron_encdec.interop.hugging_face import hugging_face_config
 from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.rope import RopeScaling
 from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import load_tokenizer, train_tokenizer
+
+GEMMA2 = dict(norm_place="both", norm_zero_centered=True, activation="geglu_tanh", embedding_multiplier=32**0.5)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,14 @@ def test_auto_follows_the_objective_and_a_wish_goes_before_it():
     ({"sliding_window": 8, "num_layers": 2, "layers_without_window": [1], "qkv_bias": True}, "qwen2",
      "qwen2-bidirectional"),
     ({**MODERNBERT, "num_layers": 2, "num_query_groups": 4}, "modernbert-decoder", "modernbert"),
+    (GEMMA2, "gemma2", "gemma2-bidirectional"),
+    ({**GEMMA2, "qk_norm": True}, "gemma3_text", "gemma3_text-bidirectional"),
+    ({"qkv_bias": True, "attention_output_bias": True}, "llama", "eurobert"),
+    ({"norm_place": "after", "qk_norm": True, "qk_norm_over": "heads"}, "olmo2", "olmo2-bidirectional"),
+    ({"norm_place": "after", "qk_norm": True, "qk_norm_over": "heads", "sliding_window": 8}, "olmo3",
+     "olmo3-bidirectional"),
+    ({"residual_multiplier": 0.2}, "granite", "granite-bidirectional"),
+    ({"family": "phi3"}, "phi3", "eurobert"),
 ])
 def test_auto_takes_the_trunks_family_or_the_first_class_that_holds_it(changes, causal, encoder):
     assert choose("auto", "clm", model_of(**changes)).name == causal
@@ -71,12 +82,26 @@ def test_what_no_class_or_not_this_class_can_hold_is_refused(tokenizer):
                                   "no rotary base of its own in layers with a window"),
                                  ("llama", {"norm": "layernorm"}, "no LayerNorm .model.norm"),
                                  ("eurobert", {"prediction_head": "dense"}, "no dense head"),
-                                 ("modernbert", {}, "it has LayerNorm, this trunk has not .model.norm"),
+                                 ("modernbert", {}, "it always has LayerNorm, this trunk has none .model.norm"),
                                  ("modernbert", {**MODERNBERT, "num_layers": 2}, "num_query_groups=2"),
                                  ("modernbert-decoder", {**MODERNBERT, "num_layers": 2, "num_query_groups": 4,
                                                          "head_dim": 10}, "head_dim=10"),
                                  ("modernbert-decoder", {**MODERNBERT, "num_layers": 2, "num_query_groups": 4,
-                                                         "qk_norm": True}, "no norms on queries and keys")):
+                                                         "qk_norm": True}, "no norms on queries and keys"),
+                                 ("llama", {"qkv_bias": True}, "no biases on queries, keys and values"),
+                                 ("llama", {"attention_output_bias": True}, "it always has biases on queries"),
+                                 ("qwen2", {"qkv_bias": True, "attention_output_bias": True}, "no bias on the"),
+                                 ("llama", {"norm_place": "both"}, "no norms behind attention and MLP"),
+                                 ("llama", {"logits_scaling": 2.0}, "no scaled logits .model.logits_scaling"),
+                                 ("gemma2", {**GEMMA2, "embedding_multiplier": 2.0},
+                                  "it has model.embedding_multiplier=5.65.*this trunk has 2.0"),
+                                 ("gemma2", {**GEMMA2, "norm_place": "after"}, "norm_place=both, this trunk has after"),
+                                 ("gemma2", {**GEMMA2, "attention_multiplier": 0.3}, "root of a whole number"),
+                                 ("gemma3_text", {**GEMMA2, "qk_norm": True, "attention_softcap": 5.0},
+                                  "no bound on the attention's scores"),
+                                 ("olmo2", {"qk_norm": True}, "it always has norms behind attention and MLP"),
+                                 ("olmo2", {"qk_norm": True, "norm_place": "after"}, "norms over all heads"),
+                                 ("phi3", {"rope_scaling": RopeScaling("linear", 2.0)}, "type linear")):
         with pytest.raises(UserError, match=f"--as {wish}: .* cannot hold this trunk: .*{words}"):
             check_fits(TARGETS[wish], model_of(**changes), tokenizer)
     with pytest.raises(UserError, match="no causal class of transformers holds this trunk.*Qwen2ForCausalLM: it has"):

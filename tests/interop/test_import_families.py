@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from random_models import MODELS, build, save
+from random_models import MODELS, build, kind_of, save
 from safetensors.torch import load_file
 
 from megatron_encdec.interop.export import export
@@ -18,7 +18,10 @@ from megatron_encdec.interop.source_config import read_source
 ENCODERS = {"LlamaForCausalLM": "eurobert", "EuroBertForMaskedLM": "eurobert", "MistralForCausalLM":
             "mistral-bidirectional", "Qwen2ForCausalLM": "qwen2-bidirectional", "Qwen3ForCausalLM":
             "qwen3-bidirectional", "SmolLM3ForCausalLM": "smollm3-bidirectional", "ModernBertForMaskedLM": "modernbert",
-            "ModernBertDecoderForCausalLM": "modernbert"}
+            "ModernBertDecoderForCausalLM": "modernbert", "Gemma2ForCausalLM": "gemma2-bidirectional",
+            "Gemma3ForCausalLM": "gemma3_text-bidirectional", "Olmo2ForCausalLM": "olmo2-bidirectional",
+            "Olmo3ForCausalLM": "olmo3-bidirectional", "GraniteForCausalLM": "granite-bidirectional",
+            "Phi3ForCausalLM": "phi3-bidirectional"}
 
 
 def quiet(_line):
@@ -54,7 +57,7 @@ def imported(topology, tokenizer_directory, tmp_path_factory):
 def test_there_and_back_is_equal_tensor_by_tensor(imported, tokenizer_directory, tmp_path, name):
     model, came = imported(name)
     with whole_trunk(find(str(came / "run"))) as trunk:
-        kind = "bidirectional" if MODELS[name][0].endswith("MaskedLM") else "causal"
+        kind = kind_of(name)
         for windows, length in ((1, 64), (3, 17)):  # to the last position: a scaling shows there
             assert logits_difference(trunk, model, kind, windows, length) < 1e-4
         other = {"causal": "bidirectional", "bidirectional": "causal"}[kind]
@@ -98,7 +101,8 @@ def test_weights_keep_the_dtype_that_they_came_in(topology, tokenizer_directory,
 
 
 @pytest.mark.parametrize(("name", "heads", "groups"), [
-    *((name, *heads) for name in ("llama3", "qwen2", "qwen3") for heads in ((3, 1), (9, 3), (5, 5))),
+    *((name, *heads) for name in ("llama3", "qwen2", "qwen3", "gemma3", "olmo2", "granite", "phi3")
+      for heads in ((3, 1), (9, 3), (5, 5))),
     *((name, heads, None) for name in ("modernbert", "modernbert-decoder") for heads in (3, 5))])
 def test_odd_numbers_of_heads(topology, tmp_path, name, heads, groups):
     changes = dict(num_attention_heads=heads, hidden_size=heads * 8)

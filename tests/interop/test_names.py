@@ -1,12 +1,13 @@
 """The name table: nothing lost, nothing mixed up, on every shape."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
 
 from megatron_encdec.interop.names import (
     GATE_UP,
-    ROWS,
     canonical_name,
     canonical_weights,
     expand,
@@ -99,7 +100,15 @@ def test_both_layer_specs_have_the_same_canonical_names():
             == canonical_name("decoder.layers.7.self_attention.linear_qkv.layer_norm_weight"))
     assert (canonical_name("decoder.layers.0.pre_mlp_layernorm.weight")
             == canonical_name("decoder.layers.0.mlp.linear_fc1.layer_norm_weight"))
-    assert len({row.ours for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"qk_norm": True}, {"qk_norm": True, "qk_norm_over": "heads", "norm_place": "after"},
+    {"norm_place": "both", "attention_output_bias": True, "qkv_bias": True, "prediction_head": "dense"}])
+def test_a_trunk_has_each_name_once(changes):
+    table = list(expand(replace(model_of(), **changes)))
+    ours, theirs = [one for one, _, _ in table], [name for _, names, _ in table for name in names]
+    assert len(set(ours)) == len(ours) and len(set(theirs)) == len(theirs)
 
 
 def test_what_does_not_fit_is_named():

@@ -54,6 +54,26 @@ def test_weights_multiply_loss_and_gradients(topology, dtype, chunk):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_bounded_logits(topology, dtype, chunk):
+    """c * tanh(logit / c), as Gemma 2 has it, with a bias before."""
+    hidden_NH, table_VH, labels_N = inputs(97, 128, dtype)
+    bias_V = bias_of(table_VH)
+    ours_, plain_ = ([x.clone().requires_grad_() for x in (hidden_NH, table_VH, bias_V)] for _ in range(2))
+    total, losses_N = linear_cross_entropy(*ours_[:2], labels_N, 97, dist.group.WORLD, chunk, bias_V=ours_[2],
+                                           softcap=0.7)
+    logits_NV = (plain_[0] @ plain_[1].T + plain_[2])[:, :97]
+    expected_N = torch.nn.functional.cross_entropy(torch.tanh(logits_NV / 0.7) * 0.7, labels_N, reduction="none")
+    unbounded_N = torch.nn.functional.cross_entropy(logits_NV.detach(), labels_N, reduction="none")
+    expected_N.sum().backward()
+    total.backward()
+    torch.testing.assert_close(losses_N, expected_N.detach(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    assert (unbounded_N - losses_N).abs().max() > 1e-2
+    for one, other in zip(ours_, plain_, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 def test_no_labels(topology, dtype):
     hidden_NH, table_VH, labels_N = inputs(97, 128, dtype, rows=0)
     losses_N, hidden, table = ours(hidden_NH, table_VH, labels_N, 97)

@@ -48,6 +48,10 @@ DECIDES = {
     "model.sliding_window": "8", "model.layers_without_window.0": (
         "1", ("model.sliding_window=8", "model.layers_without_window=[0]")),
     "model.norm": "layernorm", "model.activation": "geglu", "model.embedding_norm": "true",
+    "model.norm_place": "after", "model.norm_zero_centered": "true", "model.embedding_multiplier": "2",
+    "model.residual_multiplier": "2", "model.attention_multiplier": "2", "model.attention_softcap": "2",
+    "model.logits_scaling": "2", "model.logits_softcap": "2", "model.attention_output_bias": "true",
+    "model.qk_norm_over": ("heads", ("model.qk_norm=true",)),
     "model.prediction_head": "dense", "model.local_rope_theta": ("5000", ("model.sliding_window=8",)),
     "phases.1.local_rope_theta": ("5000", ("model.sliding_window=8",)),
     "model.qkv_bias": "true", "model.qk_norm": "true", "model.init_std": "0.1", "model.vocabulary_size": "400",

@@ -10,9 +10,13 @@ To add a family: a module here, and its row in `MODEL_FAMILIES`. Everything else
 
 from megatron_encdec.interop.families.eurobert import EUROBERT
 from megatron_encdec.interop.families.family import Target
+from megatron_encdec.interop.families.gemma import GEMMA2, GEMMA3
+from megatron_encdec.interop.families.granite import GRANITE
 from megatron_encdec.interop.families.llama import LLAMA
 from megatron_encdec.interop.families.mistral import MISTRAL
 from megatron_encdec.interop.families.modernbert import MODERNBERT, MODERNBERT_DECODER
+from megatron_encdec.interop.families.olmo import OLMO2, OLMO3
+from megatron_encdec.interop.families.phi3 import PHI3
 from megatron_encdec.interop.families.qwen import QWEN2, QWEN3
 from megatron_encdec.interop.families.smollm3 import SMOLLM3
 from megatron_encdec.model.config import ModelConfig
@@ -21,7 +25,8 @@ from megatron_encdec.platform.errors import UserError
 from megatron_encdec.text.tokenizer import Tokenizer
 
 MODEL_FAMILIES = {family.name: family for family in (
-    LLAMA, EUROBERT, MISTRAL, QWEN2, QWEN3, SMOLLM3, MODERNBERT, MODERNBERT_DECODER)}
+    LLAMA, EUROBERT, MISTRAL, QWEN2, QWEN3, SMOLLM3, MODERNBERT, MODERNBERT_DECODER, GEMMA2, GEMMA3, OLMO2, OLMO3,
+    GRANITE, PHI3)}
 TARGETS = {target.name: target for target in sorted(
     (Target(family, attention) for family in MODEL_FAMILIES.values() for attention in family.attentions),
     key=lambda target: not target.is_native)}

@@ -24,6 +24,7 @@ class Family:
 
     rows: ClassVar[tuple[Row, ...]] = ROWS  # its tensors' names
     cosmetic: ClassVar[frozenset[str]] = frozenset()  # of its config's keys, those that change nothing
+    eager: ClassVar[bool] = False  # transformers computes all of its attention on the eager path alone
 
     def read(self, config) -> dict[str, Any]:
         """`ModelConfig`'s keys for an instance of the config class. Raises `UserError` or `ValueError`."""
@@ -40,6 +41,10 @@ class Family:
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """What its config says of the trunk `model`; token ids and positions apart."""
         raise NotImplementedError
+
+    def turned(self, model: ModelConfig) -> dict[str, Any]:
+        """What its config says besides for the second of `attentions`, in the place of what `write` says."""
+        return {"is_causal": False}
 
     def ids(self, special: Mapping[str, int | None]) -> dict[str, int | None]:
         """What its config says of tokens. special: ids of bos, cls, sep, pad, eos, mask, as far as they are known."""

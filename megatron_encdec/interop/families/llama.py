@@ -1,5 +1,6 @@
 """Llama, and what was published in its classes (SmolLM2, ...)."""
 
-from megatron_encdec.interop.families.llama_shaped import NO_BIASES, LlamaShaped
+from megatron_encdec.interop.families.llama_shaped import LlamaShaped
 
-LLAMA = LlamaShaped("llama", "LlamaConfig", "LlamaForCausalLM", whole_heads=True, settings=NO_BIASES)
+LLAMA = LlamaShaped("llama", "LlamaConfig", "LlamaForCausalLM", whole_heads=True, biases=True,
+                    settings={"mlp_bias": False})

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_encdec.interop.families.features import MAY
 from megatron_encdec.interop.families.llama_shaped import LlamaShaped
 from megatron_encdec.model.config import ModelConfig
 
@@ -16,4 +17,4 @@ class _Mistral(LlamaShaped):
         return {**super().write(model), "sliding_window": model.sliding_window}
 
 
-MISTRAL = _Mistral("mistral", "MistralConfig", "MistralForCausalLM", features={"sliding_window": False})
+MISTRAL = _Mistral("mistral", "MistralConfig", "MistralForCausalLM", features={"sliding_window": MAY})

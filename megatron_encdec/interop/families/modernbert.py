@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from megatron_encdec.interop.families import rotary
 from megatron_encdec.interop.families.family import Family
-from megatron_encdec.interop.families.rotary import read_rotary, refused_rotary, rotary_parameters
-from megatron_encdec.interop.families.windows import layer_types, read_windows
+from megatron_encdec.interop.families.features import MAY, fixed, misfit
+from megatron_encdec.interop.families.windows import layer_types
 from megatron_encdec.interop.names import EMBEDDINGS, HEAD, QKV, VOCABULARY, WHOLE_QKV, Row
 from megatron_encdec.model.config import ModelConfig
 
@@ -18,11 +19,8 @@ _OURS, _THEIRS = "decoder.layers.{}.", "model.layers.{}."
 _CONFIG_KEYS = {"num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "ffn_hidden_size": "intermediate_size",
                 "num_attention_heads": "num_attention_heads", "tied_embeddings": "tie_word_embeddings",
                 "norm_eps": "norm_eps", "init_std": "initializer_range", "vocabulary_size": "vocab_size"}
-# `ModelConfig`'s key -> what it is in this shape, and how it is called
-_SHAPE = {"norm": ("layernorm", "LayerNorm"), "activation": ("geglu", "GeGLU"),
-          "embedding_norm": (True, "a norm behind the embeddings"), "prediction_head": ("dense", "a dense head")}
-_WITHOUT = {"qkv_bias": "biases on queries, keys and values", "qk_norm": "norms on queries and keys",
-            "layers_without_rope": "layers without rotary embeddings"}
+_FEATURES = {"norm": "layernorm", "activation": "geglu", "embedding_norm": True, "prediction_head": "dense",
+             **dict.fromkeys(("sliding_window", "layers_without_window", "local_rope_theta"), MAY)}
 # keys of configs -> the one value that the trunk computes, and what another would be
 _FIXED = {"attention_bias": (False, "biases in the attention"), "mlp_bias": (False, "biases in the MLP"),
           "norm_bias": (False, "biases in the norms"), "classifier_bias": (False, "a bias in the head's dense layer"),
@@ -62,12 +60,8 @@ class _ModernBert(Family):
         "sliding_window"})
 
     def read(self, config) -> dict[str, Any]:
-        whole, local, windows = *_rotary(config), read_windows(config)
-        if windows and local["rope_type"] == "default":  # else stretched as the others are
-            windows["local_rope_theta"] = float(local["rope_theta"])
         return {**{ours: getattr(config, theirs) for ours, theirs in _CONFIG_KEYS.items()},
-                "num_query_groups": config.num_attention_heads, **read_rotary(whole, config), **windows,
-                **{key: value for key, (value, _) in _SHAPE.items()}}
+                "num_query_groups": config.num_attention_heads, **rotary.read_both(config), **fixed(_FEATURES)}
 
     def refused(self, config) -> list[str]:
         found = [f"{key}={getattr(config, key)!r} ({meaning})" for key, (value, meaning) in _FIXED.items()
@@ -79,18 +73,10 @@ class _ModernBert(Family):
             found.append(f"layer_types {', '.join(sorted(strange))}")
         if "sliding_attention" in config.layer_types and (config.sliding_window or 0) < 1:
             found.append(f"local_attention={config.local_attention} (windows of less than a token)")
-        whole, local = _rotary(config)
-        if local["rope_type"] != "default" and local != whole:
-            found.append(f"rope_parameters.sliding_attention with rope_type={local['rope_type']!r} (layers with a "
-                         "window are stretched as the others are, or not at all)")
-        return found + [line for one in ([whole] if whole == local else [whole, local])
-                        for line in refused_rotary(one, config)]
+        return found + rotary.refused_both(config)
 
     def remarks(self, content: dict[str, Any], config) -> list[str]:
-        taken = (one["rope_theta"] for one in _rotary(config))
-        bases = zip(("global_rope_theta", "local_rope_theta"), taken, strict=True)
-        found = [f"config.json describes rotary embeddings twice; as in transformers, rope_parameters is taken, not "
-                 f"{key}={content[key]}" for key, theta in bases if content.get(key) not in (None, theta)]
+        found = rotary.remarks_of_both(content, config, rotary.MODERNBERT_KEYS)
         every = content.get("global_attn_every_n_layers")
         if every and config.layer_types != ["sliding_attention" if layer % every else "full_attention"
                                             for layer in range(config.num_hidden_layers)]:
@@ -99,12 +85,9 @@ class _ModernBert(Family):
         return found
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
-        local = model.rope.of_windows
         return {**{theirs: getattr(model, ours) for ours, theirs in _CONFIG_KEYS.items()},
                 **{key: value for key, (value, _) in _FIXED.items()}, "embedding_dropout": 0.0, "mlp_dropout": 0.0,
-                "layer_types": layer_types(model), "rope_parameters": {
-                    "full_attention": rotary_parameters(model.rope_theta, model.rope_scaling),
-                    "sliding_attention": rotary_parameters(local.theta, local.scaling)},
+                "layer_types": layer_types(model), "rope_parameters": rotary.both_parameters(model),
                 **({"local_attention": 2 * model.sliding_window} if model.sliding_window else {})}
 
     def ids(self, special: Mapping[str, int | None]) -> dict[str, int | None]:
@@ -116,12 +99,8 @@ class _ModernBert(Family):
         return {**super().ids(special), **found}
 
     def refuses(self, model: ModelConfig) -> str | None:
-        for key, (value, name) in _SHAPE.items():
-            if getattr(model, key) != value:
-                return f"it has {name}, this trunk has not (model.{key})"
-        for key, name in _WITHOUT.items():
-            if getattr(model, key):
-                return f"it has no {name} (model.{key})"
+        if found := misfit(model, _FEATURES):
+            return found
         if model.num_query_groups != model.num_attention_heads:
             return (f"it has as many key/value heads as query heads; here model.num_query_groups="
                     f"{model.num_query_groups}, model.num_attention_heads={model.num_attention_heads}")
@@ -136,11 +115,6 @@ class _ModernBertDecoder(_ModernBert):
     rows: ClassVar[tuple[Row, ...]] = _rows(
         Row(_OURS + "self_attention.linear_qkv.weight", tuple(f"{_THEIRS}attn.{part}_proj.weight" for part in "qkv"),
             ("QH", "KH", "KH"), QKV), "lm_head")
-
-
-def _rotary(config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`rope_parameters` of global layers and of those with a window."""
-    return config.rope_parameters["full_attention"], config.rope_parameters["sliding_attention"]
 
 
 MODERNBERT = _ModernBert("modernbert", "ModernBertConfig", "ModernBertForMaskedLM", attentions=("bidirectional",))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_encdec.interop.families.features import MAY
 from megatron_encdec.interop.families.llama_shaped import LlamaShaped
 from megatron_encdec.interop.families.windows import read_windows, write_windows
 from megatron_encdec.model.config import ModelConfig
@@ -20,7 +21,7 @@ class _Qwen(LlamaShaped):
         return found
 
 
-_WINDOWS = {"sliding_window": False, "layers_without_window": False}
+_WINDOWS = {"sliding_window": MAY, "layers_without_window": MAY}
 QWEN2 = _Qwen("qwen2", "Qwen2Config", "Qwen2ForCausalLM", features={"qkv_bias": True, **_WINDOWS})
 QWEN3 = _Qwen("qwen3", "Qwen3Config", "Qwen3ForCausalLM", features={"qk_norm": True, **_WINDOWS},
-              settings={"attention_bias": False})
+              biases=True)

@@ -1,11 +1,19 @@
-"""Rotary embeddings in configs: `rope_parameters` of one kind of layer, and what of them the trunk computes."""
+"""Rotary embeddings in configs: `rope_parameters`, and what of them the trunk computes.
+
+Some families have one for all layers; ModernBERT, Gemma 3 and OLMo 3 have one for global layers and another for those
+with a window (`..._both`).
+"""
 
 from typing import Any
 
+from megatron_encdec.interop.families.windows import read_windows
+from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.model.rope import RopeScaling
 from megatron_encdec.platform import schema
 
 _KNOWN = ("default", "linear", "llama3", "yarn")
+# what older configs call the bases of global layers and of those with a window
+MODERNBERT_KEYS, GEMMA_KEYS = ("global_rope_theta", "local_rope_theta"), ("rope_theta", "rope_local_base_freq")
 
 
 def read_rotary(parameters: dict[str, Any] | None, config) -> dict[str, Any]:
@@ -48,3 +56,41 @@ def rotary_remarks(content: dict[str, Any], config) -> list[str]:
 def rotary_parameters(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
     """The way back."""
     return {"rope_type": "default", "rope_theta": theta, **(scaling.given if scaling is not None else {})}
+
+
+def _both(config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of global layers and of those with a window."""
+    return config.rope_parameters["full_attention"], config.rope_parameters["sliding_attention"]
+
+
+def read_both(config) -> dict[str, Any]:
+    """`ModelConfig`'s keys of rotary embeddings and of windows."""
+    (whole, local), windows = _both(config), read_windows(config)
+    if windows and local["rope_type"] == "default":  # else stretched as the others are
+        windows["local_rope_theta"] = float(local["rope_theta"])
+    return {**read_rotary(whole, config), **windows}
+
+
+def refused_both(config) -> list[str]:
+    """What of them the trunk does not compute."""
+    whole, local = _both(config)
+    found = []
+    if local["rope_type"] != "default" and local != whole:
+        found.append(f"rope_parameters.sliding_attention with rope_type={local['rope_type']!r} (layers with a window "
+                     "are stretched as the others are, or not at all)")
+    return found + [line for one in ([whole] if whole == local else [whole, local])
+                    for line in refused_rotary(one, config)]
+
+
+def remarks_of_both(content: dict[str, Any], config, keys: tuple[str, str]) -> list[str]:
+    """Where config.json has bases under `keys`, too, and others."""
+    bases = zip(keys, (one["rope_theta"] for one in _both(config)), strict=True)
+    return [f"config.json describes rotary embeddings twice; as in transformers, rope_parameters is taken, not "
+            f"{key}={content[key]}" for key, theta in bases if content.get(key) not in (None, theta)]
+
+
+def both_parameters(model: ModelConfig) -> dict[str, Any]:
+    """The way back."""
+    local = model.rope.of_windows
+    return {"full_attention": rotary_parameters(model.rope_theta, model.rope_scaling),
+            "sliding_attention": rotary_parameters(local.theta, local.scaling)}

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_encdec.interop.families.llama_shaped import NO_BIASES, LlamaShaped
+from megatron_encdec.interop.families.features import MAY
+from megatron_encdec.interop.families.llama_shaped import LlamaShaped
 from megatron_encdec.interop.families.windows import read_windows, write_windows
 from megatron_encdec.model.config import ModelConfig
 
@@ -20,5 +21,5 @@ class _SmolLM3(LlamaShaped):
 
 
 SMOLLM3 = _SmolLM3(
-    "smollm3", "SmolLM3Config", "SmolLM3ForCausalLM", settings=NO_BIASES,
-    features={"layers_without_rope": False, "sliding_window": False, "layers_without_window": False})
+    "smollm3", "SmolLM3Config", "SmolLM3ForCausalLM", biases=True, settings={"mlp_bias": False},
+    features={"layers_without_rope": MAY, "sliding_window": MAY, "layers_without_window": MAY})
