@@ -13,7 +13,8 @@ from megatron_encdec.platform.ranks import RankEnvironment
 DESCRIPTION = """\
 Write a checkpoint as a Hugging Face model directory that loads with no code but transformers' own: a causal
 checkpoint as its family's class (LlamaForCausalLM, ...), a masked-language-model checkpoint as EuroBertForMaskedLM,
-ModernBertForMaskedLM or, where neither can hold the trunk, as its family's class with is_causal: false.
+ModernBertForMaskedLM or, where neither can hold the trunk, as its family's class, which its config then lets see to
+both sides (is_causal: false; in Gemma 3 use_bidirectional_attention).
 
   megatron-encdec export runs/a models/a                    the newest checkpoint
   megatron-encdec export runs/a@1000 models/a-clm           the checkpoint of step 1000

@@ -9,9 +9,9 @@ from megatron_encdec.platform import device
 from megatron_encdec.platform.launcher import Nodes, at_least_one, launch
 
 DESCRIPTION = """\
-Take over a released model: Llama, Mistral, Qwen2, Qwen3, SmolLM2/3, EuroBERT, ModernBERT and its decoder (Ettin,
-mmBERT), from a directory with config.json, safetensors and tokenizer. A model that needs something which the trunk
-cannot compute is refused, with the key that asks for it. No code of it is run.
+Take over a released model: Llama, Mistral, Qwen2/3, Gemma 2/3 (text), OLMo 2/3, SmolLM2/3, Granite, Phi-3/4, EuroBERT,
+ModernBERT and its decoder (Ettin, mmBERT), from a directory with config.json, safetensors and tokenizer. A model that
+needs something which the trunk cannot compute is refused, with the key that asks for it. No code of it is run.
 Where two files contradict each other (model.safetensors and an index), the one that transformers takes is taken.
 
   megatron-encdec import models/SmolLM2-135M runs/smollm2

@@ -50,6 +50,8 @@ class Trunk(mcore.GPTModel):
             vocab_size=model.padded_vocabulary_size, max_sequence_length=sequence_length,
             pre_process=topology.first_stage, post_process=topology.last_stage,
             share_embeddings_and_output_weights=model.tied_embeddings, position_embedding_type="none")
+        if model.qk_norm_over == "heads":  # each tensor rank has others, whose gradients megatron.core would sum
+            config.qk_layernorm = False
         self.model = model
         # a stage without anything to train still passes a backward, and recomputation looks at its input alone
         self._passes_gradients = topology.pipeline > 1 or config.recompute_granularity is not None
@@ -176,9 +178,7 @@ def transformer_config(model: ModelConfig, topology: Topology, dtype: torch.dtyp
         layernorm_zero_centered_gamma=model.norm_zero_centered, softmax_scale=model.attention_multiplier,
         normalization={"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.norm], gated_linear_unit=True,
         activation_func={"swiglu": F.silu, "geglu": F.gelu, "geglu_tanh": _gelu_tanh}[model.activation],
-        add_bias_linear=False, add_qkv_bias=model.qkv_bias,
-        # norms that every tensor rank has whole, whose gradients megatron.core sums
-        qk_layernorm=model.qk_norm and model.qk_norm_over == "head",
+        add_bias_linear=False, add_qkv_bias=model.qkv_bias, qk_layernorm=model.qk_norm,
         no_rope_freq=without_rope if any(without_rope) else None, hidden_dropout=0.0, attention_dropout=0.0,
         # mcore marks a parameter as split over tensor ranks while it initialises it (grad norms depend on the
         # mark), so let it initialise, with nothing: `fill_initial_weights` comes after
