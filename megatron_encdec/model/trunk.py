@@ -53,6 +53,8 @@ class Trunk(mcore.GPTModel):
         if model.qk_norm_over == "heads":  # each tensor rank has others, whose gradients megatron.core would sum
             config.qk_layernorm = False
         self.model = model
+        factor = model.embedding_multiplier  # rounded as the weights are (Gemma)
+        self._embedding_multiplier = factor and torch.tensor(factor, dtype=config.params_dtype).item()
         # a stage without anything to train still passes a backward, and recomputation looks at its input alone
         self._passes_gradients = topology.pipeline > 1 or config.recompute_granularity is not None
         self._angles: dict[tuple[Rope, int], tuple[torch.Tensor, float]] = {}
@@ -106,8 +108,8 @@ class Trunk(mcore.GPTModel):
         if self.pre_process:
             ids = inputs_BS.reshape(1, -1) if self.packed else inputs_BS
             hidden = self.embedding(input_ids=ids, position_ids=None)
-            if self.model.embedding_multiplier is not None:  # rounded first, as the weights are (Gemma)
-                hidden = hidden * hidden.new_tensor(self.model.embedding_multiplier)
+            if self._embedding_multiplier is not None:
+                hidden = hidden * self._embedding_multiplier
             if self._passes_gradients and torch.is_grad_enabled():
                 hidden.requires_grad_()  # also where the embeddings are frozen
         return self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=context)
