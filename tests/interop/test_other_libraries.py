@@ -16,13 +16,14 @@ from megatron_encdec.interop.importing import import_model
 SENTENCES = ["the encoder reads every word", "a mask"]
 
 
-@pytest.fixture(scope="module", params=["llama2", "qwen2", "modernbert-decoder"])
+@pytest.fixture(scope="module", params=["llama2", "qwen2", "modernbert-decoder", "gemma3"])
 def encoder(request, topology, tokenizer_directory, tmp_path_factory):
-    """EuroBERT, a Qwen2 with is_causal false, and a ModernBERT that was a decoder."""
+    """EuroBERT, a Qwen2 with is_causal false, a ModernBERT that was a decoder, a Gemma 3 seeing to both sides."""
     directory = tmp_path_factory.mktemp(request.param)
     save(request.param, directory / "hf", tokenizer_directory)
     import_model(directory / "hf", directory / "run", say=lambda _line: None)
-    as_ = {"llama2": "eurobert", "qwen2": "qwen2-bidirectional", "modernbert-decoder": "modernbert"}[request.param]
+    as_ = {"llama2": "eurobert", "qwen2": "qwen2-bidirectional", "modernbert-decoder": "modernbert",
+           "gemma3": "gemma3_text-bidirectional"}[request.param]
     export(str(directory / "run"), directory / "out", as_, say=lambda _line: None)
     return directory / "out"
 
