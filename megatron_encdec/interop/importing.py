@@ -107,9 +107,10 @@ def import_model(directory: str | Path, run: str | Path, wish: Wish | None = Non
 def _open(directory: Path, wish: Wish, prepared: _Prepared | None = None) -> tuple[SourceModel, Conversion]:
     """The model in `directory`, checked by its config and the headers of its weights; without a mask at first."""
     source = read_source(directory, wish.ignore)
-    if not source.has_head and not wish.new_head:
+    if not source.is_whole and not wish.new_head:
+        new = "its embeddings, to which it is tied" if source.model.head_is_embeddings else "a new, random one"
         raise UserError(f"{directory / 'config.json'}: {source.architecture} has no language-model head; with "
-                        "--new-head its body is imported under a new, random one, and a task's head is left out")
+                        f"--new-head its body is imported under {new}, and a task's head is left out")
     rows = source.model.vocabulary_size
     prepared = prepared or _Prepared(source.model, Mask("none"), rows)
     files = TensorFiles(directory, source.content.get("transformers_weights"))

@@ -58,8 +58,10 @@ class SourceModel:
     remarks: list[str]
 
     @property
-    def has_head(self) -> bool:
-        return self.architecture == self.target.model_class
+    def is_whole(self) -> bool:
+        """Whether nothing of a language model is missing: of one whose head is the embeddings, the body is all."""
+        body = self.architecture.endswith("Model") and self.model.head_is_embeddings
+        return body or self.architecture == self.target.model_class
 
 
 def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:

@@ -164,6 +164,19 @@ def test_a_fine_tuned_encoder_comes_back_without_its_task_head(prepared, tmp_pat
     assert compare(str(tmp_path / "alone"), tmp_path / "out", say=lambda _line: None)
 
 
+@pytest.mark.parametrize("name", ["smollm2", "embeddinggemma"])
+def test_a_body_whose_head_is_its_embeddings_lacks_nothing(prepared, tmp_path, name):
+    """As EmbeddingGemma was released."""
+    model = save(name, tmp_path / "whole", prepared / "tokenizer")
+    model.model.save_pretrained(tmp_path / "body")
+    for file in (prepared / "tokenizer").iterdir():
+        shutil.copyfile(file, tmp_path / "body" / file.name)
+    assert "ForCausalLM" not in (tmp_path / "body" / "config.json").read_text()
+    assert main(["import", str(tmp_path / "body"), str(tmp_path / "run")]) == 0
+    assert compare(str(tmp_path / "run"), tmp_path / "whole", say=lambda _line: None)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+
+
 def test_a_fine_tuned_modernbert_keeps_what_it_has_of_the_head(prepared, tmp_path, capsys):
     """Its classes for tasks have the dense layer and the norm of the head, a body alone has not: those are drawn."""
     save("modernbert", tmp_path / "encoder", prepared / "tokenizer")

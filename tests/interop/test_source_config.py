@@ -26,6 +26,8 @@ def written(directory, name="llama2", **changes):
     ("llama2", {"mlp_bias": True}, "mlp_bias=true .biases in the MLP"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=true"),
     ("gemma3", {"is_causal": False}, "is_causal=false .a Gemma 3 that sees to both sides says"),
+    ("gemma3", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar: 0 is not above 0"),
+    ("gemma2", {"query_pre_attn_scalar": -4}, "query_pre_attn_scalar: -4 is not above 0"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
     ("gemma3", {"hidden_activation": "gelu"}, "hidden_activation='gelu' .the trunk's activation is gelu_pytorch_tanh"),
     ("gemma3", {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"},

@@ -28,6 +28,8 @@ class _Gemma(LlamaShaped):
 
     def read(self, config) -> dict[str, Any]:
         scalar = config.query_pre_attn_scalar
+        if scalar <= 0:
+            raise ValueError(f"query_pre_attn_scalar: {scalar} is not above 0")
         return {**super().read(config), **read_windows(config), "embedding_multiplier": math.sqrt(config.hidden_size),
                 "attention_multiplier": None if scalar == config.head_dim else scalar**-0.5,
                 "logits_softcap": config.final_logit_softcapping}
