@@ -60,7 +60,7 @@ def examine(config, ranks: int) -> dict:
     ours = _ranks(config, ranks, problems)
     size = [] if problems else _size(config, ranks, problems)
     rows = [*_device(config, ranks, problems), *ours, *_inputs(config, problems), *size,
-            *_run(config, problems), *_trackers(config)]
+            *_run(config, problems), *_exports(config), *_trackers(config)]
     return {"rows": [list(row) for row in rows], "problems": problems}
 
 
@@ -174,6 +174,19 @@ def _inputs(config, problems: list[str]) -> list[tuple[str, str]]:
                    path, f"{path}.{VALIDATION}" in names, config.tokenizer.path)
         problems.append(f"{key}: {path} is missing; {way}")
     return rows
+
+
+def _exports(config) -> list[tuple[str, str]]:
+    """What a checkpoint goes out as, at the end of each phase."""
+    from megatron_encdec.interop.families import choose
+
+    found = {}
+    for name in dict.fromkeys(phase.objective.name for phase in config.phases):
+        try:
+            found[name] = choose("auto", name, config.model).model_class
+        except UserError as error:
+            found[name] = "not possible, " + str(error).removeprefix("--as auto: ")
+    return [("export", "; ".join(f"{name}: {what}" for name, what in found.items()))]
 
 
 def _run(config, problems: list[str]) -> list[tuple[str, str]]:

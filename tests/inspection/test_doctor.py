@@ -31,6 +31,9 @@ def test_a_config_that_can_run(doctor, real_run, workspace, tmp_path):
     assert rows["batch"] == "4 windows of 32 tokens = 2 x 1 micro-batches of 2"
     assert rows["data.train.0"].startswith(f"{workspace}/corpus, ") and "GiB a rank" in rows["memory"]
     assert rows["run"] == f"{tmp_path}/new: begins at step 0" and rows["tracker"] == "none"
+    assert rows["export"] == "clm: LlamaForCausalLM; mlm: EuroBertForMaskedLM"
+    out = doctor(workspace / "config.yaml", f"run.dir={tmp_path}/new", "model.norm_place=both")[1]
+    assert "clm: not possible, no causal class of transformers holds this trunk (LlamaForCausalLM, Mistral" in out
     assert f"{real_run}: goes on after step 8" in doctor(workspace / "config.yaml")[1]
 
 

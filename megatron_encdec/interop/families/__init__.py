@@ -50,11 +50,14 @@ def choose(wish: str, objective: str, model: ModelConfig, source: str | None = N
     attention = OBJECTIVES[objective].attention_of_models()
     candidates = sorted((target for target in TARGETS.values() if target.attention == attention),
                         key=lambda target: (not target.is_native, target.family.name != model.family))
+    reasons = {}
     for target in candidates:
-        if target.family.refuses(model) is None:
+        reason = target.family.refuses(model)
+        if reason is None:
             return target
-    reasons = "; ".join(f"{target.model_class}: {target.family.refuses(model)}" for target in candidates)
-    raise UserError(f"--as auto: no {attention} class of transformers holds this trunk ({reasons})")
+        reasons.setdefault(reason, []).append(target.model_class)
+    said = "; ".join(f"{', '.join(classes)}: {reason}" for reason, classes in reasons.items())
+    raise UserError(f"--as auto: no {attention} class of transformers holds this trunk ({said})")
 
 
 def check_fits(target: Target, model: ModelConfig, tokenizer: Tokenizer | None) -> None:
