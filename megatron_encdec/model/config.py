@@ -130,6 +130,9 @@ class ModelConfig:
                 raise ValueError(f"{name}: no layer has a window; set sliding_window, or leave this out")
         if self.norm_zero_centered and self.norm != "rmsnorm":
             raise ValueError(f"norm_zero_centered: true goes with norm=rmsnorm, here it is {self.norm}")
+        if self.embedding_norm and self.norm_place == "after":
+            raise ValueError("embedding_norm: true takes the place of the norm before the first attention, which "
+                             "norm_place=after does without; leave one of the two out")
         if self.qk_norm_over != "head" and not self.qk_norm:
             raise ValueError("qk_norm_over: there are no norms of queries and keys; set qk_norm, or leave this out")
         if self.sliding_window is not None and not self.layers_with_window:
@@ -225,11 +228,17 @@ WITHOUT = {"rope_scaling": None, "layers_without_rope": [], "sliding_window": No
 
 
 def _of_preset(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The preset's keys; which layers are global follows from how many the config asks for, if it has windows."""
+    """The preset's keys; in ModernBERT's shape, which layers are global follows from how many the config asks for, and
+    the key/value heads from its heads."""
     found = dict(PRESETS.get(name, {}))
-    if "layers_without_window" in found and isinstance(layers := given.get("num_layers"), int):
+    layers = given.get("num_layers")
+    if "layers_without_window" in found and isinstance(layers, int):
         found["layers_without_window"] = list(range(0, layers, _GLOBAL_EVERY))
-    if given.get("sliding_window", 1) is None:
+        if layers == 1 and "sliding_window" not in given:
+            found["sliding_window"] = None
+    if "layers_without_window" in found and isinstance(heads := given.get("num_attention_heads"), int):
+        found["num_query_groups"] = heads  # ModernBERT has a key/value head for each
+    if given.get("sliding_window", found.get("sliding_window", 1)) is None:
         for key_of_windows in ("layers_without_window", "local_rope_theta"):
             found.pop(key_of_windows, None)
     return found

@@ -22,7 +22,7 @@ from megatron_encdec.study.analysis import Analysis
 from megatron_encdec.study.results import natural
 from megatron_encdec.study.statistics import student
 
-_OF_SEED = re.compile(r"(?P<recipe>.+)-s(?P<seed>[0-9]+)(?P<step>@[0-9]+)?")
+_OF_SEED = re.compile(r"(?P<recipe>.+)-s(?P<seed>0|[1-9][0-9]*)(?P<step>@[0-9]+)?")  # as `seeds` write it
 Values = dict[str, dict[int, float]]  # recipe -> seed -> number of its model
 _NOTE = ("Mean over the seeds of pretraining ± Student's 95 % interval. {}Pairs are compared seed by seed, the better "
          "one first: models of one seed begin with the same weights and read the same text.")

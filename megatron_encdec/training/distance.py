@@ -1,7 +1,7 @@
 """`logging.distance`: how far each part of the trunk has come from the weights that its phase began with.
 
     1. `begin()`      remember the weights as they are; `recall(...)` reads them where a run goes on inside a phase
-    2. `measure()`    part -> |w - w0| / |w0|, over the whole trunk, however ranks share it
+    2. `measure()`    part -> |w - w0| / |w0| (|w| where w0 = 0), over the whole trunk, however ranks share it
 
 The weights are those that the forward pass uses (bf16 in a bf16 run). A second copy of them is kept on the device.
 """
@@ -25,6 +25,7 @@ class Distance:
     def __init__(self, trunk: Trunk, topology: Topology):
         self._trunk, self._counts, self.note = trunk, topology.data_rank == 0, None
         self._first: list[torch.Tensor] | None = None
+        self._centre = float(trunk.model.norm_zero_centered)  # what such a norm multiplies by begins at 1
         layers = [f"layer {layer}" for layer in range(trunk.model.num_layers)]
         self._parts = ["embeddings", *layers, "norm", *([] if trunk.model.head_is_embeddings else ["head"])]
 
@@ -61,12 +62,12 @@ class Distance:
         sums_2P = torch.zeros(2, len(self._parts), dtype=torch.float64, device=device())
         for place, first in zip(places(self._trunk), self._first, strict=True):
             if self._counts and mcore.counts_once(place.parameter):
-                now, part = place.parameter.double(), self._parts.index(_part(place))
-                sums_2P[0, part] += (now - first.double()).square().sum()
-                sums_2P[1, part] += first.double().square().sum()
+                part, one = self._parts.index(_part(place)), self._centre if place.kind == "norms" else 0.0
+                sums_2P[0, part] += (place.parameter.double() - first.double()).square().sum()
+                sums_2P[1, part] += (first.double() + one).square().sum()
         dist.all_reduce(sums_2P)
         moved_P, first_P = sums_2P.sqrt().tolist()
-        return {part: moved / first for part, moved, first in zip(self._parts, moved_P, first_P, strict=True)}
+        return {part: moved / (first or 1.0) for part, moved, first in zip(self._parts, moved_P, first_P, strict=True)}
 
 
 def _part(place: Place) -> str:

@@ -1,5 +1,7 @@
 """Boxes: a flat range of a tensor as rectangles, and each rank's share of a state."""
 
+import collections
+import itertools
 import math
 
 import torch
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 from trunk_states import make
 
 from megatron_encdec.engine.boxes import Box, HostCopy, owned, pieces, tiles, wanted
+from megatron_encdec.model.config import ModelConfig
+from megatron_encdec.model.trunk import build_trunk
 
 
 @settings(deadline=None)  # the machine may be busy
@@ -56,3 +60,28 @@ def test_a_host_copy_is_a_copy_and_shares_what_was_shared():
     assert copies[0].values.data_ptr() == copies[1].values.data_ptr()
     first = copies[0].values.data_ptr()
     assert host.take(boxes)[0].values.data_ptr() == first  # the same memory again
+
+
+FEATURES = ({"norm": "layernorm"}, {"norm_place": "after"}, {"norm_place": "both"}, {"norm_zero_centered": True},
+            {"embedding_norm": True}, {"activation": "geglu_tanh"}, {"prediction_head": "dense"},
+            {"tied_embeddings": True}, {"qkv_bias": True}, {"attention_output_bias": True}, {"qk_norm": True},
+            {"qk_norm": True, "qk_norm_over": "heads"}, {"attention_softcap": 2.0}, {"residual_multiplier": 0.5})
+
+
+def test_every_tensor_is_whole_whatever_two_features_a_trunk_has(topology):
+    """A stack of layers with a gap could not be written: what has none is refused when the config is read."""
+    sizes = dict(num_layers=3, hidden_size=16, ffn_hidden_size=24, num_attention_heads=4, num_query_groups=2,
+                 vocabulary_size=90)
+    refused = []
+    for one, other in itertools.combinations(FEATURES, 2):
+        try:
+            model = ModelConfig(**sizes, **one | other)
+        except ValueError as error:
+            refused.append(str(error).partition(":")[0])
+            continue
+        held = collections.Counter()
+        found = pieces(build_trunk(model, topology, torch.float32, 8, seed=1))
+        for piece in found:
+            held[piece.key] += math.prod(piece.size)
+        assert held == {piece.key: math.prod(piece.shape) for piece in found}, (one, other)
+    assert sorted(refused) == ["embedding_norm", "norm_zero_centered"]

@@ -71,7 +71,7 @@ def test_what_no_class_or_not_this_class_can_hold_is_refused(tokenizer):
         with pytest.raises(UserError, match=f"--as {wish}.*hidden_size=36.*num_attention_heads=5"):
             check_fits(TARGETS[wish], uneven, tokenizer)
         check_fits(TARGETS[wish], model_of(head_dim=20), tokenizer)
-    for wish, changes, words in (("eurobert", {"qkv_bias": True}, "no biases on queries, keys and values"),
+    for wish, changes, words in (("eurobert", {"qkv_bias": True}, "biases on queries, keys, values"),
                                  ("llama", {"qk_norm": True}, "no norms on queries and keys"),
                                  ("qwen2", {}, "always has biases"),
                                  ("mistral", {"layers_without_rope": [0]}, "rotary"),
@@ -88,8 +88,8 @@ def test_what_no_class_or_not_this_class_can_hold_is_refused(tokenizer):
                                                          "head_dim": 10}, "head_dim=10"),
                                  ("modernbert-decoder", {**MODERNBERT, "num_layers": 2, "num_query_groups": 4,
                                                          "qk_norm": True}, "no norms on queries and keys"),
-                                 ("llama", {"qkv_bias": True}, "no biases on queries, keys and values"),
-                                 ("llama", {"attention_output_bias": True}, "it always has biases on queries"),
+                                 ("llama", {"qkv_bias": True}, "together, or none; here model.qkv_bias=True"),
+                                 ("olmo2", {"attention_output_bias": True}, "model.attention_output_bias=True"),
                                  ("qwen2", {"qkv_bias": True, "attention_output_bias": True}, "no bias on the"),
                                  ("llama", {"norm_place": "both"}, "no norms behind attention and MLP"),
                                  ("llama", {"logits_scaling": 2.0}, "no scaled logits .model.logits_scaling"),

@@ -95,6 +95,9 @@ def test_ettins_presets_are_modernberts_shape_in_its_sizes(size):
 def test_a_preset_with_windows_can_be_made_smaller():
     small = ModelConfig.from_yaml({"preset": "ettin-150m", "num_layers": 4, "vocabulary_size": 301}, "model")
     assert (small.num_layers, small.layers_without_window) == (4, [0, 3])
+    heads = ModelConfig.from_yaml({"preset": "ettin-17m", "num_attention_heads": 8}, "model")
+    assert (heads.num_query_groups, heads.head_dim) == (8, 32)
+    assert ModelConfig.from_yaml({"preset": "ettin-17m", "num_layers": 1}, "model").layers_with_window == []
     whole = ModelConfig.from_yaml({"preset": "ettin-17m", "sliding_window": None, "vocabulary_size": 301}, "model")
     assert not whole.layers_with_window and whole.local_rope_theta is None
     with pytest.raises(UserError, match="model.local_rope_theta: no layer has a window"):

@@ -20,7 +20,8 @@ def trees(tmp_path):
 
 
 def test_models_of_one_recipe():
-    found = recipes(["mlm40-8-s10", "clm-8-s0@4", "mlm40-8-s2", "clm-8-s1@4", "clm-8-s0", "mlm40-8", "mlm40-8-s"])
+    found = recipes(["mlm40-8-s10", "clm-8-s0@4", "mlm40-8-s2", "clm-8-s1@4", "clm-8-s0", "mlm40-8", "mlm40-8-s",
+                     "mlm40-8-s02"])
     assert found == {"clm-8@4": {0: "clm-8-s0@4", 1: "clm-8-s1@4"}, "mlm40-8": {10: "mlm40-8-s10", 2: "mlm40-8-s2"}}
 
 

@@ -57,3 +57,9 @@ def test_goes_on_exactly_and_on_another_topology(shape, alone, pretrain):
     for ours, theirs in zip(metrics(pretrain(f"{shape}_split", model(shape), PHASES)), metrics(alone[shape]),
                             strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4), ours["step"]
+
+
+def test_zero_centred_norms_move_from_one(pretrain):
+    """Their weights begin at 0, what they multiply by at 1."""
+    for line in metrics(pretrain("distance", model("gemma"), PHASES, "logging.distance=true"), "phase"):
+        assert 0 < line["distance"]["norm"] < 0.2

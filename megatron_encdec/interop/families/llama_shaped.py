@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_encdec.interop.families import rotary
 from megatron_encdec.interop.families.family import Family
-from megatron_encdec.interop.families.features import fixed, misfit
+from megatron_encdec.interop.families.features import MAY, fixed, misfit
 from megatron_encdec.model.config import ModelConfig
 
 # `ModelConfig`'s key -> what all their configs call it
@@ -73,5 +73,9 @@ class LlamaShaped(Family):
         if self.whole_heads and model.hidden_size % model.num_attention_heads:
             return (f"its hidden size must be a multiple of the heads; here model.hidden_size={model.hidden_size}, "
                     f"model.num_attention_heads={model.num_attention_heads}")
-        both = {"attention_output_bias": True, "qkv_bias": True} if self.biases and model.attention_output_bias else {}
-        return misfit(model, {**self.features, **both})
+        if not self.biases:
+            return misfit(model, self.features)
+        if model.qkv_bias != model.attention_output_bias:
+            return ("it has biases on queries, keys, values and the attention's output together, or none; here "
+                    f"model.qkv_bias={model.qkv_bias}, model.attention_output_bias={model.attention_output_bias}")
+        return misfit(model, {**self.features, "qkv_bias": MAY, "attention_output_bias": MAY})
