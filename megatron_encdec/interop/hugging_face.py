@@ -90,8 +90,12 @@ def write_model(target: Target, config, weights: dict[str, torch.Tensor], direct
                 file_size: str = FILE_SIZE) -> None:
     """config.json, safetensors of at most `file_size` each and, for a causal model, generation_config.json."""
     config.dtype = next(iter(weights.values())).dtype
+    model = build_model(target, config, weights)
+    generation = getattr(model, "generation_config", None)
+    if generation is not None and isinstance(generation.pad_token_id, int) and generation.pad_token_id < 0:
+        generation.pad_token_id = None  # Llama's -1, which transformers reads and does not write
     with quiet():
-        build_model(target, config, weights).save_pretrained(directory, max_shard_size=file_size)
+        model.save_pretrained(directory, max_shard_size=file_size)
     if target.is_encoder:
         (directory / "generation_config.json").unlink(missing_ok=True)
 

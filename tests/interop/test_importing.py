@@ -164,6 +164,16 @@ def test_a_fine_tuned_encoder_comes_back_without_its_task_head(prepared, tmp_pat
     assert compare(str(tmp_path / "alone"), tmp_path / "out", say=lambda _line: None)
 
 
+def test_padding_of_minus_one_goes_out_as_it_came(prepared, tmp_path):
+    """The first Llamas have it; transformers reads it and does not write it for generation."""
+    save("llama2", tmp_path / "hf", prepared / "tokenizer")
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": -1}))
+    assert main(["import", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] == -1
+
+
 @pytest.mark.parametrize("name", ["smollm2", "embeddinggemma"])
 def test_a_body_whose_head_is_its_embeddings_lacks_nothing(prepared, tmp_path, name):
     """As EmbeddingGemma was released."""

@@ -26,6 +26,15 @@ def written(directory, name="llama2", **changes):
     ("llama2", {"mlp_bias": True}, "mlp_bias=true .biases in the MLP"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=true"),
     ("gemma3", {"is_causal": False}, "is_causal=false .a Gemma 3 that sees to both sides says"),
+    ("eurobert", {"is_causal": True}, "is_causal=true .transformers' attention paths disagree"),
+    ("modernbert", {"is_causal": True}, "is_causal=true"),
+    ("llama2", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "rope_theta=null"),
+    ("gemma3", {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": None}}},
+     "rope_theta=null"),
+    ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 9.0},
+                                        "sliding_attention": {"rope_type": "default", "rope_theta": None}}},
+     "rope_theta=null"),
+    ("embeddinggemma", {"sliding_window": 1}, "sliding_window below 2 with use_bidirectional_attention"),
     ("gemma3", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar: 0 is not above 0"),
     ("gemma2", {"query_pre_attn_scalar": -4}, "query_pre_attn_scalar: -4 is not above 0"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
@@ -152,6 +161,10 @@ def test_a_released_modernbert_is_understood(tmp_path, kind):
         "full_attention": {"rope_type": "default", "rope_theta": 5e4}}}))
     said = "\n".join(read_source(tmp_path).remarks)
     assert "embedding_dropout 0.1" in said and "not global_rope_theta=160000.0" in said
+    (tmp_path / "config.json").write_text(json.dumps({**content, "rope_theta": 333.0, "sliding_window": 3}))
+    said = "\n".join(read_source(tmp_path).remarks)
+    assert "rope_theta in config.json is not read" in said
+    assert "sliding_window=3 is taken, not local_attention=128" in said
 
 
 def test_an_adapter_alone_is_named(tmp_path):

@@ -73,6 +73,9 @@ class _Gemma3(_Gemma):
         found = super().refused(config)
         if getattr(config, "is_causal", True) is False:
             found.append("is_causal=false (a Gemma 3 that sees to both sides says use_bidirectional_attention)")
+        if config.use_bidirectional_attention and "sliding_attention" in config.layer_types and (
+                config.sliding_window < 2):
+            found.append("sliding_window below 2 with use_bidirectional_attention (windows of less than a token)")
         if config.attn_logit_softcapping is not None:
             found.append(f"attn_logit_softcapping={config.attn_logit_softcapping} (transformers' Gemma 3 has the key "
                          "and does not use it)")

@@ -77,6 +77,12 @@ class _ModernBert(Family):
 
     def remarks(self, content: dict[str, Any], config) -> list[str]:
         found = rotary.remarks_of_both(content, config, rotary.MODERNBERT_KEYS)
+        found += [f"{key} in config.json is not read by transformers' ModernBERT, whose rotary embeddings are in "
+                  "rope_parameters" for key in ("rope_scaling", "rope_theta") if content.get(key)]
+        if content.get("sliding_window") and content.get("local_attention") and (
+                content["local_attention"] // 2 != config.sliding_window):
+            found.append("config.json says twice how wide windows are; as in transformers, sliding_window="
+                         f"{config.sliding_window} is taken, not local_attention={content['local_attention']}")
         every = content.get("global_attn_every_n_layers")
         if every and config.layer_types != ["sliding_attention" if layer % every else "full_attention"
                                             for layer in range(config.num_hidden_layers)]:

@@ -33,6 +33,8 @@ def refused_rotary(parameters: dict[str, Any] | None, config) -> list[str]:
     rope, found = parameters or {}, []
     if any(isinstance(value, dict) for value in rope.values()):
         return ["rope_parameters that differ between layers"]
+    if rope and rope.get("rope_theta") is None:
+        found.append("rope_theta=null (a rotary embedding without a base)")
     part = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
     if part not in (None, 1.0):
         found.append(f"partial_rotary_factor={part} (rotary embeddings of a part of each head)")
