@@ -2,7 +2,7 @@
 # Continued pretraining: a released decoder becomes an encoder by a masked-language-modelling (MLM) phase.
 #
 #   bash examples/continue_from_hf.sh                  SmolLM2-135M-Instruct, from a Python package; minutes on two cores
-#   bash examples/continue_from_hf.sh HF_DIR           any Llama, Mistral, Qwen2/3, SmolLM2/3, EuroBERT or ModernBERT directory
+#   bash examples/continue_from_hf.sh HF_DIR           any directory of a family in docs/models.md
 #   STEPS=400 bash examples/continue_from_hf.sh        longer (default: 100)
 #
 # Import (with a mask token), a short MLM phase on the docstrings of the installed packages, export, filled masks, and
