@@ -85,8 +85,8 @@ def about_window(source: Source, target: Target) -> list[str]:
     """What to know of an encoder with sliding windows in a decoder's class (transformers 5.18 hands flash attention
     the bounds of a causal window)."""
     window = source.model.sliding_window
-    if window is None or not target.is_encoder or target.is_native or (
-            "is_causal" not in target.family.turned(source.model)):
+    by_is_causal = not target.is_native and "is_causal" in target.family.turned(source.model)  # Gemma 3 has its own key
+    if window is None or not target.is_encoder or not by_is_causal:
         return []
     return [f"a token sees {window:,} tokens on either side where sliding windows are, under eager attention and SDPA; "
             f"transformers' flash attention would let it see {window - 1:,}"]

@@ -142,8 +142,7 @@ class Conversion:
     def _drawn(self, ours: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
         """Rows `start` .. `stop` - 1 of a part of the head that is not there, as random weights begin."""
         if len(shape) == 1:
-            one = not ours.endswith(".bias") and not self.model.norm_zero_centered
-            return torch.full((stop - start,), float(one))
+            return torch.full((stop - start,), 0.0 if ours.endswith(".bias") else self.model.initial_norm)
         drawn = normal_slice(0, ours, shape, (start, 0), (stop - start, shape[1]))
         return torch.from_numpy(drawn).mul_(self.model.init_std)
 

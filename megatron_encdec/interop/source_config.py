@@ -76,9 +76,10 @@ def read_source(directory: Path, ignore: Collection[str] = ()) -> SourceModel:
     if isinstance(pad, int) and not -rows <= pad < rows:
         raise UserError(f"{path}: pad_token_id={pad} is not among the {rows} tokens of vocab_size, and transformers "
                         "cannot load such a model; set it to null or to a token's id")
-    causal = ["is_causal=true (transformers' attention paths disagree on that in an encoder's class)"] * (
-        family.attentions == ("bidirectional",) and getattr(config, "is_causal", None) is True)
-    if refusals := [*causal, *family.refused(config), *_unknown(content, config, {*ignore, *family.cosmetic})]:
+    refusals = [*family.refused(config), *_unknown(content, config, {*ignore, *family.cosmetic})]
+    if family.attentions == ("bidirectional",) and getattr(config, "is_causal", None) is True:
+        refusals.append("is_causal=true (transformers' attention paths disagree on that in an encoder's class)")
+    if refusals:
         raise UserError(f"{path}: {architecture} with {'; '.join(refusals)}: the trunk does not do that, and "
                         "leaving it out would make another model")
     remarks = []

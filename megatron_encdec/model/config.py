@@ -171,6 +171,11 @@ class ModelConfig:
         return Rope(self.rope_theta, self.rope_scaling, self.local_rope_theta)
 
     @property
+    def initial_norm(self) -> float:
+        """Every weight of a norm before training."""
+        return 0.0 if self.norm_zero_centered else 1.0
+
+    @property
     def head_is_embeddings(self) -> bool:
         """Whether the head has no parameter of its own."""
         return self.tied_embeddings and self.prediction_head == "linear"

@@ -206,7 +206,7 @@ def build_trunk(model: ModelConfig, topology: Topology, dtype: torch.dtype, sequ
         for module in trunk.modules():
             if hasattr(module, "fuse_wgrad_accumulation"):
                 module.fuse_wgrad_accumulation = True
-    fill_initial_weights(trunk, seed, model.init_std, 0.0 if model.norm_zero_centered else 1.0)
+    fill_initial_weights(trunk, seed, model.init_std, model.initial_norm)
     return trunk
 
 

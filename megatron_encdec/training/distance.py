@@ -25,7 +25,7 @@ class Distance:
     def __init__(self, trunk: Trunk, topology: Topology):
         self._trunk, self._counts, self.note = trunk, topology.data_rank == 0, None
         self._first: list[torch.Tensor] | None = None
-        self._centre = float(trunk.model.norm_zero_centered)  # what such a norm multiplies by begins at 1
+        self._centre = 1.0 - trunk.model.initial_norm  # of a norm, what it multiplies by is measured
         layers = [f"layer {layer}" for layer in range(trunk.model.num_layers)]
         self._parts = ["embeddings", *layers, "norm", *([] if trunk.model.head_is_embeddings else ["head"])]
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from megatron_encdec.interop.families.family import HEADLESS
 from megatron_encdec.interop.families.features import MAY
 from megatron_encdec.interop.families.llama_shaped import LlamaShaped
-from megatron_encdec.interop.families.windows import layer_types, read_windows
+from megatron_encdec.interop.families.windows import read_windows, windows_by_layer
 from megatron_encdec.model.config import ModelConfig
 from megatron_encdec.objectives.base import AttentionKind
 
@@ -35,8 +35,7 @@ class _Gemma(LlamaShaped):
                 "logits_softcap": config.final_logit_softcapping}
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
-        windows = {"sliding_window": model.sliding_window} if model.sliding_window else {}
-        return {**super().write(model), **windows, "layer_types": layer_types(model),
+        return {**super().write(model), **windows_by_layer(model),
                 "query_pre_attn_scalar": _scalar(model), "final_logit_softcapping": model.logits_softcap}
 
     def refuses(self, model: ModelConfig) -> str | None:

@@ -8,9 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_encdec.interop.families import rotary
 from megatron_encdec.interop.families.family import Family
 from megatron_encdec.interop.families.features import MAY, fixed, misfit
+from megatron_encdec.interop.families.rotary import (
+    GEMMA_KEYS,
+    both_parameters,
+    read_both,
+    read_rotary,
+    refused_both,
+    refused_rotary,
+    remarks_of_both,
+    rotary_parameters,
+    rotary_remarks,
+)
 from megatron_encdec.model.config import ModelConfig
 
 # `ModelConfig`'s key -> what all their configs call it
@@ -33,7 +43,7 @@ class LlamaShaped(Family):
     two_rotaries: bool = False  # says how positions turn for layers with and without a window apart
 
     def read(self, config) -> dict[str, Any]:
-        turns = rotary.read_both(config) if self.two_rotaries else rotary.read_rotary(config.rope_parameters, config)
+        turns = read_both(config) if self.two_rotaries else read_rotary(config.rope_parameters, config)
         biases = dict.fromkeys(("qkv_bias", "attention_output_bias"), True)
         return {**{ours: getattr(config, theirs, None) for ours, theirs in CONFIG_KEYS.items()}, **turns,
                 **fixed(self.features), **(biases if self.biases and config.attention_bias else {})}
@@ -54,17 +64,17 @@ class LlamaShaped(Family):
             found.append("layer_types of sliding_attention beside "
                          f"{', '.join(f'{key}={value}' for key, value in said.items())} "
                          "(transformers' attention paths disagree on that)")
-        return found + (rotary.refused_both(config) if self.two_rotaries
-                        else rotary.refused_rotary(config.rope_parameters, config))
+        return found + (refused_both(config) if self.two_rotaries
+                        else refused_rotary(config.rope_parameters, config))
 
     def remarks(self, content: dict[str, Any], config) -> list[str]:
-        return (rotary.remarks_of_both(content, config, rotary.GEMMA_KEYS) if self.two_rotaries
-                else rotary.rotary_remarks(content, config))
+        return (remarks_of_both(content, config, GEMMA_KEYS) if self.two_rotaries
+                else rotary_remarks(content, config))
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
         key, names = self.activation
-        turns = (rotary.both_parameters(model) if self.two_rotaries
-                 else rotary.rotary_parameters(model.rope_theta, model.rope_scaling))
+        turns = (both_parameters(model) if self.two_rotaries
+                 else rotary_parameters(model.rope_theta, model.rope_scaling))
         return {**{theirs: getattr(model, ours) for ours, theirs in CONFIG_KEYS.items()}, key: names[0],
                 "rope_parameters": turns, **self.settings,
                 **({"attention_bias": model.attention_output_bias} if self.biases else {})}

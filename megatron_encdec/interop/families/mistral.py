@@ -9,7 +9,9 @@ from megatron_encdec.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class _Mistral(LlamaShaped):
+class MistralShaped(LlamaShaped):
+    """A Llama with `sliding_window`."""
+
     def read(self, config) -> dict[str, Any]:
         return {**super().read(config), "sliding_window": config.sliding_window}
 
@@ -17,4 +19,4 @@ class _Mistral(LlamaShaped):
         return {**super().write(model), "sliding_window": model.sliding_window}
 
 
-MISTRAL = _Mistral("mistral", "MistralConfig", "MistralForCausalLM", features={"sliding_window": MAY})
+MISTRAL = MistralShaped("mistral", "MistralConfig", "MistralForCausalLM", features={"sliding_window": MAY})

@@ -8,9 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from megatron_encdec.interop.families import rotary
 from megatron_encdec.interop.families.family import Family
 from megatron_encdec.interop.families.features import MAY, fixed, misfit
+from megatron_encdec.interop.families.rotary import (
+    MODERNBERT_KEYS,
+    both_parameters,
+    read_both,
+    refused_both,
+    remarks_of_both,
+)
 from megatron_encdec.interop.families.windows import layer_types
 from megatron_encdec.interop.names import EMBEDDINGS, HEAD, QKV, VOCABULARY, WHOLE_QKV, Row
 from megatron_encdec.model.config import ModelConfig
@@ -61,7 +67,7 @@ class _ModernBert(Family):
 
     def read(self, config) -> dict[str, Any]:
         return {**{ours: getattr(config, theirs) for ours, theirs in _CONFIG_KEYS.items()},
-                "num_query_groups": config.num_attention_heads, **rotary.read_both(config), **fixed(_FEATURES)}
+                "num_query_groups": config.num_attention_heads, **read_both(config), **fixed(_FEATURES)}
 
     def refused(self, config) -> list[str]:
         found = [f"{key}={getattr(config, key)!r} ({meaning})" for key, (value, meaning) in _FIXED.items()
@@ -73,10 +79,10 @@ class _ModernBert(Family):
             found.append(f"layer_types {', '.join(sorted(strange))}")
         if "sliding_attention" in config.layer_types and (config.sliding_window or 0) < 1:
             found.append(f"local_attention={config.local_attention} (windows of less than a token)")
-        return found + rotary.refused_both(config)
+        return found + refused_both(config)
 
     def remarks(self, content: dict[str, Any], config) -> list[str]:
-        found = rotary.remarks_of_both(content, config, rotary.MODERNBERT_KEYS)
+        found = remarks_of_both(content, config, MODERNBERT_KEYS)
         found += [f"{key} in config.json is not read by transformers' ModernBERT, whose rotary embeddings are in "
                   "rope_parameters" for key in ("rope_scaling", "rope_theta") if content.get(key)]
         if content.get("sliding_window") and content.get("local_attention") and (
@@ -93,7 +99,7 @@ class _ModernBert(Family):
     def write(self, model: ModelConfig) -> dict[str, Any]:
         return {**{theirs: getattr(model, ours) for ours, theirs in _CONFIG_KEYS.items()},
                 **{key: value for key, (value, _) in _FIXED.items()}, "embedding_dropout": 0.0, "mlp_dropout": 0.0,
-                "layer_types": layer_types(model), "rope_parameters": rotary.both_parameters(model),
+                "layer_types": layer_types(model), "rope_parameters": both_parameters(model),
                 **({"local_attention": 2 * model.sliding_window} if model.sliding_window else {})}
 
     def ids(self, special: Mapping[str, int | None]) -> dict[str, int | None]:

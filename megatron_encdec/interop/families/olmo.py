@@ -5,7 +5,7 @@ from typing import Any
 
 from megatron_encdec.interop.families.features import MAY
 from megatron_encdec.interop.families.llama_shaped import LlamaShaped
-from megatron_encdec.interop.families.windows import layer_types
+from megatron_encdec.interop.families.windows import windows_by_layer
 from megatron_encdec.model.config import ModelConfig
 
 _ALWAYS = {"norm_place": "after", "qk_norm": True, "qk_norm_over": "heads"}
@@ -16,7 +16,7 @@ class _Olmo3(LlamaShaped):
     """With windows in some layers."""
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
-        return {**super().write(model), "sliding_window": model.sliding_window, "layer_types": layer_types(model)}
+        return {**super().write(model), **windows_by_layer(model)}
 
 
 OLMO2 = LlamaShaped("olmo2", "Olmo2Config", "Olmo2ForCausalLM", biases=True, features=_ALWAYS)

@@ -4,10 +4,10 @@ Those for long texts have `longrope` or turn a part of each head (Phi-4-mini), w
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from megatron_encdec.interop.families.features import MAY
-from megatron_encdec.interop.families.llama_shaped import LlamaShaped
+from megatron_encdec.interop.families.mistral import MistralShaped
 from megatron_encdec.interop.names import ROWS, WHOLE_QKV, Row
 from megatron_encdec.model.config import ModelConfig
 
@@ -18,14 +18,8 @@ _WHOLE = {row.ours: row for row in (
 
 
 @dataclass(frozen=True)
-class _Phi3(LlamaShaped):
+class _Phi3(MistralShaped):
     rows: ClassVar[tuple[Row, ...]] = tuple(_WHOLE.get(row.ours, row) for row in ROWS)
-
-    def read(self, config) -> dict[str, Any]:
-        return {**super().read(config), "sliding_window": config.sliding_window}
-
-    def write(self, model: ModelConfig) -> dict[str, Any]:
-        return {**super().write(model), "sliding_window": model.sliding_window}
 
     def refuses(self, model: ModelConfig) -> str | None:
         if model.rope_scaling is not None:

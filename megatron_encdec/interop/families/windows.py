@@ -19,8 +19,14 @@ def layer_types(model: ModelConfig) -> list[str]:
     return ["sliding_attention" if layer in bounded else "full_attention" for layer in range(model.num_layers)]
 
 
+def windows_by_layer(model: ModelConfig) -> dict[str, Any]:
+    """The way back; a width alone where there is one, since configs have a default that must not be null."""
+    width = {"sliding_window": model.sliding_window} if model.sliding_window else {}
+    return {**width, "layer_types": layer_types(model)}
+
+
 def write_windows(model: ModelConfig) -> dict[str, Any]:
-    """The way back, for configs that also say `use_sliding_window`."""
+    """The same for configs that also say `use_sliding_window`."""
     if not model.layers_with_window:
         return {"use_sliding_window": False}
-    return {"use_sliding_window": True, "sliding_window": model.sliding_window, "layer_types": layer_types(model)}
+    return {"use_sliding_window": True, **windows_by_layer(model)}
