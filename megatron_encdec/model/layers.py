@@ -150,7 +150,8 @@ def block_spec(layers: str, num_layers: int, model: ModelConfig, first_stage: bo
     With model.qk_norm queries and keys are normed before they are rotated (Qwen3, arXiv 2505.09388)."""
     norm = NORMS[model.norm]
     parts = parts_of(layers, norm)
-    into_mlp = (parts.before, parts.column) if model.norm_place != "after" else (mcore.IdentityOp, parts.plain)
+    # what attention and MLP begin with
+    entry = (parts.before, parts.column) if model.norm_place != "after" else (mcore.IdentityOp, parts.plain)
     q_norm, k_norm = _norms_of_heads(model, parts)
     attention = parts.attention
     if model.attention_softcap:
@@ -169,14 +170,14 @@ def block_spec(layers: str, num_layers: int, model: ModelConfig, first_stage: bo
             submodules=mcore.SelfAttentionSubmodules(
                 linear_qkv=column, core_attention=attention, linear_proj=out, q_layernorm=q_norm, k_layernorm=k_norm))
         mlp = mcore.ModuleSpec(module=mcore.MLP,
-                               submodules=mcore.MLPSubmodules(linear_fc1=into_mlp[1], linear_fc2=parts.row))
+                               submodules=mcore.MLPSubmodules(linear_fc1=entry[1], linear_fc2=parts.row))
         return mcore.ModuleSpec(
             **module or {"module": mcore.TransformerLayer},
             submodules=mcore.TransformerLayerSubmodules(
                 input_layernorm=before, self_attention=self_attention, self_attn_bda=total,
-                pre_mlp_layernorm=into_mlp[0], mlp=mlp, mlp_bda=total, sharded_state_dict_keys_map=TORCH_KEYS))
+                pre_mlp_layernorm=entry[0], mlp=mlp, mlp_bda=total, sharded_state_dict_keys_map=TORCH_KEYS))
 
-    specs = [layer(*into_mlp)] * num_layers
+    specs = [layer(*entry)] * num_layers
     if model.embedding_norm and first_stage:
         specs[0] = layer(mcore.IdentityOp, parts.plain, module=FirstLayer, params={"norm": norm})
     return mcore.TransformerBlockSubmodules(layer_specs=specs, layer_norm=parts.norm)
