@@ -278,6 +278,10 @@ def main() -> int:
     if arguments.rehearse:
         os.environ["MEGATRON_ENCDEC_DEVICE"] = "cpu"
     book = Book(arguments.results.resolve(), arguments.minutes, arguments.rehearse, arguments.only or [])
+    if not arguments.rehearse and arguments.stages != ["report"] and not gpu_runs.facts(book.results)["gpu"]:
+        print("torch can use no GPU here, nothing is measured; `python -m megatron_encdec doctor` says what is here, "
+              "--rehearse goes through the stages on a CPU", file=sys.stderr)
+        return 1
     try:
         for name in STAGES if "all" in arguments.stages else arguments.stages:
             print(f"== {name}, {book.left():.0f} s left", flush=True)

@@ -13,9 +13,9 @@ update; the update's norm is the one for a CPU, a GPU's is one kernel.
 
     kernels    operators that are no views and no bare allocations; the driver launches about as many kernels
     waits      operators that hand a number to Python: the host waits there until the device is through
-    python     own time of functions under the profiler, CPU seconds, less what the profiler itself costs a call, by
-               whose they are; an operator between tensors (`a * b`) counts as its function's own time, products and all
-    host       all of the host's CPU seconds without the profiler, the stand-in's answers being those of the step before
+    host       all of the host's CPU seconds, the stand-in's answers being those of the step before
+    python     those by whose function ran, from samples of the stack every few ms of CPU time, which cost nothing; an
+               operator between tensors (`a * b`) counts for the function that it is written in, products and all
     preparing  reading, masking and packing a micro-batch at its full size, in a thread of its own
 
 Held against the seconds that a device at 45 % of 989 TFLOP/s needs for such a micro-batch (docs/gpu.md).
@@ -23,9 +23,8 @@ Held against the seconds that a device at 45 % of 989 TFLOP/s needs for such a m
 
 import argparse
 import contextlib
-import cProfile
 import json
-import pstats
+import signal
 import statistics
 import sys
 import time
@@ -93,18 +92,16 @@ class StandIn:
         self.calls.clear()
         self.recorded.clear()
 
-    def seconds(self, step, rounds: int = 9) -> float:
-        """CPU seconds of `step`, median, with the answers of a call before."""
+    def replayed(self, step, rounds: int):
+        """Call `step` so often with the answers of one call before; yields each one's CPU seconds."""
         self.clear()
         step()
-        found = []
         for _ in range(rounds):
             self._replayed = iter(self.recorded)
             start = time.process_time()
             step()
-            found.append(time.process_time() - start)
+            yield time.process_time() - start
         self._replayed = None
-        return statistics.median(found)
 
 
 def _fresh(answer):
@@ -175,42 +172,36 @@ def count(step, around: StandIn) -> dict[str, Counter]:
     return {"kernels": mode.kernels + around.calls, "waits": mode.waits}
 
 
-def python_time(step, rounds: int = 5) -> Counter:
-    """CPU seconds by owner, of functions written in Python, median of some calls; not those of the stand-in."""
-    found, cost = [], _profilers_cost()
-    for _ in range(rounds):
-        own = _profiled(step)
-        owners = Counter()
-        for (file, _line, _name), (seconds, calls) in own.items():
-            owner = next((name for name, part in OWNERS.items() if part in file and "cpu_backend" not in file), None)
-            if owner:
-                owners[owner] += max(0.0, seconds - cost * calls)
-        found.append(owners)
-    return Counter({name: statistics.median(one[name] for one in found) for name in OWNERS})
+def host_time(step, around: StandIn, rounds: int = 40) -> Counter:
+    """CPU seconds of one call of `step`: `host` all of them, median, and those of each of `OWNERS`, mean."""
+    samples, seconds = Counter(), []
+
+    def sample(_signal, frame):
+        samples[_owner(frame)] += bool(seconds)  # the first call may do what is done once
+
+    before = signal.signal(signal.SIGPROF, sample)
+    signal.setitimer(signal.ITIMER_PROF, 1e-3, 1e-3)
+    try:
+        for one in around.replayed(step, rounds + 1):
+            seconds.append(one)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+    each = statistics.mean(seconds[1:]) / max(1, samples.total())
+    return Counter(host=statistics.median(seconds[1:]), **{name: each * samples[name] for name in OWNERS})
 
 
-def _profiled(work) -> dict[tuple, list]:
-    """Each function's own seconds, and how many calls it made."""
-    profile = cProfile.Profile(time.process_time)
-    profile.runcall(work)
-    stats = pstats.Stats(profile).stats
-    found = {function: [own, 0] for function, (_, _, own, _, _) in stats.items()}
-    for _, _, _, _, callers in stats.values():
-        for caller, (count, *_) in callers.items():
-            found[caller][1] += count
-    return found
-
-
-def _profilers_cost() -> float:
-    """Seconds that a call costs its caller's own time under the profiler, beyond what it costs without."""
-    def loop():
-        for _ in range(20000):
-            len(())
-
-    start = time.process_time()
-    loop()
-    bare = time.process_time() - start
-    return max(0.0, next(own for (_, _, name), (own, _) in _profiled(loop).items() if name == "loop") - bare) / 20000
+def _owner(frame) -> str | None:
+    """Whose function runs: of the innermost frame that is anybody's; None: the stand-in's or the measurement's."""
+    while frame:
+        file = frame.f_code.co_filename
+        if file == __file__ or "te_binding" in file or "cpu_backend" in file:
+            return None
+        for name, part in OWNERS.items():
+            if part in file:
+                return name
+        frame = frame.f_back
+    return None
 
 
 def apart(one: Counter, three: Counter) -> tuple[Counter, Counter]:
@@ -253,12 +244,12 @@ def measure(arguments) -> dict:
             counts = [count(step, around) for step in steps]
             kernels = apart(counts[0]["kernels"], counts[1]["kernels"])
             waits = apart(counts[0]["waits"], counts[1]["waits"])
-            python = apart(*(python_time(step) for step in steps))
-            host = apart(*(Counter(host=around.seconds(step)) for step in steps))
+            host = apart(*(host_time(step, around) for step in steps))
             found[objective] = {
                 **full_size(arguments.preset, objective, arguments.length, arguments.micro),
                 **{of: {"kernels": sum(kernels[part].values()), "waits": sum(waits[part].values()),
-                        "most": kernels[part].most_common(12), "python": dict(python[part]), **host[part]}
+                        "most": kernels[part].most_common(12), "host": host[part].pop("host"),
+                        "python": dict(host[part])}
                    for part, of in enumerate(("micro_batch", "update"))}}
     return found
 

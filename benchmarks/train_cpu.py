@@ -13,6 +13,9 @@ clipping at 1.0, AdamW.
 
 Prints each median, the ratio ours / transformers round by round, the largest difference of a loss, and with --breakdown
 where a step goes: seconds of torch's profiler, which itself costs some. `--json PATH` keeps all of it.
+
+--reference lets the plain loop do the same steps in fp64 when all is timed, and says how far each side's losses are
+from those: torch's norm of a large fp32 tensor on a CPU, by which the plain loop clips, is off by more than rounding.
 """
 
 import argparse
@@ -68,7 +71,7 @@ def dtype_of(arguments):
     """Of parameters and products."""
     import torch
 
-    return torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}[arguments.dtype]
 
 
 def our_trunk(arguments):
@@ -209,13 +212,36 @@ def ask(process, steps: int) -> dict:
     return json.loads(line.removeprefix("found "))
 
 
+def start(name: str, options: list) -> subprocess.Popen:
+    """A worker."""
+    return subprocess.Popen([sys.executable, __file__, *map(str, options), "--worker", name], text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+def finish(process: subprocess.Popen) -> None:
+    """A worker ends at the end of its stdin."""
+    process.stdin.close()
+    process.wait()
+
+
+def apart(losses: list[float], others: list[float]) -> float:
+    """The largest relative difference of a loss."""
+    return max(abs(a / b - 1) for a, b in zip(losses, others, strict=True))
+
+
+def from_fp64(options: list, losses: dict[str, list[float]]) -> dict[str, float]:
+    """How far each side's losses are from those of the plain loop in fp64."""
+    reference = start("reference", options)
+    exact = ask(reference, len(losses["ours"]))["losses"]
+    finish(reference)
+    return {name: apart(values, exact) for name, values in losses.items()}
+
+
 def measure(arguments, preset: str, vocabulary: int, length: int, windows: int, dtype: str, objective: str) -> dict:
     """One row."""
     options = ["--preset", preset, "--vocabulary", vocabulary, "--length", length, "--windows", windows,
                "--dtype", dtype, "--objective", objective]
-    workers = {name: subprocess.Popen([sys.executable, __file__, *map(str, options), "--worker", name], text=True,
-                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-               for name in ("ours", "transformers")}
+    workers = {name: start(name, options) for name in ("ours", "transformers")}
     losses = {name: ask(process, 2)["losses"] for name, process in workers.items()}  # warm-up
     tokens, speeds = arguments.steps * windows * length, {name: [] for name in workers}
     for _ in range(arguments.rounds):
@@ -226,12 +252,13 @@ def measure(arguments, preset: str, vocabulary: int, length: int, windows: int, 
     ratios = [a / b for a, b in zip(speeds["ours"], speeds["transformers"], strict=True)]
     row = {**{name: statistics.median(values) for name, values in speeds.items()}, "ratio": statistics.median(ratios),
            "ratios": ratios, "first_losses": {name: values[:2] for name, values in losses.items()},
-           "loss_difference": max(abs(a / b - 1) for a, b in zip(*losses.values(), strict=True))}
+           "loss_difference": apart(*losses.values())}
     if arguments.breakdown:
         row["costs"] = {name: ask(process, 0) for name, process in workers.items()}
     for process in workers.values():
-        process.stdin.close()
-        process.wait()
+        finish(process)
+    if arguments.reference:
+        row["from_fp64"] = from_fp64(options, losses)
     return row
 
 
@@ -240,6 +267,9 @@ def show(row: dict, preset: str, vocabulary: int, dtype: str, objective: str) ->
     for name, costs in row.get("costs", {}).items():
         parts = ", ".join(f"{group} {seconds:.2f}" for group, seconds in sorted(costs.items(), key=lambda one: -one[1]))
         print(f"    {name}, s: {parts}")
+    if found := row.get("from_fp64"):
+        print("    losses within " + ", ".join(f"{far:.0e} ({name})" for name, far in found.items())
+              + " of the plain loop's in fp64")
     print(f"{preset} {vocabulary} {dtype} {objective}: ours {row['ours']:,.0f} tokens/s, transformers "
           f"{row['transformers']:,.0f} tokens/s, losses within {row['loss_difference']:.0e}, ratio {row['ratio']:.2f} "
           f"({min(row['ratios']):.2f} .. {max(row['ratios']):.2f})", flush=True)
@@ -256,12 +286,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="steps a turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--breakdown", action="store_true", help="where a step goes, on both sides")
+    parser.add_argument("--reference", action="store_true", help="compare losses with those in fp64 as well")
     parser.add_argument("--json", metavar="PATH")
     parser.add_argument("--objective", default="clm", help=argparse.SUPPRESS)
-    parser.add_argument("--worker", choices=("ours", "transformers"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=("ours", "transformers", "reference"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        arguments.dtype = arguments.dtype[0]
+        arguments.dtype = "fp64" if arguments.worker == "reference" else arguments.dtype[0]
         work(arguments)
         return
     one = (arguments.preset, arguments.vocabulary, arguments.length, arguments.windows)

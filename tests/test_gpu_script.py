@@ -32,7 +32,8 @@ setup(name="transformer_engine_torch", version="1.0", py_modules=["built_with"])
 
 def gpu(*arguments, code=0, **environment):
     done = subprocess.run(["bash", str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, timeout=1500,
-                          env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment})
+                          env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
+                               "STORE": os.devnull, **environment})  # not what somebody has installed there
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -179,6 +180,12 @@ def test_a_stage_goes_on_where_its_time_was_over(tmp_path):
     assert found["specs.mlm"]["torch"]["gradient_error"] < 0.05  # what had failed was tried again
     assert found["specs.mlm"]["reference"]["gradient_error"] == 0
     assert (out / "gpu.tar.gz").exists()
+
+
+def test_without_a_gpu_nothing_is_measured(tmp_path):
+    said = gpu("facts", "throughput", code=1, RESULTS=str(tmp_path / "results"), CUDA_VISIBLE_DEVICES="")
+    assert "torch can use no GPU here" in said and "--rehearse" in said
+    assert not list((tmp_path / "results").glob("*.json"))  # a later machine does not take it over
 
 
 @pytest.mark.slow
