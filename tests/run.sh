@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint, then every test that needs neither minutes nor a GPU. Arguments go to pytest:
 #
-#   bash tests/run.sh                      all of them, on four processes: many tests wait (for kills, locks, disks)
+#   bash tests/run.sh                      all of them, on two processes
 #   bash tests/run.sh -k order             some
 #   bash tests/run.sh -m slow              the long ones (a later -m replaces ours); also -m gpu, -m te
 #   bash tests/run.sh -m slurm tests/cluster  several hosts and a real Slurm on this machine, by root
@@ -32,5 +32,5 @@ if [[ -n "${CI:-}" ]]; then
 fi
 # A file's tests stay in one process: they share what its fixtures build. Hypothesis' profile "ci" draws the same
 # examples each time and sets no deadline.
-exec "$PYTHON" -m pytest -n 4 --dist loadfile --hypothesis-profile ci -m "not slow and not gpu and not te and not slurm" \
+exec "$PYTHON" -m pytest -n 2 --dist loadfile --hypothesis-profile ci -m "not slow and not gpu and not te and not slurm" \
     ${extra[@]+"${extra[@]}"} "$@"
