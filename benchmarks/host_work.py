@@ -14,8 +14,9 @@ update; the update's norm is the one for a CPU, a GPU's is one kernel.
     kernels    operators that are no views and no bare allocations; the driver launches about as many kernels
     waits      operators that hand a number to Python: the host waits there until the device is through
     host       all of the host's CPU seconds, the stand-in's answers being those of the step before
-    python     those by whose function ran, from samples of the stack every few ms of CPU time, which cost nothing; an
-               operator between tensors (`a * b`) counts for the function that it is written in, products and all
+    python     those by whose function ran, from samples of the stack every few ms of CPU time, which cost nothing. An
+               operator of torch counts for the function that calls it; so does the arithmetic of what is one Triton
+               kernel on a GPU and several operators here: rotary embedding, SwiGLU, the head
     preparing  reading, masking and packing a micro-batch at its full size, in a thread of its own
 
 Held against the seconds that a device at 45 % of 989 TFLOP/s needs for such a micro-batch (docs/gpu.md).
