@@ -41,20 +41,25 @@ logging: {{tensorboard: false}}
 """
 
 
+def on_gpu() -> bool:
+    """Whether torch can use a GPU of this machine, and is meant to."""
+    import torch
+
+    return torch.cuda.is_available() and os.environ.get("MEGATRON_ENCDEC_DEVICE") != "cpu"
+
+
 @functools.cache
 def facts(results: Path) -> dict:
     """Whether a GPU, Transformer Engine and flash-attn are here and work; as the stage `facts` has found, if it has."""
-    import torch
-
     if (kept := results / "facts.json").exists() and "gpu" in (found := json.loads(kept.read_text())):
         return found
 
     from megatron_encdec.platform.doctor import PACKAGES, examine_package
 
-    on_gpu = torch.cuda.is_available() and os.environ.get("MEGATRON_ENCDEC_DEVICE") != "cpu"
+    gpu = on_gpu()
     packages = {package.name: package for package in PACKAGES}  # tried in a child: this process stays off the GPU
-    return {"gpu": on_gpu, **{name: on_gpu and examine_package(packages[package])["state"] == "usable"
-                              for name, package in (("te", "transformer_engine"), ("flash_attn", "flash_attn"))}}
+    return {"gpu": gpu, **{name: gpu and examine_package(packages[package])["state"] == "usable"
+                           for name, package in (("te", "transformer_engine"), ("flash_attn", "flash_attn"))}}
 
 
 def examine(results: Path) -> dict:

@@ -278,7 +278,7 @@ def main() -> int:
     if arguments.rehearse:
         os.environ["MEGATRON_ENCDEC_DEVICE"] = "cpu"
     book = Book(arguments.results.resolve(), arguments.minutes, arguments.rehearse, arguments.only or [])
-    if not arguments.rehearse and arguments.stages != ["report"] and not gpu_runs.facts(book.results)["gpu"]:
+    if not arguments.rehearse and arguments.stages != ["report"] and not gpu_runs.on_gpu():
         print("torch can use no GPU here, nothing is measured; `python -m megatron_encdec doctor` says what is here, "
               "--rehearse goes through the stages on a CPU", file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ update; the update's norm is the one for a CPU, a GPU's is one kernel.
     kernels    operators that are no views and no bare allocations; the driver launches about as many kernels
     waits      operators that hand a number to Python: the host waits there until the device is through
     host       all of the host's CPU seconds, the stand-in's answers being those of the step before
-    python     those by whose function ran, from samples of the stack every few ms of CPU time, which cost nothing. An
+    python     those by whose function ran, from samples of the stack every few ms of CPU time. An
                operator of torch counts for the function that calls it; so does the arithmetic of what is one Triton
                kernel on a GPU and several operators here: rotary embedding, SwiGLU, the head
     preparing  reading, masking and packing a micro-batch at its full size, in a thread of its own
@@ -193,7 +193,7 @@ def host_time(step, around: StandIn, rounds: int = 40) -> Counter:
 
 
 def _owner(frame) -> str | None:
-    """Whose function runs: of the innermost frame that is anybody's; None: the stand-in's or the measurement's."""
+    """Whose function runs: of the innermost frame that is one of `OWNERS`'; None: of what a GPU's step has not."""
     while frame:
         file = frame.f_code.co_filename
         if file == __file__ or "te_binding" in file or "cpu_backend" in file:
@@ -249,8 +249,8 @@ def measure(arguments) -> dict:
             found[objective] = {
                 **full_size(arguments.preset, objective, arguments.length, arguments.micro),
                 **{of: {"kernels": sum(kernels[part].values()), "waits": sum(waits[part].values()),
-                        "most": kernels[part].most_common(12), "host": host[part].pop("host"),
-                        "python": dict(host[part])}
+                        "most": kernels[part].most_common(12), "host": host[part]["host"],
+                        "python": {name: host[part][name] for name in OWNERS}}
                    for part, of in enumerate(("micro_batch", "update"))}}
     return found
 

@@ -183,9 +183,14 @@ def test_a_stage_goes_on_where_its_time_was_over(tmp_path):
 
 
 def test_without_a_gpu_nothing_is_measured(tmp_path):
-    said = gpu("facts", "throughput", code=1, RESULTS=str(tmp_path / "results"), CUDA_VISIBLE_DEVICES="")
+    results = {"RESULTS": str(tmp_path / "results")}
+    said = gpu("facts", "throughput", code=1, CUDA_VISIBLE_DEVICES="", **results)
     assert "torch can use no GPU here" in said and "--rehearse" in said
-    assert not list((tmp_path / "results").glob("*.json"))  # a later machine does not take it over
+    facts = tmp_path / "results" / "facts.json"
+    assert not facts.exists()  # a later machine does not take it over
+    facts.write_text(json.dumps({"gpu": True, "te": True, "flash_attn": False}))  # of a machine before this one
+    assert "no GPU here" in gpu("throughput", code=1, CUDA_VISIBLE_DEVICES="", **results)
+    assert "facts" in gpu("report", CUDA_VISIBLE_DEVICES="", **results)
 
 
 @pytest.mark.slow
