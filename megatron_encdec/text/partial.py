@@ -177,9 +177,10 @@ def _without_times(plan: dict) -> dict:
 
 
 def remove_left(prefix: str | Path, plan: dict) -> None:
-    """Take the folder away that a run of this plan left which was killed when its output was complete."""
+    """Take the folder away that a run of this plan left which was killed when its output was complete. Without a plan
+    it was killed in `remove`; finished chunks without one stay."""
     left = PartialRun(prefix, plan)
-    if left.read_plan() == left.plan:
+    if left.folder.exists() and left.read_plan() in (left.plan, None):
         with contextlib.suppress(UserError), left:
             left.remove()
 

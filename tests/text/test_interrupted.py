@@ -222,6 +222,21 @@ def killed(job_of, tmp_path_factory):
     return folder / "out.partial"
 
 
+def test_what_a_kill_left_while_the_folder_was_taken_away_goes(job_of, killed, tmp_path):
+    command, partial = [*job_of(20)[0], "--workers", 1, "--output", tmp_path / "out"], tmp_path / "out.partial"
+    assert run(*command).returncode == 0
+    for left in ([], ["run.lock"], ["run.lock", "finished.json", "train.lengths"]):
+        partial.mkdir()
+        for name in left:
+            (partial / name).touch()
+        again = run(*command)
+        assert again.returncode == 0 and "complete already" in again.stderr
+        assert not partial.exists(), left
+    shutil.copytree(killed, partial)
+    (partial / "plan.json").unlink()  # whose chunks these are nobody knows: they stay
+    assert run(*command).returncode == 0 and finished(partial)
+
+
 @pytest.fixture
 def half(job_of, killed, tmp_path):
     """(command, expected, partial folder) of a run that was killed with some chunks finished."""
